@@ -1,0 +1,257 @@
+"""file:// -- the embedded store: a folder a version, memory-mapped, and CURRENT replaced last.
+
+    DIR/CURRENT                    two lines: the current version, the one before
+    DIR/versions/<version>/        the parts, and manifest.json
+    DIR/versions/.partial-*        a publish under way, or what a killed one left; swept by the next
+    DIR/versions/.deleted-*        a delete under way, likewise
+    DIR/PUBLISH.lock, DIR/CURRENT.lock
+
+A version folder is written under another name, synced, and renamed whole, so a reader sees all of it or none.
+Publishers hold one lock and whoever moves CURRENT another: a rollback never waits for a publish.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import EllipsisType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index_store.errors import (
+    IndexStoreError,
+    InvalidName,
+    PointerMoved,
+    StoreFull,
+    StoreUnavailable,
+    VersionDamaged,
+    VersionInUse,
+    VersionNotFound,
+)
+from index_store.retrieval import Postings
+from index_store.store import Progress
+from index_store.version import Buffer, Manifest, Version, check_name
+
+MANIFEST = "manifest.json"
+CHUNK = 16 * 2**20  # bytes written between two progress reports
+MAX_MANIFEST = 16 * 2**20  # bytes; a manifest is a few KB
+NO_ROOM = {28, 122}  # ENOSPC, EDQUOT
+
+
+class FolderStore:
+    """IndexStore in a folder of a local or POSIX network file system. Made on the first publish."""
+
+    def __init__(self, folder: str) -> None:
+        if not folder:
+            raise InvalidName("store URL: the folder is missing; write file:///absolute/folder or a path")
+        self.folder = Path(folder)
+        self._versions = self.folder / "versions"
+
+    def __repr__(self) -> str:
+        return f"FolderStore({str(self.folder)!r})"
+
+    def publish(self, version: Version, progress: Progress | None = None) -> str:
+        version.validate()
+        with self._errors("publish"):
+            self._versions.mkdir(parents=True, exist_ok=True)
+            with self._lock("PUBLISH.lock"):
+                self._sweep()
+                published = self.versions()
+                for manifest in published:
+                    if manifest.fingerprint == version.manifest.fingerprint:
+                        return manifest.version
+                version = version.named(1 + max((_counter(m.version) for m in published), default=0))
+                self._require_room(version)
+                self._write(version, progress)
+        return version.manifest.version
+
+    def versions(self) -> list[Manifest]:
+        with self._errors("list"):
+            if not self._versions.is_dir():
+                return []
+            names = [entry.name for entry in self._versions.iterdir() if not entry.name.startswith(".")]
+        manifests = []
+        for name in names:
+            with contextlib.suppress(IndexStoreError):  # deleted meanwhile, or damaged: `load` says which
+                manifests.append(self._manifest(name))
+        return sorted(manifests, key=lambda m: (_counter(m.version), m.version))
+
+    def current(self) -> str | None:
+        return self._pointer()[0]
+
+    def previous(self) -> str | None:
+        return self._pointer()[1]
+
+    def activate(self, version: str, expected: str | None | EllipsisType = ...) -> str | None:
+        self._manifest(version)
+        with self._errors("activate"), self._lock("CURRENT.lock"):
+            try:
+                current = self.current()
+            except VersionDamaged:
+                current = None  # what it named is lost; naming a version mends it
+            if expected is not ... and expected != current:
+                raise PointerMoved(f"current is {current}, not {expected}; look again and repeat")
+            if not self._path(version).is_dir():
+                raise VersionNotFound(f"{version}: deleted meanwhile")
+            if current != version:
+                self._replace_pointer(version, current)
+            return current
+
+    def load(self, version: str) -> Version:
+        manifest = self._manifest(version)
+        folder = self._path(version)
+        with self._errors("load"):
+            try:
+                parts = {part: _map(folder / part) for part in manifest.parts}
+            except FileNotFoundError as error:
+                raise VersionDamaged(f"{version}: {Path(error.filename).name} is missing; publish again") from None
+        loaded = Version(manifest, parts, str(folder))
+        loaded.verify_digests()
+        loaded.validate()
+        return loaded
+
+    def lookup(self, version: str, path_ids: NDArray[np.int64], n: int) -> Postings:
+        return self.load(version).index.lookup(path_ids, n)
+
+    def delete(self, version: str) -> None:
+        self._manifest(version)
+        with self._errors("delete"), self._lock("CURRENT.lock"):
+            if version == self.current():
+                raise VersionInUse(f"{version} is current; activate another version before deleting it")
+            deleted = self._versions / f".deleted-{uuid.uuid4().hex}"
+            try:
+                self._path(version).rename(deleted)
+            except FileNotFoundError:
+                raise VersionNotFound(f"{version}: no such version in {self.folder}") from None
+        shutil.rmtree(deleted, ignore_errors=True)
+
+    # -- the steps of a publish --
+
+    def _require_room(self, version: Version) -> None:
+        needed = sum(part.size for part in version.manifest.parts.values()) + 2**20
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise StoreFull(
+                f"{self.folder}: the version needs {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free; "
+                "free some with `dr-index prune`"
+            )
+
+    def _write(self, version: Version, progress: Progress | None) -> None:
+        partial = self._versions / f".partial-{uuid.uuid4().hex}"
+        total = sum(part.size for part in version.manifest.parts.values())
+        done = 0
+        try:
+            partial.mkdir()
+            for name, part in version.parts.items():
+                with (partial / name).open("xb") as file:
+                    for start in range(0, len(part), CHUNK):
+                        done += file.write(part[start : start + CHUNK])
+                        if progress:
+                            progress(done, total)
+                    file.flush()
+                    os.fsync(file.fileno())
+            with (partial / MANIFEST).open("xb") as file:
+                file.write(version.manifest.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+            _sync_folder(partial)
+            partial.rename(self._path(version.manifest.version))
+            _sync_folder(self._versions)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _sweep(self) -> None:
+        """Remove what killed publishers and deleters left. The publish lock is held, so no publish is alive."""
+        for entry in self._versions.iterdir():
+            if entry.name.startswith((".partial-", ".deleted-")):
+                shutil.rmtree(entry, ignore_errors=True)
+
+    # -- the pointer --
+
+    def _pointer(self) -> tuple[str | None, str | None]:
+        with self._errors("read current"):
+            try:
+                lines = (self.folder / "CURRENT").read_text("utf-8").split("\n")
+            except FileNotFoundError:
+                return None, None
+            except UnicodeDecodeError:
+                lines = []
+        if len(lines) != 3 or lines[2]:
+            raise VersionDamaged(f"{self.folder / 'CURRENT'}: not two lines; mend it with `dr-index activate`")
+        return check_name(lines[0]), check_name(lines[1]) if lines[1] else None
+
+    def _replace_pointer(self, current: str, previous: str | None) -> None:
+        temporary = self.folder / f".CURRENT-{uuid.uuid4().hex}"
+        try:
+            with temporary.open("x") as file:
+                file.write(f"{current}\n{previous or ''}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.folder / "CURRENT")
+            _sync_folder(self.folder)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    # -- files --
+
+    def _path(self, version: str) -> Path:
+        return self._versions / check_name(version)
+
+    def _manifest(self, version: str) -> Manifest:
+        path = self._path(version) / MANIFEST
+        with self._errors("read"):
+            try:
+                with path.open("rb") as file:
+                    text = file.read(MAX_MANIFEST)
+            except (FileNotFoundError, NotADirectoryError):
+                raise VersionNotFound(f"{version}: no such version in {self.folder}; see `dr-index list`") from None
+        return Manifest.from_json(text, version)
+
+    @contextlib.contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        """Hold an exclusive lock between processes; the system frees it when the holder dies."""
+        with (self.folder / name).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def _errors(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = f"{verb}: {error.filename or self.folder}: {error.strerror or error}"
+            if error.errno in NO_ROOM:
+                raise StoreFull(f"{reason}; nothing was kept, free some room and repeat") from error
+            raise StoreUnavailable(reason) from error
+
+
+def _counter(version: str) -> int:
+    """The number in a version's name: 7 of v7-0123456789ab."""
+    digits = version[1:].partition("-")[0]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _map(path: Path) -> Buffer:
+    """The file as a read-only memory map. Deleting the file later does not take it away."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return b""
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable, not just the bytes of its files."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

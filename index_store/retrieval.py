@@ -1,0 +1,205 @@
+"""From a beam to an answer: fetch the items on its paths, score each once, keep the best k.
+
+The trainer measures with this and the service answers with it, so that what is measured is what is served. All
+of it works on B requests at once and is linear in the items read; no loop runs over requests, paths or items.
+
+Shapes: B requests, W paths a request, n items a path, N candidates of all requests, E embedding, V items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index_store.errors import VersionDamaged
+
+#: What the reranker sees of a candidate, in this order.
+FEATURES = ("logit", "bias", "path_log_prob", "paths")
+
+
+class Postings(NamedTuple):
+    """The items of some paths, end to end.
+
+    items: int32 (total,), the first path's items, then the second's, ...
+    lengths: int64 (len(path_ids),), how many of them belong to each path; 0 for a path not in use.
+    """
+
+    items: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Index:
+    """The path lists and what is needed to score an item. See version.py for the arrays."""
+
+    path_ids: NDArray[np.int64]  # (P,) ascending
+    path_offsets: NDArray[np.int64]  # (P + 1,)
+    path_items: NDArray[np.int32]  # (postings,)
+    item_vectors: NDArray[np.float32]  # (V, E)
+    item_bias: NDArray[np.float32]  # (V,)
+
+    def lookup(self, path_ids: NDArray[np.int64], n: int) -> Postings:
+        """The first `n` items of each of `path_ids`, int64 (W,); a path not in use has none."""
+        rows = np.minimum(np.searchsorted(self.path_ids, path_ids), len(self.path_ids) - 1)
+        starts = self.path_offsets[rows]
+        lengths = np.minimum(self.path_offsets[rows + 1] - starts, n)
+        lengths[self.path_ids[rows] != path_ids] = 0
+        ends = np.cumsum(lengths)
+        # Each output slot is its path's start plus its place within the path.
+        slots = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+        return Postings(self.path_items[slots], lengths)
+
+
+@dataclass(frozen=True)
+class Beams:
+    """What the ONNX model answers for B requests.
+
+    user: float32 (B, E). path_ids: int64 (B, W) and log_probs: float32 (B, W), best first; id -1 is no path.
+    """
+
+    user: NDArray[np.float32]
+    path_ids: NDArray[np.int64]
+    log_probs: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The items found for B requests, N in all, request by request and each item once a request.
+
+    request, item: int64 (N,). features: float32 (N, 4), see FEATURES: the softmax head's logit, the item's bias,
+    log of the summed probability of the retrieved paths that hold the item, and how many those are.
+    """
+
+    request: NDArray[np.int64]
+    item: NDArray[np.int64]
+    features: NDArray[np.float32]
+
+    @property
+    def path_log_prob(self) -> NDArray[np.float32]:
+        return self.features[:, 2]
+
+
+@dataclass(frozen=True)
+class Reranker:
+    """A linear score of a candidate's features: the fitted logistic regression's, or the softmax head's logit."""
+
+    kind: str  # "lr" or "softmax"
+    weights: NDArray[np.float32]  # (4,)
+    intercept: float
+
+    def scores(self, candidates: Candidates) -> NDArray[np.float32]:
+        """(N,), higher is better. lr: log-odds of a click; softmax: the unnormalised log-probability."""
+        return candidates.features @ self.weights + np.float32(self.intercept)
+
+    def to_json(self) -> dict[str, Any]:
+        weights = dict(zip(FEATURES, map(float, self.weights), strict=True))
+        return {"kind": self.kind, "weights": weights, "intercept": self.intercept}
+
+    @classmethod
+    def from_json(cls, document: Any) -> Reranker:
+        """Raises VersionDamaged for other features or numbers that are not finite."""
+        try:
+            weights = np.array([document["weights"][name] for name in FEATURES], np.float32)
+            reranker = cls(document["kind"], weights, float(document["intercept"]))
+        except (KeyError, TypeError, ValueError):
+            raise VersionDamaged(f"reranker.json: expected weights of {', '.join(FEATURES)}") from None
+        if not np.isfinite(weights).all() or not np.isfinite(reranker.intercept):
+            raise VersionDamaged("reranker.json: a weight is not finite")
+        return reranker
+
+
+#: The softmax head alone: its logit is the score.
+SOFTMAX = Reranker("softmax", np.array([1, 0, 0, 0], np.float32), 0.0)
+#: No rerank: the most probable paths' items first.
+BY_PATH = Reranker("path", np.array([0, 0, 1, 0], np.float32), 0.0)
+
+
+class Answer(NamedTuple):
+    """One request's answer, best first. items: int64 (<= k,), scores and path_log_probs: float32 of the same length.
+
+    read: how many items its paths held, each path capped at n; candidates: how many different ones.
+    """
+
+    items: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    path_log_probs: NDArray[np.float32]
+    read: int
+    candidates: int
+
+
+def fetch(index: Index, beams: Beams, n: int | NDArray[np.int64]) -> tuple[Candidates, NDArray[np.int64]]:
+    """The candidates of B beams, and how many items each request read, (B,)."""
+    batch, width = beams.path_ids.shape
+    postings = index.lookup(beams.path_ids.ravel(), n if isinstance(n, int) else np.repeat(n, width))
+    slot = np.repeat(np.arange(batch * width), postings.lengths)
+    # An item found on several paths becomes one candidate: sort by (request, item), then sum over equal ones.
+    key = slot // width * len(index.item_bias) + postings.items
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    first = np.flatnonzero(np.diff(key, prepend=-1))
+    request, item = np.divmod(key[first], len(index.item_bias))
+    log_probs = beams.log_probs.ravel()[slot[order]]
+    features = np.empty((len(first), len(FEATURES)), np.float32)
+    bias = index.item_bias[item]
+    features[:, 0] = np.einsum("ne,ne->n", index.item_vectors[item], beams.user[request]) + bias
+    features[:, 1] = bias
+    features[:, 2] = np.logaddexp.reduceat(log_probs, first) if len(first) else 0
+    features[:, 3] = np.diff(first, append=len(key))
+    read = postings.lengths.reshape(batch, width).sum(axis=1)
+    return Candidates(request, item, features), read
+
+
+def rerank(
+    candidates: Candidates,
+    read: NDArray[np.int64],
+    reranker: Reranker,
+    k: Sequence[int],
+    excluded: Sequence[NDArray[np.int64]],
+    items: int,
+) -> list[Answer]:
+    """Each request's k[b] best candidates that are not excluded[b] (item indices). items: V.
+
+    What is excluded is left out before the cut, so it costs no place among the k. Equal scores go by item index.
+    """
+    batch = len(k)
+    unwanted = np.concatenate([b * items + e for b, e in enumerate(excluded)]) if batch else np.empty(0, np.int64)
+    keep = ~np.isin(candidates.request * items + candidates.item, unwanted)
+    scores = reranker.scores(candidates)
+    order = np.flatnonzero(keep)
+    order = order[np.lexsort((-scores[order], candidates.request[order]))]
+    bounds = np.searchsorted(candidates.request[order], np.arange(batch + 1))
+    found = np.bincount(candidates.request, minlength=batch)
+    answers = []
+    for b in range(batch):
+        best = order[bounds[b] : min(bounds[b] + k[b], bounds[b + 1])]
+        answers.append(
+            Answer(
+                candidates.item[best],
+                scores[best],
+                candidates.path_log_prob[best],
+                int(read[b]),
+                int(found[b]),
+            )
+        )
+    return answers
+
+
+def pad_histories(histories: Sequence[NDArray[np.int64]], longest: int) -> NDArray[np.int64]:
+    """The last `longest` items of each history, (B, T), -1 after its end. T is the longest there is, at least 1."""
+    histories = [history[-longest:] for history in histories]
+    lengths = np.array([len(history) for history in histories])
+    padded = np.full((len(histories), max(1, lengths.max(initial=0))), -1, np.int64)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate([*histories, np.empty(0, np.int64)])
+    return padded
+
+
+def search(
+    session: Any, histories: NDArray[np.int64], categories: NDArray[np.int64], numbers: NDArray[np.float32], beam: int
+) -> Beams:
+    """Run model.onnx in `session`, an onnxruntime.InferenceSession. Shapes (B, T), (B, C), (B, M)."""
+    feeds = {"history": histories, "categories": categories, "numbers": numbers, "beam": np.array(beam)}
+    return Beams(*session.run(["user", "path_ids", "path_log_probs"], feeds))

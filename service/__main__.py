@@ -1,0 +1,76 @@
+"""dr-service: serve a store's current version over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+EXAMPLE = """example:
+  DR_ADMIN_TOKEN=change-me dr-service --store ./demo-store --port 8000
+  curl -s localhost:8000/v1/retrieve -H 'content-type: application/json' -d '{"history": ["85123A"], "k": 10}'
+
+Every setting is also an environment variable, DR_STORE, DR_PORT, DR_ADMIN_TOKEN, ...; the README lists them."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the service until it is told to stop; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="dr-service", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--store", metavar="URL", help="where versions are: a folder or file:///folder")
+    parser.add_argument("--host", metavar="H", help="address to listen on; default 127.0.0.1")
+    parser.add_argument("--port", metavar="P", help="port to listen on; default 8000")
+    parser.add_argument("--workers", metavar="N", help="processes; default 1")
+    options = vars(parser.parse_args(arguments))
+
+    from pydantic import ValidationError
+
+    from index_store.errors import IndexStoreError
+    from index_store.store import open_store
+    from service.settings import Settings
+
+    # Workers are processes of their own and read the same environment.
+    os.environ.update({f"DR_{name.upper()}": value for name, value in options.items() if value is not None})
+    try:
+        settings = Settings()  # type: ignore[call-arg]  # the environment has the rest
+        open_store(settings.store)
+    except ValidationError as error:
+        for entry in error.errors():
+            name = str(entry["loc"][0])
+            print(f"dr-service: {name} (DR_{name.upper()}): {entry['msg']}", file=sys.stderr)
+        return 2
+    except IndexStoreError as error:
+        print(f"dr-service: {error}", file=sys.stderr)
+        return 2
+
+    import uvicorn
+
+    uvicorn.run(
+        "service.__main__:app",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        access_log=False,
+        server_header=False,
+        log_config=None,
+        timeout_graceful_shutdown=int(settings.drain_seconds),
+    )
+    return 0
+
+
+def app() -> object:
+    """The app of one process, from the environment. For uvicorn."""
+    from index_store.store import open_store
+    from service.app import create_app
+    from service.settings import Settings
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    settings = Settings()  # type: ignore[call-arg]  # checked by main
+    return create_app(settings, open_store(settings.store))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""Routes and the models of what they take and give."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from typing import Annotated, Any, TypedDict
+
+import orjson
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from index_store.errors import InvalidName
+from index_store.version import NAME
+from service.batcher import Batcher
+from service.errors import AdminOff, BadQuery, Unauthorized
+from service.metrics import Metrics
+from service.problems import Problem
+from service.reloader import Reloader
+from service.retriever import Found, Query, Retriever
+from service.settings import Settings
+
+MAX_HISTORY = 1000
+MAX_EXCLUDE = 10_000
+MAX_K = 1000
+MAX_BEAM = 256
+MAX_PER_PATH = 10_000
+MAX_CONTEXT = 64
+MAX_BATCH = 64
+
+IntegerId = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+StringId = Annotated[str, Field(min_length=1, max_length=256)]
+ItemId = IntegerId | StringId
+Name = Annotated[str, Field(max_length=128)]
+Value = IntegerId | float | bool | Annotated[str, Field(max_length=256)] | None
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class RetrieveRequest(_Strict):
+    """A user's history and features, and how many candidates are wanted. Everything has a default."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"history": ["85123A", "22423"], "context": {"country": "France"}, "k": 10}]}
+    )
+
+    history: list[ItemId] = Field([], max_length=MAX_HISTORY, description="item ids, oldest first; may be empty")
+    context: dict[Name, Value] = Field({}, max_length=MAX_CONTEXT, description="the user's features, see /v1/info")
+    k: int | None = Field(None, ge=1, le=MAX_K, description="candidates wanted; default: the version's")
+    beam: int | None = Field(None, ge=1, le=MAX_BEAM, description="paths searched; default: fitting k, wider if short")
+    per_path: int | None = Field(None, ge=1, le=MAX_PER_PATH, description="items read of each path")
+    exclude: list[ItemId] = Field([], max_length=MAX_EXCLUDE, description="item ids not to return")
+    exclude_history: bool = Field(True, description="do not return items of the history")
+    timeout_ms: int | None = Field(None, ge=1, le=60_000, description="answered 504 after that long")
+    rerank: bool = Field(True, description="score by the reranker; else by path probability")
+
+
+class Candidate(BaseModel):
+    """score: the reranker's, comparable within a version. path_log_prob: of the retrieved paths that hold the item."""
+
+    item_id: ItemId
+    score: float
+    path_log_prob: float
+
+
+class Coverage(BaseModel):
+    """paths: searched. items: different ones found on them. unknown_history: ids that this version does not know."""
+
+    paths: int
+    items: int
+    unknown_history: int
+
+
+class Degraded(BaseModel):
+    """What the answer falls short in. short: fewer than k candidates were found."""
+
+    short: bool
+
+
+class RetrieveResponse(BaseModel):
+    """Candidates, best first, all from one version."""
+
+    version: str
+    request_id: str
+    took_ms: float
+    candidates: list[Candidate]
+    coverage: Coverage
+    degraded: Degraded
+
+
+class BatchRequest(_Strict):
+    """Several users at once. They are admitted together and fail together."""
+
+    requests: list[RetrieveRequest] = Field(min_length=1, max_length=MAX_BATCH)
+
+
+class BatchResponse(BaseModel):
+    """The answers in the order of the requests, all from one version."""
+
+    responses: list[RetrieveResponse]
+
+
+class SwapRequest(_Strict):
+    """expected: the swap happens only if that version is current now."""
+
+    version: str = Field(max_length=64)
+    expected: str | None = Field(None, max_length=64)
+
+
+class SwapResponse(BaseModel):
+    """version is current and served by this replica; previous was current before."""
+
+    version: str
+    previous: str | None
+
+
+class State(TypedDict):
+    """What the lifespan opens, for `request.state`."""
+
+    settings: Settings
+    metrics: Metrics
+    reloader: Reloader
+    batcher: Batcher
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"model": Problem, "content": content} for status in statuses}
+
+
+def _reloader(request: Request) -> Reloader:
+    reloader: Reloader = request.state.reloader
+    return reloader
+
+
+def _require_admin(request: Request) -> None:
+    """Constant-time comparison of digests, so neither length nor prefix of the token can be measured."""
+    token = request.state.settings.admin_token
+    if token is None:
+        raise AdminOff("the admin endpoint is off; set DR_ADMIN_TOKEN to open it")
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    wanted = hashlib.sha256(token.get_secret_value().encode()).digest()
+    found = hashlib.sha256(given.strip().encode("latin-1")).digest()
+    if not hmac.compare_digest(wanted, found) or scheme.lower() != "bearer":
+        raise Unauthorized("send Authorization: Bearer and the admin token")
+
+
+ReloaderDep = Annotated[Reloader, Depends(_reloader)]
+
+router = APIRouter()
+admin = APIRouter(prefix="/admin/v1", dependencies=[Depends(_require_admin)], tags=["admin"])
+
+
+@router.post(
+    "/v1/retrieve",
+    response_model=RetrieveResponse,
+    responses=_problems(400, 413, 422, 429, 500, 503, 504),
+    tags=["retrieval"],
+)
+async def retrieve(body: RetrieveRequest, request: Request, reloader: ReloaderDep) -> Response:
+    """Candidates for one user, best first."""
+    started = time.perf_counter()
+    # Taken once: whatever is swapped meanwhile, this request is answered by this version.
+    retriever = reloader.retriever
+    query = _prepare(retriever, body)
+    (found,) = await request.state.batcher.submit(retriever, [query], _timeout(request, [body]))
+    return _respond(_answer(request, retriever, query, found, started))
+
+
+@router.post(
+    "/v1/retrieve:batch",
+    response_model=BatchResponse,
+    responses=_problems(400, 413, 422, 429, 500, 503, 504),
+    tags=["retrieval"],
+)
+async def retrieve_batch(body: BatchRequest, request: Request, reloader: ReloaderDep) -> Response:
+    """Candidates for several users. The longest timeout_ms among them counts."""
+    started = time.perf_counter()
+    retriever = reloader.retriever
+    queries = [_prepare(retriever, one) for one in body.requests]
+    found = await request.state.batcher.submit(retriever, queries, _timeout(request, body.requests))
+    answers = [_answer(request, retriever, q, f, started) for q, f in zip(queries, found, strict=True)]
+    return _respond({"responses": answers})
+
+
+@router.get("/v1/info", responses=_problems(500, 503), tags=["retrieval"])
+async def info(request: Request, reloader: ReloaderDep) -> dict[str, Any]:
+    """The version served, its shape, defaults and context features, and the limits of a request."""
+    limits = {
+        "history": MAX_HISTORY,
+        "exclude": MAX_EXCLUDE,
+        "k": MAX_K,
+        "beam": min(MAX_BEAM, reloader.retriever.manifest.max_beam),
+        "per_path": MAX_PER_PATH,
+        "requests": MAX_BATCH,
+        "body_bytes": request.state.settings.max_body_bytes,
+        "timeout_ms": 60_000,
+    }
+    return {**reloader.retriever.info(), "limits": limits}
+
+
+@router.get("/livez", tags=["health"])
+async def livez() -> dict[str, str]:
+    """The process is up. Depends on nothing else."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", responses=_problems(500, 503), tags=["health"])
+async def readyz(reloader: ReloaderDep) -> dict[str, str]:
+    """A version is loaded, verified and warm."""
+    return {"status": "ok", "version": reloader.retriever.name}
+
+
+@router.get("/metrics", response_class=Response, tags=["health"])
+async def metrics(request: Request) -> Response:
+    """Prometheus text format."""
+    return Response(request.state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@admin.get("/versions", responses=_problems(401, 403, 500, 503))
+async def versions(reloader: ReloaderDep) -> dict[str, Any]:
+    """All versions in the store and what this replica makes of each."""
+    return await reloader.versions()
+
+
+@admin.post("/swap", response_model=SwapResponse, responses=_problems(400, 401, 403, 404, 409, 413, 422, 500, 503))
+async def swap(body: SwapRequest, reloader: ReloaderDep) -> dict[str, Any]:
+    """Load and verify a version, make it current, serve it. Answered once this replica serves it."""
+    for name in (body.version, body.expected):
+        if name is not None and not NAME.fullmatch(name):
+            raise InvalidName("not a version name")
+    return await reloader.swap(body.version, ... if body.expected is None else body.expected)
+
+
+@admin.post("/rollback", response_model=SwapResponse, responses=_problems(401, 403, 404, 409, 422, 500, 503))
+async def rollback(reloader: ReloaderDep) -> dict[str, Any]:
+    """Swap to the version that was current before. A second rollback undoes the first."""
+    return await reloader.rollback()
+
+
+def _prepare(retriever: Retriever, body: RetrieveRequest) -> Query:
+    if len(body.exclude) + len(body.history) > MAX_EXCLUDE + MAX_HISTORY:
+        raise BadQuery("exclude, history: too many")
+    return retriever.prepare(
+        history=body.history,
+        context=body.context,
+        k=body.k,
+        beam=body.beam,
+        per_path=body.per_path,
+        exclude=body.exclude,
+        exclude_history=body.exclude_history,
+        rerank=body.rerank,
+    )
+
+
+def _timeout(request: Request, bodies: list[RetrieveRequest]) -> float:
+    default = request.state.settings.timeout_ms
+    return max(body.timeout_ms or default for body in bodies) / 1000
+
+
+def _answer(
+    request: Request, retriever: Retriever, query: Query, found: Found, started: float
+) -> dict[str, Any]:
+    answer = found.answer
+    short = len(found.item_ids) < query.k
+    request.state.metrics.items_read.observe(answer.read)
+    if short:
+        request.state.metrics.short.inc()
+    return {
+        "version": retriever.name,
+        "request_id": request.scope["request_id"],
+        "took_ms": round((time.perf_counter() - started) * 1000, 3),
+        "candidates": [
+            {"item_id": item, "score": score, "path_log_prob": log_prob}
+            for item, score, log_prob in zip(
+                found.item_ids, answer.scores.tolist(), answer.path_log_probs.tolist(), strict=True
+            )
+        ],
+        "coverage": {"paths": found.paths, "items": answer.candidates, "unknown_history": query.unknown},
+        "degraded": {"short": short},
+    }
+
+
+def _respond(body: dict[str, Any]) -> Response:
+    # The models above document the answer; building them for each candidate would cost more than the search.
+    return Response(orjson.dumps(body), media_type="application/json")

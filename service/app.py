@@ -1,0 +1,49 @@
+"""create_app(): the only way to build the service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from index_store.store import IndexStore
+from service import api, problems
+from service.batcher import Batcher
+from service.metrics import Metrics
+from service.middleware import RequestMiddleware
+from service.reloader import Reloader
+from service.settings import Settings
+
+DESCRIPTION = """Candidates for a user from a learned retrieval structure (Deep Retrieval, arXiv 2007.07203).
+Every answer names the version that made all of it. Errors are `application/problem+json`."""
+
+
+def create_app(settings: Settings, store: IndexStore) -> FastAPI:
+    """The app that serves `store`'s current version. Opens nothing until its lifespan starts."""
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[api.State]:
+        reloader = Reloader(store, settings.poll_seconds, metrics)
+        batcher = Batcher(settings.max_queue, settings.max_batch, metrics)
+        await reloader.follow()  # where a version is current, the first request finds it loaded
+        tasks = [asyncio.create_task(reloader.run()), asyncio.create_task(batcher.run())]
+        try:
+            yield {"settings": settings, "metrics": metrics, "reloader": reloader, "batcher": batcher}
+        finally:
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    app: FastAPI = FastAPIOffline(
+        title="Deep Retrieval", version="1", description=DESCRIPTION, lifespan=lifespan, redoc_url=None
+    )
+    app.add_middleware(RequestMiddleware, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.include_router(api.router)
+    app.include_router(api.admin)
+    problems.install(app)
+    return app

@@ -1,0 +1,38 @@
+"""What a request can be refused for, as one tree. `problems.py` maps each to its HTTP status.
+
+    ServiceError
+    ├── NotReady           no version is loaded yet
+    ├── Overloaded         the queue is full
+    ├── DeadlineExceeded   no answer within the request's timeout
+    ├── BadQuery           a value that this version does not take
+    ├── AdminOff           no admin token is set
+    └── Unauthorized       the admin token is missing or wrong
+"""
+
+
+class ServiceError(Exception):
+    """Base of everything the service refuses. The message goes to the client: it never has input in it."""
+
+
+class NotReady(ServiceError):
+    """No version is loaded yet."""
+
+
+class Overloaded(ServiceError):
+    """The queue is full."""
+
+
+class DeadlineExceeded(ServiceError):
+    """No answer within the request's timeout."""
+
+
+class BadQuery(ServiceError):
+    """A value that this version does not take."""
+
+
+class AdminOff(ServiceError):
+    """No admin token is set."""
+
+
+class Unauthorized(ServiceError):
+    """The admin token is missing or wrong."""

@@ -1,0 +1,57 @@
+"""Prometheus metrics, one registry an app. Counts and times are here; the log has only changes of state."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+class Metrics:
+    """All that the service counts, under the prefix `deepretrieval_`."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "deepretrieval_requests", "Requests answered", ["route", "code"], registry=self.registry
+        )
+        self.duration = Histogram(
+            "deepretrieval_request_duration_seconds",
+            "From the request's head to the end of its answer",
+            ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.batch_size = Histogram(
+            "deepretrieval_batch_size",
+            "Requests searched together",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            registry=self.registry,
+        )
+        self.items_read = Histogram(
+            "deepretrieval_items_read",
+            "Items on the paths a request searched, each path capped",
+            buckets=(10, 30, 100, 300, 1000, 3000, 10_000, 30_000),
+            registry=self.registry,
+        )
+        self.short = Counter(
+            "deepretrieval_short_answers", "Answers with fewer than k candidates", registry=self.registry
+        )
+        self.swaps = Counter(
+            "deepretrieval_index_swaps", "Versions loaded or refused", ["result"], registry=self.registry
+        )
+        self.info = Gauge("deepretrieval_index_info", "1 for the version served", ["version"], registry=self.registry)
+        self.items = Gauge("deepretrieval_index_items", "Items of the version served", registry=self.registry)
+        self.paths = Gauge("deepretrieval_index_paths", "Paths in use in the version served", registry=self.registry)
+
+    def serving(self, version: str, items: int, paths: int) -> None:
+        """A version was swapped in."""
+        self.info.clear()
+        self.info.labels(version).set(1)
+        self.items.set(items)
+        self.paths.set(paths)
+        self.swaps.labels("loaded").inc()
+
+    def text(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,76 @@
+"""What happens to every request: an id, a limit on its body, its count and time. Plain ASGI."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.metrics import Metrics
+
+REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
+
+
+class BodyTooLarge(Exception):
+    """Raised into the app's receive once the limit is passed."""
+
+
+class RequestMiddleware:
+    """Takes X-Request-ID or makes one, refuses long bodies as they arrive, and measures."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+        self._app, self._metrics, self._max_body_bytes = app, metrics, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        request_id = given.decode() if REQUEST_ID.match(given) else uuid.uuid4().hex
+        scope["request_id"] = request_id
+        status, received = 500, 0
+
+        async def limited_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_body_bytes:
+                raise BodyTooLarge
+            return message
+
+        async def named_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            stated = headers.get(b"content-length", b"0")
+            if stated.isdigit() and int(stated[:20]) > self._max_body_bytes:
+                await self._refuse(named_send, request_id)
+            else:
+                await self._app(scope, limited_receive, named_send)
+        except BodyTooLarge:
+            await self._refuse(named_send, request_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.requests.labels(route, status).inc()
+            self._metrics.duration.labels(route).observe(time.perf_counter() - started)
+
+    async def _refuse(self, send: Send, request_id: str) -> None:
+        body = {
+            "type": "about:blank",
+            "title": "Content Too Large",
+            "status": 413,
+            "detail": f"the body may have at most {self._max_body_bytes} bytes",
+            "request_id": request_id,
+        }
+        headers = [(b"content-type", b"application/problem+json"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.body", "body": orjson.dumps(body)})

@@ -1,0 +1,143 @@
+"""Keeps the served version equal to the store's `current`: polls, loads, verifies, warms, swaps by one assignment.
+
+A version is loaded beside the one in service and takes over only when it has passed everything; until then, and if
+it fails, the old one answers. Requests take `retriever` once and keep it, so no answer mixes two versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import EllipsisType
+from typing import Any
+
+from index_store.errors import IndexStoreError, PointerMoved, StoreUnavailable, VersionNotFound
+from index_store.store import IndexStore
+from index_store.version import check_name
+from service.errors import NotReady
+from service.metrics import Metrics
+from service.retriever import Retriever
+
+log = logging.getLogger(__name__)
+
+
+class Reloader:
+    """One replica's loaded version. All methods run on the event loop; the work is done in threads."""
+
+    def __init__(self, store: IndexStore, poll_seconds: float, metrics: Metrics) -> None:
+        self._store, self._poll_seconds, self._metrics = store, poll_seconds, metrics
+        self._serving: Retriever | None = None
+        self._lock = asyncio.Lock()  # one load at a time
+        self._loading: str | None = None
+        self._failed: dict[str, str] = {}  # version -> why it was refused
+        self._unreachable: str | None = None
+
+    @property
+    def retriever(self) -> Retriever:
+        """The version in service. Raises NotReady before the first."""
+        if self._serving is None:
+            raise NotReady("no version is loaded yet; publish and activate one")
+        return self._serving
+
+    async def run(self) -> None:
+        """Follow the store's pointer until cancelled."""
+        while True:
+            await self.follow()
+            await asyncio.sleep(self._poll_seconds)
+
+    async def follow(self) -> None:
+        """Look at the pointer once and serve what it names. Never raises: what fails is logged and remembered."""
+        async with self._lock:
+            name: str | None = None
+            try:
+                name = await asyncio.to_thread(self._store.current)
+                if self._unreachable:
+                    log.info("the store answers again")
+                    self._unreachable = None
+                if name is None or (self._serving and name == self._serving.name) or name in self._failed:
+                    return
+                self._serve(await self._load(name))
+            except StoreUnavailable as error:
+                if str(error) != self._unreachable:
+                    log.warning("the store does not answer, serving on: %s", error)
+                self._unreachable = str(error)
+            except IndexStoreError as error:
+                log.error("version %s was refused, serving on: %s", name, error)
+            except Exception:
+                log.exception("version %s could not be loaded, serving on", name)
+
+    async def swap(self, name: str, expected: str | None | EllipsisType) -> dict[str, Any]:
+        """Make `name` current in the store and serve it. Loads and verifies before the pointer moves.
+
+        Raises InvalidName, VersionNotFound, VersionDamaged, PointerMoved; then nothing has changed.
+        """
+        check_name(name)
+        async with self._lock:
+            return await self._swap(name, expected)
+
+    async def rollback(self) -> dict[str, Any]:
+        """Swap to the version that was current before."""
+        async with self._lock:
+            current = await asyncio.to_thread(self._store.current)
+            previous = await asyncio.to_thread(self._store.previous)
+            if previous is None:
+                raise PointerMoved("nothing to roll back to: fewer than two versions have been current")
+            return await self._swap(previous, current)
+
+    async def versions(self) -> dict[str, Any]:
+        """The document of GET /admin/v1/versions."""
+        current, previous, manifests = await asyncio.to_thread(
+            lambda: (self._store.current(), self._store.previous(), self._store.versions())
+        )
+        serving = self._serving.name if self._serving else None
+        states = {previous: "previous", current: "current" if current == serving else "available"}
+        listed = []
+        for manifest in manifests:
+            name = manifest.version
+            state = "failed" if name in self._failed else states.get(name, "available")
+            entry = {
+                "version": name,
+                "state": "loading" if name == self._loading else state,
+                "created": manifest.created,
+                "items": manifest.items,
+                "paths": manifest.paths,
+                "bytes": sum(part.size for part in manifest.parts.values()),
+            }
+            if name in self._failed:
+                entry["reason"] = self._failed[name]
+            listed.append(entry)
+        return {"current": current, "serving": serving, "versions": listed}
+
+    async def _swap(self, name: str, expected: str | None | EllipsisType) -> dict[str, Any]:
+        current = await asyncio.to_thread(self._store.current)
+        if expected is not ... and expected != current:
+            raise PointerMoved("another version is current than the one expected; look again and repeat")
+        served = self._serving
+        retriever = served if served and served.name == name else await self._load(name)
+        replaced = await asyncio.to_thread(self._store.activate, name, expected)
+        self._serve(retriever)
+        return {"version": name, "previous": replaced}
+
+    async def _load(self, name: str) -> Retriever:
+        """Load and verify, off the event loop. Remembers why a version was refused."""
+        self._loading = name
+        try:
+            retriever = await asyncio.to_thread(lambda: Retriever(self._store.load(name)))
+        except (StoreUnavailable, VersionNotFound):
+            raise
+        except IndexStoreError as error:
+            self._failed[name] = str(error)
+            self._metrics.swaps.labels("refused").inc()
+            raise
+        finally:
+            self._loading = None
+        self._failed.pop(name, None)
+        return retriever
+
+    def _serve(self, retriever: Retriever) -> None:
+        if retriever is self._serving:
+            return
+        before = self._serving.name if self._serving else "nothing"
+        self._serving = retriever
+        self._metrics.serving(retriever.name, retriever.manifest.items, retriever.manifest.paths)
+        log.info("serving %s, before it %s", retriever.name, before)

@@ -1,0 +1,239 @@
+"""One loaded version: a request's features in, candidates out. Immutable, so a request that holds it is consistent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from index_store.errors import VersionDamaged
+from index_store.golden import replay
+from index_store.retrieval import BY_PATH, Answer, fetch, pad_histories, rerank, search
+from index_store.version import Version
+from service.errors import BadQuery
+
+ItemId = int | str
+#: Most items one request may read: beam times items per path.
+MAX_READS = 50_000
+
+
+@dataclass(frozen=True)
+class Query:
+    """A request in this version's terms: item indices and feature codes."""
+
+    history: NDArray[np.int64]
+    categories: list[int]
+    numbers: list[float]
+    k: int
+    beam: int
+    per_path: int
+    excluded: NDArray[np.int64]
+    rerank: bool
+    widen: bool  # search more paths if fewer than k are found; not where the caller chose the beam
+    unknown: int  # history items that this version does not know
+
+
+@dataclass(frozen=True)
+class Found:
+    """A query's answer: its items as the caller knows them, and what was searched."""
+
+    item_ids: list[ItemId]
+    answer: Answer
+    paths: int
+
+
+class Retriever:
+    """Answers queries from one version."""
+
+    def __init__(self, version: Version) -> None:
+        """Load the model, replay the golden queries and warm up. Raises VersionDamaged."""
+        self.version = version
+        self.manifest = version.manifest
+        self.name = version.manifest.version
+        context = version.document("context.json")
+        try:
+            self._codes = {
+                name: {value: code for code, value in enumerate(values, 1)}
+                for name, values in context["categorical"].items()
+            }
+            self._scales = {name: (float(s["mean"]), float(s["std"])) for name, s in context["numeric"].items()}
+            if not all(math.isfinite(m) and math.isfinite(s) and s > 0 for m, s in self._scales.values()):
+                raise ValueError
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise VersionDamaged(f"{self.name}: context.json is not a context schema") from None
+        ids = version.item_ids
+        self._strings = {item: index for index, item in enumerate(ids)} if isinstance(ids, list) else None
+        self._ids = ids
+        self._session = _open_session(version)
+        try:
+            replay(self._session, version.index, version.reranker, version.document("golden.json"), self.name)
+        except VersionDamaged:
+            raise
+        except Exception as error:  # noqa: BLE001 -- what the runtime raises for a model of another shape
+            raise VersionDamaged(f"{self.name}: model.onnx cannot be run ({type(error).__name__})") from None
+
+    def info(self) -> dict[str, Any]:
+        """The version's shape, defaults and context features, for /v1/info."""
+        m = self.manifest
+        return {
+            "version": self.name,
+            "created": m.created,
+            "model": {
+                "depth": m.depth,
+                "width": m.width,
+                "paths_per_item": m.paths_per_item,
+                "embedding": m.embedding,
+                "history": m.history,
+                "items": m.items,
+                "paths": m.paths,
+                "item_id_type": "string" if self._strings is not None else "integer",
+                "rerank": self.version.reranker.kind,
+            },
+            "defaults": {"k": m.k, "beam": m.beam, "per_path": m.per_path},
+            "context": {
+                "categorical": {name: len(codes) for name, codes in self._codes.items()},
+                "numeric": list(self._scales),
+            },
+        }
+
+    def prepare(
+        self,
+        *,
+        history: Sequence[ItemId],
+        context: Mapping[str, Any],
+        k: int | None,
+        beam: int | None,
+        per_path: int | None,
+        exclude: Sequence[ItemId],
+        exclude_history: bool,
+        rerank: bool,
+    ) -> Query:
+        """Check a request against this version. Raises BadQuery.
+
+        Unknown items are left out and counted; unknown categories count as absent.
+        """
+        k = k or self.manifest.k
+        widen = beam is None
+        default_beam, default_per_path = self.manifest.reach(k)
+        beam, per_path = beam or default_beam, per_path or default_per_path
+        if beam > self.manifest.max_beam:
+            raise BadQuery(f"beam: this version searches at most {self.manifest.max_beam} paths")
+        if beam * per_path > MAX_READS:
+            raise BadQuery(f"beam, per_path: their product may be at most {MAX_READS}")
+        known = self._indices(history)
+        excluded = self._indices(exclude)
+        if exclude_history:
+            excluded = np.concatenate([excluded, known])
+        categories, numbers = self._encode(context)
+        return Query(
+            known[-self.manifest.history :],
+            categories,
+            numbers,
+            k,
+            beam,
+            per_path,
+            excluded,
+            rerank,
+            widen,
+            len(history) - len(known),
+        )
+
+    def answer(self, queries: Sequence[Query]) -> list[Found]:
+        """Answer queries that agree in `beam` and `rerank`, all at once.
+
+        One that finds fewer than k is searched again with twice the beam, as far as this version goes.
+        """
+        found = self._answer(queries, queries[0].beam)
+        beam = queries[0].beam
+        while beam < self.manifest.max_beam:
+            short = [i for i, q in enumerate(queries) if q.widen and len(found[i].item_ids) < q.k]
+            if not short:
+                break
+            beam = min(2 * beam, self.manifest.max_beam)
+            for i, again in zip(short, self._answer([queries[i] for i in short], beam), strict=True):
+                found[i] = again
+        return found
+
+    def _answer(self, queries: Sequence[Query], beam: int) -> list[Found]:
+        beams = search(
+            self._session,
+            pad_histories([query.history for query in queries], self.manifest.history),
+            np.array([query.categories for query in queries], np.int64).reshape(len(queries), -1),
+            np.array([query.numbers for query in queries], np.float32).reshape(len(queries), -1),
+            beam,
+        )
+        candidates, read = fetch(self.version.index, beams, np.array([query.per_path for query in queries]))
+        answers = rerank(
+            candidates,
+            read,
+            self.version.reranker if queries[0].rerank else BY_PATH,
+            [query.k for query in queries],
+            [query.excluded for query in queries],
+            self.manifest.items,
+        )
+        paths = (beams.path_ids >= 0).sum(axis=1).tolist()
+        return [Found(self._names(a.items), a, p) for a, p in zip(answers, paths, strict=True)]
+
+    def _names(self, items: NDArray[np.int64]) -> list[ItemId]:
+        if isinstance(self._ids, list):
+            return [self._ids[i] for i in items.tolist()]
+        names: list[ItemId] = self._ids[items].tolist()
+        return names
+
+    def _indices(self, ids: Sequence[ItemId]) -> NDArray[np.int64]:
+        """The indices of the known ones among `ids`, in their order. "7" and 7 name the same item."""
+        if self._strings is not None:
+            places = [self._strings.get(item if isinstance(item, str) else str(item), -1) for item in ids]
+            found = np.array(places, np.int64)
+            return found[found >= 0]
+        assert not isinstance(self._ids, list)
+        wanted = np.array([number for item in ids if (number := _as_integer(item)) is not None], np.int64)
+        places = np.minimum(np.searchsorted(self._ids, wanted), len(self._ids) - 1)
+        return places[self._ids[places] == wanted]
+
+    def _encode(self, context: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+        for name, value in context.items():
+            if name not in self._codes and name not in self._scales:
+                raise BadQuery("context: a feature that this version does not have; /v1/info lists them")
+            if name in self._scales and value is not None and (isinstance(value, str | bool)):
+                raise BadQuery("context: a numeric feature needs a number; /v1/info lists them")
+        categories = [codes.get(_as_text(context.get(name)), 0) for name, codes in self._codes.items()]
+        numbers = [
+            0.0 if context.get(name) is None else (float(context[name]) - mean) / std
+            for name, (mean, std) in self._scales.items()
+        ]
+        # What float32 cannot hold would be infinite in the model.
+        return categories, [max(-1e6, min(1e6, number)) for number in numbers]
+
+
+def _open_session(version: Version) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    # One thread a search: throughput comes from batches and processes, and spinning would starve the HTTP side.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    model = f"{version.folder}/model.onnx" if version.folder else bytes(version.parts["model.onnx"])
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 -- the runtime has no error class of its own for a bad model
+        raise VersionDamaged(f"{version.manifest.version}: model.onnx cannot be loaded ({type(error).__name__})") from None
+
+
+def _as_integer(item: ItemId) -> int | None:
+    if isinstance(item, int):
+        return item
+    digits = item.removeprefix("-")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 20 and str(int(item)) == item):
+        return None
+    number = int(item)
+    return number if -(2**63) <= number < 2**63 else None
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)

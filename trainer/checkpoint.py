@@ -1,0 +1,114 @@
+"""A training run's folder: what it was asked, its metrics, and a checkpoint after each epoch. Nothing is pickled.
+
+    run.json                the config and a digest of the data
+    metrics.jsonl           a record an epoch
+    checkpoint.safetensors  network, optimiser and paths, replaced whole after each epoch
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from trainer.assignment import PathAssigner
+from trainer.config import TrainConfig
+from trainer.data import Dataset
+from trainer.errors import ResumeError
+from trainer.model import PathModel
+
+
+class Run:
+    """The folder of one run. Opening it again with the same config and data continues it."""
+
+    def __init__(self, folder: Path, config: TrainConfig, dataset: Dataset) -> None:
+        """Raises ResumeError if `folder` holds a run of another config or of other data."""
+        self.folder = folder
+        self.history: list[dict[str, Any]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = {"config": config.to_json(), "data_sha256": _digest(dataset)}
+        about = folder / "run.json"
+        if not about.exists():
+            _replace(about, json.dumps(asked, indent=2).encode())
+            return
+        try:
+            found = json.loads(about.read_bytes())
+            differing = [key for key, value in asked["config"].items() if found["config"].get(key) != value]
+            same_data = found["data_sha256"] == asked["data_sha256"]
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise ResumeError(f"{about}: damaged; name another folder") from None
+        if differing:
+            raise ResumeError(f"{folder}: that run had another {', '.join(differing)}; name another folder")
+        if not same_data:
+            raise ResumeError(f"{folder}: that run was of other data; name another folder")
+
+    def restore(self, model: PathModel, optimizer: torch.optim.Optimizer, assigner: PathAssigner) -> int:
+        """Set all three to the last checkpoint and return its epoch; 0 if there is none."""
+        file = self.folder / "checkpoint.safetensors"
+        if not file.exists():
+            return 0
+        try:
+            with safe_open(file, "pt") as stored:
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+                epoch = int(stored.metadata()["epoch"])
+            assigner.paths = tensors.pop("paths").numpy()
+            model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+            _load_optimizer(optimizer, tensors)
+            lines = (self.folder / "metrics.jsonl").read_text().splitlines()[:epoch]
+            self.history = [json.loads(line) for line in lines]
+        except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise ResumeError(f"{file}: damaged ({error}); delete it to start over") from None
+        return epoch
+
+    def save(
+        self, record: dict[str, Any], model: PathModel, optimizer: torch.optim.Optimizer, assigner: PathAssigner
+    ) -> None:
+        """Add an epoch's record and replace the checkpoint. A kill between the two repeats the epoch."""
+        self.history.append(record)
+        _replace(
+            self.folder / "metrics.jsonl",
+            b"".join(json.dumps(line).encode() + b"\n" for line in self.history),
+        )
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+        tensors["paths"] = torch.from_numpy(assigner.paths)
+        temporary = self.folder / "checkpoint.partial"
+        save_file(tensors, temporary, {"epoch": str(record["epoch"])})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(self.folder / "checkpoint.safetensors")
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _digest(dataset: Dataset) -> str:
+    digest = hashlib.sha256()
+    for array in (dataset.items, dataset.offsets, dataset.categories, dataset.numbers):
+        digest.update(np.ascontiguousarray(array).data)
+    for ids in (dataset.item_ids, dataset.user_ids):
+        digest.update(json.dumps(ids.tolist()).encode())
+    return digest.hexdigest()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".partial")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,28 @@
+"""What the trainer can refuse, as one tree.
+
+    TrainerError
+    ├── ConfigError     a setting has a value that cannot work; names the setting
+    ├── DataError       an input file cannot be used; names file, column and row
+    ├── ResumeError     a run folder belongs to another run, or is damaged
+    └── ExportRefused   the trained version failed a check and was not published
+"""
+
+
+class TrainerError(Exception):
+    """Base of everything the trainer refuses."""
+
+
+class ConfigError(TrainerError):
+    """A setting has a value that cannot work."""
+
+
+class DataError(TrainerError):
+    """An input file cannot be used as it is."""
+
+
+class ResumeError(TrainerError):
+    """A run folder cannot be continued by this command."""
+
+
+class ExportRefused(TrainerError):
+    """The trained version failed a check; nothing was published."""

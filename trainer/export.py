@@ -1,0 +1,212 @@
+"""From a trained network and assignment to a Version: ONNX with a parity gate, path lists, golden queries."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import io
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from index_store.golden import record
+from index_store.retrieval import SOFTMAX, Index, pad_histories, search
+from index_store.version import Version, npy
+from trainer.assignment import Occupancy
+from trainer.config import MAX_BEAM, TrainConfig
+from trainer.data import Dataset, Split
+from trainer.errors import ExportRefused
+from trainer.frontier import choose_beam
+from trainer.model import PathModel, Retrieval, prefix_tables
+from trainer.progress import Progress
+from trainer.requests import Requests, training_requests
+from trainer.rerank import fit_reranker
+from trainer.train import Trained
+
+TUNING_REQUESTS = 1000  # training users on whom beam and per_path are chosen
+RERANK_REQUESTS = 5000  # training users from whom the reranker learns
+GOLDEN_REQUESTS = 16
+TOLERANCE = 1e-3  # between torch and ONNX, in log-probabilities and user vectors
+
+
+def make_version(config: TrainConfig, dataset: Dataset, split: Split, trained: Trained, progress: Progress) -> Version:
+    """Everything the service needs, measured and verified. Raises ExportRefused when a check fails."""
+    requests = training_requests(dataset, split, RERANK_REQUESTS, config.seed)
+    few = _first(requests, TUNING_REQUESTS)
+    model = trained.model.eval()
+    _centre(model, config, few)
+    path_ids = np.unique(trained.paths)
+    progress.say("exporting the network to ONNX and comparing it with torch")
+    retrieval = Retrieval(model, prefix_tables(path_ids, config.depth, model.width)).eval()
+    onnx_bytes = to_onnx(retrieval, dataset)
+    session = open_session(onnx_bytes)
+    check_parity(retrieval, session, _first(requests, 7), config)
+    index = make_index(model, trained.paths)
+    progress.say("choosing the beam and fitting the reranker")
+    beam, per_path = choose_beam(index, session, few, config)
+    reranker = SOFTMAX
+    if config.rerank == "lr":
+        reranker = fit_reranker(index, session, requests, config.history, beam, per_path)
+    golden_requests = _first(requests, GOLDEN_REQUESTS)
+    golden = record(
+        session,
+        index,
+        reranker,
+        [h[-config.history :] for h in golden_requests.histories[:-1]] + [np.empty(0, np.int64)],
+        golden_requests.categories,
+        golden_requests.numbers,
+        beam=beam,
+        per_path=per_path,
+        k=config.k,
+    )
+    ids = dataset.item_ids
+    parts = {
+        "model.onnx": onnx_bytes,
+        "path_ids.npy": npy(index.path_ids),
+        "path_offsets.npy": npy(index.path_offsets),
+        "path_items.npy": npy(index.path_items),
+        "item_vectors.npy": npy(index.item_vectors),
+        "item_bias.npy": npy(index.item_bias),
+        "reranker.json": _json(reranker.to_json()),
+        "context.json": _json(dataset.schema.to_json()),
+        "golden.json": _json(golden),
+        **({"item_ids.json": _json(ids.tolist())} if ids.dtype == object else {"item_ids.npy": npy(ids)}),
+    }
+    return Version.build(
+        parts,
+        depth=config.depth,
+        width=model.width,
+        paths_per_item=config.paths_per_item,
+        embedding=config.embedding,
+        history=config.history,
+        items=len(ids),
+        paths=len(index.path_ids),
+        postings=len(index.path_items),
+        k=config.k,
+        beam=beam,
+        per_path=per_path,
+        max_beam=MAX_BEAM,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        config=config.to_json(),
+        metrics={"paths": Occupancy.of(trained.paths).to_json(), "epochs": trained.history},
+    )
+
+
+def make_index(model: PathModel, paths: NDArray[np.int64]) -> Index:
+    """The path lists of an assignment (V, J), each path's items by descending bias."""
+    bias = model.item_bias.detach().numpy()
+    flat = paths.ravel()
+    items = np.repeat(np.arange(len(paths), dtype=np.int32), paths.shape[1])
+    order = np.lexsort((items, -bias[items], flat))
+    path_ids, starts = np.unique(flat[order], return_index=True)
+    return Index(path_ids, np.append(starts, len(flat)), items[order], model.item_vectors.detach().numpy(), bias)
+
+
+def to_onnx(retrieval: Retrieval, dataset: Dataset) -> bytes:
+    """The ONNX file: dynamic batch and history length, beam width an input. Without anything of this machine in it."""
+    example = (
+        torch.tensor([[0, -1], [0, 0]]),
+        torch.zeros(2, dataset.categories.shape[1], dtype=torch.int64),
+        torch.zeros(2, dataset.numbers.shape[1]),
+        torch.tensor(2),
+    )
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch's own deprecations inside its exporter
+        program = torch.onnx.export(
+            retrieval,
+            example,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=["history", "categories", "numbers", "beam"],
+            output_names=["user", "path_ids", "path_log_probs"],
+            dynamic_shapes=({0: "batch", 1: "time"}, {0: "batch"}, {0: "batch"}, None),
+        )
+    assert program is not None, "the exporter returns a program when it is given no file"
+    model = program.model_proto
+    for part in (model, model.graph):
+        del part.metadata_props[:]
+    for node in model.graph.node:
+        node.ClearField("doc_string")
+        del node.metadata_props[:]
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    serialised: bytes = model.SerializeToString(deterministic=True)
+    return serialised
+
+
+def open_session(onnx_bytes: bytes) -> onnxruntime.InferenceSession:
+    """A session on the CPU, as the service opens one."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.onnx")
+        file.write_bytes(onnx_bytes)
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def check_parity(
+    retrieval: Retrieval, session: onnxruntime.InferenceSession, requests: Requests, config: TrainConfig
+) -> None:
+    """Raise ExportRefused unless ONNX gives what torch gives, at several batch sizes, lengths and beam widths.
+
+    Equal means: the same user vectors, the same log-probability rank by rank, and each path that ONNX names has
+    in torch the log-probability that ONNX gives it.
+    """
+    histories = [*requests.histories, np.empty(0, np.int64)]
+    categories = np.concatenate([requests.categories, requests.categories[:1] * 0])
+    numbers = np.concatenate([requests.numbers, requests.numbers[:1] * 0])
+    for batch in sorted({1, 2, len(histories)}):
+        chosen = slice(len(histories) - batch, None)
+        inputs = pad_histories(histories[chosen], config.history), categories[chosen], numbers[chosen]
+        for beam in (1, 10, 50, MAX_BEAM):
+            found = search(session, *inputs, beam)
+            with torch.inference_mode():
+                user, _, log_probs = retrieval(*map(torch.from_numpy, inputs), torch.tensor(beam))
+                again = retrieval.model.path_log_probs(user, torch.from_numpy(found.path_ids).clamp(min=0))
+            alive = np.isfinite(found.log_probs)
+            for what, expected, got in (
+                ("user vectors", user.numpy(), found.user),
+                ("log-probabilities", log_probs.numpy(), found.log_probs),
+                ("paths", again.numpy()[alive], found.log_probs[alive]),
+                ("dead places", np.where(alive, 0, -1), np.where(found.path_ids >= 0, 0, -1)),
+            ):
+                if expected.shape != got.shape or not np.allclose(expected, got, rtol=TOLERANCE, atol=TOLERANCE):
+                    raise ExportRefused(
+                        f"ONNX and torch differ in their {what} at batch {batch} and beam {beam}; nothing was published"
+                    )
+
+
+def _centre(model: PathModel, config: TrainConfig, requests: Requests) -> None:
+    """Shift the user vectors to mean zero, changing no score and no probability.
+
+    Then an item's bias is its mean logit over users, which is the order that the path lists need.
+    """
+    histories = torch.from_numpy(pad_histories(requests.histories, config.history))
+    with torch.no_grad():
+        vectors = model.encoder(histories, torch.from_numpy(requests.categories), torch.from_numpy(requests.numbers))
+        mean = vectors[torch.arange(len(vectors)), (histories >= 0).sum(1)].mean(0)
+        model.encoder.project.bias -= mean
+        model.item_bias += model.item_vectors @ mean
+        for layer in model.layers:
+            layer.user.bias += layer.user.weight @ mean
+
+
+def _first(requests: Requests, count: int) -> Requests:
+    fields = {field.name: getattr(requests, field.name)[:count] for field in dataclasses.fields(requests)}
+    return Requests(**fields)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False, sort_keys=True).encode()

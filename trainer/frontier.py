@@ -1,0 +1,48 @@
+"""Beam width and items per path, chosen together: the most of brute force's answer for the reads allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from index_store.retrieval import Index, fetch
+from trainer.config import TrainConfig
+from trainer.requests import Requests
+
+BEAMS = (3, 5, 7, 10, 15, 20, 25, 35, 50, 75, 100, 150, 200, 256)
+CAPS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500)
+READS = 8  # items read per candidate returned, on average; the paper has 5 to 10
+
+
+def choose_beam(index: Index, session: Any, requests: Requests, config: TrainConfig) -> tuple[int, int]:
+    """(beam, per_path) among those that read at most 8 k items a request on average.
+
+    Measured: the share of the k best items by the softmax head, over all items, that are among those read. What
+    the config fixes stays fixed.
+    """
+    items, k = len(index.item_bias), config.k
+    best, best_share = (1, 1), -1.0
+    exact: list[np.ndarray[Any, Any]] = []
+    for beam in BEAMS if config.beam == "auto" else (config.beam,):
+        searched = list(requests.beams(session, config.history, beam))
+        exact = exact or [_exact_top(index, beams.user, k) for beams in searched]
+        for cap in CAPS if config.per_path == "auto" else (config.per_path,):
+            reads, hits, wanted = 0, 0, 0
+            for beams, top in zip(searched, exact, strict=True):
+                candidates, read = fetch(index, beams, cap)
+                reads += int(read.sum())
+                hits += int(np.isin(top, candidates.request * items + candidates.item).sum())
+                wanted += top.size
+            fixed = config.beam != "auto" and config.per_path != "auto"
+            if (fixed or reads <= READS * k * len(requests.histories)) and hits / wanted > best_share:
+                best, best_share = (beam, cap), hits / wanted
+    return best
+
+
+def _exact_top(index: Index, user: Any, k: int) -> Any:
+    """Keys (request * V + item) of each user's k best items by the softmax head."""
+    logits = user @ index.item_vectors.T + index.item_bias
+    k = min(k, logits.shape[1])
+    top = np.argpartition(-logits, k - 1, axis=1)[:, :k]
+    return np.arange(len(top))[:, None] * logits.shape[1] + top

@@ -1,0 +1,207 @@
+"""The path model: user encoder, D path layers, softmax head, and beam search. All path math is here.
+
+What is unusual in this model:
+- a path's probability is a product of D softmaxes over K nodes, each given the nodes before it (Sec. 3.1, eq. 1);
+- each layer has node embeddings of its own: node 7 of layer 1 is not node 7 of layer 2;
+- the first linear map of a path layer is split into a user part and one K x H table a chosen node, so a step
+  of the beam is table look-ups, one add, ReLU and one H x K product;
+- a history starts with a learned "start" item, so an empty history has a user vector too (cold start);
+- the beam can be kept to prefixes that lead to an item (`Prefixes`).
+
+Shapes: B batch, T time, D layers, K nodes a layer, J paths an item, W beam, E embedding, H hidden, V items,
+C and M categorical and numeric context features. Node and path ids are int64; -1 pads item indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.config import MAX_BEAM, TrainConfig
+from trainer.data import ContextSchema
+
+
+class UserEncoder(nn.Module):
+    """GRU over the history joined with the context features (Sec. 4.1): one user vector a position."""
+
+    def __init__(self, config: TrainConfig, items: int, schema: ContextSchema) -> None:
+        super().__init__()
+        size = config.embedding
+        self.start, self.padding = items, items + 1  # rows of item_embedding past the items
+        self.item_embedding = nn.Embedding(items + 2, size)
+        self.category_embeddings = nn.ModuleList(
+            nn.Embedding(len(values) + 1, min(16, size)) for values in schema.categorical.values()
+        )
+        self.gru = nn.GRU(size, config.hidden, batch_first=True)
+        context_size = sum(e.embedding_dim for e in self.category_embeddings) + len(schema.numeric)
+        self.project = nn.Linear(config.hidden + context_size, size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, history: Tensor, categories: Tensor, numbers: Tensor) -> Tensor:
+        """User vectors (B, T + 1, E); [:, t] has seen the first t items. history: (B, T), -1 after its end.
+
+        categories: (B, C) codes, numbers: (B, M).
+        """
+        start = torch.full_like(history[:, :1], self.start)
+        history = torch.where(history < 0, self.padding, history)
+        embedded = self.dropout(self.item_embedding(torch.cat([start, history], dim=1)))  # (B, T + 1, E)
+        states, _ = self.gru(embedded)  # (B, T + 1, H)
+        context = [embed(categories[:, i]) for i, embed in enumerate(self.category_embeddings)]
+        if numbers.shape[1]:
+            context.append(numbers)
+        if context:
+            joined = torch.cat(context, dim=1).unsqueeze(1).expand(-1, states.shape[1], -1)
+            states = torch.cat([states, joined], dim=2)
+        return self.project(self.dropout(states))
+
+
+class PathLayer(nn.Module):
+    """p(c_d | x, c_1 .. c_{d-1}): an MLP over the user vector and the embeddings of the chosen nodes (Sec. 3.1)."""
+
+    def __init__(self, config: TrainConfig, width: int, chosen: int) -> None:
+        super().__init__()
+        self.nodes = nn.ParameterList(nn.Parameter(torch.empty(width, config.embedding)) for _ in range(chosen))
+        self.user = nn.Linear(config.embedding, config.hidden)
+        self.node = nn.ModuleList(nn.Linear(config.embedding, config.hidden, bias=False) for _ in range(chosen))
+        self.out = nn.Linear(config.hidden, width)
+        for nodes in self.nodes:
+            nn.init.normal_(nodes, std=config.embedding**-0.5)
+
+    def tables(self) -> list[Tensor]:
+        """What choosing a node adds to the hidden layer: a (K, H) table for each layer before this one."""
+        return [linear(nodes) for linear, nodes in zip(self.node, self.nodes, strict=True)]
+
+    def forward(self, user: Tensor, chosen: Sequence[Tensor], tables: list[Tensor]) -> Tensor:
+        """Log-probabilities (..., K). user: (..., H), already mapped by `self.user`; chosen: (...) a layer."""
+        hidden = user
+        for nodes, table in zip(chosen, tables, strict=True):
+            hidden = hidden + F.embedding(nodes, table)
+        return self.out(F.relu(hidden)).log_softmax(dim=-1)
+
+
+class PathModel(nn.Module):
+    """Everything that is learned by gradient: encoder, path layers, softmax head."""
+
+    def __init__(self, config: TrainConfig, width: int, items: int, schema: ContextSchema) -> None:
+        super().__init__()
+        self.depth, self.width = config.depth, width
+        self.encoder = UserEncoder(config, items, schema)
+        self.layers = nn.ModuleList(PathLayer(config, width, d) for d in range(config.depth))
+        self.item_vectors = nn.Parameter(torch.empty(items, config.embedding))
+        self.item_bias = nn.Parameter(torch.zeros(items))
+        nn.init.normal_(self.item_vectors, std=config.embedding**-0.5)
+        nn.init.normal_(self.encoder.item_embedding.weight, std=config.embedding**-0.5)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The softmax head's, which the paper freezes after the joint epochs (Sec. 4.1)."""
+        return [self.item_vectors, self.item_bias]
+
+    def path_log_probs(self, user: Tensor, paths: Tensor) -> Tensor:
+        """log p(path | x), (N, J), of the paths (N, J) of users (N, E)."""
+        nodes = path_nodes(paths, self.depth, self.width)  # D x (N, J)
+        total = torch.zeros_like(paths, dtype=user.dtype)
+        for d, layer in enumerate(self.layers):
+            log_probs = layer(layer.user(user).unsqueeze(1), nodes[:d], layer.tables())  # (N, J or 1, K)
+            log_probs = log_probs.expand(-1, paths.shape[1], -1)
+            total = total + log_probs.gather(2, nodes[d].unsqueeze(2)).squeeze(2)
+        return total
+
+    def beam_search(self, user: Tensor, beam: int, prefixes: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The `beam` most probable paths found for each of N users: (path ids, log-probabilities), both (N, W).
+
+        Algorithm 1: each layer keeps the beam's best prefixes by joint probability. With `prefixes` (see
+        `prefix_tables`) only those that lead to an item; places left over have path id -1 and log-probability
+        -inf. W is `beam`, or all K^D paths where they are fewer. user: (N, E).
+        """
+        width = self.width
+        log_prob = user.new_zeros(user.shape[0], 1)  # (N, w), of the prefixes kept so far
+        path = torch.zeros_like(log_prob, dtype=torch.int64)  # (N, w), their ids
+        row = torch.zeros_like(path)  # (N, w), their rows in the next table of `prefixes`
+        chosen: list[Tensor] = []  # a (N, w) a layer done
+        for d, layer in enumerate(self.layers):
+            log_probs = layer(layer.user(user).unsqueeze(1), chosen, layer.tables())  # (N, w, K)
+            joint = log_prob.unsqueeze(2) + log_probs  # (N, w, K)
+            if prefixes is not None:
+                children = F.embedding(row, prefixes[d]).to(torch.int64)  # (N, w, K)
+                joint = joint.masked_fill(children < 0, -torch.inf)
+            joint = joint.flatten(1)  # (N, w * K)
+            log_prob, best = joint.topk(torch.sym_min(beam, joint.shape[1]), dim=1)  # (N, w')
+            parent, node = best // width, best % width
+            chosen = [nodes.gather(1, parent) for nodes in chosen] + [node]
+            path = path.gather(1, parent) * width + node
+            if prefixes is not None:
+                row = children.flatten(1).gather(1, best).clamp(min=0)
+        return torch.where(torch.isinf(log_prob), -1, path), log_prob
+
+    def head_logits(self, user: Tensor) -> Tensor:
+        """The softmax head's score of every item, (N, V). user: (N, E)."""
+        return user @ self.item_vectors.T + self.item_bias
+
+
+class Retrieval(nn.Module):
+    """What is exported: history, context and beam width in; user vector and paths out."""
+
+    def __init__(self, model: PathModel, prefixes: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.prefixes = nn.ParameterList(nn.Parameter(table, requires_grad=False) for table in prefixes)
+
+    def forward(self, history: Tensor, categories: Tensor, numbers: Tensor, beam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """User vectors (B, E), path ids (B, W) and their log-probabilities (B, W), best first.
+
+        history: (B, T) item indices, oldest first, -1 after its end; beam: int64 scalar, 1 to MAX_BEAM.
+        """
+        width = beam.item()
+        torch._check(width >= 1)
+        torch._check(width <= MAX_BEAM)
+        vectors = self.model.encoder(history, categories, numbers)  # (B, T + 1, E)
+        last = (history >= 0).sum(dim=1)  # (B,)
+        user = vectors[torch.arange(vectors.shape[0]), last]  # (B, E)
+        path_ids, log_probs = self.model.beam_search(user, width, list(self.prefixes))
+        return user, path_ids, log_probs
+
+
+def path_nodes(paths: Tensor, depth: int, width: int) -> list[Tensor]:
+    """The nodes c_1 .. c_D of path ids, each of the ids' shape: path_id = sum of c_d K^(D-1-d)."""
+    return [paths // width ** (depth - 1 - d) % width for d in range(depth)]
+
+
+def random_paths(items: int, count: int, depth: int, width: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """`count` different paths for each item, (V, J), drawn uniformly (Sec. 3.2)."""
+    total = width**depth
+    paths = generator.integers(total, size=(items, count))
+    while len(clash := _repeating(paths)):
+        # Few clash where paths are plentiful; where they are scarce, draw without replacement.
+        if total <= 4 * count:
+            paths[clash] = np.argsort(generator.random((len(clash), total)), axis=1)[:, :count]
+        else:
+            paths[clash] = generator.integers(total, size=(len(clash), count))
+    return paths
+
+
+def _repeating(paths: NDArray[np.int64]) -> NDArray[np.int64]:
+    ordered = np.sort(paths, axis=1)
+    return np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+
+
+def prefix_tables(path_ids: NDArray[np.int64], depth: int, width: int) -> list[Tensor]:
+    """The trie of the paths in use, for `beam_search`: D tables int32 (rows, K), rows = prefixes one node shorter.
+
+    An entry is the row of the longer prefix in the next table (0 in the last table), or -1 if no item lies there.
+    """
+    tables = []
+    parents = np.zeros(1, np.int64)  # the ids of the prefixes that the table's rows stand for
+    for d in range(depth):
+        prefixes = np.unique(path_ids // width ** (depth - 1 - d))
+        table = np.full((len(parents), width), -1, np.int32)
+        table[np.searchsorted(parents, prefixes // width), prefixes % width] = (
+            np.arange(len(prefixes)) if d < depth - 1 else 0
+        )
+        tables.append(torch.from_numpy(table))
+        parents = prefixes
+    return tables

@@ -1,0 +1,41 @@
+"""The reranker: logistic regression over the candidates that training users' requests retrieve (Sec. 3.4).
+
+Its features are index_store.retrieval.FEATURES; a candidate counts as clicked if the user clicked it later.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from index_store.retrieval import SOFTMAX, Index, Reranker, fetch
+from trainer.requests import Requests
+
+
+def fit_reranker(index: Index, session: Any, requests: Requests, longest: int, beam: int, per_path: int) -> Reranker:
+    """Fit on the candidates of `requests`, history items left out. The softmax head's score if none was clicked."""
+    features, clicked = [], []
+    done = 0
+    items = len(index.item_bias)
+    for beams in requests.beams(session, longest, beam):
+        candidates, _ = fetch(index, beams, per_path)
+        key = candidates.request * items + candidates.item
+        batch = range(done, done + len(beams.user))
+        done = batch.stop
+        seen = np.isin(key, _keys([requests.histories[r] for r in batch], items))
+        features.append(candidates.features[~seen])
+        clicked.append(np.isin(key[~seen], _keys([requests.truths[r] for r in batch], items)))
+    x, y = np.concatenate(features).astype(float), np.concatenate(clicked)
+    if not y.any() or y.all():
+        return SOFTMAX
+    # Standardised for the solver only; the weights are given for the features as they are.
+    mean, std = x.mean(axis=0), x.std(axis=0) + 1e-9
+    regression = LogisticRegression(C=1.0, max_iter=1000).fit((x - mean) / std, y)
+    weights = regression.coef_[0] / std
+    return Reranker("lr", weights.astype(np.float32), float(regression.intercept_[0] - weights @ mean))
+
+
+def _keys(item_lists: list[Any], items: int) -> Any:
+    return np.concatenate([row * items + np.asarray(found) for row, found in enumerate(item_lists)])
