@@ -44,7 +44,6 @@ def make_version(config: TrainConfig, dataset: Dataset, split: Split, trained: T
     requests = training_requests(dataset, split, RERANK_REQUESTS, config.seed)
     few = _first(requests, TUNING_REQUESTS)
     model = trained.model.eval()
-    _centre(model, config, few)
     path_ids = np.unique(trained.paths)
     progress.say("exporting the network to ONNX and comparing it with torch")
     retrieval = Retrieval(model, prefix_tables(path_ids, config.depth, model.width)).eval()
@@ -186,21 +185,6 @@ def check_parity(
                     raise ExportRefused(
                         f"ONNX and torch differ in their {what} at batch {batch} and beam {beam}; nothing was published"
                     )
-
-
-def _centre(model: PathModel, config: TrainConfig, requests: Requests) -> None:
-    """Shift the user vectors to mean zero, changing no score and no probability.
-
-    Then an item's bias is its mean logit over users, which is the order that the path lists need.
-    """
-    histories = torch.from_numpy(pad_histories(requests.histories, config.history))
-    with torch.no_grad():
-        vectors = model.encoder(histories, torch.from_numpy(requests.categories), torch.from_numpy(requests.numbers))
-        mean = vectors[torch.arange(len(vectors)), (histories >= 0).sum(1)].mean(0)
-        model.encoder.project.bias -= mean
-        model.item_bias += model.item_vectors @ mean
-        for layer in model.layers:
-            layer.user.bias += layer.user.weight @ mean
 
 
 def _first(requests: Requests, count: int) -> Requests:

@@ -87,19 +87,24 @@ class PathLayer(nn.Module):
 class PathModel(nn.Module):
     """Everything that is learned by gradient: encoder, path layers, softmax head."""
 
-    def __init__(self, config: TrainConfig, width: int, items: int, schema: ContextSchema) -> None:
+    def __init__(self, config: TrainConfig, width: int, clicks: NDArray[np.int64], schema: ContextSchema) -> None:
+        """width: K. clicks: (V,), of each item in training; the softmax head learns on top of their share."""
         super().__init__()
+        items = len(clicks)
         self.depth, self.width = config.depth, width
         self.encoder = UserEncoder(config, items, schema)
         self.layers = nn.ModuleList(PathLayer(config, width, d) for d in range(config.depth))
         self.item_vectors = nn.Parameter(torch.empty(items, config.embedding))
-        self.item_bias = nn.Parameter(torch.zeros(items))
+        # Fixed, not learned: so it orders a path's items by how often they are clicked, and user and item
+        # vectors learn what is particular to the user.
+        self.register_buffer("item_bias", torch.from_numpy(np.log((clicks + 0.5) / (clicks + 0.5).sum())).float())
+        self.item_bias: Tensor
         nn.init.normal_(self.item_vectors, std=config.embedding**-0.5)
         nn.init.normal_(self.encoder.item_embedding.weight, std=config.embedding**-0.5)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """The softmax head's, which the paper freezes after the joint epochs (Sec. 4.1)."""
-        return [self.item_vectors, self.item_bias]
+        return [self.item_vectors]
 
     def path_log_probs(self, user: Tensor, paths: Tensor) -> Tensor:
         """log p(path | x), (N, J), of the paths (N, J) of users (N, E)."""

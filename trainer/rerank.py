@@ -25,16 +25,26 @@ def fit_reranker(index: Index, session: Any, requests: Requests, longest: int, b
         batch = range(done, done + len(beams.user))
         done = batch.stop
         seen = np.isin(key, _keys([requests.histories[r] for r in batch], items))
-        features.append(candidates.features[~seen])
+        features.append(_centred(candidates.features[~seen], candidates.request[~seen], len(batch)))
         clicked.append(np.isin(key[~seen], _keys([requests.truths[r] for r in batch], items)))
     x, y = np.concatenate(features).astype(float), np.concatenate(clicked)
     if not y.any() or y.all():
         return SOFTMAX
     # Standardised for the solver only; the weights are given for the features as they are.
-    mean, std = x.mean(axis=0), x.std(axis=0) + 1e-9
-    regression = LogisticRegression(C=1.0, max_iter=1000).fit((x - mean) / std, y)
-    weights = regression.coef_[0] / std
-    return Reranker("lr", weights.astype(np.float32), float(regression.intercept_[0] - weights @ mean))
+    std = x.std(axis=0) + 1e-9
+    regression = LogisticRegression(C=1.0, max_iter=1000).fit(x / std, y)
+    return Reranker("lr", (regression.coef_[0] / std).astype(np.float32), float(regression.intercept_[0]))
+
+
+def _centred(features: Any, request: Any, requests: int) -> Any:
+    """Features (N, 4) less their mean over the request's candidates.
+
+    Only the order within a request matters, and requests differ in how much of anything is clicked: without this
+    the weights would explain which users click, not what. A request's means move all its scores alike.
+    """
+    count = np.maximum(np.bincount(request, minlength=requests), 1)
+    means = [np.bincount(request, column, requests) / count for column in features.T]
+    return features - np.stack(means, axis=1)[request]
 
 
 def _keys(item_lists: list[Any], items: int) -> Any:

@@ -48,14 +48,14 @@ def fit(config: TrainConfig, dataset: Dataset, split: Split, run: Run, progress:
     items = len(dataset.item_ids)
     width = config.resolve_width(items)
     torch.manual_seed(config.seed)
-    model = PathModel(config, width, items, dataset.schema)
+    clicks = click_counts(dataset, split)
+    model = PathModel(config, width, clicks, dataset.schema)
     generator = np.random.default_rng([config.seed, 1])
     assigner = PathAssigner(
         random_paths(items, config.paths_per_item, config.depth, width, generator), config.candidate_paths, config.eta
     )
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     batches = Batches(dataset, split, config.history, config.batch)
-    clicks = click_counts(dataset, split)
     done = run.restore(model, optimizer, assigner)
     progress.say(
         f"{items} items, {len(split.train_users)} users, {batches.predictions} interactions; "
