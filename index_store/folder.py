@@ -59,6 +59,7 @@ class FolderStore:
 
     def publish(self, version: Version, progress: Progress | None = None) -> str:
         version.validate()
+        version.verify_digests()
         with self._errors("publish"):
             self._versions.mkdir(parents=True, exist_ok=True)
             with self._lock("PUBLISH.lock"):
@@ -89,7 +90,7 @@ class FolderStore:
     def previous(self) -> str | None:
         return self._pointer()[1]
 
-    def activate(self, version: str, expected: str | None | EllipsisType = ...) -> str | None:
+    def activate(self, version: str, expected: str | EllipsisType | None = ...) -> str | None:
         self._manifest(version)
         with self._errors("activate"), self._lock("CURRENT.lock"):
             try:

@@ -42,8 +42,8 @@ class Index:
     item_vectors: NDArray[np.float32]  # (V, E)
     item_bias: NDArray[np.float32]  # (V,)
 
-    def lookup(self, path_ids: NDArray[np.int64], n: int) -> Postings:
-        """The first `n` items of each of `path_ids`, int64 (W,); a path not in use has none."""
+    def lookup(self, path_ids: NDArray[np.int64], n: int | NDArray[np.int64]) -> Postings:
+        """The first `n` items of each of `path_ids`, int64 (W,); a path not in use has none. n: one, or (W,)."""
         rows = np.minimum(np.searchsorted(self.path_ids, path_ids), len(self.path_ids) - 1)
         starts = self.path_offsets[rows]
         lengths = np.minimum(self.path_offsets[rows + 1] - starts, n)

@@ -39,7 +39,7 @@ class IndexStore(Protocol):
     def previous(self) -> str | None:
         """The version that was current before `current`, or None."""
 
-    def activate(self, version: str, expected: str | None | EllipsisType = ...) -> str | None:
+    def activate(self, version: str, expected: str | EllipsisType | None = ...) -> str | None:
         """Make `version` current, atomically, and return what was current before.
 
         With `expected`, only if that is current now (None: nothing is), else raises PointerMoved.

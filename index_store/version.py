@@ -152,7 +152,7 @@ class Version:
         return version
 
     def named(self, counter: int) -> Version:
-        """This version under the name `v<counter>-<fingerprint[:12]>`."""
+        """The same version under the name `v<counter>-<fingerprint[:12]>`."""
         name = f"v{counter}-{self.manifest.fingerprint[:12]}"
         return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, version=name))
 
@@ -249,7 +249,7 @@ def npy(array: NDArray[Any]) -> bytes:
 def check_name(name: str) -> str:
     """Return `name` if it may be a version's, else raise InvalidName. It is never a path or a URL."""
     if not NAME.fullmatch(name):
-        raise InvalidName(f"not a version name: expected lower-case letters, digits, '.', '_' and '-', at most 64")
+        raise InvalidName("not a version name: expected lower-case letters, digits, '.', '_' and '-', at most 64")
     return name
 
 

@@ -261,9 +261,7 @@ def _timeout(request: Request, bodies: list[RetrieveRequest]) -> float:
     return max(body.timeout_ms or default for body in bodies) / 1000
 
 
-def _answer(
-    request: Request, retriever: Retriever, query: Query, found: Found, started: float
-) -> dict[str, Any]:
+def _answer(request: Request, retriever: Retriever, query: Query, found: Found, started: float) -> dict[str, Any]:
     answer = found.answer
     short = len(found.item_ids) < query.k
     request.state.metrics.items_read.observe(answer.read)

@@ -1,12 +1,12 @@
 """What a request can be refused for, as one tree. `problems.py` maps each to its HTTP status.
 
-    ServiceError
-    ├── NotReady           no version is loaded yet
-    ├── Overloaded         the queue is full
-    ├── DeadlineExceeded   no answer within the request's timeout
-    ├── BadQuery           a value that this version does not take
-    ├── AdminOff           no admin token is set
-    └── Unauthorized       the admin token is missing or wrong
+ServiceError
+├── NotReady           no version is loaded yet
+├── Overloaded         the queue is full
+├── DeadlineExceeded   no answer within the request's timeout
+├── BadQuery           a value that this version does not take
+├── AdminOff           no admin token is set
+└── Unauthorized       the admin token is missing or wrong
 """
 
 

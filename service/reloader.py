@@ -66,7 +66,7 @@ class Reloader:
             except Exception:
                 log.exception("version %s could not be loaded, serving on", name)
 
-    async def swap(self, name: str, expected: str | None | EllipsisType) -> dict[str, Any]:
+    async def swap(self, name: str, expected: str | EllipsisType | None) -> dict[str, Any]:
         """Make `name` current in the store and serve it. Loads and verifies before the pointer moves.
 
         Raises InvalidName, VersionNotFound, VersionDamaged, PointerMoved; then nothing has changed.
@@ -108,7 +108,7 @@ class Reloader:
             listed.append(entry)
         return {"current": current, "serving": serving, "versions": listed}
 
-    async def _swap(self, name: str, expected: str | None | EllipsisType) -> dict[str, Any]:
+    async def _swap(self, name: str, expected: str | EllipsisType | None) -> dict[str, Any]:
         current = await asyncio.to_thread(self._store.current)
         if expected is not ... and expected != current:
             raise PointerMoved("another version is current than the one expected; look again and repeat")

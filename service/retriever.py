@@ -188,13 +188,13 @@ class Retriever:
     def _indices(self, ids: Sequence[ItemId]) -> NDArray[np.int64]:
         """The indices of the known ones among `ids`, in their order. "7" and 7 name the same item."""
         if self._strings is not None:
-            places = [self._strings.get(item if isinstance(item, str) else str(item), -1) for item in ids]
-            found = np.array(places, np.int64)
-            return found[found >= 0]
+            names = (item if isinstance(item, str) else str(item) for item in ids)
+            return np.array([self._strings[name] for name in names if name in self._strings], np.int64)
         assert not isinstance(self._ids, list)
         wanted = np.array([number for item in ids if (number := _as_integer(item)) is not None], np.int64)
         places = np.minimum(np.searchsorted(self._ids, wanted), len(self._ids) - 1)
-        return places[self._ids[places] == wanted]
+        known: NDArray[np.int64] = places[self._ids[places] == wanted]
+        return known
 
     def _encode(self, context: Mapping[str, Any]) -> tuple[list[int], list[float]]:
         for name, value in context.items():
@@ -220,7 +220,9 @@ def _open_session(version: Version) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 -- the runtime has no error class of its own for a bad model
-        raise VersionDamaged(f"{version.manifest.version}: model.onnx cannot be loaded ({type(error).__name__})") from None
+        raise VersionDamaged(
+            f"{version.manifest.version}: model.onnx cannot be loaded ({type(error).__name__})"
+        ) from None
 
 
 def _as_integer(item: ItemId) -> int | None:

@@ -85,7 +85,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     store = open_store(options.store)
     name = options.version or store.current()
     if name is None:
-        raise TrainerError(f"{options.store}: no version is current; publish one with dr-trainer fit, or name --version")
+        raise TrainerError(
+            f"{options.store}: no version is current; publish one with dr-trainer fit, or name --version"
+        )
     version = store.load(name)
 
     from trainer.config import config_from
@@ -98,7 +100,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise TrainerError(f"--k: expected at least 1, found {options.k}")
     dataset = load_dataset(options.interactions, config, options.items, options.users)
     require_same_items(version, dataset)
-    result = evaluate(version, dataset, split_users(dataset, config), options.k or version.manifest.k, choose_progress())
+    result = evaluate(
+        version, dataset, split_users(dataset, config), options.k or version.manifest.k, choose_progress()
+    )
     _print(result if options.json else _table(result))
     return 0
 
@@ -118,7 +122,7 @@ def _table(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"ratio to brute force: P {ratio['precision']:.3f}, R {ratio['recall']:.3f}, F {ratio['f_measure']:.3f}",
-        f"items read a request: {deep['candidates_mean']:.1f} on average, {deep['candidates_p99']:.0f} at the 99th percentile",
+        f"items read a request: {deep['candidates_mean']:.1f} on average, {deep['candidates_p99']:.0f} at most in 99 %",
         f"of brute force's answer, {100 * result['structural_recall']:.1f} % was among them",
         f"paths used: {paths['used']}, the largest holds {paths['largest']}, the mean {paths['mean_size']:.2f}",
     ]
@@ -133,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dr-trainer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
-    fit = commands.add_parser("fit", help="train, publish and activate a version", epilog=FIT_EXAMPLE, formatter_class=raw)
+    fit = commands.add_parser(
+        "fit", help="train, publish and activate a version", epilog=FIT_EXAMPLE, formatter_class=raw
+    )
     measure = commands.add_parser(
         "evaluate", help="P/R/F@k of a version on held-out users", epilog=EVALUATE_EXAMPLE, formatter_class=raw
     )
@@ -141,15 +147,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("interactions", type=Path, metavar="INTERACTIONS", help="Parquet or CSV")
         command.add_argument("--items", type=Path, metavar="F", help="Parquet or CSV with item_id: the catalogue")
         command.add_argument("--users", type=Path, metavar="F", help="Parquet or CSV with user_id and context columns")
-        command.add_argument("--store", required=True, metavar="URL", help="where versions are: a folder or file:///folder")
+        command.add_argument(
+            "--store", required=True, metavar="URL", help="where versions are: a folder or file:///folder"
+        )
         command.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     fit.add_argument("--config", type=Path, metavar="F.toml", help="settings, a key a line")
     fit.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; wins over --config")
     fit.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
-    fit.add_argument("--resume", type=Path, metavar="DIR", help="keep checkpoints in DIR, and continue the run that is there")
+    fit.add_argument(
+        "--resume", type=Path, metavar="DIR", help="keep checkpoints in DIR, and continue the run that is there"
+    )
     fit.add_argument("--no-activate", action="store_true", help="publish, but leave `current` where it is")
     measure.add_argument("--version", metavar="V", help="default: the current version")
-    measure.add_argument("--k", type=int, metavar="N", help="candidates asked for; default: what the version was made for")
+    measure.add_argument(
+        "--k", type=int, metavar="N", help="candidates asked for; default: what the version was made for"
+    )
     return parser
 
 

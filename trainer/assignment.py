@@ -72,7 +72,9 @@ class PathAssigner:
         totals = (match * self._scores[:, None, :]).sum(axis=(1, 2))
         scored = (self.clicks > 0) & (totals > 0)
         _, sizes = np.unique(paths[paths >= 0], return_counts=True)
-        return float((self.clicks[scored] * np.log(totals[scored])).sum() - alpha * (sizes.astype(float) ** 4 / 4).sum())
+        return float(
+            (self.clicks[scored] * np.log(totals[scored])).sum() - alpha * (sizes.astype(float) ** 4 / 4).sum()
+        )
 
 
 @dataclass(frozen=True)
@@ -114,107 +116,106 @@ class Occupancy:
 
 @njit(cache=True)
 def _observe(candidates, scores, clicks, items, paths, probs, eta):  # type: ignore[no-untyped-def]
-    size = candidates.shape[1]
     new = np.empty(paths.shape[1], np.int64)
     for i in range(len(items)):
         v = items[i]
         clicks[v] += 1
-        known, known_scores = candidates[v], scores[v]
-        floor = eta * known_scores.min()  # 0 while the list is not full
-        for s in range(size):
-            known_scores[s] *= eta
+        floor = eta * scores[v].min()  # 0 while the list is not full
+        scores[v] *= eta
         # Paths already known gain first, so that a new one never pushes out one that this click names too.
         count = 0
         for j in range(paths.shape[1]):
-            path = paths[i, j]
-            if path < 0:
+            if paths[i, j] < 0 or _place(paths[i, :j], paths[i, j]) >= 0:
                 continue
-            again = False
-            for earlier in range(j):
-                again |= paths[i, earlier] == path
-            if again:
-                continue
-            found = False
-            for s in range(size):
-                if known[s] == path:
-                    known_scores[s] += probs[i, j]
-                    found = True
-                    break
-            if not found:
+            s = _place(candidates[v], paths[i, j])
+            if s >= 0:
+                scores[v, s] += probs[i, j]
+            else:
                 new[count] = j
                 count += 1
-        for m in range(count):
-            j = new[m]
-            least = known_scores.argmin()
+        for j in new[:count]:
+            least = scores[v].argmin()
             score = floor + probs[i, j]
-            if score > known_scores[least]:
-                known[least] = paths[i, j]
-                known_scores[least] = score
+            if score > scores[v, least]:
+                candidates[v, least] = paths[i, j]
+                scores[v, least] = score
 
 
 @njit(cache=True)
 def _descend(candidates, scores, clicks, count, alpha, sweeps):  # type: ignore[no-untyped-def]
     """Paths (V, J); -1 where an item has no further scored path.
 
-    In each sweep an item leaves all its paths and chooses J anew, one after another, each the best given those
-    chosen; it keeps its old ones if those are better together. So no sweep lowers the objective. (Algorithm 2
-    leaves one old path at a time, so an item's own old places make its new ones dearer.)
+    In each sweep an item leaves all its paths and chooses J anew; it keeps its old ones if those are better
+    together. So no sweep lowers the objective. (Algorithm 2 leaves one old path at a time, so an item's own old
+    places make its new ones dearer.)
     """
-    items, size = candidates.shape
     ids = np.unique(candidates)
-    place = np.searchsorted(ids, candidates)
+    place = np.searchsorted(ids, candidates)  # (V, S), of each candidate in `load`
     load = np.zeros(len(ids))  # |c|
-    chosen = np.full((items, count), -1, np.int64)  # places in an item's candidates
-    trial = np.empty(count, np.int64)
+    chosen = np.full((len(candidates), count), -1, np.int64)  # places in an item's candidates
     for sweep in range(sweeps):
-        for v in range(items):
+        for v in range(len(candidates)):
             if clicks[v] == 0:
                 continue
-            old_gain = 0.0
-            if sweep > 0:
-                total = 0.0
-                for j in range(count):
-                    if chosen[v, j] >= 0:
-                        total += scores[v, chosen[v, j]]
-                        load[place[v, chosen[v, j]]] -= 1
-                        old_gain -= alpha * _marginal(load[place[v, chosen[v, j]]])
-                old_gain += clicks[v] * np.log(total)
-            new_gain, total = 0.0, 0.0
-            for j in range(count):
-                trial[j] = -1
-                best = -np.inf
-                for s in range(size):
-                    if scores[v, s] <= 0 or candidates[v, s] < 0:
-                        continue
-                    taken = False
-                    for earlier in range(j):
-                        taken |= trial[earlier] == s
-                    if taken:
-                        continue
-                    gain = clicks[v] * np.log(total + scores[v, s]) - alpha * _marginal(load[place[v, s]])
-                    if gain > best:
-                        best = gain
-                        trial[j] = s
-                if trial[j] < 0:
-                    break
-                total += scores[v, trial[j]]
-                new_gain -= alpha * _marginal(load[place[v, trial[j]]])
-            new_gain += clicks[v] * np.log(total)
-            if sweep == 0 or new_gain > old_gain:
-                chosen[v] = trial
-                for j in range(count):
-                    if trial[j] < 0:
-                        chosen[v, j:] = -1
-                        break
-            for j in range(count):
-                if chosen[v, j] >= 0:
-                    load[place[v, chosen[v, j]]] += 1
-    paths = np.full((items, count), -1, np.int64)
-    for v in range(items):
+            for s in chosen[v]:
+                if s >= 0:
+                    load[place[v, s]] -= 1
+            found = _choose(scores[v], place[v], load, clicks[v], count, alpha)
+            if sweep == 0 or (
+                _gain(found, scores[v], place[v], load, clicks[v], alpha)
+                > _gain(chosen[v], scores[v], place[v], load, clicks[v], alpha)
+            ):
+                chosen[v] = found
+            for s in chosen[v]:
+                if s >= 0:
+                    load[place[v, s]] += 1
+    paths = np.full((len(candidates), count), -1, np.int64)
+    for v in range(len(candidates)):
         for j in range(count):
             if chosen[v, j] >= 0:
                 paths[v, j] = candidates[v, chosen[v, j]]
     return paths
+
+
+@njit(cache=True)
+def _choose(scores, place, load, clicks, count, alpha):  # type: ignore[no-untyped-def]
+    """Places in one item's candidates, (J,): one after another, each the best given those before it."""
+    found = np.full(count, -1, np.int64)
+    total = 0.0
+    for j in range(count):
+        best = -np.inf
+        for s in range(len(scores)):
+            if scores[s] <= 0 or _place(found[:j], s) >= 0:
+                continue
+            # The paper subtracts N_v log(sum), the same for every candidate; at j = 1 it would be log 0.
+            gain = clicks * np.log(total + scores[s]) - alpha * _marginal(load[place[s]])
+            if gain > best:
+                best = gain
+                found[j] = s
+        if found[j] < 0:
+            break
+        total += scores[found[j]]
+    return found
+
+
+@njit(cache=True)
+def _gain(chosen, scores, place, load, clicks, alpha):  # type: ignore[no-untyped-def]
+    """What the paths `chosen` add to the objective when their item is on none yet."""
+    total, penalty = 0.0, 0.0
+    for s in chosen:
+        if s >= 0:
+            total += scores[s]
+            penalty += alpha * _marginal(load[place[s]])
+    return clicks * np.log(total) - penalty if total > 0 else -np.inf
+
+
+@njit(cache=True)
+def _place(values, wanted):  # type: ignore[no-untyped-def]
+    """Where `wanted` first is in `values`, or -1."""
+    for i in range(len(values)):
+        if values[i] == wanted:
+            return i
+    return -1
 
 
 @njit(cache=True)

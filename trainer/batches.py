@@ -72,7 +72,9 @@ class Batches:
         users = self._user[windows]
         return Batch(
             torch.from_numpy(history[:, :-1] if history.shape[1] > 1 else history),
-            torch.from_numpy(targets if history.shape[1] > 1 else np.pad(targets, ((0, 0), (0, 1)), constant_values=-1)),
+            torch.from_numpy(
+                targets if history.shape[1] > 1 else np.pad(targets, ((0, 0), (0, 1)), constant_values=-1)
+            ),
             torch.from_numpy(data.categories[users]),
             torch.from_numpy(data.numbers[users]),
         )

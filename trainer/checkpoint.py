@@ -1,8 +1,8 @@
 """A training run's folder: what it was asked, its metrics, and a checkpoint after each epoch. Nothing is pickled.
 
-    run.json                the config and a digest of the data
-    metrics.jsonl           a record an epoch
-    checkpoint.safetensors  network, optimiser and paths, replaced whole after each epoch
+run.json                the config and a digest of the data
+metrics.jsonl           a record an epoch
+checkpoint.safetensors  network, optimiser and paths, replaced whole after each epoch
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ class Run:
         self.folder = folder
         self.history: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
-        asked = {"config": config.to_json(), "data_sha256": _digest(dataset)}
+        settings = config.to_json()
+        asked = {"config": settings, "data_sha256": _digest(dataset)}
         about = folder / "run.json"
         if not about.exists():
             _replace(about, json.dumps(asked, indent=2).encode())
             return
         try:
             found = json.loads(about.read_bytes())
-            differing = [key for key, value in asked["config"].items() if found["config"].get(key) != value]
+            differing = [key for key, value in settings.items() if found["config"].get(key) != value]
             same_data = found["data_sha256"] == asked["data_sha256"]
         except (ValueError, KeyError, AttributeError, TypeError):
             raise ResumeError(f"{about}: damaged; name another folder") from None

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trainer.errors import ConfigError
 
@@ -95,7 +95,7 @@ class TrainConfig:
                 f"candidate_paths: expected at least paths_per_item = {self.paths_per_item}, "
                 f"found {self.candidate_paths}"
             )
-        if self.width != "auto":
+        if isinstance(self.width, int):
             self._check_paths(self.width)
 
     def _check_paths(self, width: int) -> None:
@@ -117,8 +117,9 @@ class TrainConfig:
         auto: the smallest K with K^D >= 5 V J, at least 10. Then a random assignment is nearly free of
         collisions, and it is left to the penalty how many paths are used (README, Decisions).
         """
-        width = self.width
-        if width == "auto":
+        if isinstance(self.width, int):
+            width = self.width
+        else:
             width = max(10, math.ceil((5 * items * self.paths_per_item) ** (1 / self.depth)))
             self._check_paths(width)
         if min(width ** (self.depth - 1), items * self.paths_per_item) * width > MAX_TABLE:
@@ -185,21 +186,24 @@ def _parse_value(text: str) -> Any:
 
 
 def _check_type(name: str, value: Any, kind: Any) -> None:
-    allowed = get_args(kind) or (kind,)
+    """Raise ConfigError unless `value` is one of what the annotation `kind` allows."""
     if kind == tuple[str, ...]:
         if not isinstance(value, tuple) or not all(isinstance(part, str) for part in value):
             raise ConfigError(f"{name}: expected a list of column names, found {value!r}")
         return
-    for option in allowed:
-        if get_args(option) and value in get_args(option) and isinstance(value, str):  # Literal["auto"]
-            return
-        if isinstance(option, str) and value == option:
-            return
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+    expected = []
+    for option in (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,):
+        if get_origin(option) is Literal:
+            if value in get_args(option):
+                return
+            expected += [repr(choice) for choice in get_args(option)]
+        elif option is type(None):
+            if value is None:
+                return
+        elif isinstance(value, int | float if option is float else option) and not isinstance(value, bool):
             if not math.isfinite(value):
                 raise ConfigError(f"{name}: expected a finite number, found {value}")
             return
-        if isinstance(option, type) and isinstance(value, option) and not isinstance(value, bool):
-            return
-    expected = " or ".join(str(getattr(o, "__name__", None) or " or ".join(map(repr, get_args(o))) or repr(o)) for o in allowed)
-    raise ConfigError(f"{name}: expected {expected.replace('NoneType', 'nothing')}, found {value!r}")
+        else:
+            expected.append("a number" if option is float else "a whole number")
+    raise ConfigError(f"{name}: expected {' or '.join(expected)}, found {value!r}")

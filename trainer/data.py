@@ -258,11 +258,11 @@ def _context(
             numbers.append(np.nan_to_num((values - mean) / std))
         else:
             texts = column.cast(pa.string())
-            values = sorted(v for v in pc.unique(texts).to_pylist() if v is not None)
-            if len(values) > MAX_CATEGORIES:
-                raise DataError(f"{file}: column {name}: {len(values)} values; at most {MAX_CATEGORIES} are learned")
-            schema.categorical[name] = values
-            place = pc.index_in(texts, pa.array(values, pa.string()))
+            kinds = sorted(value for value in pc.unique(texts).to_pylist() if value is not None)
+            if len(kinds) > MAX_CATEGORIES:
+                raise DataError(f"{file}: column {name}: {len(kinds)} values; at most {MAX_CATEGORIES} are learned")
+            schema.categorical[name] = kinds
+            place = pc.index_in(texts, pa.array(kinds, pa.string()))
             codes.append(pc.fill_null(place, -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1)
     users_in_all = len(user_ids)
     return (

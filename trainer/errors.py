@@ -1,10 +1,10 @@
 """What the trainer can refuse, as one tree.
 
-    TrainerError
-    ├── ConfigError     a setting has a value that cannot work; names the setting
-    ├── DataError       an input file cannot be used; names file, column and row
-    ├── ResumeError     a run folder belongs to another run, or is damaged
-    └── ExportRefused   the trained version failed a check and was not published
+TrainerError
+├── ConfigError     a setting has a value that cannot work; names the setting
+├── DataError       an input file cannot be used; names file, column and row
+├── ResumeError     a run folder belongs to another run, or is damaged
+└── ExportRefused   the trained version failed a check and was not published
 """
 
 

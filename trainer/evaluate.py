@@ -41,7 +41,9 @@ def evaluate(version: Version, dataset: Dataset, split: Split, k: int, progress:
     filtered, unfiltered = model["filtered"], model["unfiltered"]
     for name, scores in baselines.items():
         with progress.task(f"measuring {name}", len(requests.histories)) as advance:
-            top = [ranked for part in _parts(requests, advance) for ranked in _both_tops(scores(part), requests, part, k)]
+            top = [
+                ranked for part in _parts(requests, advance) for ranked in _both_tops(scores(part), requests, part, k)
+            ]
         filtered[name] = precision_recall_f([t[0] for t in top], new_items(requests), k)
         unfiltered[name] = precision_recall_f([t[1] for t in top], requests.truths, k)
     sizes = np.diff(version.index.path_offsets)
@@ -180,4 +182,3 @@ def _history_matrix(requests: Requests, part: slice, items: int) -> scipy.sparse
     offsets = np.cumsum([0, *map(len, histories)])
     columns = np.concatenate([*histories, np.empty(0, np.int64)])
     return scipy.sparse.csr_array((np.ones(len(columns), np.float32), columns, offsets), shape=(len(histories), items))
-

@@ -34,11 +34,10 @@ class UserEncoder(nn.Module):
         size = config.embedding
         self.start, self.padding = items, items + 1  # rows of item_embedding past the items
         self.item_embedding = nn.Embedding(items + 2, size)
-        self.category_embeddings = nn.ModuleList(
-            nn.Embedding(len(values) + 1, min(16, size)) for values in schema.categorical.values()
-        )
+        categories = [nn.Embedding(len(values) + 1, min(16, size)) for values in schema.categorical.values()]
+        self.category_embeddings = nn.ModuleList(categories)
         self.gru = nn.GRU(size, config.hidden, batch_first=True)
-        context_size = sum(e.embedding_dim for e in self.category_embeddings) + len(schema.numeric)
+        context_size = sum(embedding.embedding_dim for embedding in categories) + len(schema.numeric)
         self.project = nn.Linear(config.hidden + context_size, size)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -57,7 +56,8 @@ class UserEncoder(nn.Module):
         if context:
             joined = torch.cat(context, dim=1).unsqueeze(1).expand(-1, states.shape[1], -1)
             states = torch.cat([states, joined], dim=2)
-        return self.project(self.dropout(states))
+        user: Tensor = self.project(self.dropout(states))
+        return user
 
 
 class PathLayer(nn.Module):
@@ -81,7 +81,8 @@ class PathLayer(nn.Module):
         hidden = user
         for nodes, table in zip(chosen, tables, strict=True):
             hidden = hidden + F.embedding(nodes, table)
-        return self.out(F.relu(hidden)).log_softmax(dim=-1)
+        logits: Tensor = self.out(F.relu(hidden))
+        return logits.log_softmax(dim=-1)
 
 
 class PathModel(nn.Module):
@@ -93,7 +94,7 @@ class PathModel(nn.Module):
         items = len(clicks)
         self.depth, self.width = config.depth, width
         self.encoder = UserEncoder(config, items, schema)
-        self.layers = nn.ModuleList(PathLayer(config, width, d) for d in range(config.depth))
+        self._layers = nn.ModuleList(PathLayer(config, width, d) for d in range(config.depth))
         self.item_vectors = nn.Parameter(torch.empty(items, config.embedding))
         # Fixed, not learned: so it orders a path's items by how often they are clicked, and user and item
         # vectors learn what is particular to the user.
@@ -102,12 +103,16 @@ class PathModel(nn.Module):
         nn.init.normal_(self.item_vectors, std=config.embedding**-0.5)
         nn.init.normal_(self.encoder.item_embedding.weight, std=config.embedding**-0.5)
 
+    @property
+    def layers(self) -> list[PathLayer]:
+        return [layer for layer in self._layers if isinstance(layer, PathLayer)]
+
     def head_parameters(self) -> list[nn.Parameter]:
         """The softmax head's, which the paper freezes after the joint epochs (Sec. 4.1)."""
         return [self.item_vectors]
 
     def path_log_probs(self, user: Tensor, paths: Tensor) -> Tensor:
-        """log p(path | x), (N, J), of the paths (N, J) of users (N, E)."""
+        """Log p(path | x), (N, J), of the paths (N, J) of users (N, E)."""
         nodes = path_nodes(paths, self.depth, self.width)  # D x (N, J)
         total = torch.zeros_like(paths, dtype=user.dtype)
         for d, layer in enumerate(self.layers):
@@ -156,14 +161,16 @@ class Retrieval(nn.Module):
         self.model = model
         self.prefixes = nn.ParameterList(nn.Parameter(table, requires_grad=False) for table in prefixes)
 
-    def forward(self, history: Tensor, categories: Tensor, numbers: Tensor, beam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, history: Tensor, categories: Tensor, numbers: Tensor, beam: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """User vectors (B, E), path ids (B, W) and their log-probabilities (B, W), best first.
 
         history: (B, T) item indices, oldest first, -1 after its end; beam: int64 scalar, 1 to MAX_BEAM.
         """
-        width = beam.item()
-        torch._check(width >= 1)
-        torch._check(width <= MAX_BEAM)
+        width = int(beam.item())
+        torch._check(width >= 1)  # noqa: SLF001 -- how the exporter learns a bound
+        torch._check(width <= MAX_BEAM)  # noqa: SLF001
         vectors = self.model.encoder(history, categories, numbers)  # (B, T + 1, E)
         last = (history >= 0).sum(dim=1)  # (B,)
         user = vectors[torch.arange(vectors.shape[0]), last]  # (B, E)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,9 @@ def fit(config: TrainConfig, dataset: Dataset, split: Split, run: Run, progress:
         for parameter in model.head_parameters():
             parameter.requires_grad_(joint)
         with progress.task(f"epoch {epoch}/{config.epochs}: learning", batches.predictions) as advance:
-            losses = _gradient_epoch(config, model, optimizer, batches, assigner.paths, clicks, epoch, generator, advance)
+            losses = _gradient_epoch(
+                config, model, optimizer, batches, assigner.paths, clicks, epoch, generator, advance
+            )
         record: dict[str, Any] = {"epoch": epoch, **losses}
 
         # M-step: score paths for every click, then move the items, the network fixed.

@@ -1,0 +1,131 @@
+"""From shipped purchases to an HTTP answer: train, publish, serve, ask. Run by `make demo`.
+
+ONCE=1 ends after the answer. DEMO_STORE is where the version goes (default ./demo-store): a version that is there
+already is served without training again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+DATA = Path(__file__).parent / "online_retail"
+STORE = Path(os.environ.get("DEMO_STORE", "demo-store"))
+COMMANDS = Path(sys.executable).parent
+K = 10
+START_SECONDS = 60
+
+
+def main() -> int:
+    """Returns the exit status."""
+    titles = dict(
+        zip(*(pq.read_table(DATA / "items.parquet")[c].to_pylist() for c in ("item_id", "title")), strict=True)
+    )
+    store = STORE / "store"
+    if (store / "CURRENT").exists():
+        say(f"serving the version in {store}; delete {STORE} to train again")
+    else:
+        say("1. training on the purchases of 4,335 customers (a few minutes)")
+        train(store)
+    say("2. starting the service")
+    port = free_port(8000)
+    address = f"http://127.0.0.1:{port}"
+    service = subprocess.Popen(
+        [COMMANDS / "dr-service", "--store", str(store), "--port", str(port)],
+        env=os.environ | {"DR_ADMIN_TOKEN": os.environ.get("DR_ADMIN_TOKEN", "demo")},
+        stderr=subprocess.DEVNULL if "ONCE" in os.environ else None,
+    )
+    try:
+        wait_until_ready(service, address)
+        customer, body = request()
+        say(f"3. asking for customer {customer}, from {body['context']['country']}, whose latest purchases were")
+        for item in body["history"][-5:]:
+            say(f"     {titles[item]}")
+        answer = httpx.post(f"{address}/v1/retrieve", json=body, timeout=10).raise_for_status().json()
+        say(f"   the answer, of version {answer['version']}, in {answer['took_ms']:.1f} ms:")
+        for rank, candidate in enumerate(answer["candidates"], 1):
+            print(
+                f"{rank:4}  {candidate['item_id']:7} {candidate['score']:7.2f}  {titles[candidate['item_id']]}",
+                flush=True,
+            )
+        short = json.dumps({"history": body["history"][-3:], "context": body["context"], "k": K})
+        say("\nask yourself:")
+        say(f"  curl -s {address}/v1/retrieve -H 'content-type: application/json' -d '{short}'")
+        say(f"  {address}/docs has the whole API")
+        if "ONCE" not in os.environ:
+            say("the service runs until Ctrl-C")
+            service.wait()
+    finally:
+        service.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            service.wait(15)
+        service.kill()
+    return 0
+
+
+def train(store: Path) -> None:
+    """Run dr-trainer; its progress is on stderr. A run that was interrupted goes on."""
+    files = ["--items", DATA / "items.parquet", "--users", DATA / "users.parquet", "--config", DATA / "config.toml"]
+    places = ["--store", store, "--resume", STORE / "run"]
+    command = [COMMANDS / "dr-trainer", "fit", DATA / "interactions.parquet", *files, *places]
+    trained = subprocess.run([str(part) for part in command], stdout=subprocess.DEVNULL, check=False)
+    if trained.returncode:
+        sys.exit(f"demo: training ended with status {trained.returncode}; run make demo again to go on")
+
+
+def request() -> tuple[int, dict[str, Any]]:
+    """A customer with a dozen purchases or more, and the body that asks for them."""
+    purchases = pq.read_table(DATA / "interactions.parquet")
+    customer = 12583
+    history = purchases.filter(pc.equal(purchases["user_id"], customer))["item_id"].to_pylist()[:40]
+    users = pq.read_table(DATA / "users.parquet")
+    country = users.filter(pc.equal(users["user_id"], customer))["country"][0].as_py()
+    return customer, {"history": history, "context": {"country": country}, "k": K}
+
+
+def wait_until_ready(service: subprocess.Popen[bytes], address: str) -> None:
+    """Return once /readyz says so; exit if the service ends or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    with httpx.Client(transport=httpx.HTTPTransport(retries=0)) as client:
+        while time.monotonic() < deadline:
+            if service.poll() is not None:
+                sys.exit(f"demo: dr-service ended with status {service.returncode}")
+            with contextlib.suppress(httpx.TransportError):
+                if client.get(f"{address}/readyz").status_code == httpx.codes.OK:
+                    return
+            time.sleep(0.1)
+    sys.exit(f"demo: the service was not ready after {START_SECONDS} s")
+
+
+def free_port(wanted: int) -> int:
+    """`wanted` if nobody listens there, else one that is free."""
+    for port in (wanted, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found: int = probe.getsockname()[1]
+            return found
+    sys.exit("demo: no free port")
+
+
+def say(text: str) -> None:
+    """To stdout at once, so that it stays in order with what the commands say."""
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

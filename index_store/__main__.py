@@ -1,0 +1,153 @@
+"""dr-index: look at the versions in a store, and move `current` between them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from index_store.errors import IndexStoreError
+from index_store.store import IndexStore, open_store, prune, rollback
+from index_store.version import Manifest
+
+EXAMPLES = """examples:
+  dr-index list --store ./demo-store
+  dr-index activate v2-0123456789ab --expected v1-ba9876543210 --store ./demo-store
+  dr-index prune --keep 3 --store ./demo-store --json
+
+Services follow `current` within a second. --json prints one JSON document and nothing else."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 130 for Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        document, text = options.run(open_store(options.store), options)
+    except IndexStoreError as error:
+        print(f"dr-index: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    try:
+        print(json.dumps(document, indent=2) if options.json else text, flush=True)
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+Result = tuple[Any, str]
+
+
+def _list(store: IndexStore, _: argparse.Namespace) -> Result:
+    current, previous = store.current(), store.previous()
+    manifests = store.versions()
+    marks = {previous: "previous", current: "current"}
+    rows = [
+        (m.version, marks.get(m.version, ""), m.created, str(m.items), str(m.paths), f"{_size(m) / 2**20:.1f}")
+        for m in manifests
+    ]
+    document = {
+        "current": current,
+        "previous": previous,
+        "versions": [
+            {
+                "version": m.version,
+                "state": marks.get(m.version, "available"),
+                "created": m.created,
+                "items": m.items,
+                "paths": m.paths,
+                "bytes": _size(m),
+            }
+            for m in manifests
+        ],
+    }
+    if not rows:
+        return document, "no versions; publish one with dr-trainer fit"
+    rows.insert(0, ("VERSION", "STATE", "CREATED", "ITEMS", "PATHS", "MIB"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return document, "\n".join(lines)
+
+
+def _show(store: IndexStore, options: argparse.Namespace) -> Result:
+    manifest = _find(store, options.version)
+    document = dataclasses.asdict(manifest)
+    paths = manifest.metrics.get("paths", {})
+    lines = [
+        f"{manifest.version}, created {manifest.created}",
+        f"{manifest.items} items, {manifest.paths_per_item} paths each, on {manifest.paths} paths",
+        f"{manifest.depth} layers of {manifest.width} nodes",
+        f"largest path {paths.get('largest')}, mean {paths.get('mean_size')}, gini {paths.get('gini')}",
+        f"defaults: k {manifest.k}, beam {manifest.beam}, per_path {manifest.per_path}",
+        f"fingerprint {manifest.fingerprint}",
+        *(f"  {name:18} {part.size:>12} bytes  sha256 {part.sha256[:12]}" for name, part in manifest.parts.items()),
+    ]
+    return document, "\n".join(lines)
+
+
+def _verify(store: IndexStore, options: argparse.Namespace) -> Result:
+    store.load(options.version)
+    return {"version": options.version, "ok": True}, f"{options.version}: every digest and shape is right"
+
+
+def _activate(store: IndexStore, options: argparse.Namespace) -> Result:
+    previous = store.activate(options.version, ... if options.expected is None else options.expected)
+    return {"version": options.version, "previous": previous}, f"{options.version} is current; before it {previous}"
+
+
+def _rollback(store: IndexStore, _: argparse.Namespace) -> Result:
+    version, previous = rollback(store)
+    return {"version": version, "previous": previous}, f"{version} is current again; before it {previous}"
+
+
+def _prune(store: IndexStore, options: argparse.Namespace) -> Result:
+    deleted = prune(store, options.keep)
+    return {"deleted": deleted}, "\n".join(f"deleted {name}" for name in deleted) or "nothing to delete"
+
+
+def _find(store: IndexStore, version: str) -> Manifest:
+    return next((m for m in store.versions() if m.version == version), None) or store.load(version).manifest
+
+
+def _size(manifest: Manifest) -> int:
+    return sum(part.size for part in manifest.parts.values())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dr-index", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, run: Callable[[IndexStore, argparse.Namespace], Result], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--store", required=True, metavar="URL", help="a folder or file:///folder")
+        command.add_argument("--json", action="store_true", help="print one JSON document")
+        command.set_defaults(run=run)
+        return command
+
+    add("list", _list, "all versions, oldest first, and which is current")
+    add("show", _show, "one version's manifest").add_argument("version", metavar="V")
+    add("verify", _verify, "check every digest and shape of a version").add_argument("version", metavar="V")
+    activate = add("activate", _activate, "make a version current")
+    activate.add_argument("version", metavar="V")
+    activate.add_argument("--expected", metavar="V", help="only if that version is current now")
+    add("rollback", _rollback, "make the version that was current before current again")
+    keep = add("prune", _prune, "delete old versions, never the current or the previous one")
+    keep.add_argument("--keep", type=_count, required=True, metavar="N", help="how many of the newest to keep")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("expected 0 or more")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

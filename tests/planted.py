@@ -1,0 +1,96 @@
+"""Data and versions whose right answers are known without training anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from index_store.version import Version, npy
+
+GROUPS = 4
+GROUP_ITEMS = 10
+
+
+def write_interactions(folder: Path, *, users: int = 120, length: int = 9, text_ids: bool = False) -> Path:
+    """Users who only ever click the items of their own group (user % 4, item % 4), no item twice.
+
+    So the right answer for a history is: the items of its group that are not in it.
+    """
+    rng = np.random.default_rng(5)
+    rows = []
+    for user in range(users):
+        for time, number in enumerate(rng.permutation(GROUP_ITEMS)[:length]):
+            rows.append((user, int(number) * GROUPS + user % GROUPS, time))
+    columns: dict[str, list[Any]] = {
+        name: [row[i] for row in rows] for i, name in enumerate(("user_id", "item_id", "timestamp"))
+    }
+    if text_ids:
+        columns["item_id"] = [f"item-{item:03}" for item in columns["item_id"]]
+    file = folder / "interactions.parquet"
+    pq.write_table(pa.table(columns), file)
+    return file
+
+
+def parts_of_version(
+    paths: dict[int, list[int]],
+    *,
+    item_ids: list[int] | list[str],
+    bias: list[float] | None = None,
+    golden: Any = None,
+    model: bytes = b"an ONNX file",
+) -> dict[str, bytes]:
+    """The parts of a version with these path lists and, for item i, the i-th unit vector (2 items: E = 2)."""
+    items = len(item_ids)
+    path_ids = sorted(paths)
+    lengths = [len(paths[path]) for path in path_ids]
+    ids = (
+        {"item_ids.json": json.dumps(item_ids).encode()}
+        if isinstance(item_ids[0], str)
+        else {"item_ids.npy": npy(np.array(item_ids, np.int64))}
+    )
+    return ids | {
+        "model.onnx": model,
+        "path_ids.npy": npy(np.array(path_ids, np.int64)),
+        "path_offsets.npy": npy(np.cumsum([0, *lengths]).astype(np.int64)),
+        "path_items.npy": npy(np.concatenate([paths[path] for path in path_ids]).astype(np.int32)),
+        "item_vectors.npy": npy(np.eye(items, dtype=np.float32)),
+        "item_bias.npy": npy(np.array(bias or [0.0] * items, np.float32)),
+        "reranker.json": json.dumps(
+            {"kind": "softmax", "weights": {"logit": 1, "bias": 0, "path_log_prob": 0, "paths": 0}, "intercept": 0}
+        ).encode(),
+        "context.json": json.dumps({"categorical": {}, "numeric": {}}).encode(),
+        "golden.json": json.dumps(golden or {}).encode(),
+    }
+
+
+def facts_of_version(items: int, paths: int, postings: int, **changes: Any) -> dict[str, Any]:
+    """The other fields of a manifest, for Version.build."""
+    facts = {
+        "depth": 2,
+        "width": 4,
+        "paths_per_item": 1,
+        "embedding": items,
+        "history": 5,
+        "items": items,
+        "paths": paths,
+        "postings": postings,
+        "k": 2,
+        "beam": 2,
+        "per_path": 5,
+        "max_beam": 8,
+        "created": "2026-01-01T00:00:00+00:00",
+        "config": {},
+        "metrics": {},
+    }
+    return facts | changes
+
+
+def small_version(stamp: str = "a") -> Version:
+    """Three items on two paths, {3: [0, 2], 7: [1]}; another `stamp` gives another fingerprint."""
+    parts = parts_of_version({3: [0, 2], 7: [1]}, item_ids=[10, 20, 30], model=f"an ONNX file {stamp}".encode())
+    return Version.build(parts, **facts_of_version(items=3, paths=2, postings=3))

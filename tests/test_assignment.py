@@ -1,0 +1,225 @@
+"""The M-step against its definition, exhaustive search, and its own laws."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.assignment import Occupancy, PathAssigner
+
+
+def assigner_with(scores: dict[tuple[int, int], float], items: int, count: int, clicks: int = 1) -> PathAssigner:
+    """An assigner whose table is `scores` of (item, path)."""
+    size = max(count, *(sum(v == item for v, _ in scores) for item in range(items)))
+    assigner = PathAssigner(np.tile(np.arange(count), (items, 1)), size, 1.0)
+    for v in range(items):
+        own = [(path, score) for (item, path), score in scores.items() if item == v]
+        assigner._candidates[v, : len(own)] = [path for path, _ in own]
+        assigner._scores[v, : len(own)] = [score for _, score in own]
+    assigner.clicks[:] = clicks
+    return assigner
+
+
+def slow_objective(paths: list[tuple[int, ...]], scores: dict[tuple[int, int], float], alpha: float) -> float:
+    """Sum of N_v log sum_j s[v, path_j] less alpha times the sum of |c|^4 / 4, with N_v = 1."""
+    gain = sum(float(np.log(sum(scores[v, path] for path in chosen))) for v, chosen in enumerate(paths))
+    sizes = [sum(path in chosen for chosen in paths) for path in {p for chosen in paths for p in chosen}]
+    return gain - alpha * sum(size**4 / 4 for size in sizes)
+
+
+def random_clicks(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`count` clicks of 6 items, each with 5 of 9 paths (-1: none) and their probabilities."""
+    rng = np.random.default_rng(seed)
+    return (
+        rng.integers(6, size=count).astype(np.int32),
+        rng.integers(-1, 9, size=(count, 5)),
+        rng.random((count, 5)).astype(np.float32),
+    )
+
+
+@given(seed=st.integers(0, 999), cut=st.integers(0, 40))
+@settings(max_examples=50, deadline=None)
+def test_two_halves_observed_equal_the_whole(seed: int, cut: int) -> None:
+    """Streaming: how the clicks are cut into batches changes nothing."""
+    items, paths, probs = random_clicks(seed, 40)
+    whole, halves = (PathAssigner(np.zeros((6, 2), np.int64), 4, 0.9) for _ in range(2))
+
+    whole.observe(items, paths, probs)
+    for part in (slice(None, cut), slice(cut, None)):
+        halves.observe(items[part], paths[part], probs[part])
+
+    assert np.array_equal(whole._candidates, halves._candidates)
+    assert np.array_equal(whole._scores, halves._scores)
+    assert np.array_equal(whole.clicks, halves.clicks)
+
+
+@given(seed=st.integers(0, 999))
+@settings(max_examples=50, deadline=None)
+def test_observing_equals_the_slow_twin(seed: int) -> None:
+    """Decay all, add to the known, start new ones from eta times the least, keep the best S (Sec. 3.3)."""
+    items, paths, probs = random_clicks(seed, 60)
+    eta, size = 0.9, 4
+    assigner = PathAssigner(np.zeros((6, 2), np.int64), size, eta)
+    assigner.observe(items, paths, probs)
+    tables: list[dict[int, float]] = [{} for _ in range(6)]
+    for v, row, values in zip(items, paths.tolist(), probs.astype(float).tolist(), strict=True):
+        table = tables[v]
+        least = min(table.values()) if len(table) == size else 0.0
+        new: dict[int, float] = {}
+        for path, value in zip(row, values, strict=True):
+            if path >= 0 and path not in new:
+                new[path] = value
+        merged = {path: eta * score + new.get(path, 0) for path, score in table.items()}
+        merged |= {path: eta * least + value for path, value in new.items() if path not in table}
+        tables[v] = dict(sorted(merged.items(), key=lambda pair: -pair[1])[:size])
+
+    for v, table in enumerate(tables):
+        found = {int(c): float(s) for c, s in zip(assigner._candidates[v], assigner._scores[v], strict=True) if c >= 0}
+        assert found == pytest.approx(table)
+
+
+def test_the_four_cases_by_hand() -> None:
+    """Both, only new, only old, and pushed out, with eta = 0.5 and S = 2."""
+    assigner = PathAssigner(np.zeros((1, 1), np.int64), 2, 0.5)
+    one = np.zeros(1, np.int32)
+    assigner.observe(one, np.array([[1, 2]]), np.array([[0.8, 0.4]], np.float32))
+    assigner.observe(one, np.array([[1, 3]]), np.array([[0.1, 0.3]], np.float32))
+
+    # 1: 0.5 * 0.8 + 0.1; 2: 0.5 * 0.4, pushed out by 3: 0.5 * 0.4 + 0.3.
+    assert sorted(zip(assigner._candidates[0].tolist(), assigner._scores[0].tolist(), strict=True)) == [
+        (1, pytest.approx(0.5)),
+        (3, pytest.approx(0.5)),
+    ]
+
+
+@given(seed=st.integers(0, 999), alpha=st.sampled_from([0.0, 0.01, 0.1, 1.0, 100.0]))
+@settings(max_examples=50, deadline=None)
+def test_no_sweep_lowers_the_objective(seed: int, alpha: float) -> None:
+    """More sweeps on the same scores never end lower."""
+    items, paths, probs = random_clicks(seed, 60)
+    assigner = PathAssigner(np.tile(np.arange(2), (6, 1)), 6, 1.0)
+    assigner.observe(items, paths, probs)
+
+    values = [assigner.objective(assigner.descend(alpha, sweeps), alpha) for sweeps in range(1, 6)]
+
+    assert all(later >= earlier - 1e-9 for earlier, later in itertools.pairwise(values))
+
+
+def test_the_objective_is_the_definition() -> None:
+    """Checked on numbers worked out by hand."""
+    scores = {(0, 1): 0.5, (0, 2): 0.25, (1, 1): 0.2, (1, 2): 0.1}
+    assigner = assigner_with(scores, items=2, count=1)
+    paths = np.array([[1], [1]])
+
+    assert assigner.objective(paths, 0.1) == pytest.approx(np.log(0.5) + np.log(0.2) - 0.1 * 2**4 / 4)
+    assert assigner.objective(paths, 0.1) == pytest.approx(slow_objective([(1,), (1,)], scores, 0.1))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("alpha", [0.0, 0.02, 0.5, 10.0])
+def test_descent_finds_what_exhaustive_search_finds(count: int, alpha: float) -> None:
+    """On three items and four paths whose preferences differ clearly, with weak and strong penalties."""
+    scores = {
+        (v, path): value
+        for v, row in enumerate([[0.60, 0.20, 0.02, 0.01], [0.50, 0.02, 0.30, 0.01], [0.55, 0.01, 0.02, 0.25]])
+        for path, value in enumerate(row)
+    }
+    assigner = assigner_with(scores, items=3, count=count)
+    choices = list(itertools.combinations(range(4), count))
+    best = max(slow_objective(list(paths), scores, alpha) for paths in itertools.product(choices, repeat=3))
+
+    assert assigner.objective(assigner.descend(alpha, 5), alpha) == pytest.approx(best)
+
+
+@given(seed=st.integers(0, 999), alpha=st.sampled_from([0.0, 0.01, 0.1, 1.0]))
+@settings(max_examples=50, deadline=None)
+def test_no_item_alone_could_do_better(seed: int, alpha: float) -> None:
+    """Descent ends where exhaustive search over any one item's paths, the others fixed, finds nothing better."""
+    rng = np.random.default_rng(seed)
+    scores = {(v, path): float(rng.random()) for v in range(5) for path in range(4)}
+    found = assigner_with(scores, items=5, count=1).descend(alpha, 50)
+    reached = slow_objective([tuple(row) for row in found.tolist()], scores, alpha)
+    for v, path in itertools.product(range(5), range(4)):
+        changed = found.copy()
+        changed[v] = path
+
+        assert slow_objective([tuple(row) for row in changed.tolist()], scores, alpha) <= reached + 1e-9
+
+
+def test_without_penalty_all_go_where_the_score_is() -> None:
+    """The collapse that the penalty prevents: one path for everybody (Sec. 3.2)."""
+    scores = {(v, path): 0.9 if path == 0 else 0.01 for v in range(8) for path in range(8)}
+    assigner = assigner_with(scores, items=8, count=1)
+
+    assert Occupancy.of(assigner.descend(0.0, 5)).used == 1
+    assert Occupancy.of(assigner.descend(10.0, 5)).largest == 1
+
+
+def test_paths_of_an_item_differ() -> None:
+    """J different paths for each item, clicked or not."""
+    items, paths, probs = random_clicks(3, 200)
+    assigner = PathAssigner(np.tile(np.arange(3), (9, 1)), 6, 1.0)  # items 6, 7, 8 are never clicked
+    assigner.observe(items, paths, probs)
+
+    assigner.reassign(0.1, 5)
+
+    assert (assigner.paths >= 0).all()
+    assert (np.diff(np.sort(assigner.paths, axis=1), axis=1) > 0).all()
+
+
+def test_items_never_clicked_fill_the_least_crowded_paths() -> None:
+    """Ten unclicked items on two paths in use of sizes 1 and 3 end seven and seven."""
+    scores = {(0, 5): 1.0, (1, 6): 1.0, (2, 6): 1.0, (3, 6): 1.0}
+    assigner = assigner_with(scores, items=14, count=1)
+    assigner.clicks[4:] = 0
+
+    paths = assigner.descend(0.0, 3)
+
+    assert np.unique(paths, return_counts=True)[1].tolist() == [7, 7]
+    assert paths[:4].ravel().tolist() == [5, 6, 6, 6]
+
+
+def test_without_any_click_the_paths_in_use_are_dealt_out() -> None:
+    """Nothing observed: still J different paths an item."""
+    paths = PathAssigner(np.array([[1, 2], [2, 3]]), 4, 1.0).descend(0.1, 3)
+
+    assert (paths[:, 0] != paths[:, 1]).all()
+    assert set(paths.ravel().tolist()) <= {1, 2, 3}
+
+
+def test_reassigning_forgets_the_scores() -> None:
+    """The next network's scores start from nothing."""
+    items, paths, probs = random_clicks(1, 50)
+    assigner = PathAssigner(np.tile(np.arange(2), (6, 1)), 6, 1.0)
+    assigner.observe(items, paths, probs)
+    assigner.reassign(0.1, 3)
+
+    assert assigner.clicks.sum() == 0
+    assert (assigner._candidates == -1).all()
+
+
+def test_occupancy_of_known_sizes() -> None:
+    """Sizes 1, 1, 2: used, largest, mean, Gini and entropy by hand."""
+    occupancy = Occupancy.of_sizes(np.array([2, 1, 1]))
+
+    assert (occupancy.used, occupancy.largest, occupancy.mean_size) == (3, 2, pytest.approx(4 / 3))
+    assert occupancy.gini == pytest.approx(1 / 6)
+    assert occupancy.entropy == pytest.approx(1.5)
+    assert Occupancy.of_sizes(np.full(10, 4)).gini == pytest.approx(0)
+
+
+def test_a_collapse_is_told_with_its_remedy() -> None:
+    """One path with most of the items is a warning that names warmup_epochs; an even spread is none."""
+    collapsed = np.zeros((1000, 1), np.int64)
+    collapsed[:50, 0] = np.arange(50)
+
+    warning = Occupancy.of(collapsed).collapse(items=1000, budget=100)
+
+    assert warning is not None
+    assert "951 of 1000 items" in warning
+    assert "warmup_epochs" in warning
+    assert Occupancy.of(np.arange(1000)[:, None] // 3).collapse(items=1000, budget=100) is None

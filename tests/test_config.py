@@ -1,0 +1,108 @@
+"""Settings that cannot work are refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.config import TrainConfig, config_from, load_config
+from trainer.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"width": 100, "depth": 10}, "width, depth: 100\\^10 paths do not fit in int64"),
+        ({"width": 2, "depth": 1, "paths_per_item": 3}, "paths_per_item: 3 different paths asked for"),
+        ({"beam": 257}, "beam: expected at most 256"),
+        ({"beam": 0}, "beam: expected at least 1"),
+        ({"k": 0}, "k: expected at least 1"),
+        ({"k": "ten"}, "k: expected a whole number, found 'ten'"),
+        ({"k": True}, "k: expected a whole number, found True"),
+        ({"alpha": -1}, "alpha: expected 0 or more"),
+        ({"alpha": "high"}, "alpha: expected a number or 'auto', found 'high'"),
+        ({"alpha": float("nan")}, "alpha: expected a finite number"),
+        ({"eta": 0}, "eta: expected above 0"),
+        ({"eta": 1.1}, "eta: expected above 0"),
+        ({"dropout": 1.0}, "dropout: expected at least 0 and below 1"),
+        ({"learning_rate": 0}, "learning_rate: expected above 0"),
+        ({"rerank": "gbdt"}, "rerank: expected 'lr' or 'softmax'"),
+        ({"split": "random"}, "split: expected 'users' or 'last-out'"),
+        ({"candidate_paths": 2}, "candidate_paths: expected at least paths_per_item = 3"),
+        ({"width": 3, "depth": 2}, "candidate_paths: expected at most width\\^depth = 9"),
+        ({"seed": -1}, "seed: expected 0 or more"),
+        ({"context": [1]}, "context: expected a list of column names"),
+        ({"beems": 3}, "beems: no such setting"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named(values: dict[str, Any], message: str) -> None:
+    """The message begins with the setting, says what was expected and what was found."""
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        config_from(values)
+
+
+def test_later_settings_win(tmp_path: Path) -> None:
+    """Defaults, then the file, then --set, then flags."""
+    file = tmp_path / "config.toml"
+    file.write_text('k = 7\nepochs = 3\nsplit = "last-out"\ncontext = ["country"]\n')
+
+    config = load_config(file, ["epochs=4", "rerank=softmax", "alpha=0.5"], seed=9)
+
+    assert (config.k, config.epochs, config.split, config.rerank) == (7, 4, "last-out", "softmax")
+    assert (config.alpha, config.seed, config.context) == (0.5, 9, ("country",))
+
+
+def test_settings_survive_the_manifest() -> None:
+    """What to_json gives makes the same config again."""
+    config = config_from({"k": 3, "context": ["a", "b:categorical"], "min_rating": 4})
+
+    assert config_from(config.to_json()) == config
+
+
+@pytest.mark.parametrize("text", ["k = ", "\xff"])
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path, text: str) -> None:
+    """With its path."""
+    file = tmp_path / "config.toml"
+    file.write_bytes(text.encode("latin-1"))
+
+    with pytest.raises(ConfigError, match=r"config\.toml: not TOML"):
+        load_config(file)
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    """With the reason."""
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(tmp_path / "none.toml")
+
+
+def test_set_needs_a_value() -> None:
+    """`--set k` is not a setting."""
+    with pytest.raises(ConfigError, match="expected key=value"):
+        load_config(None, ["k"])
+
+
+@pytest.mark.parametrize(("items", "width"), [(10, 10), (1447, 28), (54_542, 94)])
+def test_width_follows_the_catalogue(items: int, width: int) -> None:
+    """auto: the smallest K with K^3 >= 5 V J, at least 10."""
+    assert TrainConfig().resolve_width(items) == width
+    assert items < 100 or (width - 1) ** 3 < 15 * items <= width**3
+
+
+def test_a_table_too_large_for_the_beam_is_refused() -> None:
+    """Where the trie of live prefixes would not fit, width says so."""
+    with pytest.raises(ConfigError, match="width: the beam's table"):
+        TrainConfig(width=100_000, depth=3).resolve_width(1_000_000)
+
+
+def test_reassignments_leave_time_to_settle() -> None:
+    """Spread evenly after the warm-up, and as long after the last as between two."""
+    config = TrainConfig(epochs=12, warmup_epochs=4)
+
+    assert dataclasses.replace(config, reassignments=0).reassignment_epochs() == set()
+    assert dataclasses.replace(config, reassignments=1).reassignment_epochs() == {4}
+    assert dataclasses.replace(config, reassignments=2).reassignment_epochs() == {4, 8}
+    assert dataclasses.replace(config, reassignments=99).reassignment_epochs() == set(range(4, 12))
+    assert TrainConfig(epochs=3, warmup_epochs=3).reassignment_epochs() == set()

@@ -1,0 +1,205 @@
+"""Files in, sequences out; what cannot be used is named with file, column and row."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from trainer.config import TrainConfig
+from trainer.data import Dataset, load_dataset, split_users
+from trainer.errors import DataError
+
+ROWS = {"user_id": [2, 1, 2, 1, 2, 3], "item_id": [30, 10, 20, 20, 10, 10], "timestamp": [3, 1, 1, 2, 2, 1]}
+CONFIG = TrainConfig(min_interactions=1, test_users=1)
+
+
+def write(folder: Path, columns: dict[str, Any], name: str = "interactions.parquet") -> Path:
+    """The columns as Parquet or CSV."""
+    table, file = pa.table(columns), folder / name
+    if name.endswith(".csv"):
+        pyarrow.csv.write_csv(table, file)
+    else:
+        pq.write_table(table, file)
+    return file
+
+
+def sequences(dataset: Dataset) -> dict[Any, list[Any]]:
+    """The sequences in the caller's own ids."""
+    return {
+        user: dataset.item_ids[dataset.sequence(index)].tolist() for index, user in enumerate(dataset.user_ids.tolist())
+    }
+
+
+@pytest.mark.parametrize("name", ["interactions.parquet", "interactions.csv"])
+def test_sequences_are_in_time_order(tmp_path: Path, name: str) -> None:
+    """Users and items are indexed in ascending order of their ids; rows may come in any order."""
+    dataset = load_dataset(write(tmp_path, ROWS, name), CONFIG)
+
+    assert sequences(dataset) == {1: [10, 20], 2: [20, 10, 30], 3: [10]}
+    assert dataset.item_ids.tolist() == [10, 20, 30]
+
+
+def test_rows_of_one_time_keep_their_order(tmp_path: Path) -> None:
+    """Ties go by place in the file."""
+    rows = {"user_id": [1] * 4, "item_id": [4, 3, 9, 1], "timestamp": [5, 5, 2, 5]}
+
+    assert sequences(load_dataset(write(tmp_path, rows), CONFIG)) == {1: [9, 4, 3, 1]}
+
+
+def test_strings_and_times(tmp_path: Path) -> None:
+    """Ids may be strings, dictionary-encoded or not, and timestamps dates and times."""
+    day = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    rows = {
+        "user_id": pa.array(["b", "a", "b"]).dictionary_encode(),
+        "item_id": ["y", "x", "x"],
+        "timestamp": [day + datetime.timedelta(days=2), day, day],
+    }
+
+    assert sequences(load_dataset(write(tmp_path, rows), CONFIG)) == {"a": ["x"], "b": ["x", "y"]}
+
+
+def test_ratings_and_activity_filter(tmp_path: Path) -> None:
+    """min_rating drops rows, then min_interactions drops users, then unseen items are gone."""
+    rows = {**ROWS, "rating": [5, 5, 4, 1, 5, 5]}
+
+    dataset = load_dataset(write(tmp_path, rows), TrainConfig(min_rating=4, min_interactions=2))
+
+    assert sequences(dataset) == {2: [20, 10, 30]}
+
+
+def test_the_catalogue_adds_items(tmp_path: Path) -> None:
+    """Items nobody clicked are in the vocabulary if the items file has them."""
+    items = write(tmp_path, {"item_id": [99, 10, 5], "title": ["a", "b", "c"]}, "items.parquet")
+
+    dataset = load_dataset(write(tmp_path, ROWS), CONFIG, items)
+
+    assert dataset.item_ids.tolist() == [5, 10, 20, 30, 99]
+    assert sequences(dataset)[2] == [20, 10, 30]
+
+
+def test_context_features(tmp_path: Path) -> None:
+    """Strings become codes from 1, numbers are standardised, absent is 0, users may be missing."""
+    users = write(
+        tmp_path,
+        {"user_id": [3, 1], "country": ["NL", "AT"], "age": [30, 50], "group": [7, 8], "gone": [None, "x"]},
+        "users.parquet",
+    )
+    config = TrainConfig(min_interactions=1, context=("country", "age", "group:categorical", "gone"))
+
+    dataset = load_dataset(write(tmp_path, ROWS), config, users=users)
+
+    assert dataset.schema.categorical == {"country": ["AT", "NL"], "group": ["7", "8"], "gone": ["x"]}
+    assert dataset.schema.numeric == {"age": (40.0, 10.0)}
+    assert dataset.categories.tolist() == [[1, 2, 1], [0, 0, 0], [2, 1, 0]]
+    assert dataset.numbers.tolist() == [[1.0], [0.0], [-1.0]]
+
+
+def test_context_in_the_interactions_is_the_latest(tmp_path: Path) -> None:
+    """A column of the interactions counts with a user's last row."""
+    rows = {**ROWS, "shop": ["a", "b", "c", "d", "e", "f"]}
+
+    dataset = load_dataset(write(tmp_path, rows), TrainConfig(min_interactions=1, context=("shop",)))
+
+    assert dataset.schema.categorical == {"shop": ["a", "d", "f"]}
+    assert dataset.categories.tolist() == [[2], [1], [3]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"item_id": None}, "column item_id is missing; found user_id, timestamp"),
+        ({"user_id": [2, 1, None, 1, 2, 3]}, "column user_id, row 3: null"),
+        ({"timestamp": [2, 1, 1, None, 2, 3]}, "column timestamp, row 4: null"),
+        ({"timestamp": [2.0, 1.0, float("nan"), 3.0, 2.0, 3.0]}, "column timestamp, row 3: expected a finite number"),
+        ({"timestamp": ["a"] * 6}, "column timestamp: expected integers or date and time, found"),
+        ({"item_id": [0.5] * 6}, "column item_id: expected integers or strings, found double"),
+        ({"item_id": ["a", "", "b", "b", "b", "b"]}, "column item_id, row 2: expected 1 to 256 characters"),
+        ({"item_id": ["a", "b", "b", "b", "x" * 257, "b"]}, "column item_id, row 5: expected 1 to 256 characters"),
+        ({"user_id": pa.array([2**63] * 6, pa.uint64())}, "column user_id: an id does not fit in int64"),
+    ],
+)
+def test_unusable_columns_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """File, column, row, what was expected and what was found."""
+    rows = {name: column for name, column in {**ROWS, **changes}.items() if column is not None}
+
+    with pytest.raises(DataError, match=f"interactions.parquet: {message}"):
+        load_dataset(write(tmp_path, rows), CONFIG)
+
+
+def test_nothing_left_names_the_filters(tmp_path: Path) -> None:
+    """With their values."""
+    with pytest.raises(DataError, match="no rows are left of 6 after min_rating = None and min_interactions = 9"):
+        load_dataset(write(tmp_path, ROWS), TrainConfig(min_interactions=9))
+
+
+def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
+    """And says so."""
+    empty = {name: pa.array([], pa.int64()) for name in ROWS}
+
+    with pytest.raises(DataError, match="no rows"):
+        load_dataset(write(tmp_path, empty), CONFIG)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("x.parquet", "Parquet"), ("x.csv", "CSV")])
+def test_another_kind_of_file_is_named(tmp_path: Path, name: str, kind: str) -> None:
+    """A file that is not what its name says."""
+    file = tmp_path / name
+    file.write_bytes(b'"a\n1,2\n' if kind == "CSV" else b"PAR0")
+
+    with pytest.raises(DataError, match=f"{name}: not {kind}"):
+        load_dataset(file, CONFIG)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """With the reason."""
+    with pytest.raises(DataError, match="cannot be read"):
+        load_dataset(tmp_path / "none.parquet", CONFIG)
+
+
+def test_min_rating_needs_ratings(tmp_path: Path) -> None:
+    """A filter on a column that is not there is an error, not a no-op."""
+    with pytest.raises(DataError, match="column rating is missing"):
+        load_dataset(write(tmp_path, ROWS), TrainConfig(min_rating=4))
+
+
+def test_an_unknown_context_column_is_named(tmp_path: Path) -> None:
+    """And where it was looked for."""
+    with pytest.raises(DataError, match="context: column shoe_size is neither in a users file nor in"):
+        load_dataset(write(tmp_path, ROWS), TrainConfig(min_interactions=1, context=("shoe_size",)))
+
+
+def test_held_out_users_follow_from_the_seed(tmp_path: Path) -> None:
+    """users: other users are held out, their first half is history. The seed decides alone."""
+    rows = {"user_id": np.repeat(np.arange(20), 5), "item_id": np.tile(np.arange(5), 20), "timestamp": np.arange(100)}
+    dataset = load_dataset(write(tmp_path, rows), CONFIG)
+    one, same, other = (split_users(dataset, TrainConfig(test_users=6, seed=seed)) for seed in (1, 1, 2))
+
+    assert one.test_users.tolist() == same.test_users.tolist() != other.test_users.tolist()
+    assert len(one.test_users) == 6
+    assert sorted([*one.test_users, *one.train_users]) == list(range(20))
+    assert set(one.history_length.tolist()) == {2}
+
+
+def test_last_out_keeps_the_last_item_from_training(tmp_path: Path) -> None:
+    """last-out: everybody is trained on, but for their last item."""
+    dataset = load_dataset(write(tmp_path, ROWS), CONFIG)
+    split = split_users(dataset, TrainConfig(split="last-out", test_users=9))
+
+    assert split.train_users.tolist() == [0, 1, 2]
+    assert split.train_length.tolist() == [1, 2, 1]
+    assert split.test_users.tolist() == [0, 1]  # the third user has one item and nothing to find
+
+
+def test_somebody_must_be_left_to_train_on(tmp_path: Path) -> None:
+    """Holding out everybody is refused."""
+    rows = {"user_id": [1, 1], "item_id": [1, 2], "timestamp": [1, 2]}
+
+    with pytest.raises(DataError, match="test_users"):
+        split_users(load_dataset(write(tmp_path, rows), CONFIG), TrainConfig(test_users=1))

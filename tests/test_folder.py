@@ -1,0 +1,174 @@
+"""The folder store under kills, full disks and damage."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from index_store.errors import StoreFull, StoreUnavailable, VersionDamaged, VersionNotFound
+from index_store.folder import FolderStore
+from tests.planted import small_version
+
+#: Publishes and activates a second version and dies at the system call numbered argv[2].
+VICTIM = """
+import os, sys
+from index_store.folder import FolderStore
+from tests.planted import small_version
+left = int(sys.argv[2])
+def dying(call):
+    def wrapped(*args, **kwargs):
+        global left
+        left -= 1
+        if left == 0:
+            os._exit(9)
+        return call(*args, **kwargs)
+    return wrapped
+for name in ("mkdir", "fsync", "rename", "replace", "open"):
+    setattr(os, name, dying(getattr(os, name)))
+store = FolderStore(sys.argv[1])
+store.activate(store.publish(small_version("second")), expected=store.current())
+"""
+
+
+def kill_at(step: int, folder: Path) -> bool:
+    """Run the victim; True if it was killed, False if it lived to the end."""
+    done = subprocess.run([sys.executable, "-c", VICTIM, str(folder), str(step)], check=False)
+    assert done.returncode in {0, 9}
+    return done.returncode == 9
+
+
+def test_a_publish_killed_at_any_step_leaves_before_or_after(tmp_path: Path) -> None:
+    """The old version stays current and whole, or the new one is; the next publish succeeds and sweeps."""
+    killed = 0
+    for step in range(1, 60):
+        store = FolderStore(str(tmp_path / str(step)))
+        first = store.publish(small_version("first"))
+        store.activate(first)
+        if not kill_at(step, store.folder):
+            break
+        killed += 1
+        current = store.current()
+        assert current is not None
+        store.load(current).verify_digests()
+        for manifest in store.versions():
+            store.load(manifest.version)
+        second = store.publish(small_version("second"))
+        store.activate(second)
+        store.load(second)
+        assert [m.version for m in store.versions()] == [first, second]
+        # A third publish finds nothing left over of the killed one.
+        store.publish(small_version("third"))
+        assert not list((store.folder / "versions").glob(".partial-*"))
+
+    assert killed > 10, "the victim was killed at each of its steps"
+
+
+def failing(call: Callable[..., Any], error: int) -> Callable[..., Any]:
+    """`call`, failing with `error`."""
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(error, os.strerror(error))
+
+    return wrapped
+
+
+@pytest.mark.parametrize(("error", "expected"), [(errno.ENOSPC, StoreFull), (errno.EIO, StoreUnavailable)])
+def test_a_failing_disk_keeps_nothing_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, expected: type[Exception]
+) -> None:
+    """Disk full and I/O errors are told apart; what was written is removed; a retry works."""
+    store = FolderStore(str(tmp_path))
+    first = store.publish(small_version("first"))
+    store.activate(first)
+    other = store.publish(small_version("other"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing(os.fsync, error))
+        with pytest.raises(expected, match="publish"):
+            store.publish(small_version("second"))
+        with pytest.raises(expected, match="activate"):
+            store.activate(other)
+
+    assert store.current() == first
+    assert sorted(entry.name for entry in (tmp_path / "versions").iterdir()) == [first, other]
+    assert sorted(file.name for file in tmp_path.glob("*CURRENT*")) == ["CURRENT", "CURRENT.lock"]
+    store.publish(small_version("second"))
+
+
+def test_a_version_larger_than_the_room_is_refused_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The free space is looked at first, and the message names both sizes."""
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+
+    with pytest.raises(StoreFull, match="needs 1 MiB and 0 MiB are free"):
+        FolderStore(str(tmp_path)).publish(small_version())
+
+
+def test_a_missing_part_is_damage(tmp_path: Path) -> None:
+    """And named."""
+    store = FolderStore(str(tmp_path))
+    name = store.publish(small_version())
+    (tmp_path / "versions" / name / "path_ids.npy").unlink()
+
+    with pytest.raises(VersionDamaged, match=r"path_ids\.npy is missing"):
+        store.load(name)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    """A bit of any file of a version: the load is refused."""
+    store = FolderStore(str(tmp_path))
+    name = store.publish(small_version())
+    for file in sorted((tmp_path / "versions" / name).iterdir()):
+        if file.name == "manifest.json":
+            continue  # tests/test_version.py flips each of its bytes
+        content = file.read_bytes()
+        for place in {0, len(content) // 2, len(content) - 1}:
+            file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+            with pytest.raises(VersionDamaged):
+                store.load(name)
+        file.write_bytes(content)
+
+    store.load(name)
+
+
+def test_a_damaged_pointer_is_told_and_mended(tmp_path: Path) -> None:
+    """CURRENT with nonsense is an error that says how to mend it, and activate does."""
+    store = FolderStore(str(tmp_path))
+    name = store.publish(small_version())
+    (tmp_path / "CURRENT").write_text("nonsense")
+    with pytest.raises(VersionDamaged, match="dr-index activate"):
+        store.current()
+
+    store.activate(name)
+
+    assert store.current() == name
+
+
+def test_a_folder_in_the_way_is_not_a_version(tmp_path: Path) -> None:
+    """Files that are not ours are left alone and not listed."""
+    store = FolderStore(str(tmp_path))
+    name = store.publish(small_version())
+    (tmp_path / "versions" / "notes.txt").write_text("mine")
+    (tmp_path / "versions" / "empty").mkdir()
+
+    assert [m.version for m in store.versions()] == [name]
+    with pytest.raises(VersionNotFound):
+        store.load("empty")
+
+
+def test_a_store_where_a_file_is_cannot_be_used(tmp_path: Path) -> None:
+    """The error names the file."""
+    file = tmp_path / "file"
+    file.write_text("")
+
+    with pytest.raises(StoreUnavailable, match="file"):
+        FolderStore(str(file)).publish(small_version())

@@ -1,0 +1,183 @@
+"""The path math against its definition."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.config import TrainConfig
+from trainer.data import ContextSchema
+from trainer.model import PathModel, path_nodes, prefix_tables, random_paths
+
+SCHEMA = ContextSchema({"country": ["AT", "NL"]}, {"age": (40.0, 10.0)})
+
+
+def make_model(depth: int, width: int, seed: int = 0) -> PathModel:
+    """A small random network with eyes: its probabilities are far from uniform."""
+    torch.manual_seed(seed)
+    config = TrainConfig(depth=depth, embedding=6, hidden=8, width=width, candidate_paths=1, paths_per_item=1)
+    model = PathModel(config, width, np.ones(9, np.int64), SCHEMA).eval()
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.out.weight *= 5
+    return model
+
+
+def all_paths(model: PathModel, user: torch.Tensor) -> torch.Tensor:
+    """Log p of every path, (N, K^D), one layer at a time by the definition (eq. 1)."""
+    columns = []
+    for nodes in itertools.product(range(model.width), repeat=model.depth):
+        total = torch.zeros(len(user))
+        for d, layer in enumerate(model.layers):
+            chosen = [torch.full((len(user),), node) for node in nodes[:d]]
+            total = total + layer(layer.user(user), chosen, layer.tables())[:, nodes[d]]
+        columns.append(total)
+    return torch.stack(columns, 1)
+
+
+@pytest.mark.parametrize(("depth", "width"), [(1, 7), (2, 5), (3, 4)])
+def test_the_paths_are_a_probability_distribution(depth: int, width: int) -> None:
+    """All K^D of them sum to one for each user."""
+    model = make_model(depth, width)
+    with torch.no_grad():
+        total = all_paths(model, torch.randn(5, 6)).exp().sum(1)
+
+    assert total.numpy() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("depth", "width"), [(1, 7), (2, 5), (3, 4)])
+def test_path_log_probs_are_those_of_the_definition(depth: int, width: int) -> None:
+    """Of any paths, for each user and place: users, items and their J paths stay lined up."""
+    model = make_model(depth, width)
+    user = torch.randn(5, 6)
+    paths = torch.randint(width**depth, (5, 3))
+    with torch.no_grad():
+        expected = all_paths(model, user).gather(1, paths)
+        found = model.path_log_probs(user, paths)
+
+    assert torch.allclose(expected, found, atol=1e-5)
+
+
+@pytest.mark.parametrize(("depth", "width"), [(1, 7), (2, 5), (3, 4)])
+def test_beam_search_at_full_width_is_the_exhaustive_ranking(depth: int, width: int) -> None:
+    """With a beam of K^D every path comes back, the most probable first."""
+    model = make_model(depth, width)
+    user = torch.randn(5, 6)
+    with torch.no_grad():
+        everything = all_paths(model, user)
+        paths, log_probs = model.beam_search(user, width**depth)
+
+    expected = everything.sort(dim=1, descending=True).values
+    assert torch.allclose(expected, log_probs, atol=1e-5)
+    assert torch.allclose(everything.gather(1, paths), log_probs, atol=1e-5)
+    assert paths.sort(dim=1).values.tolist() == [list(range(width**depth))] * 5
+
+
+def test_beam_search_ranks_by_joint_probability() -> None:
+    """A narrow beam equals a slow search that keeps the best prefixes by joint probability at each layer."""
+    model = make_model(3, 4)
+    user = torch.randn(6, 6)
+    with torch.no_grad():
+        everything = all_paths(model, user).exp().reshape(6, 4, 4, 4)
+        paths, _ = model.beam_search(user, 3)
+    for row in range(6):
+        kept: list[tuple[int, ...]] = [()]
+        for _ in range(3):
+            longer = [(*prefix, node) for prefix in kept for node in range(4)]
+            kept = sorted(longer, key=lambda prefix: -float(everything[(row, *prefix)].sum()))[:3]
+
+        assert paths[row].tolist() == [16 * a + 4 * b + c for a, b, c in kept]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), beam=st.integers(1, 70), live=st.integers(1, 20))
+def test_the_beam_spends_no_place_on_a_dead_prefix(seed: int, beam: int, live: int) -> None:
+    """With prefix tables a beam wide enough finds all live paths and no other; unused places are marked."""
+    model = make_model(3, 4)
+    rng = np.random.default_rng(seed)
+    path_ids = np.sort(rng.choice(64, live, replace=False))
+    user = torch.randn(2, 6, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        everything = all_paths(model, user)
+        paths, log_probs = model.beam_search(user, beam, prefix_tables(path_ids, 3, 4))
+
+    assert paths.shape == (2, min(beam, 64))
+    for row in range(2):
+        found = paths[row][paths[row] >= 0]
+        assert set(found.tolist()) <= set(path_ids.tolist())
+        assert len(set(found.tolist())) == len(found)
+        assert torch.allclose(everything[row][found], log_probs[row][: len(found)], atol=1e-5)
+        assert torch.isneginf(log_probs[row][len(found) :]).all()
+        if beam >= live:
+            assert len(found) == live
+
+
+def test_an_empty_history_has_a_user_vector() -> None:
+    """The start item alone, so a batch of one empty and one full history equals each alone."""
+    encoder = make_model(2, 5).encoder
+    categories, numbers = torch.tensor([[0], [2]]), torch.tensor([[0.0], [1.0]])
+    history = torch.tensor([[-1, -1], [3, 4]])
+    with torch.no_grad():
+        both = encoder(history, categories, numbers)
+        empty = encoder(history[:1, :1], categories[:1], numbers[:1])
+        full = encoder(history[1:], categories[1:], numbers[1:])
+
+    assert torch.allclose(both[0, 0], empty[0, 0], atol=1e-6)
+    assert torch.allclose(both[1, 2], full[0, 2], atol=1e-6)
+    assert torch.isfinite(both).all()
+
+
+def test_a_user_vector_has_seen_its_past_only() -> None:
+    """One pass over a sequence serves every position: the future changes nothing before it."""
+    encoder = make_model(2, 5).encoder
+    context = torch.tensor([[1]]), torch.tensor([[0.5]])
+    with torch.no_grad():
+        short = encoder(torch.tensor([[1, 2]]), *context)
+        long = encoder(torch.tensor([[1, 2, 7, 8]]), *context)
+
+    assert torch.allclose(short, long[:, :3], atol=1e-6)
+
+
+def test_context_reaches_the_user_vector() -> None:
+    """Another country or age gives another vector."""
+    encoder = make_model(2, 5).encoder
+    history = torch.tensor([[1, 2]])
+    with torch.no_grad():
+        vectors = [
+            encoder(history, torch.tensor([[country]]), torch.tensor([[age]]))[0, -1]
+            for country, age in ((1, 0.0), (2, 0.0), (1, 1.0))
+        ]
+
+    assert not torch.allclose(vectors[0], vectors[1], atol=1e-3)
+    assert not torch.allclose(vectors[0], vectors[2], atol=1e-3)
+
+
+def test_layers_have_node_embeddings_of_their_own() -> None:
+    """Node 2 of layer 1 is not node 2 of layer 2."""
+    tables = make_model(3, 5).layers[2].tables()
+
+    assert len(tables) == 2
+    assert not torch.allclose(tables[0], tables[1])
+
+
+@given(path=st.integers(0, 4**5 - 1))
+def test_a_path_id_is_its_nodes_in_base_k(path: int) -> None:
+    """path_id = sum of c_d K^(D-1-d)."""
+    nodes = path_nodes(torch.tensor(path), 5, 4)
+
+    assert path == sum(int(node) * 4 ** (4 - d) for d, node in enumerate(nodes))
+
+
+@pytest.mark.parametrize(("width", "depth", "count"), [(2, 2, 4), (10, 3, 3), (3, 2, 2), (1, 3, 1)])
+def test_random_paths_differ_within_an_item(width: int, depth: int, count: int) -> None:
+    """Also where there are hardly enough of them."""
+    paths = random_paths(500, count, depth, width, np.random.default_rng(0))
+
+    assert paths.min() >= 0
+    assert paths.max() < width**depth
+    assert (np.diff(np.sort(paths, axis=1), axis=1) > 0).all()

@@ -1,0 +1,146 @@
+"""Fetch and rerank against slow, obvious twins."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from index_store.errors import VersionDamaged
+from index_store.retrieval import SOFTMAX, Beams, Index, Reranker, fetch, pad_histories, rerank
+
+ITEMS, SIZE = 12, 3
+
+
+def random_index(rng: np.random.Generator, paths: int) -> tuple[Index, dict[int, list[int]]]:
+    """An index of `paths` random path lists, and the same as a dictionary."""
+    lists = {
+        int(path): rng.permutation(ITEMS)[: rng.integers(1, 6)].tolist()
+        for path in np.sort(rng.choice(50, paths, replace=False))
+    }
+    index = Index(
+        np.array(list(lists), np.int64),
+        np.cumsum([0, *map(len, lists.values())]).astype(np.int64),
+        np.concatenate(list(lists.values())).astype(np.int32),
+        rng.normal(size=(ITEMS, SIZE)).astype(np.float32),
+        rng.normal(size=ITEMS).astype(np.float32),
+    )
+    return index, lists
+
+
+def slow_answer(
+    index: Index, lists: dict[int, list[int]], beams: Beams, row: int, n: int, k: int, excluded: list[int], weights: Any
+) -> list[tuple[int, float]]:
+    """One request's best items and scores, with dictionaries and loops."""
+    found: dict[int, list[float]] = {}
+    for path, log_prob in zip(beams.path_ids[row], beams.log_probs[row], strict=True):
+        for item in lists.get(int(path), [])[:n]:
+            found.setdefault(item, []).append(float(log_prob))
+    scored = []
+    for item, log_probs in found.items():
+        if item in excluded:
+            continue
+        bias = float(index.item_bias[item])
+        logit = float(index.item_vectors[item] @ beams.user[row]) + bias
+        features = (logit, bias, math.log(sum(map(math.exp, log_probs))), len(log_probs))
+        scored.append((item, sum(w * f for w, f in zip(weights, features, strict=True))))
+    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:k]
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), batch=st.integers(1, 4), n=st.integers(1, 6), k=st.integers(1, 8))
+def test_answers_equal_the_slow_twin(seed: int, batch: int, n: int, k: int) -> None:
+    """Fetching, joining duplicates, excluding, scoring and cutting a whole batch equals doing it one by one."""
+    rng = np.random.default_rng(seed)
+    index, lists = random_index(rng, paths=8)
+    beams = Beams(
+        rng.normal(size=(batch, SIZE)).astype(np.float32),
+        np.stack([rng.choice(np.append(index.path_ids, [-1, 99]), 5, replace=False) for _ in range(batch)]),
+        np.log(rng.random((batch, 5))).astype(np.float32),
+    )
+    weights = rng.normal(size=4)
+    excluded = [rng.integers(ITEMS, size=rng.integers(4)) for _ in range(batch)]
+
+    candidates, read = fetch(index, beams, n)
+    answers = rerank(candidates, read, Reranker("lr", weights.astype(np.float32), 0.0), [k] * batch, excluded, ITEMS)
+
+    for row in range(batch):
+        expected = slow_answer(index, lists, beams, row, n, k, excluded[row].tolist(), weights)
+        assert answers[row].items.tolist() == [item for item, _ in expected]
+        assert np.allclose(answers[row].scores, [score for _, score in expected], atol=1e-4)
+        assert answers[row].read == sum(len(lists.get(int(p), [])[:n]) for p in beams.path_ids[row])
+
+
+def test_an_item_on_several_paths_is_one_candidate() -> None:
+    """It is scored once, with the paths' probabilities summed and their number known."""
+    index = Index(
+        np.array([1, 2]),
+        np.array([0, 2, 3]),
+        np.array([0, 1, 0], np.int32),
+        np.eye(2, dtype=np.float32),
+        np.zeros(2, np.float32),
+    )
+    beams = Beams(np.ones((1, 2), np.float32), np.array([[1, 2]]), np.log(np.array([[0.5, 0.25]], np.float32)))
+
+    candidates, read = fetch(index, beams, 10)
+
+    assert candidates.item.tolist() == [0, 1]
+    assert np.exp(candidates.path_log_prob) == pytest.approx([0.75, 0.5])
+    assert candidates.features[:, 3].tolist() == [2, 1]
+    assert read.tolist() == [3]
+
+
+def test_what_is_excluded_costs_no_place() -> None:
+    """Exclusion happens before the cut to k, so k items still come back."""
+    index = Index(
+        np.array([1]),
+        np.array([0, 4]),
+        np.arange(4, dtype=np.int32),
+        np.eye(4, dtype=np.float32),
+        np.zeros(4, np.float32),
+    )
+    beams = Beams(np.array([[4, 3, 2, 1]], np.float32), np.array([[1]]), np.zeros((1, 1), np.float32))
+    candidates, read = fetch(index, beams, 10)
+
+    (answer,) = rerank(candidates, read, SOFTMAX, [2], [np.array([0, 1])], 4)
+
+    assert answer.items.tolist() == [2, 3]
+
+
+def test_a_beam_that_meets_no_path_finds_nothing() -> None:
+    """No path in use: an empty answer, no error."""
+    index, _ = random_index(np.random.default_rng(0), 3)
+    beams = Beams(np.ones((1, SIZE), np.float32), np.array([[-1, 77]]), np.full((1, 2), -np.inf, np.float32))
+    candidates, read = fetch(index, beams, 10)
+
+    (answer,) = rerank(candidates, read, SOFTMAX, [5], [np.empty(0, np.int64)], ITEMS)
+
+    assert answer.items.tolist() == []
+    assert (answer.read, answer.candidates) == (0, 0)
+
+
+def test_histories_are_cut_to_the_latest_and_padded() -> None:
+    """Oldest first, -1 after the end, at least one column."""
+    padded = pad_histories([np.array([1, 2, 3]), np.array([], np.int64), np.array([4])], 2)
+
+    assert padded.tolist() == [[2, 3], [-1, -1], [4, -1]]
+    assert pad_histories([np.array([], np.int64)], 5).tolist() == [[-1]]
+
+
+@pytest.mark.parametrize("document", [None, {}, {"kind": "lr", "weights": {"logit": "x"}, "intercept": 0}])
+def test_a_reranker_that_is_none_is_refused(document: Any) -> None:
+    """Missing or other features are an error, not zeros."""
+    with pytest.raises(VersionDamaged, match="reranker"):
+        Reranker.from_json(document)
+
+
+def test_a_reranker_with_nan_is_refused() -> None:
+    """A weight that is not finite would make every order arbitrary."""
+    document = Reranker("lr", np.array([np.nan, 0, 0, 0], np.float32), 0.0).to_json()
+
+    with pytest.raises(VersionDamaged, match="finite"):
+        Reranker.from_json(document)

@@ -1,0 +1,247 @@
+"""The store contract, once for every backend."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index_store.errors import (
+    InvalidName,
+    PointerMoved,
+    VersionDamaged,
+    VersionInUse,
+    VersionNotFound,
+)
+from index_store.folder import FolderStore
+from index_store.store import IndexStore, open_store, prune, rollback
+from tests.planted import small_version
+
+
+@pytest.fixture(params=["folder"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> IndexStore:
+    """An empty store of each backend."""
+    return FolderStore(str(tmp_path / "store"))
+
+
+def test_a_store_begins_empty(store: IndexStore) -> None:
+    """No versions, nothing current, nothing before it."""
+    assert store.versions() == []
+    assert store.current() is None
+    assert store.previous() is None
+
+
+def test_what_is_published_is_loaded(store: IndexStore) -> None:
+    """Every part comes back byte for byte, with the manifest."""
+    version = small_version()
+    name = store.publish(version)
+
+    loaded = store.load(name)
+
+    assert {part: bytes(content) for part, content in loaded.parts.items()} == version.parts
+    assert loaded.manifest == version.named(1).manifest
+    assert [m.version for m in store.versions()] == [name]
+
+
+def test_publishing_does_not_activate(store: IndexStore) -> None:
+    """The pointer moves by activate alone."""
+    store.publish(small_version())
+
+    assert store.current() is None
+
+
+def test_counters_rise(store: IndexStore) -> None:
+    """Each new version has the next number, and versions come oldest first."""
+    names = [store.publish(small_version(str(i))) for i in range(11)]
+
+    assert [name.split("-")[0] for name in names] == [f"v{i}" for i in range(1, 12)]
+    assert [m.version for m in store.versions()] == names
+
+
+def test_the_same_bytes_are_stored_once(store: IndexStore) -> None:
+    """Publishing again what is there gives the name it has."""
+    name = store.publish(small_version())
+
+    assert store.publish(small_version()) == name
+    assert len(store.versions()) == 1
+
+
+def test_progress_ends_at_the_total(store: IndexStore) -> None:
+    """A publisher is told how far it is."""
+    told: list[tuple[int, int]] = []
+    version = small_version()
+    store.publish(version, lambda done, total: told.append((done, total)))
+
+    total = sum(len(part) for part in version.parts.values())
+    assert told[-1] == (total, total)
+
+
+def test_a_damaged_version_is_not_published(store: IndexStore) -> None:
+    """What fails its checks leaves no trace."""
+    version = small_version()
+    version.parts["path_ids.npy"] = b"nonsense"  # type: ignore[index]
+
+    with pytest.raises(VersionDamaged):
+        store.publish(version)
+
+    assert store.versions() == []
+
+
+def test_activate_returns_what_was_before(store: IndexStore) -> None:
+    """And makes the version current, the other previous."""
+    one, two = store.publish(small_version("1")), store.publish(small_version("2"))
+
+    assert store.activate(one) is None
+    assert store.activate(two) == one
+    assert (store.current(), store.previous()) == (two, one)
+
+
+def test_activating_the_current_version_changes_nothing(store: IndexStore) -> None:
+    """The previous version stays what it was."""
+    one, two = store.publish(small_version("1")), store.publish(small_version("2"))
+    store.activate(one)
+    store.activate(two)
+
+    assert store.activate(two) == two
+    assert store.previous() == one
+
+
+def test_compare_and_set(store: IndexStore) -> None:
+    """Only who knows what is current may move it; None means that nothing is."""
+    one, two = store.publish(small_version("1")), store.publish(small_version("2"))
+    with pytest.raises(PointerMoved):
+        store.activate(one, expected=two)
+    store.activate(one, expected=None)
+    with pytest.raises(PointerMoved):
+        store.activate(two, expected=None)
+    with pytest.raises(PointerMoved):
+        store.activate(two, expected=two)
+
+    assert store.activate(two, expected=one) == one
+    assert store.current() == two
+
+
+def test_of_many_racers_one_wins(store: IndexStore) -> None:
+    """Eight threads expect the same version: one moves the pointer, seven are told."""
+    names = [store.publish(small_version(str(i))) for i in range(9)]
+    store.activate(names[0])
+    outcomes: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def race(name: str) -> None:
+        barrier.wait()
+        try:
+            store.activate(name, expected=names[0])
+            outcomes.append(name)
+        except PointerMoved:
+            outcomes.append("lost")
+
+    threads = [threading.Thread(target=race, args=(name,)) for name in names[1:]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert outcomes.count("lost") == 7
+    assert store.current() in outcomes
+
+
+def test_of_many_publishers_none_is_lost(store: IndexStore) -> None:
+    """Threads that publish at once get different names and whole versions."""
+    names: list[str] = []
+    threads = [
+        threading.Thread(target=lambda i=i: names.append(store.publish(small_version(str(i))))) for i in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(set(names)) == 6
+    assert sorted(names) == sorted(m.version for m in store.versions())
+    for name in names:
+        store.load(name)
+
+
+def test_an_unknown_version_is_not_found(store: IndexStore) -> None:
+    """By any verb."""
+    missing = "v1-000000000000"
+    for verb in (store.load, store.activate, store.delete):
+        with pytest.raises(VersionNotFound, match=missing):
+            verb(missing)
+
+
+@pytest.mark.parametrize("name", ["../versions", "/etc", "", "v1/../v1", "a" * 65])
+def test_a_name_is_never_a_path(store: IndexStore, name: str) -> None:
+    """Whatever is not a plain name is refused before the store is touched."""
+    for verb in (store.load, store.activate, store.delete):
+        with pytest.raises(InvalidName):
+            verb(name)
+
+
+def test_lookup_reads_the_first_n_of_each_path(store: IndexStore) -> None:
+    """In the order asked for; a path not in use has none."""
+    name = store.publish(small_version())
+
+    postings = store.lookup(name, np.array([7, 5, 3]), 10)
+    capped = store.lookup(name, np.array([3]), 1)
+
+    assert (postings.items.tolist(), postings.lengths.tolist()) == ([1, 0, 2], [1, 0, 2])
+    assert (capped.items.tolist(), capped.lengths.tolist()) == ([0], [1])
+
+
+def test_delete(store: IndexStore) -> None:
+    """A deleted version is gone, for readers who had loaded it nothing changes."""
+    one, two = store.publish(small_version("1")), store.publish(small_version("2"))
+    store.activate(two)
+    loaded = store.load(one)
+
+    store.delete(one)
+
+    assert [m.version for m in store.versions()] == [two]
+    loaded.verify_digests()
+
+
+def test_the_current_version_cannot_be_deleted(store: IndexStore) -> None:
+    """Neither is anything of it lost in the attempt."""
+    name = store.publish(small_version())
+    store.activate(name)
+
+    with pytest.raises(VersionInUse):
+        store.delete(name)
+
+    store.load(name)
+
+
+def test_rollback_goes_back_and_forth(store: IndexStore) -> None:
+    """To the version that was current before; a second rollback undoes the first."""
+    one, two = store.publish(small_version("1")), store.publish(small_version("2"))
+    with pytest.raises(PointerMoved, match="nothing to roll back to"):
+        rollback(store)
+    store.activate(one)
+    store.activate(two)
+
+    assert rollback(store) == (one, two)
+    assert rollback(store) == (two, one)
+
+
+def test_prune_keeps_the_newest_and_what_is_in_use(store: IndexStore) -> None:
+    """Current and previous stay, however old."""
+    names = [store.publish(small_version(str(i))) for i in range(6)]
+    store.activate(names[1])
+    store.activate(names[0])
+
+    assert prune(store, keep=1) == names[2:5]
+    assert [m.version for m in store.versions()] == [names[0], names[1], names[5]]
+    assert prune(store, keep=0) == [names[5]]
+
+
+def test_urls(tmp_path: Path) -> None:
+    """A plain path and file:// open the same folder; another scheme is named."""
+    name = open_store(str(tmp_path)).publish(small_version())
+
+    assert open_store(f"file://{tmp_path}").load(name).manifest.version == name
+    with pytest.raises(InvalidName, match="'ftp'"):
+        open_store("ftp://host/dir")

@@ -1,0 +1,168 @@
+"""A version is checked whole: digests, shapes, and the manifest itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
+from index_store.version import Manifest, Version, check_name, npy
+from tests.planted import facts_of_version, parts_of_version, small_version
+
+
+def test_manifest_survives_its_json() -> None:
+    """Reading back a written manifest gives an equal one."""
+    manifest = small_version().named(1).manifest
+
+    assert manifest == Manifest.from_json(manifest.to_json(), manifest.version)
+
+
+def test_every_changed_byte_of_a_manifest_is_noticed() -> None:
+    """Whatever byte of manifest.json flips, it is refused or says the same."""
+    manifest = small_version().named(1).manifest
+    text = manifest.to_json()
+    for place in range(len(text)):
+        changed = text[:place] + bytes([text[place] ^ 1]) + text[place + 1 :]
+        try:
+            found = Manifest.from_json(changed, manifest.version)
+        except (VersionDamaged, VersionIncompatible):
+            continue
+
+        assert manifest == found
+
+
+def test_the_name_has_the_counter_and_the_fingerprint() -> None:
+    """A version is called v<counter>-<first 12 of its fingerprint>."""
+    version = small_version().named(7)
+
+    assert f"v7-{version.manifest.fingerprint[:12]}" == version.manifest.version
+
+
+def test_other_bytes_give_another_fingerprint() -> None:
+    """The fingerprint follows the parts, not when or under what name they are published."""
+    assert small_version("a").manifest.fingerprint == small_version("a").named(3).manifest.fingerprint
+    assert small_version("a").manifest.fingerprint != small_version("b").manifest.fingerprint
+
+
+def test_a_manifest_under_another_name_is_refused() -> None:
+    """The folder's name and the manifest's must agree."""
+    text = small_version().named(1).manifest.to_json()
+
+    with pytest.raises(VersionDamaged, match="is that of v1-"):
+        Manifest.from_json(text, "v2-000000000000")
+
+
+def test_a_newer_format_says_so() -> None:
+    """A format from the future is incompatible, not damaged."""
+    manifest = small_version().named(1).manifest
+    fields = json.loads(manifest.to_json()) | {"format": 99}
+
+    with pytest.raises(VersionIncompatible, match="format 99"):
+        Manifest.from_json(json.dumps(fields).encode(), manifest.version)
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"null", b"\xff", b'{"manifest_sha256": 1}', b"[" * 100_000])
+def test_what_is_not_a_manifest_is_damaged(text: bytes) -> None:
+    """No JSON, other JSON and too deep JSON are all refused with the one error."""
+    with pytest.raises(VersionDamaged):
+        Manifest.from_json(text, "v1-000000000000")
+
+
+def test_a_changed_part_fails_its_digest() -> None:
+    """One flipped bit in any part is noticed and the part is named."""
+    version = small_version().named(1)
+    for part, content in version.parts.items():
+        changed = bytes(content[:-1]) + bytes([content[-1] ^ 1])
+        damaged = dataclasses.replace(version, parts={**version.parts, part: changed})
+
+        with pytest.raises(VersionDamaged, match=part.replace(".", r"\.")):
+            damaged.verify_digests()
+
+
+def test_parts_of_another_version_are_refused() -> None:
+    """Model of one version and paths of another do not pass."""
+    one, other = small_version("a"), small_version("b")
+    mixed = dataclasses.replace(one, parts={**one.parts, "model.onnx": other.parts["model.onnx"]})
+
+    with pytest.raises(VersionDamaged, match=r"model\.onnx"):
+        mixed.verify_digests()
+
+
+@pytest.mark.parametrize(
+    ("part", "content", "message"),
+    [
+        ("item_vectors.npy", npy(np.full((3, 3), np.nan, np.float32)), "not finite"),
+        ("item_bias.npy", npy(np.array([0, np.inf, 0], np.float32)), "not finite"),
+        ("item_bias.npy", npy(np.zeros(2, np.float32)), "shape"),
+        ("item_vectors.npy", npy(np.zeros((3, 3))), "float64"),
+        ("path_ids.npy", npy(np.array([7, 3])), "ascending"),
+        ("path_offsets.npy", npy(np.array([0, 0, 3])), "no path empty"),
+        ("path_items.npy", npy(np.array([0, 1, 3], np.int32)), "outside"),
+        ("path_items.npy", npy(np.array([0, 1, -1], np.int32)), "outside"),
+        ("item_ids.npy", npy(np.array([10, 10, 30])), "ascending"),
+        ("path_ids.npy", b"\x93NUMPY\x01\x00nonsense", "not a .npy array"),
+        ("path_ids.npy", npy(np.array([7, 3]))[:-1], "not a .npy array"),
+        ("model.onnx", b"... location ... secret.bin", "external data"),
+        ("reranker.json", b'{"kind": "lr"}', "reranker"),
+        ("context.json", b"{", "not JSON"),
+    ],
+)
+def test_a_version_that_cannot_be_right_is_not_built(part: str, content: bytes, message: str) -> None:
+    """Shapes, order, bounds, finite values, no external data: each refusal names the part and the reason."""
+    parts = parts_of_version({3: [0, 2], 7: [1]}, item_ids=[10, 20, 30]) | {part: content}
+
+    with pytest.raises(VersionDamaged, match=message):
+        Version.build(parts, **facts_of_version(items=3, paths=2, postings=3))
+
+
+def test_a_header_that_claims_terabytes_is_refused() -> None:
+    """The shape in a .npy header is held against the bytes there are, before anything is allocated."""
+    header = npy(np.zeros(3, np.float32)).replace(b"(3,)", b"(10000000000000,)", 1)
+    parts = parts_of_version({3: [0, 2], 7: [1]}, item_ids=[10, 20, 30]) | {"item_bias.npy": header}
+
+    with pytest.raises(VersionDamaged, match="item_bias"):
+        Version.build(parts, **facts_of_version(items=3, paths=2, postings=3))
+
+
+def test_an_array_of_objects_is_never_unpickled() -> None:
+    """A .npy part that would need pickle is refused."""
+    import io
+
+    file = io.BytesIO()
+    np.save(file, np.array([{}, {}], object), allow_pickle=True)
+    parts = parts_of_version({3: [0, 2], 7: [1]}, item_ids=[10, 20, 30]) | {"path_ids.npy": file.getvalue()}
+
+    with pytest.raises(VersionDamaged, match="path_ids"):
+        Version.build(parts, **facts_of_version(items=3, paths=2, postings=3))
+
+
+def test_string_ids_are_kept_as_strings() -> None:
+    """Item ids come back in the type they were trained with."""
+    parts = parts_of_version({3: [0, 1]}, item_ids=["a", "b"])
+    version = Version.build(parts, **facts_of_version(items=2, paths=1, postings=2))
+
+    assert version.item_ids == ["a", "b"]
+
+
+def test_reach_grows_with_k() -> None:
+    """Twice the items need twice the paths; past the widest beam, deeper paths."""
+    facts: dict[str, Any] = facts_of_version(items=3, paths=2, postings=3)
+    manifest = Version.build(
+        parts_of_version({3: [0, 2], 7: [1]}, item_ids=[10, 20, 30]), **facts | {"k": 10, "beam": 2, "per_path": 5}
+    ).manifest
+
+    assert manifest.reach(5) == (2, 5)
+    assert manifest.reach(10) == (2, 5)
+    assert manifest.reach(20) == (4, 5)
+    assert manifest.reach(80) == (8, 10)
+
+
+@pytest.mark.parametrize("name", ["", "V1", "-a", "../v1", "a/b", "a" * 65, "v1\n", "http://x"])
+def test_only_plain_names_are_names(name: str) -> None:
+    """A version's name is never a path or a URL."""
+    with pytest.raises(InvalidName):
+        check_name(name)
