@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Workers are processes of their own and read the same environment.
     os.environ.update({f"DR_{name.upper()}": value for name, value in options.items() if value is not None})
     try:
-        settings = Settings()  # type: ignore[call-arg]  # the environment has the rest
+        settings = Settings()
         open_store(settings.store)
     except ValidationError as error:
         for entry in error.errors():
@@ -68,7 +68,7 @@ def app() -> object:
     from service.settings import Settings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    settings = Settings()  # type: ignore[call-arg]  # checked by main
+    settings = Settings()
     return create_app(settings, open_store(settings.store))
 
 

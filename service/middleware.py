@@ -6,16 +6,12 @@ import re
 import time
 import uuid
 
-import orjson
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
 
 REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
-
-
-class BodyTooLarge(Exception):
-    """Raised into the app's receive once the limit is passed."""
 
 
 class RequestMiddleware:
@@ -34,13 +30,15 @@ class RequestMiddleware:
         request_id = given.decode() if REQUEST_ID.match(given) else uuid.uuid4().hex
         scope["request_id"] = request_id
         status, received = 500, 0
+        stated = headers.get(b"content-length", b"")
+        too_long = stated.isdigit() and int(stated[:20]) > self._max_body_bytes
 
         async def limited_receive() -> Message:
             nonlocal received
-            message = await receive()
+            message = {} if too_long else await receive()
             received += len(message.get("body", b""))
-            if received > self._max_body_bytes:
-                raise BodyTooLarge
+            if too_long or received > self._max_body_bytes:
+                raise HTTPException(413)
             return message
 
         async def named_send(message: Message) -> None:
@@ -51,26 +49,8 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            stated = headers.get(b"content-length", b"0")
-            if stated.isdigit() and int(stated[:20]) > self._max_body_bytes:
-                await self._refuse(named_send, request_id)
-            else:
-                await self._app(scope, limited_receive, named_send)
-        except BodyTooLarge:
-            await self._refuse(named_send, request_id)
+            await self._app(scope, limited_receive, named_send)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.requests.labels(route, status).inc()
             self._metrics.duration.labels(route).observe(time.perf_counter() - started)
-
-    async def _refuse(self, send: Send, request_id: str) -> None:
-        body = {
-            "type": "about:blank",
-            "title": "Content Too Large",
-            "status": 413,
-            "detail": f"the body may have at most {self._max_body_bytes} bytes",
-            "request_id": request_id,
-        }
-        headers = [(b"content-type", b"application/problem+json"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": orjson.dumps(body)})

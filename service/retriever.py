@@ -70,6 +70,9 @@ class Retriever:
         self._strings = {item: index for index, item in enumerate(ids)} if isinstance(ids, list) else None
         self._ids = ids
         self._session = _open_session(version)
+        columns = {model_input.name: model_input.shape[-1:] for model_input in self._session.get_inputs()}
+        if columns.get("categories") != [len(self._codes)] or columns.get("numbers") != [len(self._scales)]:
+            raise VersionDamaged(f"{self.name}: context.json has other features than model.onnx takes")
         try:
             replay(self._session, version.index, version.reranker, version.document("golden.json"), self.name)
         except VersionDamaged:

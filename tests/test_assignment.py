@@ -90,10 +90,8 @@ def test_the_four_cases_by_hand() -> None:
     assigner.observe(one, np.array([[1, 3]]), np.array([[0.1, 0.3]], np.float32))
 
     # 1: 0.5 * 0.8 + 0.1; 2: 0.5 * 0.4, pushed out by 3: 0.5 * 0.4 + 0.3.
-    assert sorted(zip(assigner._candidates[0].tolist(), assigner._scores[0].tolist(), strict=True)) == [
-        (1, pytest.approx(0.5)),
-        (3, pytest.approx(0.5)),
-    ]
+    assert sorted(assigner._candidates[0].tolist()) == [1, 3]
+    assert assigner._scores[0].tolist() == pytest.approx([0.5, 0.5])
 
 
 @given(seed=st.integers(0, 999), alpha=st.sampled_from([0.0, 0.01, 0.1, 1.0, 100.0]))
@@ -206,7 +204,8 @@ def test_occupancy_of_known_sizes() -> None:
     """Sizes 1, 1, 2: used, largest, mean, Gini and entropy by hand."""
     occupancy = Occupancy.of_sizes(np.array([2, 1, 1]))
 
-    assert (occupancy.used, occupancy.largest, occupancy.mean_size) == (3, 2, pytest.approx(4 / 3))
+    assert (occupancy.used, occupancy.largest) == (3, 2)
+    assert occupancy.mean_size == pytest.approx(4 / 3)
     assert occupancy.gini == pytest.approx(1 / 6)
     assert occupancy.entropy == pytest.approx(1.5)
     assert Occupancy.of_sizes(np.full(10, 4)).gini == pytest.approx(0)

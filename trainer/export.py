@@ -7,9 +7,11 @@ import dataclasses
 import datetime
 import io
 import json
+import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +121,7 @@ def to_onnx(retrieval: Retrieval, dataset: Dataset) -> bytes:
         torch.zeros(2, dataset.numbers.shape[1]),
         torch.tensor(2),
     )
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch's own deprecations inside its exporter
+    with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             retrieval,
             example,
@@ -143,6 +144,20 @@ def to_onnx(retrieval: Retrieval, dataset: Dataset) -> bytes:
     onnx.checker.check_model(model, full_check=True)
     serialised: bytes = model.SerializeToString(deterministic=True)
     return serialised
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter says of itself: deprecations inside it, libraries it could have used."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def open_session(onnx_bytes: bytes) -> onnxruntime.InferenceSession:

@@ -49,7 +49,8 @@ class UserEncoder(nn.Module):
         start = torch.full_like(history[:, :1], self.start)
         history = torch.where(history < 0, self.padding, history)
         embedded = self.dropout(self.item_embedding(torch.cat([start, history], dim=1)))  # (B, T + 1, E)
-        states, _ = self.gru(embedded)  # (B, T + 1, H)
+        exporting = torch.compiler.is_exporting()
+        states = onnx_gru(self.gru, embedded) if exporting else self.gru(embedded)[0]  # (B, T + 1, H)
         context = [embed(categories[:, i]) for i, embed in enumerate(self.category_embeddings)]
         if numbers.shape[1]:
             context.append(numbers)
@@ -58,6 +59,33 @@ class UserEncoder(nn.Module):
             states = torch.cat([states, joined], dim=2)
         user: Tensor = self.project(self.dropout(states))
         return user
+
+
+def onnx_gru(gru: nn.GRU, inputs: Tensor) -> Tensor:
+    """All states (B, T, H) of `gru` over `inputs` (B, T, E), as the one ONNX operator that it is.
+
+    For the exporter only: left alone it takes torch's GRU apart into a loop over a fixed number of steps, from the
+    second export of a process on. ONNX has the gates in the order z, r, h, torch in r, z, n.
+    """
+
+    def gates(name: str) -> Tensor:
+        values, size = gru.get_parameter(name), gru.hidden_size
+        return torch.cat([values[size : 2 * size], values[:size], values[2 * size :]]).unsqueeze(0)
+
+    batch, time = inputs.shape[:2]
+    states = torch.onnx.ops.symbolic(
+        "GRU",
+        (
+            inputs.transpose(0, 1),
+            gates("weight_ih_l0"),
+            gates("weight_hh_l0"),
+            torch.cat([gates("bias_ih_l0"), gates("bias_hh_l0")], dim=1),
+        ),
+        {"hidden_size": gru.hidden_size, "linear_before_reset": 1},
+        dtype=inputs.dtype,
+        shape=(time, 1, batch, gru.hidden_size),
+    )
+    return states.squeeze(1).transpose(0, 1)
 
 
 class PathLayer(nn.Module):
@@ -168,7 +196,7 @@ class Retrieval(nn.Module):
 
         history: (B, T) item indices, oldest first, -1 after its end; beam: int64 scalar, 1 to MAX_BEAM.
         """
-        width = int(beam.item())
+        width: int = beam.item()  # type: ignore[assignment]  # int() would fix it at export
         torch._check(width >= 1)  # noqa: SLF001 -- how the exporter learns a bound
         torch._check(width <= MAX_BEAM)  # noqa: SLF001
         vectors = self.model.encoder(history, categories, numbers)  # (B, T + 1, E)

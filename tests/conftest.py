@@ -1,0 +1,71 @@
+"""One small run of everything, trained once a session on planted data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from index_store.version import Version
+from tests.planted import write_interactions
+from trainer.checkpoint import Run
+from trainer.config import TrainConfig
+from trainer.data import Dataset, Split, load_dataset, split_users
+from trainer.export import make_version
+from trainer.progress import SilentProgress
+from trainer.train import Trained, fit
+
+#: Small and quick: about two seconds of training.
+SMALL = TrainConfig(
+    depth=2,
+    width=6,
+    paths_per_item=2,
+    candidate_paths=8,
+    embedding=16,
+    hidden=16,
+    history=6,
+    dropout=0.0,
+    epochs=8,
+    warmup_epochs=3,
+    batch=128,
+    learning_rate=0.02,
+    k=5,
+    test_users=20,
+)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Data, training and version of one run."""
+
+    file: Path
+    config: TrainConfig
+    dataset: Dataset
+    split: Split
+    trained: Trained
+    version: Version
+
+
+def train_planted(folder: Path, config: TrainConfig, *, text_ids: bool = False, users: Path | None = None) -> Planted:
+    """Train on planted interactions and make a version."""
+    folder.mkdir(exist_ok=True)
+    file = write_interactions(folder, text_ids=text_ids)
+    dataset = load_dataset(file, config, users=users)
+    split = split_users(dataset, config)
+    trained = fit(config, dataset, split, Run(folder / "run", config, dataset), SilentProgress())
+    return Planted(
+        file, config, dataset, split, trained, make_version(config, dataset, split, trained, SilentProgress())
+    )
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """Integer ids, seed 0."""
+    return train_planted(tmp_path_factory.mktemp("planted"), SMALL)
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """The same data with seed 1: a version of its own to swap with."""
+    return train_planted(tmp_path_factory.mktemp("other"), SMALL.replace(seed=1))

@@ -1,0 +1,181 @@
+"""Admission and grouping, with a retriever whose answers are known and whose pace the test sets."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from index_store.retrieval import Answer
+from service.batcher import Batcher
+from service.errors import DeadlineExceeded, Overloaded
+from service.metrics import Metrics
+from service.retriever import Found, Query, Retriever
+
+NOTHING = np.empty(0, np.int64)
+LONG = 30.0  # seconds; nothing here waits that long
+
+
+def query(k: int, beam: int = 5, *, rerank: bool = True) -> Query:
+    """A query that is told from others by its k."""
+    return Query(NOTHING, [], [], k, beam, 1, NOTHING, rerank, False, 0)
+
+
+class GatedRetriever:
+    """Answers query k with k; each batch waits for the gate."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.started = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def answer(self, queries: Sequence[Query]) -> list[Found]:
+        """One batch."""
+        self.batches.append([q.k for q in queries])
+        self.started.set()
+        assert self.gate.wait(LONG)
+        if any(q.k == 13 for q in queries):
+            raise ValueError("thirteen")
+        empty = Answer(NOTHING, NOTHING.astype(np.float32), NOTHING.astype(np.float32), 0, 0)
+        return [Found([q.k], empty, 0) for q in queries]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let other tasks run until `condition` holds."""
+    async with asyncio.timeout(LONG):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def with_batcher(
+    test: Callable[[Batcher, GatedRetriever], Coroutine[Any, Any, None]], *, max_queue: int = 100, max_batch: int = 100
+) -> None:
+    """Run `test` beside a running batcher."""
+
+    async def run() -> None:
+        batcher, gated = Batcher(max_queue, max_batch, Metrics()), GatedRetriever()
+        task = asyncio.create_task(batcher.run())
+        try:
+            await test(batcher, gated)
+        finally:
+            gated.gate.set()
+            task.cancel()
+
+    asyncio.run(run())
+
+
+def submit(
+    batcher: Batcher, gated: GatedRetriever, *queries: Query, timeout: float = LONG
+) -> asyncio.Task[list[Found]]:
+    """A request under way."""
+    return asyncio.create_task(batcher.submit(cast("Retriever", gated), list(queries), timeout))
+
+
+def test_what_queued_meanwhile_is_the_next_batch() -> None:
+    """The first request goes alone and at once; the next batch is all that came while it was searched."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        first = submit(batcher, gated, query(1))
+        await until(gated.started.is_set)
+        others = [submit(batcher, gated, query(k)) for k in (2, 3, 4)]
+        await until(lambda: len(batcher._queue) == 3)
+        gated.gate.set()
+
+        assert [(await task)[0].item_ids for task in (first, *others)] == [[1], [2], [3], [4]]
+        assert gated.batches == [[1], [2, 3, 4]]
+
+    with_batcher(test)
+
+
+def test_only_what_fits_is_searched_together() -> None:
+    """Another beam, score or version waits for its own batch; none is lost, and the order is kept."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        other = GatedRetriever()
+        other.gate.set()
+        tasks = [submit(batcher, gated, query(1))]
+        await until(gated.started.is_set)
+        tasks += [submit(batcher, gated, q) for q in (query(2), query(3, beam=9), query(4), query(5, rerank=False))]
+        tasks += [submit(batcher, other, query(6)), submit(batcher, gated, query(7, beam=9))]
+        await until(lambda: len(batcher._queue) == 6)
+        gated.gate.set()
+
+        assert [(await task)[0].item_ids[0] for task in tasks] == [1, 2, 3, 4, 5, 6, 7]
+        assert gated.batches == [[1], [2, 4], [3, 7], [5]]
+        assert other.batches == [[6]]
+
+    with_batcher(test)
+
+
+def test_a_batch_is_bounded() -> None:
+    """At most max_batch together."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        gated.gate.set()
+        await submit(batcher, gated, *(query(k) for k in range(7)))
+
+        assert gated.batches == [[0, 1, 2], [3, 4, 5], [6]]
+
+    with_batcher(test, max_batch=3)
+
+
+def test_a_full_queue_refuses_at_once() -> None:
+    """All of a request's queries or none are admitted; after the jam there is room again."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        first = submit(batcher, gated, query(1))
+        await until(gated.started.is_set)
+        second = submit(batcher, gated, query(2), query(3))
+        await until(lambda: len(batcher._queue) == 2)
+        with pytest.raises(Overloaded):
+            await batcher.submit(cast("Retriever", gated), [query(4), query(5)], LONG)
+        third = submit(batcher, gated, query(6))
+        await until(lambda: len(batcher._queue) == 3)
+        gated.gate.set()
+        await asyncio.gather(first, second, third)
+
+        assert gated.batches == [[1], [2, 3, 6]]
+
+    with_batcher(test, max_queue=3)
+
+
+def test_who_stopped_waiting_costs_nothing() -> None:
+    """A cancelled and an expired request are dropped before they are searched."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        first = submit(batcher, gated, query(1))
+        await until(gated.started.is_set)
+        cancelled, expired = submit(batcher, gated, query(2)), submit(batcher, gated, query(3), timeout=0.001)
+        last = submit(batcher, gated, query(4))
+        await until(lambda: len(batcher._queue) == 3)
+        cancelled.cancel()
+        with pytest.raises(DeadlineExceeded):
+            await expired
+        gated.gate.set()
+        await asyncio.gather(first, last)
+
+        assert gated.batches == [[1], [4]]
+
+    with_batcher(test)
+
+
+def test_an_error_reaches_every_waiter_and_nobody_else() -> None:
+    """The batch that failed fails whole; the batcher goes on."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        first = submit(batcher, gated, query(1))
+        await until(gated.started.is_set)
+        failing = [submit(batcher, gated, query(k)) for k in (12, 13)]
+        await until(lambda: len(batcher._queue) == 2)
+        gated.gate.set()
+        results = await asyncio.gather(first, *failing, return_exceptions=True)
+        after = await submit(batcher, gated, query(5))
+
+        assert [type(result) for result in results] == [list, ValueError, ValueError]
+        assert after[0].item_ids == [5]
+
+    with_batcher(test)

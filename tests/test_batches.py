@@ -1,0 +1,66 @@
+"""Windows of sequences: every item is predicted once, from what came before it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trainer.batches import Batches
+from trainer.data import ContextSchema, Dataset, Split
+
+
+def dataset_of(sequences: list[list[int]]) -> tuple[Dataset, Split]:
+    """Users 0, 1, ... with these sequences, all trained on in full."""
+    lengths = np.array([len(sequence) for sequence in sequences])
+    users = len(sequences)
+    dataset = Dataset(
+        np.arange(100),
+        np.arange(users),
+        np.concatenate(sequences).astype(np.int32),
+        np.cumsum([0, *lengths]),
+        ContextSchema({"c": ["x"]}, {}),
+        np.arange(users)[:, None],
+        np.zeros((users, 0), np.float32),
+    )
+    return dataset, Split(np.arange(users), np.arange(0), lengths, lengths)
+
+
+@pytest.mark.parametrize("seeded", [True, False])
+def test_every_item_is_predicted_once_from_its_past(seeded: bool) -> None:
+    """Sequences shorter, as long as, and longer than the window, in batches of any composition."""
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(1000, size=length).tolist() for length in (1, 2, 4, 5, 6, 9, 13, 30)]
+    dataset, split = dataset_of(sequences)
+    batches = Batches(dataset, split, history=4, batch=10)
+    predicted: list[tuple[int, int]] = []
+    for batch in batches.epoch(np.random.default_rng(1) if seeded else None):
+        for history, targets, user in zip(
+            batch.history.tolist(), batch.targets.tolist(), batch.categories, strict=True
+        ):
+            sequence = sequences[int(user)]
+            assert len(targets) == len(history) + 1
+            seen = [item for item in history if item >= 0]
+            for t, target in enumerate(targets):
+                if target < 0:
+                    continue
+                past = seen[:t]
+                matches = [
+                    end
+                    for end in range(len(past), len(sequence))
+                    if sequence[end - len(past) : end] == past and sequence[end] == target
+                ]
+                assert matches, (sequence, past, target)
+                predicted.append((int(user), matches[0] if len(past) else 0))
+
+    assert batches.predictions == len(predicted) == sum(map(len, sequences))
+    assert sorted(predicted) == [(user, place) for user, s in enumerate(sequences) for place in range(len(s))]
+
+
+def test_the_order_follows_the_generator() -> None:
+    """The same seed gives the same batches, another seed others."""
+    dataset, split = dataset_of([list(range(n, n + 7)) for n in range(50)])
+    batches = Batches(dataset, split, history=4, batch=20)
+    one, same, other = ([b.history.tolist() for b in batches.epoch(np.random.default_rng(s))] for s in (1, 1, 2))
+
+    assert one == same
+    assert one != other

@@ -1,0 +1,107 @@
+"""The measures by hand, and the planted data's known answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from index_store.version import Version
+from tests.conftest import SMALL, Planted
+from tests.planted import GROUPS
+from trainer.data import ContextSchema, Dataset, Split
+from trainer.errors import DataError
+from trainer.evaluate import evaluate, item_similarity, precision_recall_f, require_same_items
+from trainer.progress import SilentProgress
+
+
+def test_precision_recall_f_by_hand() -> None:
+    """F is the mean of the users' F, not the F of the means; a repeated answer counts once; no truth, no user."""
+    answers = [np.array([1, 2]), np.array([3, 3]), np.array([9, 8])]
+    truths = [np.array([1, 2, 5, 6]), np.array([3, 3]), np.array([], np.int64)]
+
+    measured = precision_recall_f(answers, truths, k=2)
+
+    assert measured["precision"] == pytest.approx((1.0 + 0.5) / 2)
+    assert measured["recall"] == pytest.approx((0.5 + 1.0) / 2)
+    assert measured["f_measure"] == pytest.approx((2 / 3 + 2 / 3) / 2)
+
+
+def test_planted_groups_are_found(planted: Planted) -> None:
+    """Nearly every answer is of the user's group: k = 5 of its 6 new items, of which 5 are the truth."""
+    result = evaluate(planted.version, planted.dataset, planted.split, 5, SilentProgress())
+
+    assert result["deep_retrieval"]["precision"] > 0.75  # 5/6 for who knows the group and nothing else
+    assert result["ratio_to_brute_force"]["f_measure"] > 0.95
+    assert result["popularity"]["f_measure"] < result["deep_retrieval"]["f_measure"] / 2
+    assert result["item_cf"]["f_measure"] > 0.7
+    assert result["deep_retrieval"]["candidates_mean"] <= 10 * 5
+    assert result["users"] == 20
+
+
+def test_the_document_has_the_keys_that_others_rely_on(planted: Planted) -> None:
+    """Exactly as DESIGN fixes them."""
+    result = evaluate(planted.version, planted.dataset, planted.split, 5, SilentProgress())
+    measures = {"precision", "recall", "f_measure"}
+
+    assert set(result) == {
+        "k", "users", "version", "deep_retrieval", "brute_force", "item_cf", "popularity", "ratio_to_brute_force",
+        "structural_recall", "paths", "unfiltered",
+    }  # fmt: skip
+    assert set(result["deep_retrieval"]) == measures | {"candidates_mean", "candidates_p99"}
+    assert set(result["paths"]) == {"used", "largest", "mean_size", "gini"}
+    for document in (result, result["unfiltered"]):
+        for name in ("brute_force", "item_cf", "popularity", "ratio_to_brute_force"):
+            assert set(document[name]) == measures
+
+
+def test_with_every_path_read_it_equals_brute_force(planted: Planted) -> None:
+    """Reading the whole index with the softmax score gives brute force's own figures, to the last digit."""
+    import dataclasses
+
+    from index_store.retrieval import SOFTMAX
+
+    everything = dataclasses.replace(planted.version.manifest, beam=36, per_path=1000)
+    version = Version(everything, planted.version.parts)
+    version.__dict__["reranker"] = SOFTMAX  # fills the cached property
+
+    result = evaluate(version, planted.dataset, planted.split, 5, SilentProgress())
+
+    assert result["structural_recall"] == 1
+    assert set(result["ratio_to_brute_force"].values()) == {1.0}
+    assert set(result["unfiltered"]["ratio_to_brute_force"].values()) == {1.0}
+
+
+def test_item_similarity_by_hand() -> None:
+    """Cosine over training users: items 0 and 1 share one of two users each; item 2 is apart; held-out count not."""
+    dataset = Dataset(
+        np.arange(3),
+        np.arange(4),
+        np.array([0, 1, 0, 1, 2, 0, 2], np.int32),
+        np.array([0, 2, 3, 5, 7]),
+        ContextSchema({}, {}),
+        np.zeros((4, 0), np.int64),
+        np.zeros((4, 0), np.float32),
+    )
+    lengths = np.diff(dataset.offsets)
+    similar = item_similarity(dataset, Split(np.array([0, 1, 2]), np.array([3]), lengths, lengths)).toarray()
+
+    assert similar == pytest.approx(np.array([[0, 0.5, 0], [0.5, 0, 1 / np.sqrt(2)], [0, 1 / np.sqrt(2), 0]]), abs=1e-6)
+
+
+def test_other_items_than_the_trained_are_refused(planted: Planted) -> None:
+    """Evaluating on other files would silently shift every index."""
+    import dataclasses
+
+    fewer = dataclasses.replace(planted.dataset, item_ids=planted.dataset.item_ids[1:])
+
+    with pytest.raises(DataError, match="not the same"):
+        require_same_items(planted.version, fewer)
+
+
+def test_the_group_is_what_was_planted(planted: Planted) -> None:
+    """The helper's promise: a user's items all have the user's remainder."""
+    for user in range(10):
+        items = planted.dataset.item_ids[planted.dataset.sequence(user)]
+
+        assert set((items % GROUPS).tolist()) == {user % GROUPS}
+    assert SMALL.k == 5

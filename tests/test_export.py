@@ -1,0 +1,129 @@
+"""What is exported is what was trained."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from index_store.golden import replay
+from index_store.retrieval import pad_histories, search
+from tests.conftest import Planted
+from trainer.errors import ExportRefused
+from trainer.export import check_parity, make_index, open_session
+from trainer.model import Retrieval, prefix_tables
+from trainer.requests import training_requests
+
+
+def retrieval_of(planted: Planted) -> Retrieval:
+    """The exported module, in torch."""
+    model = planted.trained.model
+    tables = prefix_tables(np.unique(planted.trained.paths), planted.config.depth, model.width)
+    return Retrieval(model, tables).eval()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("beam", [1, 5, 36, 256])
+def test_onnx_equals_torch(planted: Planted, batch: int, beam: int) -> None:
+    """User vectors, paths and log-probabilities, whatever the batch, the lengths and the beam."""
+    rng = np.random.default_rng(batch)
+    histories = pad_histories([rng.integers(40, size=rng.integers(0, 7)) for _ in range(batch)], 6)
+    inputs = histories, np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32)
+    found = search(open_session(bytes(planted.version.parts["model.onnx"])), *inputs, beam)
+    with torch.inference_mode():
+        user, path_ids, log_probs = retrieval_of(planted)(*map(torch.from_numpy, inputs), torch.tensor(beam))
+
+    assert np.allclose(user, found.user, atol=1e-5)
+    assert np.allclose(log_probs, found.log_probs, atol=1e-4)
+    assert (path_ids.numpy() == found.path_ids).mean() > 0.99
+
+
+def test_the_gate_refuses_another_network(planted: Planted) -> None:
+    """A weight that changed after the export is noticed, in the encoder, a path layer, or the tables."""
+    session = open_session(bytes(planted.version.parts["model.onnx"]))
+    requests = training_requests(planted.dataset, planted.split, 7, 0)
+    check_parity(retrieval_of(planted), session, requests, planted.config)
+    for name in ("model.encoder.project.weight", "model._layers.1.out.weight"):
+        retrieval = copy.deepcopy(retrieval_of(planted))
+        with torch.no_grad():
+            retrieval.get_parameter(name).mul_(1.2)
+
+        with pytest.raises(ExportRefused, match="differ"):
+            check_parity(retrieval, session, requests, planted.config)
+
+
+def test_the_onnx_file_tells_nothing_of_this_machine(planted: Planted) -> None:
+    """No paths, no stack traces, no external data, standard operators only."""
+    content = bytes(planted.version.parts["model.onnx"])
+    model = onnx.load_from_string(content)
+
+    assert b".py" not in content
+    assert b"/" not in b"".join(node.doc_string.encode() for node in model.graph.node)
+    assert {opset.domain for opset in model.opset_import} == {""}
+    assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer)
+
+
+def test_path_lists_are_the_assignment_turned_round(planted: Planted) -> None:
+    """Item v is on path c exactly if c is among the paths of v; in a path the most clicked come first."""
+    index = planted.version.index
+    for place, path in enumerate(index.path_ids.tolist()):
+        items = index.path_items[index.path_offsets[place] : index.path_offsets[place + 1]].tolist()
+        expected = [v for v, paths in enumerate(planted.trained.paths.tolist()) if path in paths]
+
+        assert sorted(items) == expected
+        assert items == sorted(items, key=lambda item: (-index.item_bias[item], item))
+    assert len(index.path_items) == planted.trained.paths.size
+
+
+def test_the_index_of_an_assignment_by_hand(planted: Planted) -> None:
+    """Three items, two paths."""
+    model = copy.deepcopy(planted.trained.model)
+    model.item_bias = torch.tensor([-1.0, -2.0, -0.5])
+
+    index = make_index(model, np.array([[7], [3], [7]]))
+
+    assert index.path_ids.tolist() == [3, 7]
+    assert index.path_offsets.tolist() == [0, 1, 3]
+    assert index.path_items.tolist() == [1, 2, 0]
+
+
+def test_the_reads_are_within_the_budget(planted: Planted) -> None:
+    """Beam times per_path was chosen so that a request reads at most 8 k items on average."""
+    manifest = planted.version.manifest
+    session = open_session(bytes(planted.version.parts["model.onnx"]))
+    requests = training_requests(planted.dataset, planted.split, 100, 0)
+    reads = [
+        planted.version.index.lookup(row, manifest.per_path).lengths.sum()
+        for beams in requests.beams(session, manifest.history, manifest.beam)
+        for row in beams.path_ids
+    ]
+
+    assert np.mean(reads) <= 8 * manifest.k
+
+
+def test_golden_queries_replay(planted: Planted) -> None:
+    """Against the version they were recorded with, an empty history among them."""
+    version = planted.version
+    golden = version.document("golden.json")
+
+    replay(open_session(bytes(version.parts["model.onnx"])), version.index, version.reranker, golden, "v")
+
+    assert [] in golden["histories"]
+
+
+@pytest.mark.parametrize("part", ["model", "vectors", "paths", "reranker"])
+def test_golden_queries_notice_what_does_not_belong(planted: Planted, other: Planted, part: str) -> None:
+    """Any one part of another version, though whole in itself, gives other answers."""
+    from index_store.errors import VersionDamaged
+
+    one, two = planted.version, other.version
+    source = {name: two if name == part else one for name in ("model", "vectors", "paths", "reranker")}
+    index = dataclasses.replace(source["paths"].index, item_vectors=source["vectors"].index.item_vectors)
+    session = open_session(bytes(source["model"].parts["model.onnx"]))
+
+    with pytest.raises(VersionDamaged, match="golden"):
+        replay(session, index, source["reranker"].reranker, one.document("golden.json"), "v")

@@ -1,0 +1,325 @@
+"""Versions swap under load: no request fails, none mixes versions, and what is bad is never served."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from fastapi.testclient import TestClient
+
+from index_store.errors import StoreUnavailable
+from index_store.folder import FolderStore
+from index_store.version import Version, npy
+from tests.conftest import Planted
+from tests.planted import facts_of_version
+from tests.test_api import ADMIN, assert_problem, make_app
+
+
+@pytest.fixture
+def store(planted: Planted, other: Planted, tmp_path: Path) -> FolderStore:
+    """Two versions, the first current."""
+    store = FolderStore(str(tmp_path / "store"))
+    store.activate(store.publish(planted.version))
+    store.publish(other.version)
+    return store
+
+
+@pytest.fixture
+def names(store: FolderStore) -> tuple[str, str]:
+    """Their names."""
+    first, second = (manifest.version for manifest in store.versions())
+    return first, second
+
+
+@pytest.fixture
+def client(store: FolderStore) -> Iterator[TestClient]:
+    """A service of the store."""
+    with TestClient(make_app(store)) as opened:
+        yield opened
+
+
+def swap(client: TestClient, version: str, **more: Any) -> Any:
+    """POST /admin/v1/swap."""
+    return client.post("/admin/v1/swap", json={"version": version, **more}, headers=ADMIN)
+
+
+def served(client: TestClient) -> str:
+    """The version that answers."""
+    name: str = client.post("/v1/retrieve", json={"history": [1]}).json()["version"]
+    return name
+
+
+def changed(version: Version, **parts: bytes) -> Version:
+    """A version with other bytes in some parts (named without their endings), its digests right."""
+    endings = {name.split(".")[0]: name for name in version.parts}
+    contents = {name: bytes(part) for name, part in version.parts.items()}
+    contents |= {endings[name]: part for name, part in parts.items()}
+    facts = {
+        field.name: getattr(version.manifest, field.name)
+        for field in dataclasses.fields(version.manifest)
+        if field.name not in {"parts", "version", "fingerprint", "format"}
+    }
+    return Version.build(contents, **facts)
+
+
+def test_a_swap_moves_the_pointer_and_this_replica(
+    client: TestClient, store: FolderStore, names: tuple[str, str]
+) -> None:
+    """200 with version and previous, once the new version answers."""
+    response = swap(client, names[1])
+
+    assert (response.status_code, response.json()) == (200, {"version": names[1], "previous": names[0]})
+    assert store.current() == served(client) == names[1]
+
+
+def test_a_swap_with_the_wrong_expectation_is_409(
+    client: TestClient, store: FolderStore, names: tuple[str, str]
+) -> None:
+    """And nothing changes."""
+    assert_problem(swap(client, names[1], expected=names[1]), 409)
+    assert store.current() == served(client) == names[0]
+
+    assert swap(client, names[1], expected=names[0]).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["v9-000000000000", "no-such"])
+def test_an_unknown_version_is_404(client: TestClient, names: tuple[str, str], name: str) -> None:
+    """And the old one serves on."""
+    assert_problem(swap(client, name), 404)
+    assert served(client) == names[0]
+
+
+@pytest.mark.parametrize("name", ["../etc/passwd", "http://evil/x", "", "V1", "a/b"])
+def test_a_name_that_is_a_path_or_url_is_422(client: TestClient, name: str) -> None:
+    """It never reaches the store, and is not repeated."""
+    response = swap(client, name)
+
+    assert_problem(response, 422)
+    assert not name or name not in response.text
+
+
+def test_rollback(client: TestClient, store: FolderStore, names: tuple[str, str]) -> None:
+    """To the version that was current before; with none, 409."""
+    assert_problem(client.post("/admin/v1/rollback", headers=ADMIN), 409)
+    swap(client, names[1])
+
+    response = client.post("/admin/v1/rollback", headers=ADMIN)
+
+    assert response.json() == {"version": names[0], "previous": names[1]}
+    assert store.current() == served(client) == names[0]
+
+
+def test_versions_tell_their_state(client: TestClient, store: FolderStore, names: tuple[str, str]) -> None:
+    """current, previous, available, and failed with the reason."""
+    bad = store.publish(changed(store.load(names[0]), golden=b'{"nonsense": 1}'))
+    swap(client, names[1])
+    assert_problem(swap(client, bad), 422)
+
+    body = client.get("/admin/v1/versions", headers=ADMIN).json()
+
+    states = {entry["version"]: entry["state"] for entry in body["versions"]}
+    assert body["current"] == names[1]
+    assert states == {names[0]: "previous", names[1]: "current", bad: "failed"}
+    assert "golden" in next(entry["reason"] for entry in body["versions"] if entry["version"] == bad)
+    assert {"version", "state", "created", "items", "paths"} <= set(body["versions"][0])
+
+
+def test_the_pointer_is_followed(store: FolderStore, names: tuple[str, str]) -> None:
+    """A version activated elsewhere is served after the next look, a deleted pointer changes nothing."""
+    import asyncio
+
+    from service.metrics import Metrics
+    from service.reloader import Reloader
+
+    async def follow() -> list[str]:
+        reloader = Reloader(store, 60, Metrics())
+        await reloader.follow()
+        seen = [reloader.retriever.name]
+        store.activate(names[1])
+        await reloader.follow()
+        seen.append(reloader.retriever.name)
+        (store.folder / "CURRENT").unlink()
+        await reloader.follow()
+        return [*seen, reloader.retriever.name]
+
+    assert asyncio.run(follow()) == [names[0], names[1], names[1]]
+
+
+def test_a_store_that_does_not_answer_changes_nothing(
+    store: FolderStore, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is away the loaded version serves; then the pointer is followed again."""
+    import asyncio
+
+    from service.metrics import Metrics
+    from service.reloader import Reloader
+
+    def away() -> str:
+        raise StoreUnavailable("away")
+
+    async def follow() -> list[str]:
+        reloader = Reloader(store, 60, Metrics())
+        await reloader.follow()
+        store.activate(names[1])
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "current", away)
+            await reloader.follow()
+            seen = [reloader.retriever.name]
+        await reloader.follow()
+        return [*seen, reloader.retriever.name]
+
+    assert asyncio.run(follow()) == list(names)
+
+
+def bad_versions(version: Version) -> dict[str, Version]:
+    """Versions that pass every digest and shape, and still cannot be right."""
+    model = onnx.load_from_string(bytes(version.parts["model.onnx"]))
+    poisoned = onnx.ModelProto()
+    poisoned.CopyFrom(model)
+    for tensor in poisoned.graph.initializer:
+        if "project.weight" in tensor.name or "item_embedding" in tensor.name:
+            array = np.full(tuple(tensor.dims), np.nan, np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    foreign = onnx.ModelProto()
+    foreign.CopyFrom(model)
+    foreign.graph.node[0].domain = "com.example"
+    cut = bytes(version.parts["model.onnx"])
+    shuffled = np.random.default_rng(0).permutation(version.index.item_vectors)
+    return {
+        "NaN weights": changed(version, model=poisoned.SerializeToString()),
+        "foreign operator": changed(version, model=foreign.SerializeToString()),
+        "truncated model": changed(version, model=cut[: len(cut) // 2]),
+        "no model": changed(version, model=b"nonsense"),
+        "empty model": changed(version, model=b""),
+        "vectors of others": changed(version, item_vectors=npy(shuffled)),
+        "paths of others": changed(version, path_ids=npy(version.index.path_ids + 1)),
+        "no golden answers": changed(version, golden=b"{}"),
+        "a context it has not": changed(version, context=b'{"categorical": {"x": ["y"]}, "numeric": {}}'),
+        "a broken context": changed(version, context=b'{"categorical": 3}'),
+    }
+
+
+def test_what_cannot_be_right_is_refused_and_the_old_serves_on(
+    client: TestClient, store: FolderStore, names: tuple[str, str]
+) -> None:
+    """Each is 422 with a reason, by swap and by pointer, while requests are answered."""
+    for what, bad in bad_versions(store.load(names[0])).items():
+        name = store.publish(bad)
+
+        body = assert_problem(swap(client, name), 422)
+
+        assert name in body["detail"], what
+        assert served(client) == store.current() == names[0], what
+
+
+def test_a_version_damaged_on_disk_is_refused(client: TestClient, store: FolderStore, names: tuple[str, str]) -> None:
+    """A flipped bit after publishing: the digest is wrong, the old version serves on."""
+    file = store.folder / "versions" / names[1] / "item_vectors.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+    body = assert_problem(swap(client, names[1]), 422)
+
+    assert "item_vectors" in body["detail"]
+    assert served(client) == store.current() == names[0]
+
+
+def test_external_data_is_refused(store: FolderStore, names: tuple[str, str], tmp_path: Path) -> None:
+    """A model that would read another file is not even built."""
+    from index_store.errors import VersionDamaged
+
+    model = onnx.load_from_string(bytes(store.load(names[0]).parts["model.onnx"]))
+    onnx.external_data_helper.convert_model_to_external_data(model, location="secret.bin", size_threshold=0)
+    onnx.save(model, tmp_path / "model.onnx")
+
+    with pytest.raises(VersionDamaged, match="external data"):
+        changed(store.load(names[0]), model=(tmp_path / "model.onnx").read_bytes())
+
+
+def test_swaps_under_load_fail_nothing_and_mix_nothing(
+    client: TestClient, store: FolderStore, names: tuple[str, str], planted: Planted, other: Planted
+) -> None:
+    """60 swaps while four clients ask: every answer is exactly that of the version it names."""
+    bodies = [{"history": list(range(group, group + 4 * n, 4)), "k": 5} for group in range(4) for n in range(4)]
+    expected: dict[str, list[Any]] = {}
+    for name in names:
+        assert swap(client, name).status_code == 200
+        expected[name] = [client.post("/v1/retrieve", json=body).json()["candidates"] for body in bodies]
+    assert expected[names[0]] != expected[names[1]]
+    wrong: list[Any] = []
+    versions_seen: set[str] = set()
+    answered = 0
+    stop = threading.Event()
+    lock = threading.Lock()
+
+    def ask(seed: int) -> None:
+        nonlocal answered
+        rng = np.random.default_rng(seed)
+        while not stop.is_set():
+            number = int(rng.integers(len(bodies)))
+            response = client.post("/v1/retrieve", json=bodies[number])
+            body = response.json()
+            right = response.status_code == 200 and same(body["candidates"], expected[body["version"]][number])
+            with lock:
+                answered += 1
+                if right:
+                    versions_seen.add(body["version"])
+                else:
+                    wrong.append(body)
+
+    def same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> bool:
+        return [c["item_id"] for c in found] == [c["item_id"] for c in wanted] and np.allclose(
+            [c["score"] for c in found], [c["score"] for c in wanted], atol=1e-4
+        )
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        statuses = [swap(client, names[number % 2]).status_code for number in range(60)]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+    assert wrong == []
+    assert statuses == [200] * 60
+    assert versions_seen == set(names)
+    assert answered > 60
+
+
+def test_of_racing_swaps_all_but_one_are_told(client: TestClient, store: FolderStore, names: tuple[str, str]) -> None:
+    """Eight swaps that expect the same version: one 200, seven 409."""
+    statuses: list[int] = []
+    barrier = threading.Barrier(8)
+
+    def race() -> None:
+        barrier.wait()
+        statuses.append(swap(client, names[1], expected=names[0]).status_code)
+
+    threads = [threading.Thread(target=race) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(statuses) == [200] + [409] * 7
+    assert served(client) == names[1]
+
+
+def test_the_facts_helper_matches_the_manifest() -> None:
+    """The tests' own list of manifest fields is complete."""
+    from index_store.version import Manifest
+
+    with contextlib.suppress(json.JSONDecodeError):
+        fields = {field.name for field in dataclasses.fields(Manifest)}
+        assert set(facts_of_version(1, 1, 1)) == fields - {"parts", "version", "fingerprint", "format"}

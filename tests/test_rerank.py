@@ -1,0 +1,93 @@
+"""The reranker learns what makes a candidate clicked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from index_store.retrieval import SOFTMAX, Index
+from trainer.requests import Requests
+from trainer.rerank import fit_reranker
+
+
+class FixedSession:
+    """Stands in for the ONNX session: everybody's beam is path 1, user vectors are given."""
+
+    def __init__(self, users: np.ndarray) -> None:
+        self.users = users
+
+    def run(self, _: list[str], feeds: dict[str, np.ndarray]) -> tuple[Any, ...]:
+        """The rows asked for, found by the history's first item."""
+        rows = feeds["history"][:, 0]
+        return self.users[rows], np.ones((len(rows), 1), np.int64), np.zeros((len(rows), 1), np.float32)
+
+
+def requests_of(truths: list[np.ndarray]) -> Requests:
+    """Request r has history [r] and no context."""
+    count = len(truths)
+    histories = [np.array([r]) for r in range(count)]
+    return Requests(histories, truths, np.zeros((count, 0), np.int64), np.zeros((count, 0), np.float32))
+
+
+def index_of(vectors: np.ndarray, bias: np.ndarray) -> Index:
+    """All items on path 1."""
+    items = len(bias)
+    return Index(
+        np.array([1]),
+        np.array([0, items]),
+        np.arange(items, dtype=np.int32),
+        vectors.astype(np.float32),
+        bias.astype(np.float32),
+    )
+
+
+def test_it_finds_the_feature_that_matters() -> None:
+    """Clicks that follow the logit give its weight the lead; the bias, which is noise, gets none."""
+    rng = np.random.default_rng(0)
+    users, vectors, bias = rng.normal(size=(60, 4)), rng.normal(size=(60, 4)), rng.normal(size=60) * 0.01
+    truths = [np.argsort(-(vectors @ user))[:6] for user in users]
+
+    reranker = fit_reranker(
+        index_of(vectors, bias), FixedSession(users.astype(np.float32)), requests_of(truths), 5, 1, 60
+    )
+    weights = reranker.weights
+
+    assert reranker.kind == "lr"
+    assert weights[0] > 1
+    assert abs(weights[1] * 0.01) < 0.2 * weights[0]
+
+
+def test_users_who_click_more_do_not_bend_the_weights() -> None:
+    """The logit's level differs between users and tells how much they click, against its order within a user.
+
+    A regression over all candidates at once would turn the logit's weight negative and every answer upside down.
+    """
+    rng = np.random.default_rng(1)
+    offsets = np.linspace(-5, 5, 60)
+    users = np.stack([np.ones(60), offsets], axis=1)
+    vectors = np.stack([rng.normal(size=60), np.ones(60)], axis=1)
+    best = np.argsort(-vectors[:, 0])
+    truths = [best[: int(30 - 5 * offset)] for offset in offsets]
+
+    reranker = fit_reranker(
+        index_of(vectors, np.zeros(60)), FixedSession(users.astype(np.float32)), requests_of(truths), 5, 1, 60
+    )
+
+    assert reranker.weights[0] > 0.5
+
+
+def test_history_items_teach_nothing() -> None:
+    """They are never answered, so they are neither clicked nor skipped: here nothing else is, so nothing is learned."""
+    users = np.ones((3, 2), np.float32)
+
+    reranker = fit_reranker(
+        index_of(np.eye(3, 2), np.zeros(3)),
+        FixedSession(users),
+        requests_of([np.array([r]) for r in range(3)]),
+        5,
+        1,
+        3,
+    )
+
+    assert reranker is SOFTMAX

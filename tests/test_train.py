@@ -1,0 +1,181 @@
+"""The EM loop on data whose right answer is known, interrupted and continued."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import SMALL, Planted
+from tests.planted import GROUPS
+from trainer.assignment import PathAssigner
+from trainer.checkpoint import Run
+from trainer.config import TrainConfig
+from trainer.data import ContextSchema
+from trainer.errors import ResumeError, TrainerError
+from trainer.export import make_version
+from trainer.model import PathModel
+from trainer.progress import SilentProgress
+from trainer.train import SoftmaxHead, click_counts, expected_reads, fit
+
+
+class Interrupt(SilentProgress):
+    """Raises KeyboardInterrupt when an epoch has been told, as Ctrl-C there would."""
+
+    def __init__(self, epoch: int) -> None:
+        self._wanted = f"epoch {epoch}/"
+
+    def say(self, text: str) -> None:
+        if text.startswith(self._wanted):
+            raise KeyboardInterrupt
+
+
+def fingerprint(planted: Planted, config: TrainConfig, run: Run) -> str:
+    """Of the version that this run makes."""
+    trained = fit(config, planted.dataset, planted.split, run, SilentProgress())
+    return make_version(config, planted.dataset, planted.split, trained, SilentProgress()).manifest.fingerprint
+
+
+def test_an_interrupted_run_continues_to_the_same_version(planted: Planted, tmp_path: Path) -> None:
+    """Stopped after the reassignment and again later, then resumed: the fingerprint of an uninterrupted run."""
+    for epoch in (3, 6):
+        with pytest.raises(KeyboardInterrupt):
+            fit(SMALL, planted.dataset, planted.split, Run(tmp_path, SMALL, planted.dataset), Interrupt(epoch))
+
+    resumed = fingerprint(planted, SMALL, Run(tmp_path, SMALL, planted.dataset))
+
+    assert planted.version.manifest.fingerprint == resumed
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, SMALL.epochs + 1))
+
+
+def test_a_finished_run_is_not_trained_again(planted: Planted, tmp_path: Path) -> None:
+    """Resuming it goes straight to the result."""
+    config = SMALL.replace(epochs=1)
+    run = Run(tmp_path, config, planted.dataset)
+    first = fit(config, planted.dataset, planted.split, run, SilentProgress())
+
+    again = fit(config, planted.dataset, planted.split, Run(tmp_path, config, planted.dataset), Interrupt(1))
+
+    assert np.array_equal(first.paths, again.paths)
+    for one, two in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_run_of_another_config_is_not_continued(planted: Planted, tmp_path: Path) -> None:
+    """The settings that differ are named."""
+    Run(tmp_path, SMALL, planted.dataset)
+
+    with pytest.raises(ResumeError, match="had another epochs, seed"):
+        Run(tmp_path, SMALL.replace(epochs=2, seed=8), planted.dataset)
+
+
+def test_a_run_of_other_data_is_not_continued(planted: Planted, tmp_path: Path) -> None:
+    """Not even with the same settings."""
+    import dataclasses
+
+    Run(tmp_path, SMALL, planted.dataset)
+    changed = dataclasses.replace(planted.dataset, items=planted.dataset.items[::-1].copy())
+
+    with pytest.raises(ResumeError, match="other data"):
+        Run(tmp_path, SMALL, changed)
+
+
+def test_a_damaged_checkpoint_is_named(planted: Planted, tmp_path: Path) -> None:
+    """With what to do about it."""
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"nonsense")
+
+    with pytest.raises(ResumeError, match="delete it to start over"):
+        fit(SMALL, planted.dataset, planted.split, Run(tmp_path, SMALL, planted.dataset), SilentProgress())
+
+
+def test_items_of_a_group_share_paths(planted: Planted) -> None:
+    """What is learned is the planted structure: two items on one path are of one group far more often than not."""
+    paths, items = planted.trained.paths, planted.dataset.item_ids
+    together = (paths[:, None, :, None] == paths[None, :, None, :]).any(axis=(2, 3))
+    np.fill_diagonal(together, False)
+    same_group = items[:, None] % GROUPS == items[None, :] % GROUPS
+
+    assert together.any()
+    assert same_group[together].mean() > 0.9
+
+
+def test_the_losses_fall(planted: Planted) -> None:
+    """From the first epoch to the last."""
+    history = planted.trained.history
+
+    assert history[-1]["path_loss"] < history[0]["path_loss"] - 0.5
+    assert history[-1]["head_loss"] < history[0]["head_loss"] - 0.5
+
+
+def test_the_head_can_be_frozen(planted: Planted, tmp_path: Path) -> None:
+    """After joint_epochs the item vectors stay as they are (Sec. 4.1)."""
+    vectors = []
+    for epochs in (2, 3):
+        config = SMALL.replace(epochs=3, warmup_epochs=1, joint_epochs=2)
+        run = Run(tmp_path / str(epochs), config, planted.dataset)
+        if epochs == 2:
+            with pytest.raises(KeyboardInterrupt):
+                fit(config, planted.dataset, planted.split, run, Interrupt(2))
+            from safetensors.torch import load_file
+
+            vectors.append(load_file(run.folder / "checkpoint.safetensors")["model.item_vectors"])
+        else:
+            vectors.append(fit(config, planted.dataset, planted.split, run, SilentProgress()).model.item_vectors)
+
+    assert torch.equal(*vectors)
+
+
+def test_a_diverging_loss_names_the_remedy(planted: Planted, tmp_path: Path) -> None:
+    """Training stops at the first loss that is not finite."""
+    config = SMALL.replace(learning_rate=1e30, epochs=3)
+
+    with pytest.raises(TrainerError, match="lower learning_rate"):
+        fit(config, planted.dataset, planted.split, Run(tmp_path, config, planted.dataset), SilentProgress())
+
+
+def test_sampled_softmax_tends_to_the_full_one() -> None:
+    """With log-Q correction and very many negatives the sampled loss is the full loss."""
+    torch.manual_seed(0)
+    clicks = np.array([50, 1, 9, 30, 5, 5])
+    model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema({}, {}))
+    user, targets = torch.randn(40, 4), torch.randint(6, (40,))
+    full = SoftmaxHead(TrainConfig(), clicks)
+    sampled = SoftmaxHead(TrainConfig(full_softmax_items=1, negatives=200_000), clicks)
+
+    with torch.no_grad():
+        assert sampled.loss(model, user, targets).item() == pytest.approx(
+            full.loss(model, user, targets).item(), abs=0.01
+        )
+
+
+def test_clicks_are_counted_in_what_training_sees(planted: Planted) -> None:
+    """Held-out users count for nothing."""
+    counted = click_counts(planted.dataset, planted.split)
+    slow = np.zeros(len(planted.dataset.item_ids), int)
+    for user in planted.split.train_users:
+        for item in planted.dataset.sequence(user):
+            slow[item] += 1
+
+    assert counted.tolist() == slow.tolist()
+
+
+def test_alpha_meets_the_budget() -> None:
+    """Scores that all prefer one path: auto finds the penalty at which a request reads about 7.5 k items."""
+    from trainer.train import _alpha_for_budget
+
+    items, size = 400, 100
+    rng = np.random.default_rng(0)
+    assigner = PathAssigner(np.tile(np.arange(1), (items, 1)), size, 1.0)
+    assigner._candidates[:] = np.arange(size)
+    assigner._scores[:] = np.exp(-np.arange(size) / 10) * (1 + 0.1 * rng.random((items, size)))
+    assigner.clicks[:] = 10
+    beams = np.tile(np.arange(size), (50, 1))
+    config = TrainConfig(k=10, beam=15, paths_per_item=1, candidate_paths=size)
+
+    alpha = _alpha_for_budget(assigner, beams, config)
+
+    assert 50 <= expected_reads(assigner.descend(alpha, config.sweeps), beams, 15) <= 100
