@@ -56,6 +56,20 @@ def test_every_item_is_predicted_once_from_its_past(seeded: bool) -> None:
     assert sorted(predicted) == [(user, place) for user, s in enumerate(sequences) for place in range(len(s))]
 
 
+def test_later_targets_are_later_items() -> None:
+    """With later = 1 a target is drawn evenly from what is left of the window; without a generator it is the next."""
+    dataset, split = dataset_of([list(range(5))] * 400)
+    batches = Batches(dataset, split, history=9, batch=10_000, later=1.0)
+    (batch,) = batches.epoch(np.random.default_rng(0))
+    (plain,) = batches.epoch(None)
+    targets = batch.targets.numpy()
+
+    assert (targets >= np.arange(5)).all()
+    assert targets.max() == 4
+    assert np.allclose([(targets[:, 0] == item).mean() for item in range(5)], 0.2, atol=0.06)
+    assert (plain.targets.numpy() == np.arange(5)).all()
+
+
 def test_the_order_follows_the_generator() -> None:
     """The same seed gives the same batches, another seed others."""
     dataset, split = dataset_of([list(range(n, n + 7)) for n in range(50)])

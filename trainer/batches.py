@@ -33,9 +33,13 @@ class Batches:
     A window that does not start its sequence begins with one item that only serves as history.
     """
 
-    def __init__(self, dataset: Dataset, split: Split, history: int, batch: int) -> None:
-        """history: longest window; batch: about how many predictions a batch holds."""
-        self._dataset, self._history, self._batch = dataset, history, batch
+    def __init__(self, dataset: Dataset, split: Split, history: int, batch: int, later: float = 0.0) -> None:
+        """history: longest window; batch: about how many predictions a batch holds.
+
+        later: the share of predictions that are not of the next item but of any later one of the window, drawn anew
+        in each epoch that has a generator. What is asked of retrieval is what a user does later, in any order.
+        """
+        self._dataset, self._history, self._batch, self._later = dataset, history, batch, later
         lengths = split.train_length[split.train_users]
         windows = np.maximum(1, -(-(lengths - 1) // history))  # of T + 1 items, overlapping by one
         self._user = np.repeat(split.train_users, windows)
@@ -55,9 +59,9 @@ class Batches:
         groups = np.split(order, np.unique(np.searchsorted(ends, np.arange(self._batch, ends[-1], self._batch))))
         groups = [group for group in groups if len(group)]
         for index in generator.permutation(len(groups)) if generator else range(len(groups)):
-            yield self._make(groups[index])
+            yield self._make(groups[index], generator)
 
-    def _make(self, windows: NDArray[np.int64]) -> Batch:
+    def _make(self, windows: NDArray[np.int64], generator: np.random.Generator | None) -> Batch:
         data, length = self._dataset, self._length[windows]
         column = np.arange(length.max())
         inside = column < length[:, None]  # (B, T + 1)
@@ -65,6 +69,10 @@ class Batches:
         items = np.where(inside, data.items[np.minimum(place, len(data.items) - 1)], -1).astype(np.int64)
         targets = items.copy()
         targets[self._continues[windows], 0] = -1
+        if generator and self._later:
+            ahead = generator.random(targets.shape) * (length[:, None] - column)
+            drawn = column + np.where(generator.random(targets.shape) < self._later, ahead, 0).astype(np.int64)
+            targets = np.where(targets < 0, -1, np.take_along_axis(items, np.clip(drawn, 0, length[:, None] - 1), 1))
         # The last item is only a target, the others are history too.
         last = np.arange(len(windows)), length - 1
         history = items.copy()

@@ -27,14 +27,14 @@ class TrainConfig:
 
     # The structure
     depth: int = 3  # D, layers of a path
-    width: int | Literal["auto"] = "auto"  # K, nodes a layer; auto: see resolve_width
-    paths_per_item: int = 3  # J
+    width: int | Literal["auto"] = "auto"  # K, nodes a layer; auto: the least with K^D >= 5 V J, at least 10
+    paths_per_item: int = 3  # J, paths an item sits on
 
     # The network
     embedding: int = 64  # E, floats of an item or user vector
     hidden: int = 128  # units of the GRU and of each path layer
     history: int = 69  # most recent items the encoder reads (Sec. 4.1)
-    dropout: float = 0.2  # of the encoder's inputs and output
+    dropout: float = 0.5  # of the encoder's inputs and output
     context: tuple[str, ...] = ()  # the user's columns the encoder reads: "name" or "name:categorical"
 
     # The gradient steps
@@ -43,8 +43,9 @@ class TrainConfig:
     reassignments: int = 1  # M-steps, spread evenly over the epochs after the warm-up (the paper: one an epoch)
     joint_epochs: int = 0  # of them, with the softmax head learning too; 0: all (the paper: the first half)
     batch: int = 2048  # interactions a gradient step
-    learning_rate: float = 0.003
-    weight_decay: float = 0.0
+    learning_rate: float = 0.003  # Adam's, at first; falls to a tenth
+    weight_decay: float = 0.00001  # L2, in Adam's gradient
+    later: float = 0.5  # share of predictions of any later item instead of the next
     full_softmax_items: int = 10_000  # V above which the head learns from sampled negatives
     negatives: int = 2000  # sampled a step, shared by the batch
 
@@ -58,14 +59,14 @@ class TrainConfig:
     k: int = 100  # candidates returned; 5k to 10k are read
     beam: int | Literal["auto"] = "auto"  # W, paths searched a request; auto: measured after training
     per_path: int | Literal["auto"] = "auto"  # n, items read of a path; auto: chosen together with beam
-    rerank: Literal["lr", "softmax"] = "lr"
+    rerank: Literal["lr", "softmax"] = "lr"  # by logistic regression, or by the softmax head alone
 
     # The data
     min_rating: float | None = None  # rows rated lower are dropped
     min_interactions: int = 3  # users with fewer are dropped
-    split: Literal["users", "last-out"] = "users"
+    split: Literal["users", "last-out"] = "users"  # held-out users' second halves, or everybody's last item
     test_users: int | Literal["auto"] = "auto"  # held out; auto: a tenth of the users, at most 1,000
-    seed: int = 0
+    seed: int = 0  # of everything that is drawn
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
@@ -84,6 +85,8 @@ class TrainConfig:
             raise ConfigError(f"eta: expected above 0 and at most 1, found {self.eta}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout: expected at least 0 and below 1, found {self.dropout}")
+        if not 0 <= self.later <= 1:
+            raise ConfigError(f"later: expected 0 to 1, found {self.later}")
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate: expected above 0, found {self.learning_rate}")
         if self.alpha != "auto" and self.alpha < 0:

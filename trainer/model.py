@@ -27,7 +27,11 @@ from trainer.data import ContextSchema
 
 
 class UserEncoder(nn.Module):
-    """GRU over the history joined with the context features (Sec. 4.1): one user vector a position."""
+    """GRU over the history joined with the context features (Sec. 4.1): one user vector a position.
+
+    Added to it is the sum of the history's item vectors, whatever their order: the GRU alone falls behind item-to-item
+    similarity where order says little (README, Decisions).
+    """
 
     def __init__(self, config: TrainConfig, items: int, schema: ContextSchema) -> None:
         super().__init__()
@@ -39,7 +43,9 @@ class UserEncoder(nn.Module):
         self.gru = nn.GRU(size, config.hidden, batch_first=True)
         context_size = sum(embedding.embedding_dim for embedding in categories) + len(schema.numeric)
         self.project = nn.Linear(config.hidden + context_size, size)
+        self.pooled = nn.Linear(size, size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
+        nn.init.eye_(self.pooled.weight)
 
     def forward(self, history: Tensor, categories: Tensor, numbers: Tensor) -> Tensor:
         """User vectors (B, T + 1, E); [:, t] has seen the first t items. history: (B, T), -1 after its end.
@@ -57,8 +63,18 @@ class UserEncoder(nn.Module):
         if context:
             joined = torch.cat(context, dim=1).unsqueeze(1).expand(-1, states.shape[1], -1)
             states = torch.cat([states, joined], dim=2)
-        user: Tensor = self.project(self.dropout(states))
+        user: Tensor = self.project(self.dropout(states)) + self.pooled(_running_sum(embedded))
         return user
+
+
+def _running_sum(embedded: Tensor) -> Tensor:
+    """The sum of the history's item vectors at each position over the root of their number, (B, T + 1, E).
+
+    embedded: (B, T + 1, E), the start item first, which is left out.
+    """
+    total = torch.cat([torch.zeros_like(embedded[:, :1]), embedded[:, 1:].cumsum(dim=1)], dim=1)
+    count = torch.arange(embedded.shape[1]).clamp(min=1).sqrt()  # (T + 1,)
+    return total / count.unsqueeze(1)
 
 
 def onnx_gru(gru: nn.GRU, inputs: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def fit(config: TrainConfig, dataset: Dataset, split: Split, run: Run, progress:
         random_paths(items, config.paths_per_item, config.depth, width, generator), config.candidate_paths, config.eta
     )
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    batches = Batches(dataset, split, config.history, config.batch)
+    batches = Batches(dataset, split, config.history, config.batch, config.later)
     done = run.restore(model, optimizer, assigner)
     progress.say(
         f"{items} items, {len(split.train_users)} users, {batches.predictions} interactions; "

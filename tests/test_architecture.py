@@ -1,0 +1,99 @@
+"""trainer -> index_store <- service, and what each may import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from index_store import errors as store_errors
+from service import errors as service_errors
+from service.problems import STATUS, status_of
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("index_store", "trainer", "service")
+
+
+def imports(package: str) -> dict[str, set[str]]:
+    """The top-level packages that each file imports."""
+    found = {}
+    for file in sorted((ROOT / package).glob("*.py")):
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+        found[f"{package}/{file.name}"] = names
+    return found
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        ("trainer", {"service", "fastapi", "uvicorn"}),
+        ("service", {"trainer", "torch", "onnx", "sklearn", "pyarrow", "numba"}),
+    ],
+)
+def test_arrows_point_one_way(package: str, forbidden: set[str]) -> None:
+    """Trainer and service never import each other; the service nothing of training."""
+    for file, names in imports(package).items():
+        assert not names & forbidden, file
+
+
+def test_the_store_is_numpy_and_the_standard_library() -> None:
+    """So that anything can read a version."""
+    for file, names in imports("index_store").items():
+        assert names <= {"numpy", "index_store", *sys.stdlib_module_names}, file
+
+
+def test_importing_the_service_leaves_torch_out() -> None:
+    """Also through what it imports."""
+    code = "import sys, service.app, service.__main__; print({'torch', 'onnx', 'trainer'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "set()"
+
+
+def test_nothing_is_unpickled() -> None:
+    """No pickle, no torch.load, no eval in any package."""
+    for package in PACKAGES:
+        for file, names in imports(package).items():
+            assert not names & {"pickle", "joblib", "dill", "shelve", "marshal"}, file
+        for path in (ROOT / package).glob("*.py"):
+            text = path.read_text()
+            assert "torch.load" not in text, path
+            assert "allow_pickle=True" not in text, path
+
+
+def test_a_file_is_read_in_one_sitting() -> None:
+    """At most 400 lines."""
+    for package in PACKAGES:
+        for path in (ROOT / package).glob("*.py"):
+            assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_every_error_has_a_status() -> None:
+    """Each class of both trees, by itself or by a base that is not the root."""
+    for module, root in (
+        (store_errors, store_errors.IndexStoreError),
+        (service_errors, service_errors.ServiceError),
+    ):
+        for kind in vars(module).values():
+            if isinstance(kind, type) and issubclass(kind, root) and kind is not root:
+                assert kind in STATUS, kind
+                assert 400 <= status_of(kind("x")) <= 504
+
+
+@pytest.mark.parametrize("module", ["index_store", "service", "trainer"])
+def test_the_drawn_tree_is_the_tree(module: str) -> None:
+    """The docstring of errors.py names every class."""
+    import importlib
+
+    errors = importlib.import_module(f"{module}.errors")
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            assert name in (errors.__doc__ or "")

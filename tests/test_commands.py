@@ -1,0 +1,216 @@
+"""The three commands as a user runs them: help, errors, exit codes, JSON and nothing else on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from index_store.__main__ import main as dr_index
+from index_store.folder import FolderStore
+from tests.conftest import Planted
+from tests.planted import small_version, write_interactions
+from trainer.__main__ import main as dr_trainer
+
+BIN = Path(sys.executable).parent
+QUICK = [
+    f"--set={setting}"
+    for setting in (
+        "depth=2", "width=6", "paths_per_item=2", "candidate_paths=8", "embedding=8", "hidden=8", "history=6",
+        "epochs=2", "warmup_epochs=1", "batch=128", "learning_rate=0.02", "k=5", "test_users=20",
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["dr-trainer", "dr-trainer fit", "dr-trainer evaluate", "dr-index", "dr-service"])
+def test_help_teaches(command: str) -> None:
+    """Every command has help with an example."""
+    done = subprocess.run(
+        [BIN / command.split(maxsplit=1)[0], *command.split()[1:], "--help"], capture_output=True, text=True, check=True
+    )
+
+    assert "usage:" in done.stdout
+    assert command == "dr-trainer" or "example" in done.stdout
+
+
+def test_fit_evaluate_and_index(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fit publishes and activates, --no-activate does not, evaluate measures the current, stdout is JSON alone."""
+    monkeypatch.chdir(tmp_path)
+    file, store = write_interactions(tmp_path), str(tmp_path / "store")
+
+    def run(main: Any, *arguments: str) -> Any:
+        assert main([*arguments, "--store", store, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    first = run(dr_trainer, "fit", str(file), *QUICK)
+    second = run(dr_trainer, "fit", str(file), *QUICK, "--seed", "1", "--no-activate", "--resume", "mine")
+
+    assert first["version"].startswith("v1-")
+    assert second["version"].startswith("v2-")
+    assert (first["activated"], second["activated"]) == (True, False)
+    assert run(dr_index, "list")["current"] == first["version"]
+    assert len((tmp_path / "mine" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert list((tmp_path / "runs").iterdir())
+
+    measured = run(dr_trainer, "evaluate", str(file))
+    assert (measured["version"], measured["k"], measured["users"]) == (first["version"], 5, 20)
+    assert run(dr_trainer, "evaluate", str(file), "--version", second["version"], "--k", "3")["k"] == 3
+    assert dr_trainer(["evaluate", str(file), "--store", store]) == 0
+    assert "ratio to brute force" in capsys.readouterr().out
+
+    assert run(dr_index, "activate", second["version"]) == {"version": second["version"], "previous": first["version"]}
+    assert run(dr_index, "rollback") == {"version": first["version"], "previous": second["version"]}
+    assert run(dr_index, "show", first["version"])["items"] == 40
+    assert run(dr_index, "verify", first["version"])["ok"] is True
+    assert run(dr_index, "prune", "--keep", "0") == {"deleted": []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "widht=3"], "widht: no such setting"),
+        (["--set", "width=100000", "--set", "depth=5"], "width, depth: 100000\\^5 paths do not fit in int64"),
+        (["--set", "beam=1000"], "beam: expected at most 256"),
+        (["--config", "none.toml"], "none.toml: No such file"),
+        (["--users", "none.parquet", "--set", "context=x"], "none.parquet: cannot be read"),
+        (["--set", "min_interactions=99"], "no rows are left"),
+    ],
+)
+def test_what_cannot_work_is_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    """Exit 1, nothing on stdout, no traceback."""
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    file = write_interactions(tmp_path)
+
+    assert dr_trainer(["fit", str(file), "--store", "s", *arguments]) == 1
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.search(message, err)
+    assert len(err.splitlines()) == 1
+
+
+def test_evaluate_without_a_version_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty store."""
+    assert dr_trainer(["evaluate", "x.parquet", "--store", str(tmp_path)]) == 1
+    assert "publish one with dr-trainer fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "v1-000000000000"], "no such version"),
+        (["verify", "../x"], "not a version name"),
+        (["rollback"], "nothing to roll back to"),
+        (["activate", "v1-000000000000"], "no such version"),
+    ],
+)
+def test_index_errors_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    """Exit 1 with the reason."""
+    assert dr_index([*arguments, "--store", str(tmp_path)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_index_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """list, show, verify, prune as text; an empty store says how to fill it."""
+    store = FolderStore(str(tmp_path))
+    assert dr_index(["list", "--store", str(tmp_path)]) == 0
+    assert "publish one with dr-trainer fit" in capsys.readouterr().out
+    names = [store.publish(small_version(str(i))) for i in range(3)]
+    store.activate(names[1])
+
+    for arguments, expected in (
+        (["list"], f"{names[1]}  current"),
+        (["show", names[0]], "3 items, 1 paths each, on 2 paths"),
+        (["verify", names[0]], "every digest and shape is right"),
+        (["prune", "--keep", "1"], f"deleted {names[0]}"),
+        (["prune", "--keep", "1"], "nothing to delete"),
+    ):
+        assert dr_index([*arguments, "--store", str(tmp_path)]) == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    """`dr-index list | head -0` ends quietly."""
+    store = FolderStore(str(tmp_path))
+    store.publish(small_version())
+    command = f"{BIN / 'dr-index'} list --store {tmp_path} | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_service_starts_answers_and_stops(planted: Planted, tmp_path: Path) -> None:
+    """As a process: ready, an answer, SIGTERM, an orderly end."""
+    store = FolderStore(str(tmp_path))
+    store.activate(store.publish(planted.version))
+    command = [str(BIN / "dr-service"), "--store", str(tmp_path), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        port = next(line.rsplit(":", 1)[1].split()[0] for line in process.stderr if "running on" in line)
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/retrieve", json={"history": [1]}, timeout=30)
+        assert answer.status_code == 200
+        assert "server" not in answer.headers
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=60)
+    assert "Application shutdown complete" in log
+    assert process.returncode == -signal.SIGTERM  # uvicorn ends by the signal that it was sent
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "store (DR_STORE): Field required"),
+        (["--store", "ftp://x"], "found the scheme 'ftp'"),
+        (["--store", "x", "--port", "high"], "port (DR_PORT)"),
+    ],
+)
+def test_the_service_refuses_wrong_settings(arguments: list[str], message: str) -> None:
+    """Exit 2, naming flag and variable."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DR_")}
+    done = subprocess.run(
+        [BIN / "dr-service", *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    """Interrupted after a checkpoint: exit 130, and the flag to continue with."""
+    file = write_interactions(tmp_path)
+    run = str(tmp_path / "r")
+    places = ["--store", str(tmp_path / "s"), "--resume", run]
+    command = [str(BIN / "dr-trainer"), "fit", str(file), *QUICK, "--set=epochs=500", *places]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 2/"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert f"to continue, add --resume {run}" in err
+    assert "Traceback" not in err

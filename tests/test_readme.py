@@ -1,0 +1,71 @@
+"""The README is true: every setting, route and command is in it, its links lead somewhere, its example works."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from index_store.folder import FolderStore
+from service.app import create_app
+from service.settings import Settings
+from trainer.config import TrainConfig, load_config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_training_setting_is_there_with_its_default() -> None:
+    """One row of the table a setting."""
+    for field in dataclasses.fields(TrainConfig):
+        shown = "unset" if field.default is None else "[]" if field.default == () else field.default
+        assert f"| `{field.name}` | {shown} |" in README, field.name
+
+
+def test_every_service_setting_is_there_with_its_default() -> None:
+    """As the environment variable that it is."""
+    for name, field in Settings.model_fields.items():
+        default = "required" if field.is_required() else "unset" if field.default is None else field.default
+        assert f"| `DR_{name.upper()}` | {default} |" in README, name
+
+
+def test_every_route_is_there(tmp_path: Path) -> None:
+    """With its method."""
+    app = create_app(Settings.model_validate({"store": str(tmp_path)}), FolderStore(str(tmp_path)))
+    for path, operations in app.openapi()["paths"].items():
+        for method in operations:
+            assert f"`{method.upper()} {path}`" in README, path
+
+
+def test_every_file_of_the_packages_is_there() -> None:
+    """With a line of its own."""
+    for package in ("index_store", "trainer", "service"):
+        for file in (ROOT / package).glob("*.py"):
+            if file.name != "__init__.py":
+                assert re.search(rf"^  {re.escape(file.name)} +\S", README, re.MULTILINE), file.name
+
+
+def test_every_make_target_is_there() -> None:
+    """Those of the help."""
+    for target in re.findall(r"make (\w+) ", (ROOT / "Makefile").read_text().split("install:")[0]):
+        assert f"make {target}" in README
+
+
+def test_links_lead_somewhere() -> None:
+    """Relative ones, to files of this repository."""
+    for link in re.findall(r"\]\((?!https?://|#)([^)]+)\)", README):
+        assert (ROOT / link.split("#")[0]).exists(), link
+
+
+def test_the_example_config_is_valid() -> None:
+    """What the demo trains with."""
+    assert load_config(ROOT / "examples/online_retail/config.toml").k == 20
+
+
+def test_the_shipped_data_are_small_and_attributed() -> None:
+    """Under 1.5 MB, with source and licence."""
+    folder = ROOT / "examples/online_retail"
+
+    assert sum(file.stat().st_size for file in folder.glob("*.parquet")) < 1_500_000
+    assert "10.24432/C5BW33" in (folder / "README.md").read_text()
+    assert "CC BY 4.0" in (folder / "README.md").read_text()
