@@ -122,9 +122,11 @@ def test_the_head_can_be_frozen(planted: Planted, tmp_path: Path) -> None:
                 fit(config, planted.dataset, planted.split, run, Interrupt(2))
             from safetensors.torch import load_file
 
-            vectors.append(load_file(run.folder / "checkpoint.safetensors")["model.item_vectors"])
+            vectors.append(load_file(run.folder / "checkpoint.safetensors")["model.encoder.item_embedding.weight"])
         else:
-            vectors.append(fit(config, planted.dataset, planted.split, run, SilentProgress()).model.item_vectors)
+            vectors.append(
+                fit(config, planted.dataset, planted.split, run, SilentProgress()).model.encoder.item_embedding.weight
+            )
 
     assert torch.equal(*vectors)
 

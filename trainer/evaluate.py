@@ -21,7 +21,7 @@ from trainer.data import Dataset, Split
 from trainer.errors import DataError
 from trainer.export import open_session
 from trainer.progress import Progress
-from trainer.requests import BATCH, Requests, held_out_requests
+from trainer.requests import Requests, held_out_requests
 from trainer.train import click_counts
 
 Scores = Callable[[slice], NDArray[np.floating[Any]]]
@@ -41,9 +41,10 @@ def evaluate(version: Version, dataset: Dataset, split: Split, k: int, progress:
     filtered, unfiltered = model["filtered"], model["unfiltered"]
     for name, scores in baselines.items():
         with progress.task(f"measuring {name}", len(requests.histories)) as advance:
-            top = [
-                ranked for part in _parts(requests, advance) for ranked in _both_tops(scores(part), requests, part, k)
-            ]
+            top = []
+            for part in requests.parts():
+                top += _both_tops(scores(part), requests, part, k)
+                advance(part.stop - part.start)
         filtered[name] = precision_recall_f([t[0] for t in top], new_items(requests), k)
         unfiltered[name] = precision_recall_f([t[1] for t in top], requests.truths, k)
     sizes = np.diff(version.index.path_offsets)
@@ -102,12 +103,15 @@ def item_similarity(dataset: Dataset, split: Split) -> scipy.sparse.csr_array:
     unit = scipy.sparse.csr_array(clicked @ scipy.sparse.diags_array(1 / np.maximum(norm, 1)))
     blocks = []
     for start in range(0, shape[1], 1000):
-        block = scipy.sparse.csr_array(unit[:, start : start + 1000].T @ unit).toarray()
-        block[np.arange(len(block)), np.arange(start, start + len(block))] = 0
-        if block.shape[1] > NEIGHBOURS:
-            least = -np.partition(-block, NEIGHBOURS, axis=1)[:, NEIGHBOURS, None]
-            block[block <= least] = 0
-        blocks.append(scipy.sparse.csr_array(block))
+        block = scipy.sparse.coo_array(unit[:, start : start + 1000].T @ unit)
+        row, column, cosine = block.row, block.col, block.data
+        other = row + start != column
+        row, column, cosine = row[other], column[other], cosine[other]
+        order = np.lexsort((column, -cosine, row))
+        place = np.arange(len(order)) - np.searchsorted(row[order], row[order])  # within its row
+        nearest = order[place < NEIGHBOURS]
+        found = (cosine[nearest], (row[nearest], column[nearest]))
+        blocks.append(scipy.sparse.csr_array(found, shape=block.shape))
     return scipy.sparse.csr_array(scipy.sparse.vstack(blocks).T)
 
 
@@ -122,7 +126,7 @@ def _measure_model(version: Version, requests: Requests, k: int, progress: Progr
     reads: list[NDArray[np.int64]] = []
     held = wanted = 0
     with progress.task("measuring deep retrieval", len(requests.histories)) as advance:
-        for part, beams in zip(_parts(requests, advance), requests.beams(session, manifest.history, beam), strict=True):
+        for part, beams in zip(requests.parts(), requests.beams(session, manifest.history, beam), strict=True):
             histories = requests.histories[part]
             candidates, read = fetch(index, beams, per_path)
             reads.append(read)
@@ -135,6 +139,7 @@ def _measure_model(version: Version, requests: Requests, k: int, progress: Progr
             keys = np.concatenate([row * items + top[0] for row, top in enumerate(batch_tops)])
             held += int(np.isin(keys, candidates.request * items + candidates.item).sum())
             wanted += len(keys)
+            advance(len(histories))
     read_counts = np.concatenate(reads)
     deep = {
         "candidates_mean": float(read_counts.mean()),
@@ -149,12 +154,6 @@ def _measure_model(version: Version, requests: Requests, k: int, progress: Progr
         ratios = {key: measured[key] / brute[key] if brute[key] else 1.0 for key in measured}
         result[name] = {"deep_retrieval": measured | deep, "brute_force": brute, "ratio_to_brute_force": ratios}
     return result
-
-
-def _parts(requests: Requests, advance: Callable[[int], None]) -> Iterable[slice]:
-    for start in range(0, len(requests.histories), BATCH):
-        yield slice(start, start + BATCH)
-        advance(min(BATCH, len(requests.histories) - start))
 
 
 def _both_tops(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import io
 import json
@@ -44,21 +43,21 @@ TOLERANCE = 1e-3  # between torch and ONNX, in log-probabilities and user vector
 def make_version(config: TrainConfig, dataset: Dataset, split: Split, trained: Trained, progress: Progress) -> Version:
     """Everything the service needs, measured and verified. Raises ExportRefused when a check fails."""
     requests = training_requests(dataset, split, RERANK_REQUESTS, config.seed)
-    few = _first(requests, TUNING_REQUESTS)
+    few = requests.first(TUNING_REQUESTS)
     model = trained.model.eval()
     path_ids = np.unique(trained.paths)
     progress.say("exporting the network to ONNX and comparing it with torch")
     retrieval = Retrieval(model, prefix_tables(path_ids, config.depth, model.width)).eval()
     onnx_bytes = to_onnx(retrieval, dataset)
     session = open_session(onnx_bytes)
-    check_parity(retrieval, session, _first(requests, 7), config)
+    check_parity(retrieval, session, requests.first(7), config)
     index = make_index(model, trained.paths)
     progress.say("choosing the beam and fitting the reranker")
     beam, per_path = choose_beam(index, session, few, config)
     reranker = SOFTMAX
     if config.rerank == "lr":
         reranker = fit_reranker(index, session, requests, config.history, beam, per_path)
-    golden_requests = _first(requests, GOLDEN_REQUESTS)
+    golden_requests = requests.first(GOLDEN_REQUESTS)
     golden = record(
         session,
         index,
@@ -110,7 +109,13 @@ def make_index(model: PathModel, paths: NDArray[np.int64]) -> Index:
     items = np.repeat(np.arange(len(paths), dtype=np.int32), paths.shape[1])
     order = np.lexsort((items, -bias[items], flat))
     path_ids, starts = np.unique(flat[order], return_index=True)
-    return Index(path_ids, np.append(starts, len(flat)), items[order], model.item_vectors.detach().numpy(), bias)
+    return Index(
+        path_ids,
+        np.append(starts, len(flat)),
+        items[order],
+        np.ascontiguousarray(model.item_vectors.detach().numpy()),
+        bias,
+    )
 
 
 def to_onnx(retrieval: Retrieval, dataset: Dataset) -> bytes:
@@ -200,11 +205,6 @@ def check_parity(
                     raise ExportRefused(
                         f"ONNX and torch differ in their {what} at batch {batch} and beam {beam}; nothing was published"
                     )
-
-
-def _first(requests: Requests, count: int) -> Requests:
-    fields = {field.name: getattr(requests, field.name)[:count] for field in dataclasses.fields(requests)}
-    return Requests(**fields)
 
 
 def _json(value: Any) -> bytes:

@@ -5,6 +5,7 @@ What is unusual in this model:
 - each layer has node embeddings of its own: node 7 of layer 1 is not node 7 of layer 2;
 - the first linear map of a path layer is split into a user part and one K x H table a chosen node, so a step
   of the beam is table look-ups, one add, ReLU and one H x K product;
+- the softmax head has the encoder's own item vectors, and a bias that is fixed;
 - a history starts with a learned "start" item, so an empty history has a user vector too (cold start);
 - the beam can be kept to prefixes that lead to an item (`Prefixes`).
 
@@ -139,21 +140,24 @@ class PathModel(nn.Module):
         self.depth, self.width = config.depth, width
         self.encoder = UserEncoder(config, items, schema)
         self._layers = nn.ModuleList(PathLayer(config, width, d) for d in range(config.depth))
-        self.item_vectors = nn.Parameter(torch.empty(items, config.embedding))
         # Fixed, not learned: so it orders a path's items by how often they are clicked, and user and item
         # vectors learn what is particular to the user.
         self.register_buffer("item_bias", torch.from_numpy(np.log((clicks + 0.5) / (clicks + 0.5).sum())).float())
         self.item_bias: Tensor
-        nn.init.normal_(self.item_vectors, std=config.embedding**-0.5)
         nn.init.normal_(self.encoder.item_embedding.weight, std=config.embedding**-0.5)
 
     @property
     def layers(self) -> list[PathLayer]:
         return [layer for layer in self._layers if isinstance(layer, PathLayer)]
 
-    def head_parameters(self) -> list[nn.Parameter]:
-        """The softmax head's, which the paper freezes after the joint epochs (Sec. 4.1)."""
-        return [self.item_vectors]
+    @property
+    def item_vectors(self) -> Tensor:
+        """The softmax head's, (V, E): the very vectors by which the encoder reads the history."""
+        return self.encoder.item_embedding.weight[: len(self.item_bias)]
+
+    def freeze_head(self, *, frozen: bool) -> None:
+        """Stop or resume learning the item vectors, which the paper freezes after the joint epochs (Sec. 4.1)."""
+        self.encoder.item_embedding.weight.requires_grad_(not frozen)
 
     def path_log_probs(self, user: Tensor, paths: Tensor) -> Tensor:
         """Log p(path | x), (N, J), of the paths (N, J) of users (N, E)."""

@@ -12,12 +12,18 @@ from numpy.typing import NDArray
 from index_store.retrieval import Beams, pad_histories, search
 from trainer.data import Dataset, Split
 
-BATCH = 256  # requests searched at once
+BATCH = 256  # requests searched at once, at most
+BATCH_SCORES = 50_000_000  # scores of requests times items held at once, at most
 
 
 @dataclass(frozen=True)
 class Requests:
-    """R requests with their truth. histories, truths: item indices, oldest first; categories (R, C), numbers (R, M)."""
+    """R requests with their truth, over V items.
+
+    histories, truths: item indices, oldest first; categories (R, C), numbers (R, M).
+    """
+
+    items: int
 
     histories: list[NDArray[np.int64]]
     truths: list[NDArray[np.int64]]
@@ -25,11 +31,21 @@ class Requests:
     numbers: NDArray[np.float32]
 
     def beams(self, session: Any, longest: int, beam: int) -> Iterator[Beams]:
-        """The model's answers, a batch after another. longest: history items the model reads."""
-        for start in range(0, len(self.histories), BATCH):
-            part = slice(start, start + BATCH)
+        """The model's answers, a batch after another as `parts` has them. longest: history items the model reads."""
+        for part in self.parts():
             padded = pad_histories(self.histories[part], longest)
             yield search(session, padded, self.categories[part], self.numbers[part], beam)
+
+    def parts(self) -> Iterator[slice]:
+        """The batches: so many requests that a score of every item for each fits in memory."""
+        size = max(1, min(BATCH, BATCH_SCORES // self.items))
+        for start in range(0, len(self.histories), size):
+            yield slice(start, min(start + size, len(self.histories)))
+
+    def first(self, count: int) -> Requests:
+        """The first `count` of them."""
+        few = slice(count)
+        return Requests(self.items, self.histories[few], self.truths[few], self.categories[few], self.numbers[few])
 
 
 def held_out_requests(dataset: Dataset, split: Split) -> Requests:
@@ -51,6 +67,7 @@ def _requests(
 ) -> Requests:
     sequences = [dataset.sequence(user)[: lengths[user]].astype(np.int64) for user in users]
     return Requests(
+        len(dataset.item_ids),
         [sequence[:cut] for sequence, cut in zip(sequences, cuts, strict=True)],
         [sequence[cut:] for sequence, cut in zip(sequences, cuts, strict=True)],
         dataset.categories[users],

@@ -67,9 +67,7 @@ def fit(config: TrainConfig, dataset: Dataset, split: Split, run: Run, progress:
         generator = np.random.default_rng([config.seed, 2, epoch])
 
         # E-step: gradient steps on the network, the paths fixed.
-        joint = not config.joint_epochs or epoch <= config.joint_epochs
-        for parameter in model.head_parameters():
-            parameter.requires_grad_(joint)
+        model.freeze_head(frozen=0 < config.joint_epochs < epoch)
         with progress.task(f"epoch {epoch}/{config.epochs}: learning", batches.predictions) as advance:
             losses = _gradient_epoch(
                 config, model, optimizer, batches, assigner.paths, clicks, epoch, generator, advance
@@ -176,6 +174,7 @@ def _score_paths(
     """
     model.eval()
     beams: list[NDArray[np.int64]] = []
+    every = max(1, batches.predictions // SAMPLED_REQUESTS)
     with torch.inference_mode():
         for batch in batches.epoch(None):
             user, targets = _predictions(model, batch)
@@ -187,10 +186,9 @@ def _score_paths(
                 np.concatenate([found.numpy(), own], axis=1),
                 torch.cat([log_probs, own_log_probs], dim=1).exp().numpy(),
             )
-            beams.append(found.numpy())
+            beams.append(found.numpy()[::every])
             advance(len(targets))
-    scored = np.concatenate(beams)
-    return scored[:: max(1, len(scored) // SAMPLED_REQUESTS)]
+    return np.concatenate(beams)
 
 
 def _alpha_for_budget(assigner: PathAssigner, beams: NDArray[np.int64], config: TrainConfig) -> float:
