@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 DATA = Path(__file__).parent / "online_retail"
 STORE = Path(os.environ.get("DEMO_STORE", "demo-store"))
+RUN = STORE.with_name(STORE.name + "-run")  # the training's checkpoints
 COMMANDS = Path(sys.executable).parent
 K = 10
 START_SECONDS = 60
@@ -33,27 +34,27 @@ def main() -> int:
     titles = dict(
         zip(*(pq.read_table(DATA / "items.parquet")[c].to_pylist() for c in ("item_id", "title")), strict=True)
     )
-    store = STORE / "store"
-    if (store / "CURRENT").exists():
-        say(f"serving the version in {store}; delete {STORE} to train again")
+    if (STORE / "CURRENT").exists():
+        say(f"1. {STORE} has a trained version already; delete it to train again")
     else:
         say("1. training on the purchases of 4,335 customers (a few minutes)")
-        train(store)
+        train()
     say("2. starting the service")
     port = free_port(8000)
     address = f"http://127.0.0.1:{port}"
     service = subprocess.Popen(
-        [COMMANDS / "dr-service", "--store", str(store), "--port", str(port)],
+        [COMMANDS / "dr-service", "--store", str(STORE), "--port", str(port)],
         env=os.environ | {"DR_ADMIN_TOKEN": os.environ.get("DR_ADMIN_TOKEN", "demo")},
-        stderr=subprocess.DEVNULL if "ONCE" in os.environ else None,
     )
     try:
-        wait_until_ready(service, address)
+        # This machine's own service: no proxy of the environment's is asked.
+        client = httpx.Client(base_url=address, trust_env=False, timeout=10)
+        wait_until_ready(service, client)
         customer, body = request()
         say(f"3. asking for customer {customer}, from {body['context']['country']}, whose latest purchases were")
         for item in body["history"][-5:]:
             say(f"     {titles[item]}")
-        answer = httpx.post(f"{address}/v1/retrieve", json=body, timeout=10).raise_for_status().json()
+        answer = client.post("/v1/retrieve", json=body).raise_for_status().json()
         say(f"   the answer, of version {answer['version']}, in {answer['took_ms']:.1f} ms:")
         for rank, candidate in enumerate(answer["candidates"], 1):
             print(
@@ -75,37 +76,38 @@ def main() -> int:
     return 0
 
 
-def train(store: Path) -> None:
+def train() -> None:
     """Run dr-trainer; its progress is on stderr. A run that was interrupted goes on."""
     files = ["--items", DATA / "items.parquet", "--users", DATA / "users.parquet", "--config", DATA / "config.toml"]
-    places = ["--store", store, "--resume", STORE / "run"]
+    places = ["--store", STORE, "--resume", RUN]
     command = [COMMANDS / "dr-trainer", "fit", DATA / "interactions.parquet", *files, *places]
     trained = subprocess.run([str(part) for part in command], stdout=subprocess.DEVNULL, check=False)
     if trained.returncode:
-        sys.exit(f"demo: training ended with status {trained.returncode}; run make demo again to go on")
+        sys.exit(
+            f"demo: training ended with status {trained.returncode}; make demo goes on, or starts over without {RUN}"
+        )
 
 
 def request() -> tuple[int, dict[str, Any]]:
-    """A customer with a dozen purchases or more, and the body that asks for them."""
-    purchases = pq.read_table(DATA / "interactions.parquet")
+    """A customer from abroad, and the body that asks for them: their latest purchases and their country."""
     customer = 12583
-    history = purchases.filter(pc.equal(purchases["user_id"], customer))["item_id"].to_pylist()[:40]
+    purchases = pq.read_table(DATA / "interactions.parquet")
+    history = purchases.filter(pc.equal(purchases["user_id"], customer))["item_id"].to_pylist()[-60:]
     users = pq.read_table(DATA / "users.parquet")
     country = users.filter(pc.equal(users["user_id"], customer))["country"][0].as_py()
     return customer, {"history": history, "context": {"country": country}, "k": K}
 
 
-def wait_until_ready(service: subprocess.Popen[bytes], address: str) -> None:
+def wait_until_ready(service: subprocess.Popen[bytes], client: httpx.Client) -> None:
     """Return once /readyz says so; exit if the service ends or takes too long."""
     deadline = time.monotonic() + START_SECONDS
-    with httpx.Client(transport=httpx.HTTPTransport(retries=0)) as client:
-        while time.monotonic() < deadline:
-            if service.poll() is not None:
-                sys.exit(f"demo: dr-service ended with status {service.returncode}")
-            with contextlib.suppress(httpx.TransportError):
-                if client.get(f"{address}/readyz").status_code == httpx.codes.OK:
-                    return
-            time.sleep(0.1)
+    while time.monotonic() < deadline:
+        if service.poll() is not None:
+            sys.exit(f"demo: dr-service ended with status {service.returncode}")
+        with contextlib.suppress(httpx.TransportError):
+            if client.get("/readyz").status_code == httpx.codes.OK:
+                return
+        time.sleep(0.1)
     sys.exit(f"demo: the service was not ready after {START_SECONDS} s")
 
 

@@ -37,7 +37,7 @@ from index_store.errors import (
 )
 from index_store.retrieval import Postings
 from index_store.store import Progress
-from index_store.version import Buffer, Manifest, Version, check_name
+from index_store.version import NAME, Buffer, Manifest, Version, check_name
 
 MANIFEST = "manifest.json"
 CHUNK = 16 * 2**20  # bytes written between two progress reports
@@ -61,14 +61,18 @@ class FolderStore:
         version.validate()
         version.verify_digests()
         with self._errors("publish"):
-            self._versions.mkdir(parents=True, exist_ok=True)
+            if not self._versions.is_dir():
+                self._versions.mkdir(parents=True, exist_ok=True)
+                _sync_folder(self.folder)
+                _sync_folder(self.folder.parent)
             with self._lock("PUBLISH.lock"):
                 self._sweep()
-                published = self.versions()
-                for manifest in published:
-                    if manifest.fingerprint == version.manifest.fingerprint:
+                for manifest in self.versions():
+                    if manifest.fingerprint == version.manifest.fingerprint and self._is_whole(manifest.version):
                         return manifest.version
-                version = version.named(1 + max((_counter(m.version) for m in published), default=0))
+                # Counted over the folders: also a damaged version's name is never given again.
+                taken = [_counter(entry.name) for entry in self._versions.iterdir()]
+                version = version.named(1 + max(taken, default=0))
                 self._require_room(version)
                 self._write(version, progress)
         return version.manifest.version
@@ -101,6 +105,8 @@ class FolderStore:
                 raise PointerMoved(f"current is {current}, not {expected}; look again and repeat")
             if not self._path(version).is_dir():
                 raise VersionNotFound(f"{version}: deleted meanwhile")
+            for left_over in self.folder.glob(".CURRENT-*"):  # of one that was killed here
+                left_over.unlink(missing_ok=True)
             if current != version:
                 self._replace_pointer(version, current)
             return current
@@ -134,6 +140,13 @@ class FolderStore:
         shutil.rmtree(deleted, ignore_errors=True)
 
     # -- the steps of a publish --
+
+    def _is_whole(self, name: str) -> bool:
+        try:
+            self.load(name)
+        except IndexStoreError:
+            return False
+        return True
 
     def _require_room(self, version: Version) -> None:
         needed = sum(part.size for part in version.manifest.parts.values()) + 2**20
@@ -185,9 +198,9 @@ class FolderStore:
                 return None, None
             except UnicodeDecodeError:
                 lines = []
-        if len(lines) != 3 or lines[2]:
-            raise VersionDamaged(f"{self.folder / 'CURRENT'}: not two lines; mend it with `dr-index activate`")
-        return check_name(lines[0]), check_name(lines[1]) if lines[1] else None
+        if len(lines) != 3 or lines[2] or not NAME.match(lines[0]) or (lines[1] and not NAME.match(lines[1])):
+            raise VersionDamaged(f"{self.folder / 'CURRENT'}: not two version names; mend it with `dr-index activate`")
+        return lines[0], lines[1] or None
 
     def _replace_pointer(self, current: str, previous: str | None) -> None:
         temporary = self.folder / f".CURRENT-{uuid.uuid4().hex}"

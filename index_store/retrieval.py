@@ -1,7 +1,7 @@
 """From a beam to an answer: fetch the items on its paths, score each once, keep the best k.
 
 The trainer measures with this and the service answers with it, so that what is measured is what is served. All
-of it works on B requests at once and is linear in the items read; no loop runs over requests, paths or items.
+of it works on B requests at once and is linear in the items read; no loop runs over paths or items.
 
 Shapes: B requests, W paths a request, n items a path, N candidates of all requests, E embedding, V items.
 """
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from index_store.errors import VersionDamaged
 
+#: Most items one request may read: beam times items per path.
+MAX_READS = 50_000
 #: What the reranker sees of a candidate, in this order.
 FEATURES = ("logit", "bias", "path_log_prob", "paths")
 
@@ -118,15 +120,32 @@ SOFTMAX = Reranker("softmax", np.array([1, 0, 0, 0], np.float32), 0.0)
 BY_PATH = Reranker("path", np.array([0, 0, 1, 0], np.float32), 0.0)
 
 
+@dataclass(frozen=True)
+class Query:
+    """A request in a version's own terms: item indices, feature codes, standardised numbers."""
+
+    history: NDArray[np.int64]  # oldest first; the model reads the last of it
+    categories: Sequence[int]  # (C,)
+    numbers: Sequence[float]  # (M,)
+    k: int
+    beam: int  # W
+    per_path: int  # n
+    excluded: NDArray[np.int64]
+    rerank: bool = True  # else the most probable paths' items first
+    widen: bool = True  # search more paths if fewer than k are found
+
+
 class Answer(NamedTuple):
     """One request's answer, best first. items: int64 (<= k,), scores and path_log_probs: float32 of the same length.
 
-    read: how many items its paths held, each path capped at n; candidates: how many different ones.
+    paths: how many were searched; read: how many items they held, each path capped at n; candidates: how many
+    different ones.
     """
 
     items: NDArray[np.int64]
     scores: NDArray[np.float32]
     path_log_probs: NDArray[np.float32]
+    paths: int
     read: int
     candidates: int
 
@@ -155,13 +174,14 @@ def fetch(index: Index, beams: Beams, n: int | NDArray[np.int64]) -> tuple[Candi
 
 def rerank(
     candidates: Candidates,
+    paths: NDArray[np.int64],
     read: NDArray[np.int64],
     reranker: Reranker,
     k: Sequence[int],
     excluded: Sequence[NDArray[np.int64]],
     items: int,
 ) -> list[Answer]:
-    """Each request's k[b] best candidates that are not excluded[b] (item indices). items: V.
+    """Each request's k[b] best candidates that are not excluded[b] (item indices). items: V; paths, read: see Answer.
 
     What is excluded is left out before the cut, so it costs no place among the k. Equal scores go by item index.
     """
@@ -181,11 +201,58 @@ def rerank(
                 candidates.item[best],
                 scores[best],
                 candidates.path_log_prob[best],
+                int(paths[b]),
                 int(read[b]),
                 int(found[b]),
             )
         )
     return answers
+
+
+def answer(
+    session: Any, index: Index, reranker: Reranker, queries: Sequence[Query], longest: int, max_beam: int
+) -> list[Answer]:
+    """Answer queries that agree in `beam` and `rerank`, all at once.
+
+    One that may widen and finds fewer than k is searched again with twice the beam, as far as `max_beam` and MAX_READS
+    let it. longest: history items the model reads.
+    """
+    beam = queries[0].beam
+    answers = _answer_once(session, index, reranker, queries, longest, beam)
+    waiting = [i for i, query in enumerate(queries) if query.widen]
+    while beam < max_beam:
+        beam = min(2 * beam, max_beam)
+        waiting = [
+            i for i in waiting if len(answers[i].items) < queries[i].k and beam * queries[i].per_path <= MAX_READS
+        ]
+        if not waiting:
+            break
+        again = _answer_once(session, index, reranker, [queries[i] for i in waiting], longest, beam)
+        for i, found in zip(waiting, again, strict=True):
+            answers[i] = found
+    return answers
+
+
+def _answer_once(
+    session: Any, index: Index, reranker: Reranker, queries: Sequence[Query], longest: int, beam: int
+) -> list[Answer]:
+    beams = search(
+        session,
+        pad_histories([query.history for query in queries], longest),
+        np.array([query.categories for query in queries], np.int64).reshape(len(queries), -1),
+        np.array([query.numbers for query in queries], np.float32).reshape(len(queries), -1),
+        beam,
+    )
+    candidates, read = fetch(index, beams, np.array([query.per_path for query in queries]))
+    return rerank(
+        candidates,
+        (beams.path_ids >= 0).sum(axis=1),
+        read,
+        reranker if queries[0].rerank else BY_PATH,
+        [query.k for query in queries],
+        [query.excluded for query in queries],
+        len(index.item_bias),
+    )
 
 
 def pad_histories(histories: Sequence[NDArray[np.int64]], longest: int) -> NDArray[np.int64]:

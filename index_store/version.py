@@ -35,10 +35,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
-from index_store.retrieval import Index, Reranker
+from index_store.retrieval import MAX_READS, Index, Reranker
 
 FORMAT = 1
-NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
+NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}\Z")
 
 #: Parts every version has. Item ids are one part more: `item_ids.npy` or `item_ids.json`.
 PARTS = (
@@ -92,11 +92,12 @@ class Manifest:
         """(beam, items per path) for a request of k items that names neither.
 
         The defaults were measured for `self.k` items; for more, the beam widens in proportion, then the paths
-        are read deeper.
+        are read deeper, at most MAX_READS items in all.
         """
         more = max(1.0, k / self.k)
-        beam = min(self.max_beam, math.ceil(self.beam * more))
-        return max(beam, self.beam), math.ceil(self.per_path * max(1.0, more * self.beam / beam))
+        beam = max(self.beam, min(self.max_beam, math.ceil(self.beam * more)))
+        per_path = math.ceil(self.per_path * max(1.0, more * self.beam / beam))
+        return beam, min(per_path, MAX_READS // beam)
 
     def to_json(self) -> bytes:
         """UTF-8 JSON ending in a newline, with `manifest_sha256` over everything else."""

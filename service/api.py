@@ -12,13 +12,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from index_store.errors import InvalidName
+from index_store.retrieval import Answer, Query
 from index_store.version import NAME
 from service.batcher import Batcher
-from service.errors import AdminOff, BadQuery, Unauthorized
+from service.errors import AdminOff, Unauthorized
 from service.metrics import Metrics
 from service.problems import Problem
 from service.reloader import Reloader
-from service.retriever import Found, Query, Retriever
+from service.retriever import Retriever
 from service.settings import Settings
 
 MAX_HISTORY = 1000
@@ -59,7 +60,7 @@ class RetrieveRequest(_Strict):
 
 
 class Candidate(BaseModel):
-    """score: the reranker's, comparable within a version. path_log_prob: of the retrieved paths that hold the item."""
+    """score: the reranker's, comparable within one answer. path_log_prob: of the retrieved paths that hold the item."""
 
     item_id: ItemId
     score: float
@@ -165,9 +166,9 @@ async def retrieve(body: RetrieveRequest, request: Request, reloader: ReloaderDe
     started = time.perf_counter()
     # Taken once: whatever is swapped meanwhile, this request is answered by this version.
     retriever = reloader.retriever
-    query = _prepare(retriever, body)
+    query, unknown = _prepare(retriever, body)
     (found,) = await request.state.batcher.submit(retriever, [query], _timeout(request, [body]))
-    return _respond(_answer(request, retriever, query, found, started))
+    return _respond(_describe(request, retriever, query, unknown, found, started))
 
 
 @router.post(
@@ -180,10 +181,14 @@ async def retrieve_batch(body: BatchRequest, request: Request, reloader: Reloade
     """Candidates for several users. The longest timeout_ms among them counts."""
     started = time.perf_counter()
     retriever = reloader.retriever
-    queries = [_prepare(retriever, one) for one in body.requests]
-    found = await request.state.batcher.submit(retriever, queries, _timeout(request, body.requests))
-    answers = [_answer(request, retriever, q, f, started) for q, f in zip(queries, found, strict=True)]
-    return _respond({"responses": answers})
+    prepared = [_prepare(retriever, one) for one in body.requests]
+    timeout = _timeout(request, body.requests)
+    found = await request.state.batcher.submit(retriever, [query for query, _ in prepared], timeout)
+    responses = [
+        _describe(request, retriever, query, unknown, one, started)
+        for (query, unknown), one in zip(prepared, found, strict=True)
+    ]
+    return _respond({"responses": responses})
 
 
 @router.get("/v1/info", responses=_problems(500, 503), tags=["retrieval"])
@@ -241,9 +246,7 @@ async def rollback(reloader: ReloaderDep) -> dict[str, Any]:
     return await reloader.rollback()
 
 
-def _prepare(retriever: Retriever, body: RetrieveRequest) -> Query:
-    if len(body.exclude) + len(body.history) > MAX_EXCLUDE + MAX_HISTORY:
-        raise BadQuery("exclude, history: too many")
+def _prepare(retriever: Retriever, body: RetrieveRequest) -> tuple[Query, int]:
     return retriever.prepare(
         history=body.history,
         context=body.context,
@@ -261,10 +264,12 @@ def _timeout(request: Request, bodies: list[RetrieveRequest]) -> float:
     return max(body.timeout_ms or default for body in bodies) / 1000
 
 
-def _answer(request: Request, retriever: Retriever, query: Query, found: Found, started: float) -> dict[str, Any]:
-    answer = found.answer
-    short = len(found.item_ids) < query.k
-    request.state.metrics.items_read.observe(answer.read)
+def _describe(
+    request: Request, retriever: Retriever, query: Query, unknown: int, found: Answer, started: float
+) -> dict[str, Any]:
+    """The content of a RetrieveResponse."""
+    short = len(found.items) < query.k
+    request.state.metrics.items_read.observe(found.read)
     if short:
         request.state.metrics.short.inc()
     return {
@@ -274,10 +279,10 @@ def _answer(request: Request, retriever: Retriever, query: Query, found: Found, 
         "candidates": [
             {"item_id": item, "score": score, "path_log_prob": log_prob}
             for item, score, log_prob in zip(
-                found.item_ids, answer.scores.tolist(), answer.path_log_probs.tolist(), strict=True
+                retriever.names(found.items), found.scores.tolist(), found.path_log_probs.tolist(), strict=True
             )
         ],
-        "coverage": {"paths": found.paths, "items": answer.candidates, "unknown_history": query.unknown},
+        "coverage": {"paths": found.paths, "items": found.candidates, "unknown_history": unknown},
         "degraded": {"short": short},
     }
 

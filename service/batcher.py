@@ -10,16 +10,17 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from index_store.retrieval import Answer, Query
 from service.errors import DeadlineExceeded, Overloaded
 from service.metrics import Metrics
-from service.retriever import Found, Query, Retriever
+from service.retriever import Retriever
 
 
 @dataclass(frozen=True)
 class _Entry:
     retriever: Retriever
     query: Query
-    result: asyncio.Future[Found]
+    result: asyncio.Future[Answer]
 
     def fits(self, other: _Entry) -> bool:
         """Whether the two can be searched together: one version, one beam width, one score."""
@@ -39,13 +40,16 @@ class Batcher:
         self._max_queue, self._max_batch = max_queue, max_batch
         self._metrics = metrics
 
-    async def submit(self, retriever: Retriever, queries: list[Query], timeout: float) -> list[Found]:
+    async def submit(self, retriever: Retriever, queries: list[Query], timeout: float) -> list[Answer]:
         """The answers of `queries`, in their order. All or none are admitted.
 
         Raises Overloaded when the queue has no room for them, DeadlineExceeded after `timeout` seconds. Who stops
         waiting leaves the queue, and costs nothing if not yet searched.
         """
         if len(self._queue) + len(queries) > self._max_queue:
+            self._queue = deque(entry for entry in self._queue if not entry.result.done())
+        # Into an empty queue anything goes, or a large request could never be answered.
+        if self._queue and len(self._queue) + len(queries) > self._max_queue:
             raise Overloaded("too many requests are waiting; try again later, or fewer at once")
         loop = asyncio.get_running_loop()
         entries = [_Entry(retriever, query, loop.create_future()) for query in queries]

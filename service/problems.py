@@ -89,9 +89,13 @@ def status_of(error: Exception) -> int:
 
 async def _domain(request: Request, error: Exception) -> Response:
     status = status_of(error)
-    # A store's message may name folders and versions: operators see it, others only what kind of error it was.
-    public = isinstance(error, service.ServiceError) or request.url.path.startswith("/admin/")
-    return problem(request, status, str(error) if public else HTTPStatus(status).description)
+    if isinstance(error, store.VersionNotFound):
+        detail = "no such version in the store"  # the error itself repeats what was asked for
+    elif isinstance(error, store.IndexStoreError) and not request.scope["path"].startswith("/admin/"):
+        detail = HTTPStatus(status).description  # it names folders and versions, which operators may see
+    else:
+        detail = str(error)
+    return problem(request, status, detail)
 
 
 async def _validation(request: Request, error: Exception) -> Response:

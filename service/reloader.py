@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from types import EllipsisType
 from typing import Any
 
-from index_store.errors import IndexStoreError, PointerMoved, StoreUnavailable, VersionNotFound
+from index_store.errors import PointerMoved, StoreUnavailable, VersionNotFound
 from index_store.store import IndexStore
 from index_store.version import check_name
 from service.errors import NotReady
@@ -19,6 +20,8 @@ from service.metrics import Metrics
 from service.retriever import Retriever
 
 log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 30.0  # until a current version that was refused is loaded again
 
 
 class Reloader:
@@ -30,7 +33,8 @@ class Reloader:
         self._lock = asyncio.Lock()  # one load at a time
         self._loading: str | None = None
         self._failed: dict[str, str] = {}  # version -> why it was refused
-        self._unreachable: str | None = None
+        self._retry_at = 0.0  # when a current version that was refused is tried again
+        self._trouble = ""  # what was logged last, so that it is logged once
 
     @property
     def retriever(self) -> Retriever:
@@ -51,20 +55,18 @@ class Reloader:
             name: str | None = None
             try:
                 name = await asyncio.to_thread(self._store.current)
-                if self._unreachable:
-                    log.info("the store answers again")
-                    self._unreachable = None
-                if name is None or (self._serving and name == self._serving.name) or name in self._failed:
-                    return
-                self._serve(await self._load(name))
-            except StoreUnavailable as error:
-                if str(error) != self._unreachable:
-                    log.warning("the store does not answer, serving on: %s", error)
-                self._unreachable = str(error)
-            except IndexStoreError as error:
-                log.error("version %s was refused, serving on: %s", name, error)
-            except Exception:
-                log.exception("version %s could not be loaded, serving on", name)
+                served = self._serving.name if self._serving else None
+                if name in self._failed and time.monotonic() < self._retry_at:
+                    return  # what was wrong may pass: it is tried again, but not at every look
+                if name is not None and name != served:
+                    self._serve(await self._load(name))
+                self._trouble = ""
+            except Exception as error:  # noqa: BLE001 -- whatever is wrong with a version, the old one serves on
+                self._retry_at = time.monotonic() + RETRY_SECONDS
+                trouble = f"version {name} is not served: {type(error).__name__}: {error}"
+                if trouble != self._trouble:
+                    log.error("%s", trouble)
+                self._trouble = trouble
 
     async def swap(self, name: str, expected: str | EllipsisType | None) -> dict[str, Any]:
         """Make `name` current in the store and serve it. Loads and verifies before the pointer moves.
@@ -125,7 +127,7 @@ class Reloader:
             retriever = await asyncio.to_thread(lambda: Retriever(self._store.load(name)))
         except (StoreUnavailable, VersionNotFound):
             raise
-        except IndexStoreError as error:
+        except Exception as error:
             self._failed[name] = str(error)
             self._metrics.swaps.labels("refused").inc()
             raise

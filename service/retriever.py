@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,38 +12,11 @@ from numpy.typing import NDArray
 
 from index_store.errors import VersionDamaged
 from index_store.golden import replay
-from index_store.retrieval import BY_PATH, Answer, fetch, pad_histories, rerank, search
+from index_store.retrieval import MAX_READS, Answer, Query, answer
 from index_store.version import Version
 from service.errors import BadQuery
 
 ItemId = int | str
-#: Most items one request may read: beam times items per path.
-MAX_READS = 50_000
-
-
-@dataclass(frozen=True)
-class Query:
-    """A request in this version's terms: item indices and feature codes."""
-
-    history: NDArray[np.int64]
-    categories: list[int]
-    numbers: list[float]
-    k: int
-    beam: int
-    per_path: int
-    excluded: NDArray[np.int64]
-    rerank: bool
-    widen: bool  # search more paths if fewer than k are found; not where the caller chose the beam
-    unknown: int  # history items that this version does not know
-
-
-@dataclass(frozen=True)
-class Found:
-    """A query's answer: its items as the caller knows them, and what was searched."""
-
-    item_ids: list[ItemId]
-    answer: Answer
-    paths: int
 
 
 class Retriever:
@@ -79,6 +51,17 @@ class Retriever:
             raise
         except Exception as error:  # noqa: BLE001 -- what the runtime raises for a model of another shape
             raise VersionDamaged(f"{self.name}: model.onnx cannot be run ({type(error).__name__})") from None
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Search alone and in company, so that no request pays for what the runtime does on first use."""
+        empty = np.empty(0, np.int64)
+        longest = np.zeros(self.manifest.history, np.int64)
+        categories, numbers = [0] * len(self._codes), [0.0] * len(self._scales)
+        beam, per_path = self.manifest.reach(self.manifest.k)
+        for batch in (1, 8, 1):
+            for history in (empty, longest):
+                self.answer([Query(history, categories, numbers, self.manifest.k, beam, per_path, history)] * batch)
 
     def info(self) -> dict[str, Any]:
         """The version's shape, defaults and context features, for /v1/info."""
@@ -115,74 +98,34 @@ class Retriever:
         exclude: Sequence[ItemId],
         exclude_history: bool,
         rerank: bool,
-    ) -> Query:
-        """Check a request against this version. Raises BadQuery.
+    ) -> tuple[Query, int]:
+        """A request in this version's terms, and how many of its history items are unknown. Raises BadQuery.
 
-        Unknown items are left out and counted; unknown categories count as absent.
+        Unknown items are left out; unknown categories count as absent.
         """
         k = k or self.manifest.k
-        widen = beam is None
         default_beam, default_per_path = self.manifest.reach(k)
-        beam, per_path = beam or default_beam, per_path or default_per_path
+        widen, beam = beam is None, beam or default_beam
+        per_path = per_path or min(default_per_path, MAX_READS // beam)
         if beam > self.manifest.max_beam:
             raise BadQuery(f"beam: this version searches at most {self.manifest.max_beam} paths")
         if beam * per_path > MAX_READS:
-            raise BadQuery(f"beam, per_path: their product may be at most {MAX_READS}")
+            raise BadQuery(f"beam, per_path: a request reads at most {MAX_READS} items, so their product is too large")
         known = self._indices(history)
         excluded = self._indices(exclude)
         if exclude_history:
             excluded = np.concatenate([excluded, known])
         categories, numbers = self._encode(context)
-        return Query(
-            known[-self.manifest.history :],
-            categories,
-            numbers,
-            k,
-            beam,
-            per_path,
-            excluded,
-            rerank,
-            widen,
-            len(history) - len(known),
-        )
+        query = Query(known[-self.manifest.history :], categories, numbers, k, beam, per_path, excluded, rerank, widen)
+        return query, len(history) - len(known)
 
-    def answer(self, queries: Sequence[Query]) -> list[Found]:
-        """Answer queries that agree in `beam` and `rerank`, all at once.
+    def answer(self, queries: Sequence[Query]) -> list[Answer]:
+        """Answer queries that agree in `beam` and `rerank`, all at once."""
+        version, longest, widest = self.version, self.manifest.history, self.manifest.max_beam
+        return answer(self._session, version.index, version.reranker, queries, longest, widest)
 
-        One that finds fewer than k is searched again with twice the beam, as far as this version goes.
-        """
-        found = self._answer(queries, queries[0].beam)
-        beam = queries[0].beam
-        while beam < self.manifest.max_beam:
-            short = [i for i, q in enumerate(queries) if q.widen and len(found[i].item_ids) < q.k]
-            if not short:
-                break
-            beam = min(2 * beam, self.manifest.max_beam)
-            for i, again in zip(short, self._answer([queries[i] for i in short], beam), strict=True):
-                found[i] = again
-        return found
-
-    def _answer(self, queries: Sequence[Query], beam: int) -> list[Found]:
-        beams = search(
-            self._session,
-            pad_histories([query.history for query in queries], self.manifest.history),
-            np.array([query.categories for query in queries], np.int64).reshape(len(queries), -1),
-            np.array([query.numbers for query in queries], np.float32).reshape(len(queries), -1),
-            beam,
-        )
-        candidates, read = fetch(self.version.index, beams, np.array([query.per_path for query in queries]))
-        answers = rerank(
-            candidates,
-            read,
-            self.version.reranker if queries[0].rerank else BY_PATH,
-            [query.k for query in queries],
-            [query.excluded for query in queries],
-            self.manifest.items,
-        )
-        paths = (beams.path_ids >= 0).sum(axis=1).tolist()
-        return [Found(self._names(a.items), a, p) for a, p in zip(answers, paths, strict=True)]
-
-    def _names(self, items: NDArray[np.int64]) -> list[ItemId]:
+    def names(self, items: NDArray[np.int64]) -> list[ItemId]:
+        """The caller's ids of item indices."""
         if isinstance(self._ids, list):
             return [self._ids[i] for i in items.tolist()]
         names: list[ItemId] = self._ids[items].tolist()
@@ -205,7 +148,10 @@ class Retriever:
                 raise BadQuery("context: a feature that this version does not have; /v1/info lists them")
             if name in self._scales and value is not None and (isinstance(value, str | bool)):
                 raise BadQuery("context: a numeric feature needs a number; /v1/info lists them")
-        categories = [codes.get(_as_text(context.get(name)), 0) for name, codes in self._codes.items()]
+        categories = [
+            0 if context.get(name) is None else codes.get(_as_text(context[name]), 0)
+            for name, codes in self._codes.items()
+        ]
         numbers = [
             0.0 if context.get(name) is None else (float(context[name]) - mean) / std
             for name, (mean, std) in self._scales.items()
@@ -239,6 +185,7 @@ def _as_integer(item: ItemId) -> int | None:
 
 
 def _as_text(value: Any) -> str:
+    """A category as the trainer writes it: true, 2 for 2.0."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

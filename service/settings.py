@@ -21,7 +21,7 @@ class Settings(BaseSettings):
     max_queue: int = Field(512, ge=1, description="requests waiting; one more is answered 429")
     max_batch: int = Field(32, ge=1, le=1024, description="requests searched together")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="longest request body; a longer one is answered 413")
-    drain_seconds: float = Field(10, ge=0, description="how long requests in flight may take after SIGTERM")
+    drain_seconds: int = Field(10, ge=0, description="how long requests in flight may take after SIGTERM")
 
     @field_validator("admin_token")
     @classmethod

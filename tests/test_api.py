@@ -26,7 +26,7 @@ ADMIN = {"Authorization": f"Bearer {TOKEN}"}
 
 def make_app(store: FolderStore, **changes: Any) -> FastAPI:
     """The app on `store`, polling rarely: these tests swap by hand."""
-    settings = {"store": str(store.folder), "admin_token": TOKEN, "poll_seconds": 60, **changes}
+    settings = {"store": str(store.folder), "admin_token": TOKEN, "poll_seconds": 60, "timeout_ms": 60_000, **changes}
     return create_app(Settings.model_validate(settings), store)
 
 
@@ -180,9 +180,10 @@ def test_what_is_served_is_what_was_measured(client: TestClient, planted: Plante
     requests, version = held_out_requests(planted.dataset, planted.split), planted.version
     (beams,) = requests.beams(open_session(bytes(version.parts["model.onnx"])), SMALL.history, version.manifest.beam)
     candidates, read = fetch(version.index, beams, version.manifest.per_path)
-    expected = rerank(candidates, read, version.reranker, [5] * len(read), requests.histories, 40)
+    expected = rerank(candidates, read, read, version.reranker, [5] * len(read), requests.histories, 40)
+    assert all(len(answer.items) == 5 for answer in expected)
     for history, answer in zip(requests.histories, expected, strict=True):
-        body = {"history": planted.dataset.item_ids[history].tolist(), "k": 5, "beam": version.manifest.beam}
+        body = {"history": planted.dataset.item_ids[history].tolist(), "k": 5}
 
         assert items_of(client.post("/v1/retrieve", json=body)) == planted.dataset.item_ids[answer.items].tolist()
 
@@ -258,7 +259,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-FIELDS = ("history", "context", "k", "beam", "per_path", "exclude", "exclude_history", "timeout_ms", "rerank", "x")
+FIELDS = ("history", "context", "k", "beam", "per_path", "exclude", "exclude_history", "rerank", "x")
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

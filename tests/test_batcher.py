@@ -10,11 +10,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from index_store.retrieval import Answer
+from index_store.retrieval import Answer, Query
 from service.batcher import Batcher
 from service.errors import DeadlineExceeded, Overloaded
 from service.metrics import Metrics
-from service.retriever import Found, Query, Retriever
+from service.retriever import Retriever
 
 NOTHING = np.empty(0, np.int64)
 LONG = 30.0  # seconds; nothing here waits that long
@@ -22,7 +22,7 @@ LONG = 30.0  # seconds; nothing here waits that long
 
 def query(k: int, beam: int = 5, *, rerank: bool = True) -> Query:
     """A query that is told from others by its k."""
-    return Query(NOTHING, [], [], k, beam, 1, NOTHING, rerank, False, 0)
+    return Query(NOTHING, [], [], k, beam, 1, NOTHING, rerank)
 
 
 class GatedRetriever:
@@ -33,15 +33,15 @@ class GatedRetriever:
         self.started = threading.Event()
         self.batches: list[list[int]] = []
 
-    def answer(self, queries: Sequence[Query]) -> list[Found]:
+    def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """One batch."""
         self.batches.append([q.k for q in queries])
         self.started.set()
         assert self.gate.wait(LONG)
         if any(q.k == 13 for q in queries):
             raise ValueError("thirteen")
-        empty = Answer(NOTHING, NOTHING.astype(np.float32), NOTHING.astype(np.float32), 0, 0)
-        return [Found([q.k], empty, 0) for q in queries]
+        nothing = NOTHING.astype(np.float32)
+        return [Answer(np.array([q.k]), nothing, nothing, 0, 0, 0) for q in queries]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -70,7 +70,7 @@ def with_batcher(
 
 def submit(
     batcher: Batcher, gated: GatedRetriever, *queries: Query, timeout: float = LONG
-) -> asyncio.Task[list[Found]]:
+) -> asyncio.Task[list[Answer]]:
     """A request under way."""
     return asyncio.create_task(batcher.submit(cast("Retriever", gated), list(queries), timeout))
 
@@ -85,7 +85,7 @@ def test_what_queued_meanwhile_is_the_next_batch() -> None:
         await until(lambda: len(batcher._queue) == 3)
         gated.gate.set()
 
-        assert [(await task)[0].item_ids for task in (first, *others)] == [[1], [2], [3], [4]]
+        assert [(await task)[0].items[0] for task in (first, *others)] == [1, 2, 3, 4]
         assert gated.batches == [[1], [2, 3, 4]]
 
     with_batcher(test)
@@ -104,7 +104,7 @@ def test_only_what_fits_is_searched_together() -> None:
         await until(lambda: len(batcher._queue) == 6)
         gated.gate.set()
 
-        assert [(await task)[0].item_ids[0] for task in tasks] == [1, 2, 3, 4, 5, 6, 7]
+        assert [(await task)[0].items[0] for task in tasks] == [1, 2, 3, 4, 5, 6, 7]
         assert gated.batches == [[1], [2, 4], [3, 7], [5]]
         assert other.batches == [[6]]
 
@@ -143,6 +143,17 @@ def test_a_full_queue_refuses_at_once() -> None:
     with_batcher(test, max_queue=3)
 
 
+def test_an_empty_queue_takes_anything() -> None:
+    """Or a request of more queries than the queue is long could never be answered."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        gated.gate.set()
+
+        assert len(await submit(batcher, gated, *(query(k) for k in range(5)))) == 5
+
+    with_batcher(test, max_queue=3)
+
+
 def test_who_stopped_waiting_costs_nothing() -> None:
     """A cancelled and an expired request are dropped before they are searched."""
 
@@ -176,6 +187,6 @@ def test_an_error_reaches_every_waiter_and_nobody_else() -> None:
         after = await submit(batcher, gated, query(5))
 
         assert [type(result) for result in results] == [list, ValueError, ValueError]
-        assert after[0].item_ids == [5]
+        assert after[0].items == [5]
 
     with_batcher(test)

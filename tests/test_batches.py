@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from trainer.batches import Batches
-from trainer.data import ContextSchema, Dataset, Split
+from trainer.context import ContextSchema
+from trainer.data import Dataset, Split
 
 
 def dataset_of(sequences: list[list[int]]) -> tuple[Dataset, Split]:

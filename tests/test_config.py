@@ -17,12 +17,12 @@ from trainer.errors import ConfigError
     [
         ({"width": 100, "depth": 10}, "width, depth: 100\\^10 paths do not fit in int64"),
         ({"width": 2, "depth": 1, "paths_per_item": 3}, "paths_per_item: 3 different paths asked for"),
-        ({"beam": 257}, "beam: expected at most 256"),
-        ({"beam": 0}, "beam: expected at least 1"),
+        ({"beam": 257}, "beam: expected 1 to 256"),
+        ({"beam": 0}, "beam: expected 1 to 256"),
         ({"k": 0}, "k: expected at least 1"),
         ({"k": "ten"}, "k: expected a whole number, found 'ten'"),
         ({"k": True}, "k: expected a whole number, found True"),
-        ({"alpha": -1}, "alpha: expected 0 or more"),
+        ({"alpha": -1}, "alpha: expected at least 0"),
         ({"alpha": "high"}, "alpha: expected a number or 'auto', found 'high'"),
         ({"alpha": float("nan")}, "alpha: expected a finite number"),
         ({"eta": 0}, "eta: expected above 0"),
@@ -33,7 +33,15 @@ from trainer.errors import ConfigError
         ({"split": "random"}, "split: expected 'users' or 'last-out'"),
         ({"candidate_paths": 2}, "candidate_paths: expected at least paths_per_item = 3"),
         ({"width": 3, "depth": 2}, "candidate_paths: expected at most width\\^depth = 9"),
-        ({"seed": -1}, "seed: expected 0 or more"),
+        ({"seed": -1}, "seed: expected at least 0"),
+        ({"warmup_epochs": 12}, "warmup_epochs: expected less than epochs = 12"),
+        ({"warmup_epochs": 0}, "warmup_epochs: expected at least 1"),
+        ({"depth": 40}, "width, depth: 10\\^40 paths do not fit"),
+        ({"depth": 30_000_000, "width": 1000}, "width, depth"),
+        ({"k": 10**400}, "k: expected a number that fits"),
+        ({"beam": 256, "per_path": 500}, "beam, per_path: a request may read at most"),
+        ({"context": ["a", "a:categorical"]}, "context: a is named twice"),
+        ({"context": ["a:categoric"]}, 'context: expected "column" or'),
         ({"context": [1]}, "context: expected a list of column names"),
         ({"beems": 3}, "beems: no such setting"),
     ],
@@ -105,4 +113,5 @@ def test_reassignments_leave_time_to_settle() -> None:
     assert dataclasses.replace(config, reassignments=1).reassignment_epochs() == {4}
     assert dataclasses.replace(config, reassignments=2).reassignment_epochs() == {4, 8}
     assert dataclasses.replace(config, reassignments=99).reassignment_epochs() == set(range(4, 12))
-    assert TrainConfig(epochs=3, warmup_epochs=3).reassignment_epochs() == set()
+    assert TrainConfig(epochs=6).reassignment_epochs() == {3}  # the warm-up is two fifths by default
+    assert TrainConfig(epochs=1).reassignment_epochs() == set()

@@ -101,14 +101,14 @@ def test_context_features(tmp_path: Path) -> None:
     assert dataset.numbers.tolist() == [[1.0], [0.0], [-1.0]]
 
 
-def test_context_in_the_interactions_is_the_latest(tmp_path: Path) -> None:
-    """A column of the interactions counts with a user's last row."""
+def test_context_in_the_interactions_is_that_of_the_history(tmp_path: Path) -> None:
+    """A column of the interactions counts as it was at the end of the history: the truth is not looked at."""
     rows = {**ROWS, "shop": ["a", "b", "c", "d", "e", "f"]}
 
     dataset = load_dataset(write(tmp_path, rows), TrainConfig(min_interactions=1, context=("shop",)))
 
-    assert dataset.schema.categorical == {"shop": ["a", "d", "f"]}
-    assert dataset.categories.tolist() == [[2], [1], [3]]
+    assert dataset.schema.categorical == {"shop": ["b", "c", "f"]}
+    assert dataset.categories.tolist() == [[1], [2], [3]]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,7 @@ def test_context_in_the_interactions_is_the_latest(tmp_path: Path) -> None:
         ({"timestamp": [2.0, 1.0, float("nan"), 3.0, 2.0, 3.0]}, "column timestamp, row 3: expected a finite number"),
         ({"timestamp": ["a"] * 6}, "column timestamp: expected integers or date and time, found"),
         ({"item_id": [0.5] * 6}, "column item_id: expected integers or strings, found double"),
+        ({"timestamp": [datetime.time(1)] * 6}, "column timestamp: expected integers or date and time, found time"),
         ({"item_id": ["a", "", "b", "b", "b", "b"]}, "column item_id, row 2: expected 1 to 256 characters"),
         ({"item_id": ["a", "b", "b", "b", "x" * 257, "b"]}, "column item_id, row 5: expected 1 to 256 characters"),
         ({"user_id": pa.array([2**63] * 6, pa.uint64())}, "column user_id: an id does not fit in int64"),
@@ -171,7 +172,7 @@ def test_min_rating_needs_ratings(tmp_path: Path) -> None:
 
 def test_an_unknown_context_column_is_named(tmp_path: Path) -> None:
     """And where it was looked for."""
-    with pytest.raises(DataError, match="context: column shoe_size is neither in a users file nor in"):
+    with pytest.raises(DataError, match=r"column shoe_size is in none of .*interactions\.parquet"):
         load_dataset(write(tmp_path, ROWS), TrainConfig(min_interactions=1, context=("shoe_size",)))
 
 
@@ -197,9 +198,52 @@ def test_last_out_keeps_the_last_item_from_training(tmp_path: Path) -> None:
     assert split.test_users.tolist() == [0, 1]  # the third user has one item and nothing to find
 
 
+def test_csv_ids_stay_as_they_are_written(tmp_path: Path) -> None:
+    """007 is not 7; ids that are all written as integers are integers, in every file alike."""
+    file = tmp_path / "interactions.csv"
+    file.write_text("user_id,item_id,timestamp\n1,007,1\n1,7,2\n2,7,3\n")
+
+    assert sequences(load_dataset(file, CONFIG)) == {1: ["007", "7"], 2: ["7"]}
+
+
+def test_ids_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    """Integers in one file and strings in the other would never meet."""
+    items = write(tmp_path, {"item_id": ["10", "20"]}, "items.parquet")
+
+    with pytest.raises(DataError, match="integers in one and strings in the other"):
+        load_dataset(write(tmp_path, ROWS), CONFIG, items)
+
+
+def test_times_far_apart_keep_their_order(tmp_path: Path) -> None:
+    """Dates beyond what nanoseconds reach are not wrapped round."""
+    rows = {
+        "user_id": [1, 1, 1],
+        "item_id": [1, 2, 3],
+        "timestamp": pa.array([253402214400, 0, 946684800], pa.timestamp("s")),  # 9999, 1970, 2000
+    }
+
+    assert sequences(load_dataset(write(tmp_path, rows), CONFIG)) == {1: [2, 3, 1]}
+
+
+def test_a_user_with_two_rows_is_refused(tmp_path: Path) -> None:
+    """Which would count?"""
+    users = write(tmp_path, {"user_id": [1, 1], "c": ["a", "b"]}, "users.parquet")
+
+    with pytest.raises(DataError, match="a user has more than one row"):
+        load_dataset(write(tmp_path, ROWS), TrainConfig(min_interactions=1, context=("c",)), users=users)
+
+
+def test_a_column_of_lists_is_no_context(tmp_path: Path) -> None:
+    """And is named."""
+    users = write(tmp_path, {"user_id": [1], "c": [["a"]]}, "users.parquet")
+
+    with pytest.raises(DataError, match="column c: expected numbers or strings"):
+        load_dataset(write(tmp_path, ROWS), TrainConfig(min_interactions=1, context=("c",)), users=users)
+
+
 def test_somebody_must_be_left_to_train_on(tmp_path: Path) -> None:
     """Holding out everybody is refused."""
     rows = {"user_id": [1, 1], "item_id": [1, 2], "timestamp": [1, 2]}
 
-    with pytest.raises(DataError, match="test_users"):
+    with pytest.raises(DataError, match="test_users = 1"):
         split_users(load_dataset(write(tmp_path, rows), CONFIG), TrainConfig(test_users=1))

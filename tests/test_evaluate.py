@@ -8,9 +8,10 @@ import pytest
 from index_store.version import Version
 from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
-from trainer.data import ContextSchema, Dataset, Split
+from trainer.context import ContextSchema
+from trainer.data import Dataset, Split
 from trainer.errors import DataError
-from trainer.evaluate import evaluate, item_similarity, precision_recall_f, require_same_items
+from trainer.evaluate import evaluate, item_similarity, precision_recall_f, require_same_data
 from trainer.progress import SilentProgress
 
 
@@ -95,7 +96,7 @@ def test_other_items_than_the_trained_are_refused(planted: Planted) -> None:
     fewer = dataclasses.replace(planted.dataset, item_ids=planted.dataset.item_ids[1:])
 
     with pytest.raises(DataError, match="not the same"):
-        require_same_items(planted.version, fewer)
+        require_same_data(planted.version, fewer, SilentProgress())
 
 
 def test_the_group_is_what_was_planted(planted: Planted) -> None:

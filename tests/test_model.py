@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.config import TrainConfig
-from trainer.data import ContextSchema
+from trainer.context import ContextSchema
 from trainer.model import PathModel, path_nodes, prefix_tables, random_paths
 
 SCHEMA = ContextSchema({"country": ["AT", "NL"]}, {"age": (40.0, 10.0)})

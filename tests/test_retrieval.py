@@ -66,7 +66,9 @@ def test_answers_equal_the_slow_twin(seed: int, batch: int, n: int, k: int) -> N
     excluded = [rng.integers(ITEMS, size=rng.integers(4)) for _ in range(batch)]
 
     candidates, read = fetch(index, beams, n)
-    answers = rerank(candidates, read, Reranker("lr", weights.astype(np.float32), 0.0), [k] * batch, excluded, ITEMS)
+    answers = rerank(
+        candidates, read, read, Reranker("lr", weights.astype(np.float32), 0.0), [k] * batch, excluded, ITEMS
+    )
 
     for row in range(batch):
         expected = slow_answer(index, lists, beams, row, n, k, excluded[row].tolist(), weights)
@@ -106,7 +108,7 @@ def test_what_is_excluded_costs_no_place() -> None:
     beams = Beams(np.array([[4, 3, 2, 1]], np.float32), np.array([[1]]), np.zeros((1, 1), np.float32))
     candidates, read = fetch(index, beams, 10)
 
-    (answer,) = rerank(candidates, read, SOFTMAX, [2], [np.array([0, 1])], 4)
+    (answer,) = rerank(candidates, read, read, SOFTMAX, [2], [np.array([0, 1])], 4)
 
     assert answer.items.tolist() == [2, 3]
 
@@ -117,7 +119,7 @@ def test_a_beam_that_meets_no_path_finds_nothing() -> None:
     beams = Beams(np.ones((1, SIZE), np.float32), np.array([[-1, 77]]), np.full((1, 2), -np.inf, np.float32))
     candidates, read = fetch(index, beams, 10)
 
-    (answer,) = rerank(candidates, read, SOFTMAX, [5], [np.empty(0, np.int64)], ITEMS)
+    (answer,) = rerank(candidates, read, read, SOFTMAX, [5], [np.empty(0, np.int64)], ITEMS)
 
     assert answer.items.tolist() == []
     assert (answer.read, answer.candidates) == (0, 0)

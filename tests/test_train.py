@@ -14,7 +14,7 @@ from tests.planted import GROUPS
 from trainer.assignment import PathAssigner
 from trainer.checkpoint import Run
 from trainer.config import TrainConfig
-from trainer.data import ContextSchema
+from trainer.context import ContextSchema
 from trainer.errors import ResumeError, TrainerError
 from trainer.export import make_version
 from trainer.model import PathModel

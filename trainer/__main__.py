@@ -18,11 +18,12 @@ FIT_EXAMPLE = """example:
       --users examples/online_retail/users.parquet --store ./demo-store --set k=20 --set context=country
 
 INTERACTIONS is Parquet or CSV with the columns user_id, item_id (integers or strings), timestamp (integer or
-date and time) and perhaps rating. Interrupted? Run the same command again with --resume and the folder it named.
-The README lists the settings."""
+date and time) and perhaps rating or weight. Interrupted? Run the same command again with --resume and the folder
+it named. The README lists the settings."""
 
 EVALUATE_EXAMPLE = """example:
-  dr-trainer evaluate examples/online_retail/interactions.parquet --store ./demo-store --k 20
+  dr-trainer evaluate examples/online_retail/interactions.parquet --items examples/online_retail/items.parquet \\
+      --users examples/online_retail/users.parquet --store ./demo-store
 
 Measures the users whom the training of the version held out, with the version's own settings."""
 
@@ -54,6 +55,7 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
 
     config = load_config(options.config, options.set, seed=options.seed)
     store = open_store(options.store)
+    store.current()  # what is wrong with the store is better told now than after training
 
     from trainer.checkpoint import Run
     from trainer.data import load_dataset, split_users
@@ -92,17 +94,16 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     from trainer.config import config_from
     from trainer.data import load_dataset, split_users
-    from trainer.evaluate import evaluate, require_same_items
+    from trainer.evaluate import evaluate, require_same_data
     from trainer.progress import choose_progress
 
     config = config_from(dict(version.manifest.config))
     if options.k is not None and options.k < 1:
         raise TrainerError(f"--k: expected at least 1, found {options.k}")
     dataset = load_dataset(options.interactions, config, options.items, options.users)
-    require_same_items(version, dataset)
-    result = evaluate(
-        version, dataset, split_users(dataset, config), options.k or version.manifest.k, choose_progress()
-    )
+    progress = choose_progress()
+    require_same_data(version, dataset, progress)
+    result = evaluate(version, dataset, split_users(dataset, config), options.k or version.manifest.k, progress)
     _print(result if options.json else _table(result))
     return 0
 

@@ -1,6 +1,6 @@
 """PathAssigner: the M-step. observe() streams scores s[v, c], reassign() is the penalised coordinate descent.
 
-A path id is an opaque int64 here. Memory: 12 S + 8 J bytes an item; time: a pass over the observations, and
+A path id is an opaque int64 here. Memory: 16 S + 8 J bytes an item; time: a pass over the observations, and
 V J S T gains for a reassignment, both compiled.
 """
 

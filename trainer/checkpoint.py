@@ -7,13 +7,11 @@ checkpoint.safetensors  network, optimiser and paths, replaced whole after each 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -32,9 +30,12 @@ class Run:
         """Raises ResumeError if `folder` holds a run of another config or of other data."""
         self.folder = folder
         self.history: list[dict[str, Any]] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResumeError(f"{folder}: cannot be used as a run's folder: {error.strerror}") from None
         settings = config.to_json()
-        asked = {"config": settings, "data_sha256": _digest(dataset)}
+        asked = {"config": settings, "data_sha256": dataset.digest()}
         about = folder / "run.json"
         if not about.exists():
             _replace(about, json.dumps(asked, indent=2).encode())
@@ -73,10 +74,16 @@ class Run:
     ) -> None:
         """Add an epoch's record and replace the checkpoint. A kill between the two repeats the epoch."""
         self.history.append(record)
-        _replace(
-            self.folder / "metrics.jsonl",
-            b"".join(json.dumps(line).encode() + b"\n" for line in self.history),
-        )
+        try:
+            self._write(record, model, optimizer, assigner)
+        except (OSError, SafetensorError) as error:
+            raise ResumeError(f"{self.folder}: the checkpoint could not be written: {error}") from None
+
+    def _write(
+        self, record: dict[str, Any], model: PathModel, optimizer: torch.optim.Optimizer, assigner: PathAssigner
+    ) -> None:
+        metrics = b"".join(json.dumps(line).encode() + b"\n" for line in self.history)
+        _replace(self.folder / "metrics.jsonl", metrics)
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
@@ -95,15 +102,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.T
             _, index, key = name.split(".")
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _digest(dataset: Dataset) -> str:
-    digest = hashlib.sha256()
-    for array in (dataset.items, dataset.offsets, dataset.categories, dataset.numbers):
-        digest.update(np.ascontiguousarray(array).data)
-    for ids in (dataset.item_ids, dataset.user_ids):
-        digest.update(json.dumps(ids.tolist()).encode())
-    return digest.hexdigest()
 
 
 def _replace(path: Path, content: bytes) -> None:

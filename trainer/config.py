@@ -8,15 +8,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from index_store.retrieval import MAX_READS
 from trainer.errors import ConfigError
 
 #: Widest beam a version answers. Bounds what one request can cost.
 MAX_BEAM = 256
+#: The least K that width = "auto" gives.
+MIN_WIDTH = 10
+#: Bytes of item vectors that leave room for the rest in an ONNX file, which may have 2 GB.
+MAX_ONNX = 1_900_000_000
 #: The beam's table of live prefixes has at most this many entries (about 4 bytes each).
 MAX_TABLE = 2**28
 
@@ -32,14 +37,14 @@ class TrainConfig:
 
     # The network
     embedding: int = 64  # E, floats of an item or user vector
-    hidden: int = 128  # units of the GRU and of each path layer
+    hidden: int = 64  # units of the GRU and of each path layer
     history: int = 69  # most recent items the encoder reads (Sec. 4.1)
     dropout: float = 0.5  # of the encoder's inputs and output
     context: tuple[str, ...] = ()  # the user's columns the encoder reads: "name" or "name:categorical"
 
     # The gradient steps
     epochs: int = 12  # passes over the interactions
-    warmup_epochs: int = 5  # of them, before the first reassignment
+    warmup_epochs: int | Literal["auto"] = "auto"  # of them, before the first reassignment; auto: two fifths
     reassignments: int = 1  # M-steps, spread evenly over the epochs after the warm-up (the paper: one an epoch)
     joint_epochs: int = 0  # of them, with the softmax head learning too; 0: all (the paper: the first half)
     batch: int = 2048  # interactions a gradient step
@@ -71,38 +76,38 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             _check_type(name, getattr(self, name), kind)
-        for name in _AT_LEAST_ONE:
+        for name, (allowed, expected) in _BOUNDS.items():
             value = getattr(self, name)
-            if value != "auto" and value < 1:
-                raise ConfigError(f"{name}: expected at least 1, found {value}")
-        for name in ("test_users", "warmup_epochs", "reassignments", "joint_epochs", "seed", "weight_decay"):
-            value = getattr(self, name)
-            if value != "auto" and value < 0:
-                raise ConfigError(f"{name}: expected 0 or more, found {value}")
-        if self.seed >= 2**63:
-            raise ConfigError("seed: expected less than 2^63")
-        if not 0 < self.eta <= 1:
-            raise ConfigError(f"eta: expected above 0 and at most 1, found {self.eta}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout: expected at least 0 and below 1, found {self.dropout}")
-        if not 0 <= self.later <= 1:
-            raise ConfigError(f"later: expected 0 to 1, found {self.later}")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"learning_rate: expected above 0, found {self.learning_rate}")
-        if self.alpha != "auto" and self.alpha < 0:
-            raise ConfigError(f"alpha: expected 0 or more, or 'auto', found {self.alpha}")
-        if self.beam != "auto" and self.beam > MAX_BEAM:
-            raise ConfigError(f"beam: expected at most {MAX_BEAM}, found {self.beam}")
+            if value != "auto" and not allowed(value):
+                raise ConfigError(f"{name}: expected {expected}, found {value}")
+        if self.warmup_epochs != "auto" and self.reassignments and self.warmup_epochs >= self.epochs > 1:
+            raise ConfigError(
+                f"warmup_epochs: expected less than epochs = {self.epochs}, or no reassignment would follow; "
+                f"found {self.warmup_epochs}"
+            )
         if self.candidate_paths < self.paths_per_item:
             raise ConfigError(
                 f"candidate_paths: expected at least paths_per_item = {self.paths_per_item}, "
                 f"found {self.candidate_paths}"
             )
+        if self.beam != "auto" and self.per_path != "auto" and self.beam * self.per_path > MAX_READS:
+            raise ConfigError(f"beam, per_path: a request may read at most {MAX_READS} items, their product")
+        self._check_context()
         if isinstance(self.width, int):
             self._check_paths(self.width)
+        elif self.depth > 62 or MIN_WIDTH**self.depth >= 2**63:
+            raise ConfigError(f"width, depth: {MIN_WIDTH}^{self.depth} paths do not fit in int64; make depth smaller")
+
+    def _check_context(self) -> None:
+        names = [spec.partition(":")[0] for spec in self.context]
+        for spec, name in zip(self.context, names, strict=True):
+            if spec not in {name, f"{name}:categorical"} or not name:
+                raise ConfigError(f'context: expected "column" or "column:categorical", found {spec!r}')
+            if names.count(name) > 1:
+                raise ConfigError(f"context: {name} is named twice")
 
     def _check_paths(self, width: int) -> None:
-        if width**self.depth >= 2**63:
+        if self.depth > 62 or width**self.depth >= 2**63:
             raise ConfigError(f"width, depth: {width}^{self.depth} paths do not fit in int64; make one smaller")
         if self.paths_per_item > width**self.depth:
             raise ConfigError(
@@ -118,22 +123,29 @@ class TrainConfig:
         """K for a catalogue of V items.
 
         auto: the smallest K with K^D >= 5 V J, at least 10. Then a random assignment is nearly free of
-        collisions, and it is left to the penalty how many paths are used (README, Decisions).
+        collisions, and it is left to the penalty how many paths are used.
         """
         if isinstance(self.width, int):
             width = self.width
         else:
-            width = max(10, math.ceil((5 * items * self.paths_per_item) ** (1 / self.depth)))
+            wanted = max(5 * items * self.paths_per_item, self.candidate_paths)
+            width = max(MIN_WIDTH, math.ceil(wanted ** (1 / self.depth)))
             self._check_paths(width)
+        if 4 * items * self.embedding > MAX_ONNX:
+            raise ConfigError(
+                f"embedding: {items} items of {self.embedding} floats do not fit in an ONNX file of 2 GB; "
+                f"expected at most {MAX_ONNX // (4 * items)}"
+            )
         if min(width ** (self.depth - 1), items * self.paths_per_item) * width > MAX_TABLE:
             raise ConfigError(f"width: the beam's table for {items} items would be too large at K = {width}")
         return width
 
     def reassignment_epochs(self) -> set[int]:
         """The epochs that end with an M-step. The network settles for as long after the last as between two."""
-        after = self.epochs - self.warmup_epochs
+        warmup = math.ceil(0.4 * self.epochs) if self.warmup_epochs == "auto" else self.warmup_epochs
+        after = self.epochs - warmup
         count = min(self.reassignments, after)
-        return {self.warmup_epochs + after * number // count for number in range(count)} if count > 0 else set()
+        return {warmup + after * number // count for number in range(count)} if count > 0 else set()
 
     def replace(self, **changes: Any) -> TrainConfig:
         return dataclasses.replace(self, **changes)
@@ -142,10 +154,29 @@ class TrainConfig:
         return dataclasses.asdict(self) | {"context": list(self.context)}
 
 
-_AT_LEAST_ONE = (
-    "depth", "width", "paths_per_item", "embedding", "hidden", "history", "epochs", "batch",
-    "full_softmax_items", "negatives", "candidate_paths", "sweeps", "k", "beam", "per_path", "min_interactions",
-)  # fmt: skip
+def _at_least(least: int) -> tuple[Callable[[float], bool], str]:
+    return lambda value: value >= least, f"at least {least}"
+
+
+#: What each setting must be, and how to say it.
+_BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
+    **{
+        name: _at_least(1)
+        for name in (
+            "depth", "width", "paths_per_item", "embedding", "hidden", "history", "epochs", "warmup_epochs", "batch",
+            "full_softmax_items", "negatives", "candidate_paths", "sweeps", "k", "per_path", "min_interactions",
+        )
+    },
+    **{
+        name: _at_least(0)
+        for name in ("test_users", "reassignments", "joint_epochs", "seed", "weight_decay", "alpha")
+    },
+    "beam": (lambda value: 1 <= value <= MAX_BEAM, f"1 to {MAX_BEAM}"),
+    "eta": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "dropout": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "later": (lambda value: 0 <= value <= 1, "0 to 1"),
+    "learning_rate": (lambda value: value > 0, "above 0"),
+}  # fmt: skip
 
 
 def load_config(file: Path | None, settings: Iterable[str] = (), **overrides: Any) -> TrainConfig:
@@ -204,7 +235,9 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
             if value is None:
                 return
         elif isinstance(value, int | float if option is float else option) and not isinstance(value, bool):
-            if not math.isfinite(value):
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ConfigError(f"{name}: expected a number that fits in 64 bits")
+            if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{name}: expected a finite number, found {value}")
             return
         else:

@@ -6,41 +6,18 @@ integers or strings. Everything ends in a few flat arrays: 4 bytes an interactio
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 from numpy.typing import NDArray
 
 from trainer.config import TrainConfig
+from trainer.context import ContextSchema, UserColumns, encode_context
 from trainer.errors import DataError
-
-#: int64 (V,), or object (V,) of str. Ascending.
-Ids = NDArray[np.int64] | NDArray[np.object_]
-Index = NDArray[np.int64]
-MAX_ID_LENGTH = 256  # characters of a string id; the service refuses longer ones
-MAX_CATEGORIES = 100_000  # different values of a categorical context feature
-
-
-@dataclass(frozen=True)
-class ContextSchema:
-    """How the user's context features are encoded; goes into the version as context.json.
-
-    categorical: name -> its values; a value's code is its place plus 1, and 0 is unknown or absent.
-    numeric: name -> (mean, standard deviation) over the users; absent counts as the mean.
-    """
-
-    categorical: dict[str, list[str]]
-    numeric: dict[str, tuple[float, float]]
-
-    def to_json(self) -> dict[str, Any]:
-        numeric = {name: {"mean": mean, "std": std} for name, (mean, std) in self.numeric.items()}
-        return {"categorical": self.categorical, "numeric": numeric}
+from trainer.files import Ids, Index, encode_ids, id_column, numbers, read_table, timestamps
 
 
 @dataclass(frozen=True)
@@ -58,6 +35,15 @@ class Dataset:
     schema: ContextSchema
     categories: NDArray[np.int64]
     numbers: NDArray[np.float32]
+
+    def digest(self) -> str:
+        """SHA-256 of all of it: what tells one data set from another."""
+        digest = hashlib.sha256()
+        for array in (self.items, self.offsets, self.categories, self.numbers):
+            digest.update(np.ascontiguousarray(array).data)
+        for ids in (self.item_ids, self.user_ids):
+            digest.update(json.dumps(ids.tolist()).encode())
+        return digest.hexdigest()
 
     def sequence(self, user: int) -> NDArray[np.int32]:
         """All items of the user with index `user`, oldest first."""
@@ -86,7 +72,7 @@ def split_users(dataset: Dataset, config: TrainConfig) -> Split:
     """
     lengths = np.diff(dataset.offsets)
     users = len(lengths)
-    wanted = min(1000, users // 10) if config.test_users == "auto" else config.test_users
+    wanted = min(1000, max(1, users // 10)) if config.test_users == "auto" else config.test_users
     shuffled = np.random.default_rng(config.seed).permutation(np.flatnonzero(lengths >= 2))
     test = np.sort(shuffled[:wanted])
     if config.split == "users":
@@ -95,8 +81,10 @@ def split_users(dataset: Dataset, config: TrainConfig) -> Split:
     else:
         train = np.arange(users)
         train_length = history_length = np.maximum(lengths - 1, 1)
-    if not len(train):
-        raise DataError(f"test_users: all {users} users were held out; hold out fewer than test_users = {wanted}")
+    if not (train_length[train] >= 2).any():
+        raise DataError(
+            f"no user with two interactions or more is left to train on, of {users} and test_users = {wanted} held out"
+        )
     return Split(train, test, train_length, history_length)
 
 
@@ -104,169 +92,56 @@ def load_dataset(
     interactions: Path, config: TrainConfig, items: Path | None = None, users: Path | None = None
 ) -> Dataset:
     """Read and filter the files. Raises DataError naming file, column and row."""
-    table = _read(interactions)
-    user_index, user_ids = _encode(table, "user_id", interactions)
-    item_index, item_ids = _encode(table, "item_id", interactions)
-    times = _timestamps(table, interactions)
+    table = read_table(interactions)
+    catalogue = read_table(items) if items else None
+    by_user = read_table(users) if users else None
+    item_columns = [id_column(table, "item_id", interactions)]
+    user_columns = [id_column(table, "user_id", interactions)]
+    times = timestamps(table, interactions)
+    if catalogue is not None and items is not None:
+        item_columns.append(id_column(catalogue, "item_id", items))
+    if by_user is not None and users is not None and config.context:
+        user_columns.append(id_column(by_user, "user_id", users))
+    item_index, item_ids = encode_ids(item_columns, f"{interactions} and {items}: column item_id")
+    user_index, user_ids = encode_ids(user_columns, f"{interactions} and {users}: column user_id")
+    item_of, user_of = item_index[0], user_index[0]  # a row of the interactions
     rows = np.arange(len(times))
     if config.min_rating is not None:
-        rows = rows[_numbers(table, "rating", interactions) >= config.min_rating]
-    rows = rows[np.bincount(user_index[rows], minlength=len(user_ids))[user_index[rows]] >= config.min_interactions]
+        column = "weight" if "rating" not in table.column_names and "weight" in table.column_names else "rating"
+        rows = rows[numbers(table, column, interactions) >= config.min_rating]
+    rows = rows[np.bincount(user_of[rows], minlength=len(user_ids))[user_of[rows]] >= config.min_interactions]
     if not len(rows):
         raise DataError(
             f"{interactions}: no rows are left of {len(times)} after min_rating = {config.min_rating} "
             f"and min_interactions = {config.min_interactions}; lower them"
         )
-    rows = rows[np.lexsort((times[rows], user_index[rows]))]
-    kept_users, user_index = np.unique(user_index[rows], return_inverse=True)
-    kept_items, item_index = np.unique(item_index[rows], return_inverse=True)
-    user_ids, vocabulary = user_ids[kept_users], item_ids[kept_items]
-    if items is not None:
-        _, catalogue = _encode(_read(items), "item_id", items)
-        if catalogue.dtype != vocabulary.dtype:
-            raise DataError(f"{items}: column item_id: expected the type it has in {interactions}")
-        merged = np.union1d(vocabulary, catalogue)
-        item_index, vocabulary = np.searchsorted(merged, vocabulary)[item_index], merged
-    offsets = np.searchsorted(user_index, np.arange(len(user_ids) + 1)).astype(np.int64)
-    latest = table.take(pa.array(rows[offsets[1:] - 1])) if config.context else table
+    rows = rows[np.lexsort((times[rows], user_of[rows]))]
+    kept_users, user_of = np.unique(user_of[rows], return_inverse=True)
+    # The catalogue has every item of the items file, clicked or not.
+    kept_items = np.unique(np.concatenate([item_of[rows], *item_index[1:]]))
+    offsets = np.searchsorted(user_of, np.arange(len(kept_users) + 1)).astype(np.int64)
+    sources: list[UserColumns] = []
+    if config.context:
+        if by_user is not None and users is not None:
+            sources.append(UserColumns(users, by_user, _rows_of(user_index[1], kept_users, users)))
+        # What the interactions say of a user is read at the end of the history, never in the truth.
+        lengths = np.diff(offsets)
+        seen = np.maximum(lengths // 2 if config.split == "users" else lengths - 1, 1)
+        sources.append(UserColumns(interactions, table, rows[offsets[:-1] + seen - 1]))
     return Dataset(
-        vocabulary,
-        user_ids,
-        item_index.astype(np.int32),
+        item_ids[kept_items],
+        user_ids[kept_users],
+        np.searchsorted(kept_items, item_of[rows]).astype(np.int32),
         offsets,
-        *_context(config.context, user_ids, latest, interactions, users),
+        *encode_context(config.context, sources, len(kept_users)),
     )
 
 
-def _read(file: Path) -> pa.Table:
-    try:
-        if file.suffix.lower() in {".csv", ".tsv"}:
-            delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-            return pyarrow.csv.read_csv(file, parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter))
-        return pyarrow.parquet.read_table(file)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
-    except pa.ArrowException as error:
-        kind = "CSV" if file.suffix.lower() in {".csv", ".tsv"} else "Parquet"
-        raise DataError(f"{file}: not {kind}: {str(error).splitlines()[0]}") from None
-
-
-def _column(table: pa.Table, name: str, file: Path) -> pa.Array:
-    """The column, without nulls. Raises DataError when it is missing or has nulls."""
-    if table.column_names.count(name) != 1:
-        raise DataError(f"{file}: column {name} is missing; found {', '.join(table.column_names)}")
-    if not table.num_rows:
-        raise DataError(f"{file}: no rows")
-    column = table[name].combine_chunks()
-    if column.null_count:
-        row = pc.index(pc.is_null(column), True).as_py()
-        raise DataError(f"{file}: column {name}, row {row + 1}: null; drop or fill such rows")
-    if isinstance(column, pa.ChunkedArray):  # combine_chunks of a column without chunks
-        column = pa.concat_arrays(column.chunks)
-    return column
-
-
-def _encode(table: pa.Table, name: str, file: Path) -> tuple[Index, Ids]:
-    """Each row's index into the column's different ids, int64 (N,), and those ids, ascending."""
-    column = _column(table, name, file)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_integer(column.type):
-        try:
-            numbers = column.cast(pa.int64()).to_numpy(zero_copy_only=False)
-        except pa.ArrowInvalid:
-            raise DataError(f"{file}: column {name}: an id does not fit in int64; use strings") from None
-        ids, index = np.unique(numbers, return_inverse=True)
-        return index, ids
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        encoded = column.dictionary_encode()
-        found = np.array(encoded.dictionary.to_pylist(), dtype=object)
-        index = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        for row in np.flatnonzero([not 0 < len(i) <= MAX_ID_LENGTH for i in found])[:1]:
-            where = int(np.argmax(index == row)) + 1
-            raise DataError(f"{file}: column {name}, row {where}: expected 1 to {MAX_ID_LENGTH} characters")
-        order = np.argsort(found)
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        return rank[index], found[order]
-    raise DataError(f"{file}: column {name}: expected integers or strings, found {column.type}")
-
-
-def _timestamps(table: pa.Table, file: Path) -> NDArray[Any]:
-    """Something that sorts as the timestamps do. Only their order within a user is used."""
-    column = _column(table, "timestamp", file)
-    if pa.types.is_temporal(column.type) and not pa.types.is_duration(column.type):
-        return np.asarray(column.to_numpy(zero_copy_only=False)).astype("datetime64[ns]").astype(np.int64)
-    if pa.types.is_integer(column.type):
-        return np.asarray(column.to_numpy(zero_copy_only=False))
-    if pa.types.is_floating(column.type):
-        return _numbers(table, "timestamp", file)
-    raise DataError(f"{file}: column timestamp: expected integers or date and time, found {column.type}")
-
-
-def _numbers(table: pa.Table, name: str, file: Path) -> NDArray[np.float64]:
-    """A column of finite numbers."""
-    column = _column(table, name, file)
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise DataError(f"{file}: column {name}: expected numbers, found {column.type}")
-    numbers = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    for row in np.flatnonzero(~np.isfinite(numbers))[:1]:
-        raise DataError(f"{file}: column {name}, row {row + 1}: expected a finite number, found {numbers[row]}")
-    return np.asarray(numbers)
-
-
-def _context(
-    names: tuple[str, ...], user_ids: Ids, latest: pa.Table, interactions: Path, users: Path | None
-) -> tuple[ContextSchema, Index, NDArray[np.float32]]:
-    """The schema and the users' codes (U, C) and numbers (U, M).
-
-    A feature is a column of the users file or, failing that, of the interactions: then a user's latest value
-    counts (`latest` has a row a user). Integers and floats are numeric unless the name ends in ":categorical".
-    """
-    schema = ContextSchema({}, {})
-    codes: list[Index] = []
-    numbers: list[NDArray[np.float64]] = []
-    by_user: pa.Table | None = None
-    if names and users is not None:
-        table = _read(users)
-        row_of, known = _encode(table, "user_id", users)
-        if len(known) != table.num_rows:
-            raise DataError(f"{users}: column user_id: a user has more than one row")
-        if known.dtype != user_ids.dtype:
-            raise DataError(f"{users}: column user_id: expected the type it has in {interactions}")
-        place = np.minimum(np.searchsorted(known, user_ids), len(known) - 1)
-        found = known[place] == user_ids
-        by_user = table.take(pa.array(np.argsort(row_of)[place], mask=~found))
-    for spec in names:
-        name, _, kind = spec.partition(":")
-        if by_user is not None and name in by_user.column_names:
-            column, file = by_user[name], users
-        elif name in latest.column_names:
-            column, file = latest[name], interactions
-        else:
-            raise DataError(f"context: column {name} is neither in {users or 'a users file'} nor in {interactions}")
-        column = column.combine_chunks()
-        is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-        if is_number and kind != "categorical":
-            values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-            values = np.where(np.isfinite(values), values, np.nan)
-            known_values = values[~np.isnan(values)]
-            if not len(known_values):
-                raise DataError(f"{file}: column {name}: no user has a value")
-            mean, std = float(known_values.mean()), float(known_values.std()) or 1.0
-            schema.numeric[name] = (mean, std)
-            numbers.append(np.nan_to_num((values - mean) / std))
-        else:
-            texts = column.cast(pa.string())
-            kinds = sorted(value for value in pc.unique(texts).to_pylist() if value is not None)
-            if len(kinds) > MAX_CATEGORIES:
-                raise DataError(f"{file}: column {name}: {len(kinds)} values; at most {MAX_CATEGORIES} are learned")
-            schema.categorical[name] = kinds
-            place = pc.index_in(texts, pa.array(kinds, pa.string()))
-            codes.append(pc.fill_null(place, -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1)
-    users_in_all = len(user_ids)
-    return (
-        schema,
-        np.stack(codes, 1) if codes else np.zeros((users_in_all, 0), np.int64),
-        np.stack(numbers, 1).astype(np.float32) if numbers else np.zeros((users_in_all, 0), np.float32),
-    )
+def _rows_of(index: Index, users: Index, file: Path) -> Index:
+    """The row of each of `users` in a file whose row r is of user index[r]; -1 where there is none."""
+    rows = np.full(max(index.max(), users.max()) + 1, -1)
+    rows[index] = np.arange(len(index))
+    if len(np.unique(index)) < len(index):
+        raise DataError(f"{file}: column user_id: a user has more than one row")
+    found: Index = rows[users]
+    return found

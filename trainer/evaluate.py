@@ -7,6 +7,7 @@ asked for; users who then have nothing left to find are not counted.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from index_store.retrieval import fetch, rerank
+from index_store.retrieval import Answer, Query, answer, fetch
 from index_store.version import Version
 from trainer.assignment import Occupancy
 from trainer.data import Dataset, Split
@@ -31,6 +32,8 @@ NEIGHBOURS = 100  # of an item, in Item-CF
 def evaluate(version: Version, dataset: Dataset, split: Split, k: int, progress: Progress) -> dict[str, Any]:
     """The document of `dr-trainer evaluate --json`; fractions, not percent."""
     requests = held_out_requests(dataset, split)
+    if not requests.histories:
+        raise DataError("test_users: nobody was held out, so there is nobody to measure; train with more")
     model = _measure_model(version, requests, k, progress)
     clicks = click_counts(dataset, split).astype(np.float32)
     similar = item_similarity(dataset, split)
@@ -59,13 +62,16 @@ def evaluate(version: Version, dataset: Dataset, split: Split, k: int, progress:
     }
 
 
-def require_same_items(version: Version, dataset: Dataset) -> None:
-    """Raise DataError unless the data have exactly the items that the version was trained on, in its order."""
-    if not np.array_equal(np.asarray(version.item_ids, dtype=dataset.item_ids.dtype), dataset.item_ids):
+def require_same_data(version: Version, dataset: Dataset, progress: Progress) -> None:
+    """Raise DataError unless the data have the version's items; warn if it was trained on other interactions."""
+    ids = np.asarray(version.item_ids, dtype=None if not isinstance(version.item_ids, list) else object)
+    if ids.dtype != dataset.item_ids.dtype or not np.array_equal(ids, dataset.item_ids):
         raise DataError(
             f"{version.manifest.version} knows {version.manifest.items} items, the files have "
             f"{len(dataset.item_ids)} and not the same; evaluate with the files it was trained on (--items too)"
         )
+    if version.manifest.metrics.get("data_sha256") != dataset.digest():
+        progress.say("warning: trained on other interactions; users measured here may have been trained on")
 
 
 def precision_recall_f(
@@ -73,11 +79,11 @@ def precision_recall_f(
 ) -> dict[str, float]:
     """Means over the users who have a truth. An answer counts an item once; precision is out of k."""
     rows = []
-    for answer, truth in zip(answers, truths, strict=True):
+    for found, truth in zip(answers, truths, strict=True):
         if not len(truth):
             continue
         wanted = np.unique(truth)
-        hits = len(np.intersect1d(answer, wanted))
+        hits = len(np.intersect1d(found, wanted))
         precision, recall = hits / k, hits / len(wanted)
         rows.append((precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0))
     means = np.mean(rows, axis=0) if rows else np.zeros(3)
@@ -117,42 +123,42 @@ def item_similarity(dataset: Dataset, split: Split) -> scipy.sparse.csr_array:
 
 def _measure_model(version: Version, requests: Requests, k: int, progress: Progress) -> dict[str, Any]:
     manifest, index = version.manifest, version.index
-    items = manifest.items
     beam, per_path = manifest.reach(k)
     session = open_session(bytes(version.parts["model.onnx"]))
-    answers: list[NDArray[np.int64]] = []
-    free_answers: list[NDArray[np.int64]] = []
+    answers: list[Answer] = []
+    free_answers: list[Answer] = []
     tops: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-    reads: list[NDArray[np.int64]] = []
     held = wanted = 0
     with progress.task("measuring deep retrieval", len(requests.histories)) as advance:
         for part, beams in zip(requests.parts(), requests.beams(session, manifest.history, beam), strict=True):
             histories = requests.histories[part]
-            candidates, read = fetch(index, beams, per_path)
-            reads.append(read)
-            ks, nothing = [k] * len(histories), [np.empty(0, np.int64)] * len(histories)
-            answers += [a.items for a in rerank(candidates, read, version.reranker, ks, histories, items)]
-            free_answers += [a.items for a in rerank(candidates, read, version.reranker, ks, nothing, items)]
-            exact = beams.user @ index.item_vectors.T + index.item_bias
-            batch_tops = _both_tops(exact, requests, part, k)
+            queries = [
+                Query(history, categories, numbers, k, beam, per_path, history)
+                for history, categories, numbers in zip(
+                    histories, requests.categories[part].tolist(), requests.numbers[part].tolist(), strict=True
+                )
+            ]
+            free = [dataclasses.replace(query, excluded=np.empty(0, np.int64)) for query in queries]
+            for gathered, asked in ((answers, queries), (free_answers, free)):
+                gathered.extend(answer(session, index, version.reranker, asked, manifest.history, manifest.max_beam))
+            batch_tops = _both_tops(beams.user @ index.item_vectors.T + index.item_bias, requests, part, k)
             tops += batch_tops
-            keys = np.concatenate([row * items + top[0] for row, top in enumerate(batch_tops)])
-            held += int(np.isin(keys, candidates.request * items + candidates.item).sum())
+            candidates, _ = fetch(index, beams, per_path)
+            keys = np.concatenate([row * manifest.items + top[0] for row, top in enumerate(batch_tops)])
+            held += int(np.isin(keys, candidates.request * manifest.items + candidates.item).sum())
             wanted += len(keys)
             advance(len(histories))
-    read_counts = np.concatenate(reads)
-    deep = {
-        "candidates_mean": float(read_counts.mean()),
-        "candidates_p99": float(np.percentile(read_counts, 99)),
-    }
     result: dict[str, Any] = {"structural_recall": held / max(wanted, 1)}
     for name, truths, mine, exact_tops in (
         ("filtered", new_items(requests), answers, [t[0] for t in tops]),
         ("unfiltered", requests.truths, free_answers, [t[1] for t in tops]),
     ):
-        measured, brute = precision_recall_f(mine, truths, k), precision_recall_f(exact_tops, truths, k)
+        measured = precision_recall_f([found.items for found in mine], truths, k)
+        brute = precision_recall_f(exact_tops, truths, k)
         ratios = {key: measured[key] / brute[key] if brute[key] else 1.0 for key in measured}
-        result[name] = {"deep_retrieval": measured | deep, "brute_force": brute, "ratio_to_brute_force": ratios}
+        reads = np.array([found.read for found in mine])
+        cost = {"candidates_mean": float(reads.mean()), "candidates_p99": float(np.percentile(reads, 99))}
+        result[name] = {"deep_retrieval": measured | cost, "brute_force": brute, "ratio_to_brute_force": ratios}
     return result
 
 

@@ -45,6 +45,9 @@ def make_version(config: TrainConfig, dataset: Dataset, split: Split, trained: T
     requests = training_requests(dataset, split, RERANK_REQUESTS, config.seed)
     few = requests.first(TUNING_REQUESTS)
     model = trained.model.eval()
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ExportRefused(f"the network's {name} has values that are not finite; lower learning_rate")
     path_ids = np.unique(trained.paths)
     progress.say("exporting the network to ONNX and comparing it with torch")
     retrieval = Retrieval(model, prefix_tables(path_ids, config.depth, model.width)).eval()
@@ -98,7 +101,11 @@ def make_version(config: TrainConfig, dataset: Dataset, split: Split, trained: T
         max_beam=MAX_BEAM,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         config=config.to_json(),
-        metrics={"paths": Occupancy.of(trained.paths).to_json(), "epochs": trained.history},
+        metrics={
+            "paths": Occupancy.of(trained.paths).to_json(),
+            "epochs": trained.history,
+            "data_sha256": dataset.digest(),
+        },
     )
 
 

@@ -7,7 +7,7 @@ What is unusual in this model:
   of the beam is table look-ups, one add, ReLU and one H x K product;
 - the softmax head has the encoder's own item vectors, and a bias that is fixed;
 - a history starts with a learned "start" item, so an empty history has a user vector too (cold start);
-- the beam can be kept to prefixes that lead to an item (`Prefixes`).
+- the beam can be kept to prefixes that lead to an item (`prefix_tables`).
 
 Shapes: B batch, T time, D layers, K nodes a layer, J paths an item, W beam, E embedding, H hidden, V items,
 C and M categorical and numeric context features. Node and path ids are int64; -1 pads item indices.
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.config import MAX_BEAM, TrainConfig
-from trainer.data import ContextSchema
+from trainer.context import ContextSchema
 
 
 class UserEncoder(nn.Module):

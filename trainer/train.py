@@ -150,12 +150,12 @@ class SoftmaxHead:
             return F.cross_entropy(model.head_logits(user), targets)
         drawn = torch.multinomial(self._share, self._negatives, replacement=True)  # (M,)
         correction = self._share.log()  # Bengio and Senecal 2008: subtract log Q of whatever is in the sum
-        positive = (user * model.item_vectors[targets]).sum(1) + model.item_bias[targets] - correction[targets]
+        # The target stands for itself alone, the drawn for all other items.
+        positive = (user * model.item_vectors[targets]).sum(1) + model.item_bias[targets]
         negative = user @ model.item_vectors[drawn].T + model.item_bias[drawn] - correction[drawn]
         negative = negative - math.log(self._negatives)
         negative = negative.masked_fill(drawn == targets[:, None], -torch.inf)  # (N, M)
-        # The target stands for itself alone, the drawn for all other items.
-        logits = torch.cat([(positive + correction[targets])[:, None], negative], dim=1)
+        logits = torch.cat([positive[:, None], negative], dim=1)
         return F.cross_entropy(logits, torch.zeros_like(targets))
 
 
@@ -186,7 +186,7 @@ def _score_paths(
                 np.concatenate([found.numpy(), own], axis=1),
                 torch.cat([log_probs, own_log_probs], dim=1).exp().numpy(),
             )
-            beams.append(found.numpy()[::every])
+            beams.append(found.numpy()[::every].copy())
             advance(len(targets))
     return np.concatenate(beams)
 
