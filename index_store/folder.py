@@ -36,8 +36,7 @@ from index_store.errors import (
     VersionNotFound,
 )
 from index_store.retrieval import Postings
-from index_store.store import Progress
-from index_store.version import NAME, Buffer, Manifest, Version, check_name
+from index_store.version import NAME, Buffer, Manifest, Progress, Version, check_name
 
 MANIFEST = "manifest.json"
 CHUNK = 16 * 2**20  # bytes written between two progress reports

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import EllipsisType
 from typing import Protocol
 
@@ -11,10 +10,7 @@ from numpy.typing import NDArray
 
 from index_store.errors import InvalidName, PointerMoved
 from index_store.retrieval import Postings
-from index_store.version import Manifest, Version
-
-#: Called with the bytes done and the bytes in all.
-Progress = Callable[[int, int], None]
+from index_store.version import Manifest, Progress, Version
 
 
 class IndexStore(Protocol):

@@ -27,7 +27,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,8 @@ PARTS = (
 )
 
 Buffer = bytes | memoryview
+#: Called while a version is published, with the bytes done and the bytes in all.
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

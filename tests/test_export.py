@@ -105,6 +105,47 @@ def test_the_reads_are_within_the_budget(planted: Planted) -> None:
     assert np.mean(reads) <= 8 * manifest.k
 
 
+def test_the_frontier_is_measured(planted: Planted) -> None:
+    """Of all pairs that may be read, the chosen one holds most of brute force's answer, by a slow count."""
+    from trainer.frontier import BEAMS, CAPS, READS, choose_beam
+
+    session = open_session(bytes(planted.version.parts["model.onnx"]))
+    requests = training_requests(planted.dataset, planted.split, 30, 0)
+    index, k = planted.version.index, 2
+    shares = {}
+    for beam in BEAMS:
+        (beams,) = requests.beams(session, 6, beam)
+        for cap in CAPS:
+            hits, reads = 0, 0
+            for user, path_ids in zip(beams.user, beams.path_ids, strict=True):
+                logits = index.item_vectors @ user + index.item_bias
+                best = sorted(range(len(logits)), key=lambda item, scores=logits: -scores[item])[:k]  # type: ignore[misc]
+                read = index.lookup(path_ids, cap).items.tolist()
+                hits += len(set(best) & set(read))
+                reads += len(read)
+            if reads <= READS * k * 30:
+                shares[beam, cap] = hits
+
+    chosen = choose_beam(index, session, requests, planted.config.replace(k=k))
+
+    assert shares[chosen] == max(shares.values())
+
+
+@pytest.mark.parametrize(("beam", "per_path"), [(30, "auto"), ("auto", 30), (30, 30)])
+def test_what_is_fixed_stays_fixed(planted: Planted, beam: int | str, per_path: int | str) -> None:
+    """Also where it reads more than the budget."""
+    from trainer.frontier import choose_beam
+
+    session = open_session(bytes(planted.version.parts["model.onnx"]))
+    requests = training_requests(planted.dataset, planted.split, 10, 0)
+    config = planted.config.replace(k=1, beam=beam, per_path=per_path)
+
+    found = choose_beam(planted.version.index, session, requests, config)
+
+    assert beam in {"auto", found[0]}
+    assert per_path in {"auto", found[1]}
+
+
 def test_golden_queries_replay(planted: Planted) -> None:
     """Against the version they were recorded with, an empty history among them."""
     version = planted.version

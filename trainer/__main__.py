@@ -71,7 +71,16 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
     trained = fit(config, dataset, split, run, progress)
     version = make_version(config, dataset, split, trained, progress)
     previous = store.current()
-    name = store.publish(version)
+    size = sum(part.size for part in version.manifest.parts.values())
+    with progress.task("publishing, in MiB", -(-size // 2**20)) as advance:
+        told = 0
+
+        def report(done: int, _: int) -> None:
+            nonlocal told
+            advance(done // 2**20 - told)
+            told = done // 2**20
+
+        name = store.publish(version, report)
     if not options.no_activate:
         store.activate(name, expected=previous)
     facts = {"version": name, "fingerprint": version.manifest.fingerprint, "activated": not options.no_activate}

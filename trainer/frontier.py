@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index_store.retrieval import MAX_READS, Index, fetch
+from index_store.retrieval import MAX_READS, Beams, Index
 from trainer.config import TrainConfig
 from trainer.requests import Requests
 
@@ -22,24 +22,32 @@ def choose_beam(index: Index, session: Any, requests: Requests, config: TrainCon
     Measured: the share of the k best items by the softmax head, over all items, that are among those read. What
     the config fixes stays fixed.
     """
-    items, k = len(index.item_bias), config.k
-    measured: list[tuple[bool, float, int, int, int]] = []  # affordable, share, -reads, beam, cap
+    k = config.k
+    budget = READS * k * len(requests.histories)
+    measured: list[tuple[float, int, int, int]] = []  # share, -reads, beam, cap: of the affordable
+    dear: list[tuple[int, int, int]] = []  # reads, beam, cap: of the others
     exact: list[NDArray[np.int64]] = []
     for beam in BEAMS if config.beam == "auto" else (config.beam,):
         searched = list(requests.beams(session, config.history, beam))
         exact = exact or [_exact_top(index, beams.user, k) for beams in searched]
-        wanted = sum(top.size for top in exact)
         for cap in CAPS if config.per_path == "auto" else (config.per_path,):
-            reads, hits = 0, 0
-            for beams, top in zip(searched, exact, strict=True):
-                candidates, read = fetch(index, beams, cap)
-                reads += int(read.sum())
-                hits += int(np.isin(top, candidates.request * items + candidates.item).sum())
-            affordable = reads <= READS * k * len(requests.histories) and beam * cap <= MAX_READS
-            measured.append((affordable, hits / wanted, -reads, beam, cap))
-    fitting = [row for row in measured if row[0]]
-    best = max(fitting) if fitting else max(measured, key=lambda row: row[2])
-    return best[3], best[4]
+            keys = [_keys_read(index, beams, cap) for beams in searched]
+            reads = sum(map(len, keys))
+            if reads > budget or beam * cap > MAX_READS:
+                dear.append((reads, beam, cap))
+                break  # a larger cap reads more
+            hits = sum(int(np.isin(top, read).sum()) for top, read in zip(exact, keys, strict=True))
+            measured.append((hits / sum(top.size for top in exact), -reads, beam, cap))
+    return max(measured)[2:] if measured else min(dear)[1:]
+
+
+def _keys_read(index: Index, beams: Beams, cap: int) -> NDArray[np.int64]:
+    """Keys (request * V + item) of what a batch of beams reads, an item as often as it is on a path."""
+    batch, width = beams.path_ids.shape
+    postings = index.lookup(beams.path_ids.ravel(), cap)
+    request = np.repeat(np.arange(batch), postings.lengths.reshape(batch, width).sum(axis=1))
+    keys: NDArray[np.int64] = request * len(index.item_bias) + postings.items
+    return keys
 
 
 def _exact_top(index: Index, user: NDArray[np.float32], k: int) -> NDArray[np.int64]:
