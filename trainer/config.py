@@ -36,8 +36,8 @@ class TrainConfig:
     paths_per_item: int = 3  # J, paths an item sits on
 
     # The network
-    embedding: int = 64  # E, floats of an item or user vector
-    hidden: int = 64  # units of the GRU and of each path layer
+    embedding: int = 64  # E, floats of an item or user vector, units of the GRU
+    hidden: int = 128  # H, units of each path layer's MLP
     history: int = 69  # most recent items the encoder reads (Sec. 4.1)
     dropout: float = 0.5  # of the encoder's inputs and output
     context: tuple[str, ...] = ()  # the user's columns the encoder reads: "name" or "name:categorical"

@@ -11,13 +11,13 @@ from index_store.retrieval import MAX_READS, Beams, Index
 from trainer.config import TrainConfig
 from trainer.requests import Requests
 
-BEAMS = (3, 5, 7, 10, 15, 20, 25, 35, 50, 75, 100, 150, 200, 256)
-CAPS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500)
-READS = 8  # items read per candidate returned, on average; the paper has 5 to 10
+BEAMS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 256)
+CAPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500)
+READS = 9  # items read per candidate returned, on average; the paper has 5 to 10
 
 
 def choose_beam(index: Index, session: Any, requests: Requests, config: TrainConfig) -> tuple[int, int]:
-    """(beam, per_path) among those that read at most 8 k items a request on average; else the pair that reads least.
+    """(beam, per_path) among those that read at most 9 k items a request on average; else the pair that reads least.
 
     Measured: the share of the k best items by the softmax head, over all items, that are among those read. What
     the config fixes stays fixed.

@@ -41,9 +41,9 @@ class UserEncoder(nn.Module):
         self.item_embedding = nn.Embedding(items + 2, size)
         categories = [nn.Embedding(len(values) + 1, min(16, size)) for values in schema.categorical.values()]
         self.category_embeddings = nn.ModuleList(categories)
-        self.gru = nn.GRU(size, config.hidden, batch_first=True)
+        self.gru = nn.GRU(size, size, batch_first=True)
         context_size = sum(embedding.embedding_dim for embedding in categories) + len(schema.numeric)
-        self.project = nn.Linear(config.hidden + context_size, size)
+        self.project = nn.Linear(size + context_size, size)
         self.pooled = nn.Linear(size, size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.eye_(self.pooled.weight)
@@ -57,7 +57,7 @@ class UserEncoder(nn.Module):
         history = torch.where(history < 0, self.padding, history)
         embedded = self.dropout(self.item_embedding(torch.cat([start, history], dim=1)))  # (B, T + 1, E)
         exporting = torch.compiler.is_exporting()
-        states = onnx_gru(self.gru, embedded) if exporting else self.gru(embedded)[0]  # (B, T + 1, H)
+        states = onnx_gru(self.gru, embedded) if exporting else self.gru(embedded)[0]  # (B, T + 1, E)
         context = [embed(categories[:, i]) for i, embed in enumerate(self.category_embeddings)]
         if numbers.shape[1]:
             context.append(numbers)
@@ -79,7 +79,7 @@ def _running_sum(embedded: Tensor) -> Tensor:
 
 
 def onnx_gru(gru: nn.GRU, inputs: Tensor) -> Tensor:
-    """All states (B, T, H) of `gru` over `inputs` (B, T, E), as the one ONNX operator that it is.
+    """All states (B, T, E) of `gru` over `inputs` (B, T, E), as the one ONNX operator that it is.
 
     For the exporter only: left alone it takes torch's GRU apart into a loop over a fixed number of steps, from the
     second export of a process on. ONNX has the gates in the order z, r, h, torch in r, z, n.

@@ -35,7 +35,7 @@ class TerminalProgress:
         self._console = Console(stderr=True)
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
