@@ -32,7 +32,6 @@ from trainer.errors import ConfigError
         ({"rerank": "gbdt"}, "rerank: expected 'lr' or 'softmax'"),
         ({"split": "random"}, "split: expected 'users' or 'last-out'"),
         ({"candidate_paths": 2}, "candidate_paths: expected at least paths_per_item = 3"),
-        ({"width": 3, "depth": 2}, "candidate_paths: expected at most width\\^depth = 9"),
         ({"seed": -1}, "seed: expected at least 0"),
         ({"warmup_epochs": 12}, "warmup_epochs: expected less than epochs = 12"),
         ({"warmup_epochs": 0}, "warmup_epochs: expected at least 1"),

@@ -55,7 +55,7 @@ class TrainConfig:
     negatives: int = 2000  # sampled a step, shared by the batch
 
     # The assignment
-    candidate_paths: int = 30  # S, paths scored an item
+    candidate_paths: int = 80  # S, paths scored an item, or all K^D where they are fewer
     eta: float = 0.999  # decay of a score at each further observation of its item
     alpha: float | Literal["auto"] = "auto"  # penalty on crowded paths; auto: meets the candidate budget
     sweeps: int = 5  # T, of the coordinate descent (Sec. 3.3: 3 to 5)
@@ -114,10 +114,6 @@ class TrainConfig:
                 f"paths_per_item: {self.paths_per_item} different paths asked for, "
                 f"but width^depth = {width**self.depth} exist"
             )
-        if self.candidate_paths > width**self.depth:
-            raise ConfigError(
-                f"candidate_paths: expected at most width^depth = {width**self.depth}, found {self.candidate_paths}"
-            )
 
     def resolve_width(self, items: int) -> int:
         """K for a catalogue of V items.
@@ -128,8 +124,7 @@ class TrainConfig:
         if isinstance(self.width, int):
             width = self.width
         else:
-            wanted = max(5 * items * self.paths_per_item, self.candidate_paths)
-            width = max(MIN_WIDTH, math.ceil(wanted ** (1 / self.depth)))
+            width = max(MIN_WIDTH, math.ceil((5 * items * self.paths_per_item) ** (1 / self.depth)))
             self._check_paths(width)
         if 4 * items * self.embedding > MAX_ONNX:
             raise ConfigError(

@@ -16,23 +16,29 @@ from trainer.requests import Requests
 
 def fit_reranker(index: Index, session: Any, requests: Requests, longest: int, beam: int, per_path: int) -> Reranker:
     """Fit on the candidates of `requests`, history items left out. The softmax head's score if none was clicked."""
-    features, clicked = [], []
+    features, clicked, weights = [], [], []
     done = 0
     items = len(index.item_bias)
     for beams in requests.beams(session, longest, beam):
         candidates, _ = fetch(index, beams, per_path)
-        key = candidates.request * items + candidates.item
         batch = range(done, done + len(beams.user))
         done = batch.stop
-        seen = np.isin(key, _keys([requests.histories[r] for r in batch], items))
-        features.append(_centred(candidates.features[~seen], candidates.request[~seen], len(batch)))
-        clicked.append(np.isin(key[~seen], _keys([requests.truths[r] for r in batch], items)))
-    x, y = np.concatenate(features).astype(float), np.concatenate(clicked)
-    if not y.any() or y.all():
+        key = candidates.request * items + candidates.item
+        new = ~np.isin(key, _keys([requests.histories[r] for r in batch], items))
+        request, x = candidates.request[new], candidates.features[new].astype(float)
+        y = np.isin(key[new], _keys([requests.truths[r] for r in batch], items))
+        clicks = np.bincount(request, y, len(batch))[request]
+        features.append(_centred(x, request, len(batch)))
+        clicked.append(y)
+        # Each request counts as one, however much was clicked; where nothing was, there is nothing to learn.
+        weights.append(np.divide(1, clicks, out=np.zeros_like(clicks), where=clicks > 0))
+    x, y, weight = np.concatenate(features), np.concatenate(clicked), np.concatenate(weights)
+    taught = weight > 0
+    if not y.any() or y[taught].all():
         return SOFTMAX
     # Standardised for the solver only; the weights are given for the features as they are.
-    std = x.std(axis=0) + 1e-9
-    regression = LogisticRegression(C=1.0, max_iter=1000).fit(x / std, y)
+    std = x[taught].std(axis=0) + 1e-9
+    regression = LogisticRegression(C=1.0, max_iter=1000).fit(x[taught] / std, y[taught], weight[taught])
     return Reranker("lr", (regression.coef_[0] / std).astype(np.float32), float(regression.intercept_[0]))
 
 
