@@ -78,7 +78,8 @@ def _answers(session: Any, index: Index, reranker: Reranker, queries: Any) -> li
     )
     candidates, read = fetch(index, beams, queries["per_path"])
     k = [queries["k"]] * len(histories)
-    answers = rerank(candidates, read, read, reranker, k, histories, len(index.item_bias))
+    paths = (beams.path_ids >= 0).sum(axis=1)
+    answers = rerank(candidates, paths, read, reranker, k, histories, len(index.item_bias))
     return [
         {
             "log_probs": log_probs[path_ids >= 0].astype(float).tolist(),
