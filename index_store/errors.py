@@ -2,12 +2,13 @@
 
     IndexStoreError
     ├── StoreUnavailable      the store cannot be reached, read or written
+    ├── StoreMisconfigured    it answers, but must not be used as it is set up: password, policy, foreign keys
     ├── StoreFull             there is no room for the version
     ├── InvalidName           not a version name or not a store URL
     ├── VersionNotFound       the store has no such version
     ├── VersionDamaged        its bytes are not the ones that were published
     ├── VersionIncompatible   written in a format this release does not read
-    ├── VersionInUse          the version is current, so it cannot be deleted
+    ├── VersionInUse          the version is current or held, so it cannot be deleted
     └── PointerMoved          `current` is not what the caller expected
 
 A message names the thing, what was expected, what was found, and what to do.
@@ -20,6 +21,10 @@ class IndexStoreError(Exception):
 
 class StoreUnavailable(IndexStoreError):
     """The store cannot be reached, read or written."""
+
+
+class StoreMisconfigured(IndexStoreError):
+    """The store answers, but must not or cannot be used as it is set up; the message says what to change."""
 
 
 class StoreFull(IndexStoreError):
@@ -43,7 +48,7 @@ class VersionIncompatible(IndexStoreError):
 
 
 class VersionInUse(IndexStoreError):
-    """The version is current; make another one current before deleting it."""
+    """The version is current, or somebody holds it; it cannot be deleted now."""
 
 
 class PointerMoved(IndexStoreError):

@@ -7,7 +7,10 @@
     DIR/PUBLISH.lock, DIR/CURRENT.lock
 
 A version folder is written under another name, synced, and renamed whole, so a reader sees all of it or none.
-Publishers hold one lock and whoever moves CURRENT another: a rollback never waits for a publish.
+Publishers hold one lock and whoever moves CURRENT another: a rollback never waits for a publish. Who holds a version
+has a shared lock on its manifest, which the system takes back when the holder dies.
+
+The same folder serves as a host's copies of a remote store's versions: `copy` and `open`.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import fcntl
 import mmap
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import EllipsisType
 
@@ -35,8 +39,8 @@ from index_store.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from index_store.retrieval import Postings
-from index_store.version import NAME, Buffer, Manifest, Progress, Version, check_name
+from index_store.retrieval import PathReader, Postings
+from index_store.version import NAME, Buffer, Manifest, Progress, Version, check_name, parts_here
 
 MANIFEST = "manifest.json"
 CHUNK = 16 * 2**20  # bytes written between two progress reports
@@ -52,6 +56,7 @@ class FolderStore:
             raise InvalidName("store URL: the folder is missing; write file:///absolute/folder or a path")
         self.folder = Path(folder)
         self._versions = self.folder / "versions"
+        self._held: dict[str, int] = {}  # version -> descriptor of its manifest, with a shared lock
 
     def __repr__(self) -> str:
         return f"FolderStore({str(self.folder)!r})"
@@ -65,15 +70,15 @@ class FolderStore:
                 _sync_folder(self.folder)
                 _sync_folder(self.folder.parent)
             with self._lock("PUBLISH.lock"):
-                self._sweep()
+                self._remove_leftovers()
                 for manifest in self.versions():
-                    if manifest.fingerprint == version.manifest.fingerprint and self._is_whole(manifest.version):
+                    if manifest.fingerprint == version.manifest.fingerprint and self._is_whole(manifest):
                         return manifest.version
                 # Counted over the folders: also a damaged version's name is never given again.
                 taken = [_counter(entry.name) for entry in self._versions.iterdir()]
                 version = version.named(1 + max(taken, default=0))
-                self._require_room(version)
-                self._write(version, progress)
+                parts = {name: _pieces(part) for name, part in version.parts.items()}
+                self._write(version.manifest, parts, progress)
         return version.manifest.version
 
     def versions(self) -> list[Manifest]:
@@ -110,15 +115,39 @@ class FolderStore:
                 self._replace_pointer(version, current)
             return current
 
+    def copy(
+        self,
+        manifest: Manifest,
+        chunks: Callable[[str], Iterable[Buffer]],
+        read_paths: PathReader | None = None,
+    ) -> None:
+        """Keep another store's version here under the name it has there; chunks(part) gives a part piece by piece.
+
+        Of the processes of a host that want it at once, one copies. Parts are not checked before `open` does.
+        """
+        with self._errors("copy"):
+            self._versions.mkdir(0o700, parents=True, exist_ok=True)
+            with self._lock("PUBLISH.lock"):
+                self._remove_leftovers()
+                if not self._is_whole(manifest, read_paths):
+                    parts = {part: chunks(part) for part in parts_here(manifest, read_paths)}
+                    self._write(manifest, parts, None)
+
     def load(self, version: str) -> Version:
-        manifest = self._manifest(version)
-        folder = self._path(version)
+        return self.open(self._manifest(version))
+
+    def open(self, manifest: Manifest, read_paths: PathReader | None = None) -> Version:
+        """Map the version of `manifest`, every digest and shape checked; without path lists if read_paths reads them.
+
+        Raises as `load` does.
+        """
+        version, folder = manifest.version, self._path(manifest.version)
         with self._errors("load"):
             try:
-                parts = {part: _map(folder / part) for part in manifest.parts}
+                parts = {part: _map(folder / part) for part in parts_here(manifest, read_paths)}
             except FileNotFoundError as error:
                 raise VersionDamaged(f"{version}: {Path(error.filename).name} is missing; publish again") from None
-        loaded = Version(manifest, parts, str(folder))
+        loaded = Version(manifest, parts, str(folder), read_paths)
         loaded.verify_digests()
         loaded.validate()
         return loaded
@@ -131,24 +160,50 @@ class FolderStore:
         with self._errors("delete"), self._lock("CURRENT.lock"):
             if version == self.current():
                 raise VersionInUse(f"{version} is current; activate another version before deleting it")
-            deleted = self._versions / f".deleted-{uuid.uuid4().hex}"
             try:
-                self._path(version).rename(deleted)
+                descriptor = os.open(self._path(version) / MANIFEST, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    deleted = self._move_away(version)
+                finally:
+                    os.close(descriptor)
             except FileNotFoundError:
                 raise VersionNotFound(f"{version}: no such version in {self.folder}") from None
+            except BlockingIOError:
+                raise VersionInUse(f"{version} is held by a service; delete it when none uses it") from None
         shutil.rmtree(deleted, ignore_errors=True)
+
+    def hold(self, versions: Collection[str]) -> None:
+        for name in set(self._held) - set(versions):
+            os.close(self._held.pop(name))
+        for name in set(versions) - set(self._held):
+            with self._errors("hold"), contextlib.suppress(FileNotFoundError, BlockingIOError):
+                descriptor = os.open(self._path(name) / MANIFEST, os.O_RDONLY)
+                self._held[name] = descriptor
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused: it is being deleted
+
+    def wait(self, seconds: float) -> bool:
+        time.sleep(seconds)
+        return False
+
+    def sweep(self) -> None:
+        with (
+            self._errors("sweep"),
+            contextlib.suppress(FileNotFoundError, BlockingIOError),  # refused: who publishes has swept
+            self._lock("PUBLISH.lock", fcntl.LOCK_NB),
+        ):
+            self._remove_leftovers()
 
     # -- the steps of a publish --
 
-    def _is_whole(self, name: str) -> bool:
+    def _is_whole(self, manifest: Manifest, read_paths: PathReader | None = None) -> bool:
         try:
-            self.load(name)
+            self.open(manifest, read_paths)
         except IndexStoreError:
             return False
         return True
 
-    def _require_room(self, version: Version) -> None:
-        needed = sum(part.size for part in version.manifest.parts.values()) + 2**20
+    def _require_room(self, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise StoreFull(
@@ -156,32 +211,41 @@ class FolderStore:
                 "free some with `dr-index prune`"
             )
 
-    def _write(self, version: Version, progress: Progress | None) -> None:
-        partial = self._versions / f".partial-{uuid.uuid4().hex}"
-        total = sum(part.size for part in version.manifest.parts.values())
+    def _write(self, manifest: Manifest, parts: Mapping[str, Iterable[Buffer]], progress: Progress | None) -> None:
+        partial, final = self._versions / f".partial-{uuid.uuid4().hex}", self._path(manifest.version)
+        total = sum(manifest.parts[part].size for part in parts)
+        self._require_room(total + 2**20)
         done = 0
         try:
             partial.mkdir()
-            for name, part in version.parts.items():
+            for name, chunks in parts.items():
                 with (partial / name).open("xb") as file:
-                    for start in range(0, len(part), CHUNK):
-                        done += file.write(part[start : start + CHUNK])
+                    for chunk in chunks:
+                        done += file.write(chunk)
                         if progress:
                             progress(done, total)
                     file.flush()
                     os.fsync(file.fileno())
             with (partial / MANIFEST).open("xb") as file:
-                file.write(version.manifest.to_json())
+                file.write(manifest.to_json())
                 file.flush()
                 os.fsync(file.fileno())
             _sync_folder(partial)
-            partial.rename(self._path(version.manifest.version))
+            if final.exists():  # a copy that is damaged
+                self._move_away(manifest.version)
+            partial.rename(final)
             _sync_folder(self._versions)
-        except OSError:
+        except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
-    def _sweep(self) -> None:
+    def _move_away(self, version: str) -> Path:
+        """Take the version's name from its folder; the next sweep removes it."""
+        deleted = self._versions / f".deleted-{uuid.uuid4().hex}"
+        self._path(version).rename(deleted)
+        return deleted
+
+    def _remove_leftovers(self) -> None:
         """Remove what killed publishers and deleters left. The publish lock is held, so no publish is alive."""
         for entry in self._versions.iterdir():
             if entry.name.startswith((".partial-", ".deleted-")):
@@ -230,10 +294,10 @@ class FolderStore:
         return Manifest.from_json(text, version)
 
     @contextlib.contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
+    def _lock(self, name: str, flags: int = 0) -> Iterator[None]:
         """Hold an exclusive lock between processes; the system frees it when the holder dies."""
         with (self.folder / name).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX | flags)
             yield
 
     @contextlib.contextmanager
@@ -251,6 +315,11 @@ def _counter(version: str) -> int:
     """The number in a version's name: 7 of v7-0123456789ab."""
     digits = version[1:].partition("-")[0]
     return int(digits) if digits.isdecimal() else 0
+
+
+def _pieces(part: Buffer) -> Iterator[Buffer]:
+    for start in range(0, len(part), CHUNK):
+        yield part[start : start + CHUNK]
 
 
 def _map(path: Path) -> Buffer:

@@ -8,7 +8,7 @@ Shapes: B requests, W paths a request, n items a path, N candidates of all reque
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,15 +34,21 @@ class Postings(NamedTuple):
     lengths: NDArray[np.int64]
 
 
+#: Reads path lists where they are kept, if not here: (path_ids int64 (W,), all in use, lengths int64 (W,)) to the
+#: first lengths[w] items of each path, end to end, int32.
+PathReader = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int32]]
+
+
 @dataclass(frozen=True)
 class Index:
     """The path lists and what is needed to score an item. See version.py for the arrays."""
 
     path_ids: NDArray[np.int64]  # (P,) ascending
     path_offsets: NDArray[np.int64]  # (P + 1,)
-    path_items: NDArray[np.int32]  # (postings,)
+    path_items: NDArray[np.int32]  # (postings,); (0,) where `read_paths` reads them
     item_vectors: NDArray[np.float32]  # (V, E)
     item_bias: NDArray[np.float32]  # (V,)
+    read_paths: PathReader | None = None
 
     def lookup(self, path_ids: NDArray[np.int64], n: int | NDArray[np.int64]) -> Postings:
         """The first `n` items of each of `path_ids`, int64 (W,); a path not in use has none. n: one, or (W,)."""
@@ -50,6 +56,12 @@ class Index:
         starts = self.path_offsets[rows]
         lengths = np.minimum(self.path_offsets[rows + 1] - starts, n)
         lengths[self.path_ids[rows] != path_ids] = 0
+        if self.read_paths:
+            used = lengths > 0
+            items = self.read_paths(path_ids[used], lengths[used])
+            if len(items) and (items.min() < 0 or items.max() >= len(self.item_bias)):
+                raise VersionDamaged(f"a path list names an item outside 0..{len(self.item_bias) - 1}; publish again")
+            return Postings(items, lengths)
         ends = np.cumsum(lengths)
         # Each output slot is its path's start plus its place within the path.
         slots = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
 from types import EllipsisType
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index_store.errors import InvalidName, PointerMoved
+from index_store.address import SCHEMES, Address
+from index_store.errors import InvalidName, PointerMoved, VersionInUse, VersionNotFound
+from index_store.folder import FolderStore
 from index_store.retrieval import Postings
 from index_store.version import Manifest, Progress, Version
 
@@ -52,17 +56,48 @@ class IndexStore(Protocol):
         """The first n items of each of `path_ids` in `version`; a path not in use has none."""
 
     def delete(self, version: str) -> None:
-        """Remove `version`. Who has loaded it keeps it. Raises VersionNotFound, VersionInUse."""
+        """Remove `version`. Who has loaded it whole keeps it.
+
+        Raises VersionNotFound, and VersionInUse while it is current or held.
+        """
+
+    def hold(self, versions: Collection[str]) -> None:
+        """Keep `versions` from being deleted by anyone: of this object, these and no others.
+
+        Lasts until the next call, the end of this process, or a minute where the store cannot tell that; so call
+        it again and again. Versions that are not there are passed over.
+        """
+
+    def wait(self, seconds: float) -> bool:
+        """Return True as soon as `current` seems to have moved, else False after `seconds`. Never raises.
+
+        Only a hint: it may come for nothing, and it may be lost.
+        """
+
+    def sweep(self) -> None:
+        """Remove what killed publishers and deleters left. Nothing that is whole or being written is touched."""
 
 
-def open_store(url: str) -> IndexStore:
-    """The store at `url`: `file:///dir` or a plain path."""
+def open_store(
+    url: str, *, password: str | None = None, cache: str | None = None, remote: bool = False, timeout: float = 0.1
+) -> IndexStore:
+    """The store at `url`: `file:///dir` or a plain path, redis://, rediss:// (TLS), redis+cluster://.
+
+    What follows is for Redis. password: where the URL has none. cache: a folder of this host that loaded versions
+    are copied to and mapped from; without, they are loaded into memory. remote: leave the path lists in Redis, and
+    read those a request needs, within `timeout` seconds. Opens no connection yet. Raises InvalidName.
+    """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme == "file":
-        from index_store.folder import FolderStore
-
         return FolderStore(rest if separator else url)
-    raise InvalidName(f"store URL: expected a path or file:///dir, found the scheme {scheme!r}")
+    if scheme in SCHEMES:
+        from index_store.redis import Server  # only who uses Redis needs its client
+        from index_store.server import ServerStore
+
+        address = Address.parse(url, password)
+        copies = FolderStore(cache) if cache else None
+        return ServerStore(Server(address, timeout), address.namespace, copies=copies, remote=remote)
+    raise InvalidName(f"store URL: expected a path, file:///dir or redis://host:port/db, found the scheme {scheme!r}")
 
 
 def rollback(store: IndexStore) -> tuple[str, str]:
@@ -78,10 +113,17 @@ def rollback(store: IndexStore) -> tuple[str, str]:
 
 
 def prune(store: IndexStore, keep: int) -> list[str]:
-    """Delete all but the newest `keep` versions, the current and the previous one. Returns what it deleted."""
+    """Delete all but the newest `keep` versions, the current, the previous and those in use. Returns what it deleted.
+
+    Also removes what killed publishers left.
+    """
     names = [manifest.version for manifest in store.versions()]
     kept = {*names[max(0, len(names) - keep) :], store.current(), store.previous()}
-    gone = [name for name in names if name not in kept]
-    for name in gone:
-        store.delete(name)
+    gone = []
+    for name in names:
+        if name not in kept:
+            with suppress(VersionInUse, VersionNotFound):  # held by a replica; deleted by somebody else
+                store.delete(name)
+                gone.append(name)
+    store.sweep()
     return gone

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
-from index_store.retrieval import MAX_READS, Index, Reranker
+from index_store.retrieval import MAX_READS, Index, PathReader, Reranker
 
 FORMAT = 1
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}\Z")
@@ -52,6 +52,9 @@ PARTS = (
     "context.json",
     "golden.json",
 )
+
+#: The part that a version may leave where it is stored, to be read a few path lists at a time.
+LISTS = "path_items.npy"
 
 Buffer = bytes | memoryview
 #: Called while a version is published, with the bytes done and the bytes in all.
@@ -145,6 +148,8 @@ class Version:
     parts: Mapping[str, Buffer]
     #: Where the parts lie as files, if they do: the ONNX runtime loads a file faster than bytes.
     folder: str | None = field(default=None, compare=False)
+    #: What reads the path lists, where they are not among the parts.
+    read_paths: PathReader | None = field(default=None, compare=False)
 
     @classmethod
     def build(cls, parts: Mapping[str, bytes], **facts: Any) -> Version:
@@ -181,8 +186,14 @@ class Version:
     @functools.cached_property
     def index(self) -> Index:
         """The path lists and item vectors, as views of the parts."""
-        parts = ("path_ids.npy", "path_offsets.npy", "path_items.npy", "item_vectors.npy", "item_bias.npy")
-        return Index(*(self.array(part) for part in parts))
+        return Index(
+            self.array("path_ids.npy"),
+            self.array("path_offsets.npy"),
+            np.empty(0, np.int32) if self.read_paths else self.array(LISTS),
+            self.array("item_vectors.npy"),
+            self.array("item_bias.npy"),
+            self.read_paths,
+        )
 
     @functools.cached_property
     def reranker(self) -> Reranker:
@@ -191,10 +202,12 @@ class Version:
     def verify_digests(self) -> None:
         """Raise VersionDamaged unless every part has exactly the bytes that were published."""
         name = self.manifest.version
-        if set(self.parts) != set(self.manifest.parts):
-            odd = sorted(set(self.parts) ^ set(self.manifest.parts))
+        expected = parts_here(self.manifest, self.read_paths)
+        if set(self.parts) != set(expected):
+            odd = sorted(set(self.parts) ^ set(expected))
             raise VersionDamaged(f"{name}: the manifest and the stored parts differ in {', '.join(odd)}")
-        for part, info in self.manifest.parts.items():
+        for part in expected:
+            info = self.manifest.parts[part]
             if len(self.parts[part]) != info.size:
                 raise VersionDamaged(f"{name} {part}: {info.size} bytes expected, {len(self.parts[part])} found")
             if _sha256(self.parts[part]) != info.sha256:
@@ -204,8 +217,8 @@ class Version:
         """Raise VersionDamaged unless the parts have the right shapes and fit each other."""
         manifest = self.manifest
         ids_part = {"item_ids.npy", "item_ids.json"} & set(self.parts)
-        if set(self.parts) != {*PARTS, *ids_part} or len(ids_part) != 1:
-            odd = sorted(set(self.parts) ^ set(PARTS))
+        if set(manifest.parts) != {*PARTS, *ids_part} or len(ids_part) != 1:
+            odd = sorted(set(manifest.parts) ^ set(PARTS))
             raise VersionDamaged(f"expected the parts {', '.join(PARTS)} and item_ids; odd: {', '.join(odd)}")
         # External data would let a model read other files. Every form of it has this key; our exports do not.
         if b"location" in bytes(self.parts["model.onnx"]):
@@ -214,7 +227,10 @@ class Version:
         index = self.index
         _check(index.path_ids, "path_ids", np.int64, (paths,))
         _check(index.path_offsets, "path_offsets", np.int64, (paths + 1,))
-        _check(index.path_items, "path_items", np.int32, (postings,))
+        if self.read_paths is None:
+            _check(index.path_items, "path_items", np.int32, (postings,))
+            if postings and (index.path_items.min() < 0 or index.path_items.max() >= items):
+                raise VersionDamaged(f"path_items: an item index outside 0..{items - 1}")
         _check(index.item_vectors, "item_vectors", np.float32, (items, manifest.embedding))
         _check(index.item_bias, "item_bias", np.float32, (items,))
         if not items or not postings:
@@ -230,11 +246,14 @@ class Version:
         offsets = index.path_offsets
         if offsets[0] != 0 or offsets[-1] != postings or np.any(np.diff(offsets) < 1):
             raise VersionDamaged("path_offsets: expected to rise from 0 to the number of postings, no path empty")
-        if index.path_items.min() < 0 or index.path_items.max() >= items:
-            raise VersionDamaged(f"path_items: an item index outside 0..{items - 1}")
         for part in ("context.json", "golden.json"):
             self.document(part)
         self.reranker  # noqa: B018 -- reading it checks it
+
+
+def parts_here(manifest: Manifest, read_paths: PathReader | None) -> list[str]:
+    """The parts that a version has itself: all, but for the path lists where `read_paths` reads them."""
+    return [part for part in manifest.parts if part != LISTS or read_paths is None]
 
 
 def fingerprint(parts: Mapping[str, PartInfo]) -> str:

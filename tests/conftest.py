@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from index_store.version import Version
 from tests.planted import write_interactions
+from tests.redis_servers import RedisServer, running, running_cluster, valkey_binary
 from trainer.checkpoint import Run
 from trainer.config import TrainConfig
 from trainer.data import Dataset, Split, load_dataset, split_users
@@ -69,3 +71,24 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 def other(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     """The same data with seed 1: a version of its own to swap with."""
     return train_planted(tmp_path_factory.mktemp("other"), SMALL.replace(seed=1))
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server that all tests share, each in a namespace of its own."""
+    with running(RedisServer(tmp_path_factory.mktemp("redis") / "server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Likewise, Valkey."""
+    with running(RedisServer(tmp_path_factory.mktemp("valkey") / "server", binary=valkey_binary())) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisServer]]:
+    """A cluster of three nodes, likewise."""
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as servers:
+        yield servers

@@ -94,3 +94,11 @@ def small_version(stamp: str = "a") -> Version:
     """Three items on two paths, {3: [0, 2], 7: [1]}; another `stamp` gives another fingerprint."""
     parts = parts_of_version({3: [0, 2], 7: [1]}, item_ids=[10, 20, 30], model=f"an ONNX file {stamp}".encode())
     return Version.build(parts, **facts_of_version(items=3, paths=2, postings=3))
+
+
+def large_version(stamp: str = "a", paths: int = 2500) -> Version:
+    """Several batches of path lists and two pieces of a blob."""
+    lists = {7 * path: [path % 50] for path in range(paths)}
+    model = b"an ONNX file " + stamp.encode() + bytes(1_200_000)
+    parts = parts_of_version(lists, item_ids=list(range(50)), model=model)
+    return Version.build(parts, **facts_of_version(items=50, paths=paths, postings=paths))

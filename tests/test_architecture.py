@@ -45,9 +45,10 @@ def test_arrows_point_one_way(package: str, forbidden: set[str]) -> None:
 
 
 def test_the_store_is_numpy_and_the_standard_library() -> None:
-    """So that anything can read a version."""
+    """So that anything can read a version; the client library is in one file."""
     for file, names in imports("index_store").items():
-        assert names <= {"numpy", "index_store", *sys.stdlib_module_names}, file
+        client = {"redis"} if file == "index_store/redis.py" else set()
+        assert names <= {"numpy", "index_store", *client, *sys.stdlib_module_names}, file
 
 
 def test_importing_the_service_leaves_torch_out() -> None:
@@ -56,6 +57,14 @@ def test_importing_the_service_leaves_torch_out() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "set()"
+
+
+def test_who_uses_a_folder_needs_no_redis() -> None:
+    """Its client is imported by who opens a redis:// URL."""
+    code = "import sys, index_store.__main__; print('redis' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "False"
 
 
 def test_nothing_is_unpickled() -> None:

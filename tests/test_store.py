@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import threading
+import uuid
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 
 from index_store.errors import (
+    IndexStoreError,
     InvalidName,
     PointerMoved,
     VersionDamaged,
@@ -20,10 +25,22 @@ from index_store.store import IndexStore, open_store, prune, rollback
 from tests.planted import small_version
 
 
-@pytest.fixture(params=["folder"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> IndexStore:
+@pytest.fixture(params=["folder", "redis", "valkey", "cluster"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where an empty store of each backend is."""
+    namespace = f"t{uuid.uuid4().hex}"
+    if request.param == "folder":
+        return str(tmp_path / "store")
+    if request.param == "cluster":
+        port = request.getfixturevalue("redis_cluster")[0].port
+        return f"redis+cluster://127.0.0.1:{port}?namespace={namespace}"
+    return f"{request.getfixturevalue(request.param + '_server').url}?namespace={namespace}"
+
+
+@pytest.fixture
+def store(url: str) -> IndexStore:
     """An empty store of each backend."""
-    return FolderStore(str(tmp_path / "store"))
+    return open_store(url)
 
 
 def test_a_store_begins_empty(store: IndexStore) -> None:
@@ -69,13 +86,13 @@ def test_the_same_bytes_are_stored_once(store: IndexStore) -> None:
 
 
 def test_progress_ends_at_the_total(store: IndexStore) -> None:
-    """A publisher is told how far it is."""
+    """A publisher is told how far it is: bytes done, rising, of bytes in all."""
     told: list[tuple[int, int]] = []
-    version = small_version()
-    store.publish(version, lambda done, total: told.append((done, total)))
+    store.publish(small_version(), lambda done, total: told.append((done, total)))
 
-    total = sum(len(part) for part in version.parts.values())
-    assert told[-1] == (total, total)
+    done, totals = zip(*told, strict=True)
+    assert list(done) == sorted(set(done))
+    assert {done[-1]} == set(totals)
 
 
 def test_a_damaged_version_is_not_published(store: IndexStore) -> None:
@@ -236,6 +253,87 @@ def test_prune_keeps_the_newest_and_what_is_in_use(store: IndexStore) -> None:
     assert prune(store, keep=1) == names[2:5]
     assert [m.version for m in store.versions()] == [names[0], names[1], names[5]]
     assert prune(store, keep=0) == [names[5]]
+
+
+def test_a_held_version_is_not_deleted(store: IndexStore, url: str) -> None:
+    """By anybody, until its holder lets go; prune passes over it."""
+    names = [store.publish(small_version(str(i))) for i in range(4)]
+    holder = open_store(url)
+    holder.hold([names[0], names[1]])
+    holder.hold([names[0], "v99-000000000000"])
+
+    with pytest.raises(VersionInUse, match=f"{names[0]} is held"):
+        store.delete(names[0])
+    assert prune(store, keep=1) == names[1:3]
+
+    holder.hold([])
+    store.delete(names[0])
+    assert [m.version for m in store.versions()] == names[3:]
+
+
+def test_sweeping_leaves_what_is_whole(store: IndexStore) -> None:
+    """Before there is anything, and after."""
+    store.sweep()
+    name = store.publish(small_version())
+
+    store.sweep()
+
+    store.load(name).verify_digests()
+
+
+def test_waiting_ends(store: IndexStore) -> None:
+    """After the time given, nothing having moved."""
+    assert store.wait(0.0) is False
+    assert store.wait(0.01) is False
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_backend_does_as_the_folder_does(store: IndexStore, tmp_path: Path, seed: int) -> None:
+    """The same random verbs on both: the same answers, the same refusals, the same bytes."""
+    random = Random(seed)
+    oracle: IndexStore = FolderStore(str(tmp_path / "oracle"))
+    names: dict[str, tuple[str, str]] = {}  # stamp -> its names in the two stores
+
+    def both(verb: Callable[[IndexStore, int], Any]) -> None:
+        outcomes = []
+        for i, each in enumerate((oracle, store)):
+            try:
+                outcomes.append(verb(each, i))
+            except IndexStoreError as error:
+                outcomes.append(type(error))
+        told = [stamps[i].get(o, o) if isinstance(o, str) else o for i, o in enumerate(outcomes)]
+        assert told[0] == told[1]
+
+    def step() -> None:
+        stamp = str(random.randrange(6))
+        one = names.get(stamp, ("v9-000000000000",) * 2)
+        two = names.get(str(random.randrange(6)), ("v8-000000000000",) * 2)
+        verb = random.choice(["publish", "activate", "expect", "rollback", "delete", "prune", "load", "lookup"])
+        if verb == "publish":
+            names[stamp] = (oracle.publish(small_version(stamp)), store.publish(small_version(stamp)))
+            for i in (0, 1):
+                stamps[i][names[stamp][i]] = stamp
+        elif verb == "activate":
+            both(lambda each, i: each.activate(one[i]))
+        elif verb == "expect":
+            both(lambda each, i: each.activate(one[i], expected=two[i]))
+        elif verb == "rollback":
+            both(lambda each, i: stamps[i][rollback(each)[0]])
+        elif verb == "delete":
+            both(lambda each, i: each.delete(one[i]))
+        elif verb == "prune":
+            both(lambda each, i: [stamps[i][name] for name in prune(each, keep=3)])
+        elif verb == "load":
+            both(lambda each, i: {part: bytes(content) for part, content in each.load(one[i]).parts.items()})
+        else:
+            both(lambda each, i: each.lookup(one[i], np.array([7, 1, 3]), 1).items.tolist())
+
+    stamps: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    for _ in range(60):
+        step()
+        both(lambda each, i: [stamps[i][m.version] for m in each.versions()])
+        both(lambda each, i: each.current())
+        both(lambda each, i: each.previous())
 
 
 def test_urls(tmp_path: Path) -> None:

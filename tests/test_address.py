@@ -1,0 +1,65 @@
+"""What a Redis URL says."""
+
+from __future__ import annotations
+
+import pytest
+
+from index_store.address import Address
+from index_store.errors import InvalidName
+from index_store.store import open_store
+
+
+def test_a_full_url() -> None:
+    """Every part of it, percent-decoded."""
+    found = Address.parse("rediss://me:p%40ss%2F@host:7000/3?namespace=shop.eu&ssl_ca_certs=/ca.pem")
+
+    assert found == Address("host", 7000, 3, "me", "p@ss/", "shop.eu", False, True, "/ca.pem")
+
+
+def test_defaults() -> None:
+    """Port 6379, database 0, namespace dr, nobody."""
+    assert Address.parse("redis://host") == Address("host")
+    assert Address.parse("redis+cluster://host:7000/") == Address("host", 7000, cluster=True)
+
+
+def test_a_password_from_elsewhere() -> None:
+    """It counts where the URL has none."""
+    assert Address.parse("redis://me@host", "secret").password == "secret"
+    assert Address.parse("redis://me:own@host", "secret").password == "own"
+    assert Address.parse("redis://host", "").password is None
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis://", "host is missing"),
+        ("redis://user:hunter2@", "host is missing"),
+        ("redis://user:hunter2@host:port/0", "port"),
+        ("redis://user:hunter2@host:99999", "port"),
+        ("redis://user:hunter2@host/zero", "database is a number"),
+        ("redis://user:hunter2@host/-1", "database is a number"),
+        ("redis://user:hun#ter2@host/0", "percent-encode"),
+        ("redis://user:hunter2@host?namespace=", "namespace"),
+        ("redis://user:hunter2@host?namespace=a:b", "namespace"),
+        ("redis://user:hunter2@host?namespace={a}", "namespace"),
+        ("redis://user:hunter2@host?namespace=a*", "namespace"),
+        ("redis://user:hunter2@host?namespace=%0a", "namespace"),
+        ("redis://user:hunter2@host?timeout=3", "'timeout'"),
+        ("redis://user:hunter2@host?ssl_ca_certs=/x", "rediss://"),
+        ("redis+cluster://user:hunter2@host/1", "database 0 only"),
+    ],
+)
+def test_what_is_wrong_is_named(url: str, says: str) -> None:
+    """Each with what to change, and never with the password."""
+    with pytest.raises(InvalidName, match=says) as caught:
+        open_store(url)
+
+    assert "hunter2" not in str(caught.value)
+
+
+def test_nothing_shows_the_password() -> None:
+    """Neither the address nor a store."""
+    url = "redis://user:hunter2@host:7000/1"
+    for shown in (repr(Address.parse(url)), str(Address.parse(url)), repr(open_store(url))):
+        assert "hunter2" not in shown
+        assert "host" in shown

@@ -1,0 +1,306 @@
+"""The store on a server: its keys, what it refuses, kills, leases, copies of a host, and reading lists remotely."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from index_store.errors import (
+    StoreFull,
+    StoreMisconfigured,
+    StoreUnavailable,
+    VersionDamaged,
+    VersionIncompatible,
+)
+from index_store.store import open_store, prune
+from tests.planted import large_version, small_version
+from tests.redis_servers import RedisServer, free_port, running
+
+
+@pytest.fixture
+def namespace() -> str:
+    """One that nobody else uses."""
+    return f"t{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def url(redis_server: RedisServer, namespace: str) -> str:
+    """An empty store on the shared server."""
+    return f"{redis_server.url}?namespace={namespace}"
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[Any]:
+    """The shared server as others see it."""
+    with redis_server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, to hurt."""
+    with running(RedisServer(tmp_path / "redis")) as server:
+        yield server
+
+
+def keys_of(client: Any, namespace: str) -> set[str]:
+    """All keys of a namespace."""
+    return {key.decode() for key in client.scan_iter(match=f"{namespace}:*")}
+
+
+# -- keys --
+
+
+def test_the_keys_are_those_of_the_contract(url: str, client: Any, namespace: str) -> None:
+    """Path lists are packed little-endian int32; `current` is the name itself."""
+    store = open_store(url)
+    name = store.publish(small_version())
+    store.activate(name)
+
+    assert client.get(f"{namespace}:current") == name.encode()
+    assert client.get(f"{namespace}:{name}:path:3") == bytes([0, 0, 0, 0, 2, 0, 0, 0])
+    assert client.get(f"{namespace}:{name}:path:7") == bytes([1, 0, 0, 0])
+    assert client.get(f"{namespace}:{name}:blob:model.onnx:0") == b"an ONNX file a"
+    assert json.loads(client.get(f"{namespace}:{name}:manifest") or b"")["version"] == name
+    assert client.smembers(f"{namespace}:versions") == {name.encode()}
+    of_version = {key for key in keys_of(client, namespace) if name in key}
+    # A manifest, two paths, and a blob for each of the ten parts but path_items.npy.
+    assert len(of_version) == 1 + 2 + 9
+    assert keys_of(client, namespace) - of_version == {
+        f"{namespace}:{key}" for key in ("current", "versions", "counter")
+    }
+
+
+def test_large_parts_are_cut_into_pieces(url: str, client: Any, namespace: str) -> None:
+    """And come back whole, as do thousands of paths."""
+    store, version = open_store(url), large_version()
+    name = store.publish(version)
+
+    assert client.strlen(f"{namespace}:{name}:blob:model.onnx:0") == 2**20
+    assert client.strlen(f"{namespace}:{name}:blob:model.onnx:1") == len(version.parts["model.onnx"]) - 2**20
+    assert {k: bytes(v) for k, v in store.load(name).parts.items()} == version.parts
+
+
+def test_nothing_else_is_touched(url: str, client: Any, namespace: str) -> None:
+    """By publish, delete and sweep: neither other keys nor those that merely look like ours."""
+    others = {
+        f"{namespace}:v1-000000000000:notes": b"1",
+        f"{namespace}:v1-000000000000:path:x": b"2",
+        f"{namespace}:v1:path:1": b"3",
+        f"{namespace}:users": b"4",
+        f"{namespace}x:v1-000000000000:path:1": b"5",
+    }
+    client.mset(others)
+    store = open_store(url)
+    one, two = store.publish(small_version("1")), store.publish(small_version("2"))
+    client.set(f"{namespace}:{one}:notes", b"6")
+    store.activate(two)
+
+    store.delete(one)
+    store.sweep()
+
+    assert client.mget(list(others)) == list(others.values())
+    assert client.get(f"{namespace}:{one}:notes") == b"6"
+    assert keys_of(client, namespace) & {f"{namespace}:{one}:manifest", f"{namespace}:{one}:path:3"} == set()
+
+
+def test_a_number_is_never_given_twice(url: str) -> None:
+    """Not even after the newest version was deleted."""
+    store = open_store(url)
+    store.delete(store.publish(small_version("1")))
+
+    assert store.publish(small_version("1")).startswith("v2-")
+
+
+# -- what is refused --
+
+
+def test_a_server_that_may_evict_is_refused(own: RedisServer) -> None:
+    """With what to do; nothing is written."""
+    with own.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        with pytest.raises(StoreMisconfigured, match="set it to noeviction"):
+            open_store(own.url).publish(small_version())
+
+        assert keys_of(client, "dr") == {"dr:counter"}
+
+
+def test_a_server_without_room_is_refused(own: RedisServer) -> None:
+    """Before anything is written, with the figures."""
+    with own.client() as client:
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + 1_500_000)
+        with pytest.raises(StoreFull, match=r"needs 2 MiB .* has 1 MiB free"):
+            open_store(own.url).publish(large_version())
+
+        assert keys_of(client, "dr") == {"dr:counter"}
+
+
+def test_a_server_that_fills_up_meanwhile_keeps_nothing(own: RedisServer) -> None:
+    """The publish fails, what was there is as it was, and pruning makes room although the server is full."""
+    store = open_store(own.url)
+    with own.client() as client:
+        old = [store.publish(small_version(str(i))) for i in range(3)]
+        store.activate(old[2])
+        before = keys_of(client, "dr")
+
+        def fill(done: int, total: int) -> None:
+            client.config_set("maxmemory", 1)
+
+        with pytest.raises(StoreFull, match="out of memory"):
+            store.publish(large_version(), fill)
+
+        assert keys_of(client, "dr") - {"dr:leases"} == before
+        store.load(old[2]).verify_digests()
+        assert prune(store, keep=1) == old[:2]
+        client.config_set("maxmemory", 0)
+        store.load(store.publish(large_version()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("current", b"a session of somebody"),
+        ("current", ["a", "list"]),
+        ("versions", b"a string"),
+        ("versions", {"release": "1.0"}),
+        ("versions", {"1.0"}),
+    ],
+)
+def test_another_applications_namespace_is_refused(
+    url: str, client: Any, namespace: str, key: str, value: object
+) -> None:
+    """By every verb that would meet it, saying which key, and it stays as it was."""
+    name = f"{namespace}:{key}"
+    if isinstance(value, bytes):
+        client.set(name, value)
+    elif isinstance(value, list):
+        client.rpush(name, *value)
+    elif isinstance(value, dict):
+        client.hset(name, mapping=value)
+    else:
+        assert isinstance(value, set)
+        client.sadd(name, *value)
+    before = client.dump(name)
+    store = open_store(url)
+
+    with pytest.raises(StoreMisconfigured, match=r"choose .*namespace="):
+        store.publish(small_version())
+    with pytest.raises(StoreMisconfigured, match=r"choose .*namespace="):
+        store.current() if key == "current" else store.versions()
+
+    assert client.dump(name) == before
+    assert keys_of(client, namespace) <= {name, f"{namespace}:counter"}
+
+
+def test_a_wrong_password_is_named(tmp_path: Path) -> None:
+    """And not repeated, wherever it came from."""
+    with running(RedisServer(tmp_path / "redis", "--requirepass", "right-one")) as server:
+        for url, password in (
+            (server.url, None),
+            (server.url, "hunter2"),
+            (server.url.replace("//", "//:hunter2@"), None),
+            (server.url.replace("//", "//nobody:hunter2@"), None),
+        ):
+            with pytest.raises(StoreMisconfigured, match="DR_STORE_PASSWORD") as caught:
+                open_store(url, password=password).current()
+            assert "hunter2" not in str(caught.value)
+
+        assert open_store(server.url, password="right-one").current() is None
+
+
+def test_a_user_without_the_permission_is_named(own: RedisServer) -> None:
+    """With the command it may not do."""
+    with own.client() as client:
+        client.execute_command("ACL", "SETUSER", "reader", "on", ">pw", "~dr:*", "+@read", "+@connection", "+time")
+    store = open_store(own.url.replace("//", "//reader:pw@"))
+
+    assert store.versions() == []
+    with pytest.raises(StoreMisconfigured, match=r"may not do this .*zadd"):
+        store.activate("v1-000000000000")
+
+
+def test_a_wrong_database_is_named(own: RedisServer) -> None:
+    """A number the server has not."""
+    with pytest.raises(StoreMisconfigured, match="no such database"):
+        open_store(own.url.replace("/0", "/99")).current()
+
+
+def test_cluster_and_single_server_are_told_apart(own: RedisServer, redis_cluster: list[RedisServer]) -> None:
+    """Each URL on the other's server says how to write it."""
+    with pytest.raises(StoreMisconfigured, match=r"write redis://"):
+        open_store(f"redis+cluster://127.0.0.1:{own.port}").current()
+    with pytest.raises(StoreMisconfigured, match=r"write redis\+cluster://"):
+        open_store(redis_cluster[0].url).current()
+
+
+OLD = {
+    "5": b"-ERR unknown command 'HELLO', with args beginning with: '3'\r\n",
+    "6": b"%3\r\n$7\r\nversion\r\n$6\r\n6.2.14\r\n$5\r\nproto\r\n:3\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n",
+}
+
+
+@pytest.mark.parametrize("release", OLD)
+def test_a_server_that_is_too_old_is_named(release: str) -> None:
+    """Redis 5 does not know HELLO, Redis 6 tells its release."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                while request := connection.recv(4096):
+                    for command in filter(None, re.split(rb"(?=\*\d+\r\n\$)", request)):
+                        connection.sendall(OLD[release] if b"HELLO" in command else b"+OK\r\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(StoreMisconfigured, match="upgrade it to Redis 7"):
+            open_store(f"redis://127.0.0.1:{listener.getsockname()[1]}").current()
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    """Within seconds, by host and port."""
+    port = free_port()
+    for scheme in ("redis", "redis+cluster", "rediss"):
+        with pytest.raises(StoreUnavailable, match=f"{port}.*no answer"):
+            open_store(f"{scheme}://127.0.0.1:{port}").current()
+
+
+def test_a_newer_format_is_named(url: str, client: Any, namespace: str) -> None:
+    """It is not listed, and loading it says what to do."""
+    store = open_store(url)
+    name = store.publish(small_version())
+    key = f"{namespace}:{name}:manifest"
+    client.set(key, json.dumps(json.loads(client.get(key) or b"") | {"format": 2}))
+
+    with pytest.raises(VersionIncompatible, match="upgrade"):
+        store.load(name)
+    assert store.versions() == []
+
+
+# -- damage --
+
+
+@pytest.mark.parametrize("key", ["path:3", "blob:model.onnx:0", "blob:path_ids.npy:0", "manifest"])
+@pytest.mark.parametrize("how", ["missing", "other bytes"])
+def test_damage_is_noticed_and_mended(url: str, client: Any, namespace: str, key: str, how: str) -> None:
+    """By loading; publishing the same version again mends it under the same name."""
+    store = open_store(url)
+    name = store.publish(small_version())
+    full = f"{namespace}:{name}:{key}"
+    content = client.get(full) or b""
+    client.delete(full)
+    if how == "other bytes":
+        client.set(full, content[:-1] + bytes([content[-1] ^ 1]))
+
+    with pytest.raises(VersionDamaged):
+        store.load(name)
+
+    assert store.publish(small_version()) == name
+    store.load(name).verify_digests()
