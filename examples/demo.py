@@ -44,7 +44,7 @@ def main() -> int:
     address = f"http://127.0.0.1:{port}"
     service = subprocess.Popen(
         [COMMANDS / "dr-service", "--store", str(STORE), "--port", str(port)],
-        env=os.environ | {"DR_ADMIN_TOKEN": os.environ.get("DR_ADMIN_TOKEN", "demo")},
+        env={"DR_ADMIN_TOKEN": "demo", "DR_DRAIN_SECONDS": "0"} | os.environ,
     )
     try:
         # This machine's own service: no proxy of the environment's is asked.

@@ -17,7 +17,7 @@ from index_store.version import Manifest
 EXAMPLES = """examples:
   dr-index list --store ./demo-store
   dr-index activate v2-0123456789ab --expected v1-ba9876543210 --store ./demo-store
-  dr-index prune --keep 3 --store ./demo-store --json
+  DR_STORE=redis://host:6379/0 DR_STORE_PASSWORD=... dr-index prune --keep 3 --json
 
 Services follow `current` within a second. --json prints one JSON document and nothing else."""
 
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
-        document, text = options.run(open_store(options.store), options)
+        document, text = options.run(open_store(options.store, password=os.environ.get("DR_STORE_PASSWORD")), options)
     except IndexStoreError as error:
         print(f"dr-index: {error}", file=sys.stderr)
         return 1
@@ -125,7 +125,13 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[[IndexStore, argparse.Namespace], Result], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--store", required=True, metavar="URL", help="a folder or file:///folder")
+        command.add_argument(
+            "--store",
+            default=os.environ.get("DR_STORE"),
+            required="DR_STORE" not in os.environ,
+            metavar="URL",
+            help="a folder, redis://host:port/db or redis+cluster://host:port; default: DR_STORE",
+        )
         command.add_argument("--json", action="store_true", help="print one JSON document")
         command.set_defaults(run=run)
         return command

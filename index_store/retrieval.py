@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from index_store.errors import VersionDamaged
+from index_store.errors import StoreUnavailable, VersionDamaged
 
 #: Most items one request may read: beam times items per path.
 MAX_READS = 50_000
@@ -60,7 +60,7 @@ class Index:
             used = lengths > 0
             items = self.read_paths(path_ids[used], lengths[used])
             if len(items) and (items.min() < 0 or items.max() >= len(self.item_bias)):
-                raise VersionDamaged(f"a path list names an item outside 0..{len(self.item_bias) - 1}; publish again")
+                raise StoreUnavailable(f"a path list names an item outside 0..{len(self.item_bias) - 1}; publish again")
             return Postings(items, lengths)
         ends = np.cumsum(lengths)
         # Each output slot is its path's start plus its place within the path.

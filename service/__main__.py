@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # imported where they are used, so that --help is fast
+    from index_store.store import IndexStore
+    from service.settings import Settings
 
 EXAMPLE = """example:
   DR_ADMIN_TOKEN=change-me dr-service --store ./demo-store --port 8000
@@ -19,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="dr-service", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--store", metavar="URL", help="where versions are: a folder or file:///folder")
+    parser.add_argument("--store", metavar="URL", help="a folder, redis://host:port/db, redis+cluster://host:port")
     parser.add_argument("--host", metavar="H", help="address to listen on; default 127.0.0.1")
     parser.add_argument("--port", metavar="P", help="port to listen on; default 8000")
     parser.add_argument("--workers", metavar="N", help="processes; default 1")
@@ -28,14 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     from pydantic import ValidationError
 
     from index_store.errors import IndexStoreError
-    from index_store.store import open_store
     from service.settings import Settings
 
     # Workers are processes of their own and read the same environment.
     os.environ.update({f"DR_{name.upper()}": value for name, value in options.items() if value is not None})
     try:
         settings = Settings()
-        open_store(settings.store)
+        _open_store(settings)
     except ValidationError as error:
         for entry in error.errors():
             name = str(entry["loc"][0])
@@ -47,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     import uvicorn
 
+    # The server raises the signal that ended it once more when all is done; that is our exit.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         "service.__main__:app",
         factory=True,
@@ -56,20 +64,32 @@ def main(arguments: list[str] | None = None) -> int:
         access_log=False,
         server_header=False,
         log_config=None,
-        timeout_graceful_shutdown=settings.drain_seconds,
+        timeout_graceful_shutdown=60,  # as long as a request may take
+        timeout_worker_healthcheck=60,  # a worker that loads a large version is not dead
     )
     return 0
 
 
 def app() -> object:
     """The app of one process, from the environment. For uvicorn."""
-    from index_store.store import open_store
     from service.app import create_app
     from service.settings import Settings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     settings = Settings()
-    return create_app(settings, open_store(settings.store))
+    return create_app(settings, _open_store(settings))
+
+
+def _open_store(settings: Settings) -> IndexStore:
+    from index_store.store import open_store
+
+    return open_store(
+        settings.store,
+        password=settings.store_password.get_secret_value() if settings.store_password else None,
+        cache=str(Path(settings.cache).expanduser()),
+        remote=settings.residency == "remote",
+        timeout=settings.store_timeout_ms / 1000,
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from index_store.errors import InvalidName
 from index_store.retrieval import Answer, Query
 from index_store.version import NAME
 from service.batcher import Batcher
-from service.errors import AdminOff, Unauthorized
+from service.draining import Draining
+from service.errors import AdminOff, NotReady, Unauthorized
 from service.metrics import Metrics
 from service.problems import Problem
 from service.reloader import Reloader
@@ -125,6 +126,7 @@ class State(TypedDict):
     metrics: Metrics
     reloader: Reloader
     batcher: Batcher
+    draining: Draining
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -214,8 +216,10 @@ async def livez() -> dict[str, str]:
 
 
 @router.get("/readyz", responses=_problems(500, 503), tags=["health"])
-async def readyz(reloader: ReloaderDep) -> dict[str, str]:
-    """A version is loaded, verified and warm."""
+async def readyz(request: Request, reloader: ReloaderDep) -> dict[str, str]:
+    """A version is loaded, verified and warm, and the process is not about to end."""
+    if request.state.draining.begun:
+        raise NotReady("the process is about to end")
     return {"status": "ok", "version": reloader.retriever.name}
 
 

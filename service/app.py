@@ -12,6 +12,7 @@ from fastapi_offline import FastAPIOffline
 from index_store.store import IndexStore
 from service import api, problems
 from service.batcher import Batcher
+from service.draining import Draining
 from service.metrics import Metrics
 from service.middleware import RequestMiddleware
 from service.reloader import Reloader
@@ -23,7 +24,7 @@ Every answer names the version that made all of it. Errors are `application/prob
 
 def create_app(settings: Settings, store: IndexStore) -> FastAPI:
     """The app that serves `store`'s current version. Opens nothing until its lifespan starts."""
-    metrics = Metrics()
+    metrics, draining = Metrics(), Draining()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[api.State]:
@@ -32,17 +33,25 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
         await reloader.follow()  # where a version is current, the first request finds it loaded
         tasks = [asyncio.create_task(reloader.run()), asyncio.create_task(batcher.run())]
         try:
-            yield {"settings": settings, "metrics": metrics, "reloader": reloader, "batcher": batcher}
+            with draining.on_sigterm(settings.drain_seconds):
+                yield {
+                    "settings": settings,
+                    "metrics": metrics,
+                    "reloader": reloader,
+                    "batcher": batcher,
+                    "draining": draining,
+                }
         finally:
             for task in tasks:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+            await reloader.let_go()
 
     app: FastAPI = FastAPIOffline(
         title="Deep Retrieval", version="1", description=DESCRIPTION, lifespan=lifespan, redoc_url=None
     )
-    app.add_middleware(RequestMiddleware, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestMiddleware, metrics=metrics, draining=draining, max_body_bytes=settings.max_body_bytes)
     app.include_router(api.router)
     app.include_router(api.admin)
     problems.install(app)

@@ -10,6 +10,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from index_store.errors import IndexStoreError
 from index_store.retrieval import Answer, Query
 from service.errors import DeadlineExceeded, Overloaded
 from service.metrics import Metrics
@@ -79,6 +80,8 @@ class Batcher:
                     queries = [entry.query for entry in batch]
                     found = await loop.run_in_executor(thread, batch[0].retriever.answer, queries)
                 except Exception as error:  # noqa: BLE001 -- whatever it is, every waiter is told
+                    if isinstance(error, IndexStoreError):
+                        self._metrics.store_faults.inc(len(batch))
                     for entry in batch:
                         if not entry.result.done():
                             entry.result.set_exception(error)

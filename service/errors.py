@@ -1,7 +1,7 @@
 """What a request can be refused for, as one tree. `problems.py` maps each to its HTTP status.
 
 ServiceError
-├── NotReady           no version is loaded yet
+├── NotReady           no version is loaded yet, or the process is about to end
 ├── Overloaded         the queue is full
 ├── DeadlineExceeded   no answer within the request's timeout
 ├── BadQuery           a value that this version does not take
@@ -15,7 +15,7 @@ class ServiceError(Exception):
 
 
 class NotReady(ServiceError):
-    """No version is loaded yet."""
+    """No version is loaded yet, or the process is about to end."""
 
 
 class Overloaded(ServiceError):

@@ -37,6 +37,9 @@ class Metrics:
         self.short = Counter(
             "deepretrieval_short_answers", "Answers with fewer than k candidates", registry=self.registry
         )
+        self.store_faults = Counter(
+            "deepretrieval_store_faults", "Requests refused because the store failed", registry=self.registry
+        )
         self.swaps = Counter(
             "deepretrieval_index_swaps", "Versions loaded or refused", ["result"], registry=self.registry
         )

@@ -9,6 +9,7 @@ import uuid
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.draining import Draining
 from service.metrics import Metrics
 
 REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
@@ -17,8 +18,8 @@ REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
 class RequestMiddleware:
     """Takes X-Request-ID or makes one, refuses long bodies as they arrive, and measures."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
-        self._app, self._metrics, self._max_body_bytes = app, metrics, max_body_bytes
+    def __init__(self, app: ASGIApp, metrics: Metrics, draining: Draining, max_body_bytes: int) -> None:
+        self._app, self._metrics, self._draining, self._max_body_bytes = app, metrics, draining, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,6 +47,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if self._draining.begun:
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:

@@ -1,5 +1,8 @@
 """Keeps the served version equal to the store's `current`: polls, loads, verifies, warms, swaps by one assignment.
 
+Every process compares the version it has itself with the pointer, so that all of a fleet converge although hints are
+lost; while the store does not answer, all serve on.
+
 A version is loaded beside the one in service and takes over only when it has passed everything; until then, and if
 it fails, the old one answers. Requests take `retriever` once and keep it, so no answer mixes two versions.
 """
@@ -9,10 +12,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from types import EllipsisType
 from typing import Any
 
-from index_store.errors import PointerMoved, StoreUnavailable, VersionNotFound
+from index_store.errors import (
+    IndexStoreError,
+    PointerMoved,
+    StoreFull,
+    StoreMisconfigured,
+    StoreUnavailable,
+    VersionNotFound,
+)
 from index_store.store import IndexStore
 from index_store.version import check_name
 from service.errors import NotReady
@@ -22,6 +33,7 @@ from service.retriever import Retriever
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0  # until a current version that was refused is loaded again
+WAIT_SECONDS = 0.25  # of one wait for a hint; a process that ends waits for it
 
 
 class Reloader:
@@ -30,11 +42,12 @@ class Reloader:
     def __init__(self, store: IndexStore, poll_seconds: float, metrics: Metrics) -> None:
         self._store, self._poll_seconds, self._metrics = store, poll_seconds, metrics
         self._serving: Retriever | None = None
+        self._before: str | None = None  # the version served before; a rollback would want it
         self._lock = asyncio.Lock()  # one load at a time
         self._loading: str | None = None
         self._failed: dict[str, str] = {}  # version -> why it was refused
         self._retry_at = 0.0  # when a current version that was refused is tried again
-        self._trouble = ""  # what was logged last, so that it is logged once
+        self._troubles: dict[str, str] = {}  # what was logged last of each kind, so that it is logged once
 
     @property
     def retriever(self) -> Retriever:
@@ -47,7 +60,10 @@ class Reloader:
         """Follow the store's pointer until cancelled."""
         while True:
             await self.follow()
-            await asyncio.sleep(self._poll_seconds)
+            next_look = time.monotonic() + self._poll_seconds
+            while (left := next_look - time.monotonic()) > 0:
+                if await asyncio.to_thread(self._store.wait, min(left, WAIT_SECONDS)):
+                    break
 
     async def follow(self) -> None:
         """Look at the pointer once and serve what it names. Never raises: what fails is logged and remembered."""
@@ -60,13 +76,12 @@ class Reloader:
                     return  # what was wrong may pass: it is tried again, but not at every look
                 if name is not None and name != served:
                     self._serve(await self._load(name))
-                self._trouble = ""
+                await self._hold()
+                self._troubles.pop("follow", None)
             except Exception as error:  # noqa: BLE001 -- whatever is wrong with a version, the old one serves on
                 self._retry_at = time.monotonic() + RETRY_SECONDS
-                trouble = f"version {name} is not served: {type(error).__name__}: {error}"
-                if trouble != self._trouble:
-                    log.error("%s", trouble)
-                self._trouble = trouble
+                what = "the store cannot be followed" if name is None else f"version {name} is not served"
+                self._complain("follow", f"{what}: {type(error).__name__}: {error}")
 
     async def swap(self, name: str, expected: str | EllipsisType | None) -> dict[str, Any]:
         """Make `name` current in the store and serve it. Loads and verifies before the pointer moves.
@@ -104,6 +119,7 @@ class Reloader:
                 "items": manifest.items,
                 "paths": manifest.paths,
                 "bytes": sum(part.size for part in manifest.parts.values()),
+                "metrics": manifest.metrics,
             }
             if name in self._failed:
                 entry["reason"] = self._failed[name]
@@ -118,15 +134,38 @@ class Reloader:
         retriever = served if served and served.name == name else await self._load(name)
         replaced = await asyncio.to_thread(self._store.activate, name, expected)
         self._serve(retriever)
+        await self._hold()
         return {"version": name, "previous": replaced}
+
+    async def let_go(self) -> None:
+        """The process ends: hold nothing any more."""
+        with suppress(IndexStoreError):
+            await asyncio.to_thread(self._store.hold, [])
+
+    async def _hold(self, *more: str) -> None:
+        """Keep what is served, what was served before, and `more` from being deleted."""
+        served = [self._serving.name] if self._serving else []
+        before = [self._before] if self._before else []
+        try:
+            await asyncio.to_thread(self._store.hold, {*served, *before, *more})
+        except IndexStoreError as error:  # a version may be served without, and most likely nobody deletes it
+            self._complain("hold", f"versions in use cannot be held: {error}")
+        else:
+            self._troubles.pop("hold", None)
+
+    def _complain(self, kind: str, text: str) -> None:
+        if self._troubles.get(kind) != text:
+            log.error("%s", text)
+        self._troubles[kind] = text
 
     async def _load(self, name: str) -> Retriever:
         """Load and verify, off the event loop. Remembers why a version was refused."""
         self._loading = name
         try:
+            await self._hold(name)
             retriever = await asyncio.to_thread(lambda: Retriever(self._store.load(name)))
-        except (StoreUnavailable, VersionNotFound):
-            raise
+        except (StoreUnavailable, StoreMisconfigured, StoreFull, VersionNotFound):
+            raise  # says nothing of the version
         except Exception as error:
             self._failed[name] = str(error)
             self._metrics.swaps.labels("refused").inc()
@@ -139,7 +178,7 @@ class Reloader:
     def _serve(self, retriever: Retriever) -> None:
         if retriever is self._serving:
             return
-        before = self._serving.name if self._serving else "nothing"
-        self._serving = retriever
+        before = self._serving.name if self._serving else None
+        self._serving, self._before = retriever, before
         self._metrics.serving(retriever.name, retriever.manifest.items, retriever.manifest.paths)
-        log.info("serving %s, before it %s", retriever.name, before)
+        log.info("serving %s, before it %s", retriever.name, before or "nothing")

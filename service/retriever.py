@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from index_store.errors import VersionDamaged
+from index_store.errors import IndexStoreError, VersionDamaged
 from index_store.golden import replay
 from index_store.retrieval import MAX_READS, Answer, Query, answer
 from index_store.version import Version
@@ -47,7 +47,7 @@ class Retriever:
             raise VersionDamaged(f"{self.name}: context.json has other features than model.onnx takes")
         try:
             replay(self._session, version.index, version.reranker, version.document("golden.json"), self.name)
-        except VersionDamaged:
+        except IndexStoreError:
             raise
         except Exception as error:  # noqa: BLE001 -- what the runtime raises for a model of another shape
             raise VersionDamaged(f"{self.name}: model.onnx cannot be run ({type(error).__name__})") from None

@@ -1,6 +1,8 @@
-"""Settings of the service. Each is an environment variable with the prefix DR_, the first four also flags."""
+"""Settings of the service. Each is an environment variable with the prefix DR_, four also flags."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -11,7 +13,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DR_", frozen=True, extra="ignore")
 
-    store: str = Field(min_length=1, description="store URL: a folder or file:///folder")
+    store: str = Field(min_length=1, description="store URL: a folder, redis://host:port/db, redis+cluster://host:port")
+    store_password: SecretStr | None = Field(None, description="of Redis, where the URL has none")
+    residency: Literal["resident", "remote"] = Field(
+        "resident", description="path lists: copied to this host (resident), or read from Redis a request (remote)"
+    )
+    cache: str = Field("~/.cache/deep-retrieval", description="folder that versions of a Redis store are copied to")
+    store_timeout_ms: int = Field(100, ge=1, le=60_000, description="remote: how long a request waits for Redis")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     workers: int = Field(1, ge=1, le=256, description="processes, each with its own beam search")
@@ -21,9 +29,11 @@ class Settings(BaseSettings):
     max_queue: int = Field(512, ge=1, description="requests waiting; one more is answered 429")
     max_batch: int = Field(32, ge=1, le=1024, description="requests searched together")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="longest request body; a longer one is answered 413")
-    drain_seconds: int = Field(10, ge=0, description="how long requests in flight may take after SIGTERM")
+    drain_seconds: float = Field(
+        2, ge=0, le=3600, description="after SIGTERM: not ready but answering, before the socket closes"
+    )
 
-    @field_validator("admin_token")
+    @field_validator("admin_token", "store_password")
     @classmethod
-    def _no_empty_token(cls, token: SecretStr | None) -> SecretStr | None:
+    def _no_empty_secret(cls, token: SecretStr | None) -> SecretStr | None:
         return token if token and token.get_secret_value() else None

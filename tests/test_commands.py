@@ -175,7 +175,7 @@ def test_the_service_starts_answers_and_stops(planted: Planted, tmp_path: Path) 
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=60)
     assert "Application shutdown complete" in log
-    assert process.returncode == -signal.SIGTERM  # uvicorn ends by the signal that it was sent
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(

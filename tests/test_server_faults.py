@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -26,6 +27,9 @@ from index_store.store import open_store, prune
 from tests.planted import large_version, small_version
 from tests.redis_servers import RedisServer, running
 from tests.test_server import keys_of
+
+#: The full figure is 50; this many show that it works.
+KILLS = int(os.environ.get("DR_TEST_KILLS", "5"))
 
 #: Publishes and activates a second version; dies before the call numbered argv[2], or when killed.
 VICTIM = """
@@ -121,12 +125,12 @@ def test_a_publisher_killed_at_any_moment_leaves_before_or_after(url: str, clien
     store = open_store(url)
     first = store.publish(small_version())
     store.activate(first)
-    for _ in range(5):
+    for _ in range(KILLS):
         victim = subprocess.Popen([sys.executable, "-c", VICTIM, url, "0"], stdout=subprocess.PIPE)
         assert victim.stdout
         victim.stdout.readline()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            victim.wait(random.uniform(0, 0.08))
+            victim.wait(random.uniform(0, 0.15))
         victim.send_signal(signal.SIGKILL)
         victim.communicate()
 
@@ -357,7 +361,7 @@ def test_a_remote_list_of_items_that_are_not_there_is_a_fault(
     index = open_store(url, cache=str(tmp_path / "cache"), remote=True, timeout=5).load(name).index
     client.set(f"{namespace}:{name}:path:3", b"\0\0\0\0\3\0\0\0")
 
-    with pytest.raises(VersionDamaged, match=r"0\.\.2"):
+    with pytest.raises(StoreUnavailable, match=r"0\.\.2"):
         index.lookup(np.array([3]), 10)
 
 

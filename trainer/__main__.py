@@ -54,7 +54,7 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
     from trainer.config import load_config
 
     config = load_config(options.config, options.set, seed=options.seed)
-    store = open_store(options.store)
+    store = open_store(options.store, password=os.environ.get("DR_STORE_PASSWORD"))
     store.current()  # what is wrong with the store is better told now than after training
 
     from trainer.checkpoint import Run
@@ -71,14 +71,13 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
     trained = fit(config, dataset, split, run, progress)
     version = make_version(config, dataset, split, trained, progress)
     previous = store.current()
-    size = sum(part.size for part in version.manifest.parts.values())
-    with progress.task("publishing, in MiB", -(-size // 2**20)) as advance:
+    with progress.task("publishing, in %", 100) as advance:
         told = 0
 
-        def report(done: int, _: int) -> None:
+        def report(done: int, total: int) -> None:
             nonlocal told
-            advance(done // 2**20 - told)
-            told = done // 2**20
+            advance(100 * done // total - told)
+            told = 100 * done // total
 
         name = store.publish(version, report)
     if not options.no_activate:
@@ -93,12 +92,10 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from index_store.store import open_store
 
-    store = open_store(options.store)
+    store = open_store(options.store, password=os.environ.get("DR_STORE_PASSWORD"))
     name = options.version or store.current()
     if name is None:
-        raise TrainerError(
-            f"{options.store}: no version is current; publish one with dr-trainer fit, or name --version"
-        )
+        raise TrainerError(f"{store!r}: no version is current; publish one with dr-trainer fit, or name --version")
     version = store.load(name)
 
     from trainer.config import config_from
@@ -158,7 +155,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--items", type=Path, metavar="F", help="Parquet or CSV with item_id: the catalogue")
         command.add_argument("--users", type=Path, metavar="F", help="Parquet or CSV with user_id and context columns")
         command.add_argument(
-            "--store", required=True, metavar="URL", help="where versions are: a folder or file:///folder"
+            "--store",
+            default=os.environ.get("DR_STORE"),
+            required="DR_STORE" not in os.environ,
+            metavar="URL",
+            help="a folder, redis://host:port/db or redis+cluster://host:port; default: DR_STORE",
         )
         command.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     fit.add_argument("--config", type=Path, metavar="F.toml", help="settings, a key a line")

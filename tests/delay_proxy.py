@@ -1,0 +1,66 @@
+"""A TCP proxy whose answers come late: what a slow network does to whoever asks through it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+class DelayProxy:
+    """Passes bytes on; those of the server `delay` seconds late."""
+
+    def __init__(self, target: int) -> None:
+        self.target, self.port, self.delay = target, 0, 0.0
+
+    async def serve(self, started: threading.Event, stopped: asyncio.Event) -> None:
+        """Until `stopped`."""
+        server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        started.set()
+        await stopped.wait()
+        server.close()
+        pumps = asyncio.all_tasks() - {asyncio.current_task()}
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(
+            self._pump(reader, server_writer, late=False), self._pump(server_reader, writer, late=True)
+        )
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, late: bool) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                if late:
+                    await asyncio.sleep(self.delay)
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+@contextmanager
+def delay_proxy(target: int) -> Iterator[DelayProxy]:
+    """A proxy to a local port, in a thread of its own."""
+    proxy, started = DelayProxy(target), threading.Event()
+    loop, stopped = asyncio.new_event_loop(), asyncio.Event()
+
+    def run() -> None:
+        loop.run_until_complete(proxy.serve(started, stopped))
+        loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    started.wait()
+    try:
+        yield proxy
+    finally:
+        loop.call_soon_threadsafe(stopped.set)
+        thread.join()

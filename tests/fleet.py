@@ -1,0 +1,115 @@
+"""Replicas as users run them: dr-service processes on free ports, asked over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.redis_servers import free_port
+
+BIN = Path(sys.executable).parent
+TOKEN = "a-token-of-the-tests"
+ADMIN = {"Authorization": f"Bearer {TOKEN}"}
+
+
+class Replica:
+    """One dr-service with its own port and log file."""
+
+    def __init__(self, folder: Path, store: str, **settings: object) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._log = folder / "log"
+        values = {"store": store, "port": self.port, "admin_token": TOKEN, "cache": folder.parent / "cache"}
+        values |= {"drain_seconds": 0} | settings
+        self._environment = os.environ | {f"DR_{name.upper()}": str(value) for name, value in values.items()}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.client = httpx.Client(base_url=self.address, trust_env=False, timeout=30, headers=ADMIN)
+
+    def start(self) -> None:
+        """Start it; it may not be ready yet."""
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen([BIN / "dr-service"], env=self._environment, stderr=log, stdout=log)
+
+    def wait_until(self, route: str, status: int = 200, seconds: float = 60) -> None:
+        """Return once `route` answers `status`."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            assert self.process
+            assert self.process.poll() is None, self.log()
+            try:
+                if self.client.get(route).status_code == status:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.02)
+        raise AssertionError(f"{route} did not answer {status} within {seconds} s: {self.log()}")
+
+    def served(self) -> str:
+        """The version that answers."""
+        version: str = self.client.get("/v1/info").json()["version"]
+        return version
+
+    def swap(self, version: str, **more: str) -> httpx.Response:
+        """POST /admin/v1/swap."""
+        return self.client.post("/admin/v1/swap", json={"version": version, **more})
+
+    def log(self) -> str:
+        """What it has logged."""
+        return self._log.read_text()
+
+    def stop(self) -> None:
+        """End it at once."""
+        self.client.close()
+        if self.process:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+@contextmanager
+def fleet(folder: Path, store: str, count: int = 2, **settings: object) -> Iterator[list[Replica]]:
+    """Replicas that share a store and a cache folder, ready."""
+    with ExitStack() as stack:
+        replicas = [Replica(folder / str(i), store, **settings) for i in range(count)]
+        for replica in replicas:
+            stack.callback(replica.stop)
+            replica.start()
+        for replica in replicas:
+            replica.wait_until("/readyz")
+        yield replicas
+
+
+async def open_loop(rate: float, seconds: float, ask: Callable[[int], Awaitable[Any]]) -> list[Any]:
+    """`ask(number)` at a fixed rate, whether or not earlier ones were answered; what each returned.
+
+    A client that waits for an answer before it asks again would leave out just the requests that would have waited.
+    """
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    tasks = []
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, start + number / rate - loop.time()))
+        tasks.append(asyncio.ensure_future(ask(number)))
+    return list(await asyncio.gather(*tasks))
+
+
+def same(found: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> bool:
+    """Whether two lists of candidates agree: the same items in order, scores to what a batch may change."""
+    return [c["item_id"] for c in found] == [c["item_id"] for c in wanted] and all(
+        abs(f["score"] - w["score"]) < 1e-4 and abs(f["path_log_prob"] - w["path_log_prob"]) < 1e-4
+        for f, w in zip(found, wanted, strict=True)
+    )

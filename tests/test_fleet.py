@@ -1,0 +1,278 @@
+"""Replicas on one Redis: the same answers as the folder, swaps under load, faults, and a gentle end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from index_store.store import open_store
+from tests.conftest import Planted
+from tests.delay_proxy import delay_proxy
+from tests.fleet import ADMIN, Replica, fleet, open_loop, same
+from tests.redis_servers import RedisServer, running
+
+BODIES = [{"history": list(range(group, group + 4 * n, 4)), "k": 5} for group in range(4) for n in range(4)]
+#: The issue asks for 60 s; `make chaos` sets it. The rate is that of both.
+SECONDS = float(os.environ.get("DR_TEST_SWAP_SECONDS", "6"))
+RATE = 200
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, to hurt."""
+    with running(RedisServer(tmp_path / "redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def names(own: RedisServer, planted: Planted, other: Planted) -> tuple[str, str]:
+    """Two versions on it, the first current."""
+    store = open_store(own.url)
+    names = store.publish(planted.version), store.publish(other.version)
+    store.activate(names[0])
+    return names
+
+
+def ask_all(replica: Replica) -> list[list[dict[str, Any]]]:
+    """A replica's candidates for BODIES, one by one."""
+    return [replica.client.post("/v1/retrieve", json=body).json()["candidates"] for body in BODIES]
+
+
+@pytest.fixture(scope="module")
+def expected(
+    planted: Planted, other: Planted, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[list[dict[str, Any]]]]:
+    """By fingerprint: what a service on the folder store answers to BODIES. The oracle."""
+    folder = tmp_path_factory.mktemp("oracle")
+    store = open_store(str(folder / "store"))
+    answers = {}
+    for each in (planted, other):
+        name = store.publish(each.version)
+        store.activate(name)
+        with fleet(folder / name, str(folder / "store"), count=1) as (replica,):
+            answers[name[-12:]] = ask_all(replica)
+    return answers
+
+
+@pytest.mark.parametrize("residency", ["resident", "remote"])
+@pytest.mark.parametrize("backend", ["redis", "cluster"])
+def test_replicas_answer_as_the_folder_does(
+    backend: str,
+    residency: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    planted: Planted,
+    expected: dict[str, Any],
+) -> None:
+    """Two of them, resident and remote, on one server and on a cluster."""
+    if backend == "redis":
+        url = f"{request.getfixturevalue('redis_server').url}?namespace=fleet-{residency}"
+    else:
+        port = request.getfixturevalue("redis_cluster")[0].port
+        url = f"redis+cluster://127.0.0.1:{port}?namespace=fleet-{residency}"
+    store = open_store(url)
+    name = store.publish(planted.version)
+    store.activate(name)
+
+    with fleet(tmp_path, url, residency=residency, store_timeout_ms=5000) as replicas:
+        for replica in replicas:
+            assert replica.served() == name
+            for found, wanted in zip(ask_all(replica), expected[name[-12:]], strict=True):
+                assert same(found, wanted)
+
+
+def test_swaps_under_load(own: RedisServer, names: tuple[str, str], tmp_path: Path, expected: dict[str, Any]) -> None:
+    """Five swaps a second under 200 requests a second over two replicas: no failure, no mixture, no wrong answer."""
+    problems: list[Any] = []
+    seen: set[tuple[int, str]] = set()
+    swaps = int(5 * SECONDS)
+
+    async def attack(replicas: list[Replica]) -> list[int]:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=50)
+        async with httpx.AsyncClient(trust_env=False, timeout=30, limits=limits) as client:
+
+            async def ask(number: int) -> None:
+                body = number % len(BODIES)
+                response = await client.post(f"{replicas[number % 2].address}/v1/retrieve", json=BODIES[body])
+                answer = response.json()
+                if response.status_code != 200 or not same(
+                    answer["candidates"], expected[answer["version"][-12:]][body]
+                ):
+                    problems.append((response.status_code, answer))
+                else:
+                    seen.add((number % 2, answer["version"]))
+
+            async def swap(number: int) -> int:
+                body = {"version": names[(number + 1) % 2]}
+                address = f"{replicas[number % 2].address}/admin/v1/swap"
+                return (await client.post(address, json=body, headers=ADMIN)).status_code
+
+            load = asyncio.ensure_future(open_loop(RATE, SECONDS, ask))
+            statuses = await open_loop(5, SECONDS, swap)
+            await load
+            return statuses
+
+    with fleet(tmp_path, own.url, timeout_ms=10_000) as replicas:
+        statuses = asyncio.run(attack(replicas))
+
+    assert problems == []
+    assert statuses == [200] * swaps
+    assert seen == {(i, name) for i in (0, 1) for name in names}
+
+
+def test_all_converge_and_of_racing_swaps_one_wins(own: RedisServer, names: tuple[str, str], tmp_path: Path) -> None:
+    """Also those that were not asked, workers too, and although every hint is lost."""
+    with own.client() as client:
+        client.execute_command("ACL", "SETUSER", "deaf", "on", ">pw", "~*", "+@all", "-subscribe", "&*")
+    deaf = own.url.replace("//", "//deaf:pw@")
+    with fleet(tmp_path, deaf, workers=2) as replicas:
+        statuses: list[int] = []
+        barrier = threading.Barrier(8)
+
+        def race(number: int) -> None:
+            with httpx.Client(base_url=replicas[number % 2].address, trust_env=False, timeout=30) as client:
+                barrier.wait()
+                body = {"version": names[1], "expected": names[0]}
+                statuses.append(client.post("/admin/v1/swap", json=body, headers=ADMIN).status_code)
+
+        threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(statuses) == [200] + [409] * 7
+
+        # Without connections kept alive, each look may meet another worker.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        for replica in replicas:
+            with httpx.Client(base_url=replica.address, trust_env=False, timeout=30, limits=limits) as client:
+                end = time.monotonic() + 30
+                row = 0
+                while row < 20 and time.monotonic() < end:
+                    row = row + 1 if client.get("/v1/info").json()["version"] == names[1] else 0
+                assert row == 20, replica.log()
+
+
+def test_sigterm_cuts_nothing(own: RedisServer, names: tuple[str, str], tmp_path: Path) -> None:
+    """Not ready first, answering all the same, then gone: a client that minds readiness loses no request."""
+    failures: list[Any] = []
+    answered_while_draining = 0
+
+    with fleet(tmp_path, own.url, drain_seconds=1.5, timeout_ms=10_000) as replicas:
+        leaving, staying = replicas
+        ready = {leaving.address: True, staying.address: True}
+
+        async def attack() -> None:
+            nonlocal answered_while_draining
+            async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+
+                async def ask(number: int) -> None:
+                    nonlocal answered_while_draining
+                    if number == 110:  # between two looks at readiness
+                        assert leaving.process
+                        leaving.process.send_signal(signal.SIGTERM)
+                    address = leaving.address if ready[leaving.address] and number % 2 else staying.address
+                    try:
+                        response = await client.post(f"{address}/v1/retrieve", json=BODIES[number % len(BODIES)])
+                        if response.status_code != 200:
+                            failures.append(response.text)
+                        elif address == leaving.address and response.headers.get("connection") == "close":
+                            answered_while_draining += 1
+                    except httpx.TransportError as error:
+                        failures.append(repr(error))
+
+                async def mind(number: int) -> None:
+                    if ready[leaving.address]:
+                        response = await client.get(f"{leaving.address}/readyz")
+                        ready[leaving.address] = response.status_code == 200
+
+                await asyncio.gather(open_loop(100, 5, ask), open_loop(5, 5, mind))
+
+        asyncio.run(attack())
+        assert leaving.process
+        assert leaving.process.wait(30) == 0
+        assert failures == []
+        assert not ready[leaving.address]
+        assert answered_while_draining > 0
+        assert staying.served() == names[0]
+
+
+def test_faults_of_the_server(
+    own: RedisServer, names: tuple[str, str], tmp_path: Path, planted: Planted, expected: dict[str, Any]
+) -> None:
+    """Gone, frozen, slow, full, and back but empty: resident answers as ever, remote rightly or 503, and recovers."""
+    admin = open_store(own.url)
+    with delay_proxy(own.port) as proxy, own.client() as client:
+
+        def be_slow() -> None:
+            proxy.delay = 0.4
+
+        def be_quick() -> None:
+            proxy.delay = 0.0
+
+        def fill() -> None:
+            client.config_set("maxmemory", 1)
+
+        def empty() -> None:
+            client.config_set("maxmemory", 0)
+
+        def restart_empty() -> None:
+            own.stop()
+            own.start()
+
+        def publish_again() -> None:
+            if own.process is None:
+                own.start()
+            assert admin.publish(planted.version) == names[0]
+            admin.activate(names[0])
+
+        faults = {
+            "frozen": (own.freeze, own.thaw),
+            "slow": (be_slow, be_quick),
+            "full": (fill, empty),
+            "gone": (own.stop, publish_again),
+            "restarted empty": (restart_empty, publish_again),
+        }
+        url = f"redis://127.0.0.1:{proxy.port}"
+        with (
+            fleet(tmp_path / "a", url, count=1) as (resident,),
+            fleet(tmp_path / "b", url, count=1, residency="remote") as (remote,),
+        ):
+            for fault, (strike, heal) in faults.items():
+                strike()
+                statuses = set()
+                for number in range(60):
+                    body = number % len(BODIES)
+                    wanted = expected[names[0][-12:]][body]
+                    answer = resident.client.post("/v1/retrieve", json=BODIES[body])
+                    assert answer.status_code == 200, (fault, answer.text)
+                    assert same(answer.json()["candidates"], wanted), fault
+                    answer = remote.client.post("/v1/retrieve", json=BODIES[body])
+                    statuses.add(answer.status_code)
+                    if answer.status_code == 200:
+                        assert same(answer.json()["candidates"], wanted), fault
+                    else:
+                        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1"), fault
+                    assert resident.client.get("/livez").status_code == 200
+                    assert remote.client.get("/livez").status_code == 200
+                assert (503 in statuses) == (fault != "full"), fault
+                heal()
+                healed = time.monotonic()
+                in_a_row = 0
+                while in_a_row < 20:
+                    assert time.monotonic() < healed + 20, (fault, remote.log())
+                    answer = remote.client.post("/v1/retrieve", json=BODIES[0])
+                    in_a_row = in_a_row + 1 if answer.status_code == 200 else 0
+                print(f"{fault}: {statuses}, normal again after {time.monotonic() - healed:.2f} s")
+                end = time.monotonic() + 20
+                while remote.swap(names[0]).status_code != 200:
+                    assert time.monotonic() < end, fault
