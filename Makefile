@@ -1,16 +1,18 @@
-# make install | demo | test | lint. Everything lives in .venv; delete it to start over.
+# make install | demo | test | lint | chaos | system. All but system lives in .venv; delete it to start over.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test lint
+.PHONY: help install demo test lint chaos system
 
 help:
 	@echo "make install   make .venv with everything"
 	@echo "make demo      train on the shipped purchases, serve, ask; ONCE=1 ends after the answer"
 	@echo "make test      lint, types and tests"
 	@echo "make lint      lint and types only"
+	@echo "make chaos     the tests of swaps and kills at full length (minutes)"
+	@echo "make system    install the programs that tests start: redis-server, haproxy, wget (root on Debian)"
 
 install: $(INSTALLED)
 
@@ -27,8 +29,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/python examples/demo.py
 
-test: lint
+test: system lint
 	$(BIN)/pytest
+
+chaos: install
+	DR_TEST_SWAP_SECONDS=60 DR_TEST_KILLS=50 $(BIN)/pytest -s tests/test_fleet.py tests/test_server_faults.py
+
+# Without them the Valkey of the test dependencies stands in for Redis, and the rehearsal of the compose file is skipped.
+system:
+	@for program in redis-server redis-cli haproxy wget; do command -v $$program >/dev/null || missing=yes; done; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+			redis-server haproxy wget >/dev/null; \
+	else echo "make: install redis-server, haproxy and wget to run every test" >&2; fi
 
 lint: install
 	$(BIN)/ruff check .

@@ -259,6 +259,10 @@ def _translate(error: Exception, address: Address) -> IndexStoreError:  # noqa: 
         return StoreMisconfigured(f"{address}: the server is too old; upgrade it to Redis {OLDEST} or Valkey")
     if "Cluster mode is not enabled" in text:
         return StoreMisconfigured(f"{address}: the server is not in cluster mode; write redis:// in the URL")
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return StoreMisconfigured(
+            f"{address}: the certificate is not trusted; name its authority by ?ssl_ca_certs=FILE"
+        )
     if isinstance(error, redis.ResponseError):
         return StoreUnavailable(f"{address}: the server refused a command: {text}")
-    return StoreUnavailable(f"{address}: no answer ({type(error).__name__}); is the server up and the URL right?")
+    return StoreUnavailable(f"{address}: no answer ({text or type(error).__name__}); is it up and the URL right?")

