@@ -22,6 +22,9 @@ DESCRIPTION = """Candidates for a user from a learned retrieval structure (Deep 
 Every answer names the version that made all of it. Errors are `application/problem+json`."""
 
 
+FIRST_LOOK_SECONDS = 5.0
+
+
 def create_app(settings: Settings, store: IndexStore) -> FastAPI:
     """The app that serves `store`'s current version. Opens nothing until its lifespan starts."""
     metrics, draining = Metrics(), Draining()
@@ -30,8 +33,11 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[api.State]:
         reloader = Reloader(store, settings.poll_seconds, metrics)
         batcher = Batcher(settings.max_queue, settings.max_batch, metrics)
-        await reloader.follow()  # where a version is current, the first request finds it loaded
-        tasks = [asyncio.create_task(reloader.run()), asyncio.create_task(batcher.run())]
+        first_look = asyncio.create_task(reloader.follow())
+        tasks = [first_look, asyncio.create_task(reloader.run()), asyncio.create_task(batcher.run())]
+        # Where a version is current, the first request finds it loaded; but who asks for liveness does not wait for a
+        # long load, or for a store that does not answer.
+        await asyncio.wait([first_look], timeout=FIRST_LOOK_SECONDS)
         try:
             with draining.on_sigterm(settings.drain_seconds):
                 yield {
