@@ -120,18 +120,28 @@ class FolderStore:
         manifest: Manifest,
         chunks: Callable[[str], Iterable[Buffer]],
         read_paths: PathReader | None = None,
-    ) -> None:
-        """Keep another store's version here under the name it has there; chunks(part) gives a part piece by piece.
+    ) -> Version:
+        """Another store's version, copied here unless it is here whole, mapped, checked, and held if it was copied.
 
-        Of the processes of a host that want it at once, one copies. Parts are not checked before `open` does.
+        chunks(part) gives a part piece by piece. Of the processes of a host that want it at once, one copies and the
+        others only check what it copied. Raises as `load` does.
         """
-        with self._errors("copy"):
-            self._versions.mkdir(0o700, parents=True, exist_ok=True)
-            with self._lock("PUBLISH.lock"):
-                self._remove_leftovers()
-                if not self._is_whole(manifest, read_paths):
-                    parts = {part: chunks(part) for part in parts_here(manifest, read_paths)}
-                    self._write(manifest, parts, None)
+        copied = False
+        while True:
+            found = self._identity(manifest.version)
+            try:
+                return self.open(manifest, read_paths)
+            except VersionDamaged:
+                if copied:
+                    raise
+            with self._errors("copy"):
+                self._versions.mkdir(0o700, parents=True, exist_ok=True)
+                with self._lock("PUBLISH.lock"):
+                    self._remove_leftovers()
+                    if self._identity(manifest.version) == found:  # nobody else has copied it meanwhile
+                        parts = {part: chunks(part) for part in parts_here(manifest, read_paths)}
+                        self._write(manifest, parts, None, hold=True)
+                        copied = True
 
     def load(self, version: str) -> Version:
         return self.open(self._manifest(version))
@@ -178,9 +188,7 @@ class FolderStore:
             os.close(self._held.pop(name))
         for name in set(versions) - set(self._held):
             with self._errors("hold"), contextlib.suppress(FileNotFoundError, BlockingIOError):
-                descriptor = os.open(self._path(name) / MANIFEST, os.O_RDONLY)
-                self._held[name] = descriptor
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused: it is being deleted
+                self._hold_file(name, self._path(name) / MANIFEST)
 
     def wait(self, seconds: float) -> bool:
         time.sleep(seconds)
@@ -196,9 +204,9 @@ class FolderStore:
 
     # -- the steps of a publish --
 
-    def _is_whole(self, manifest: Manifest, read_paths: PathReader | None = None) -> bool:
+    def _is_whole(self, manifest: Manifest) -> bool:
         try:
-            self.open(manifest, read_paths)
+            self.open(manifest)
         except IndexStoreError:
             return False
         return True
@@ -211,7 +219,14 @@ class FolderStore:
                 "free some with `dr-index prune`"
             )
 
-    def _write(self, manifest: Manifest, parts: Mapping[str, Iterable[Buffer]], progress: Progress | None) -> None:
+    def _write(
+        self,
+        manifest: Manifest,
+        parts: Mapping[str, Iterable[Buffer]],
+        progress: Progress | None,
+        *,
+        hold: bool = False,
+    ) -> None:
         partial, final = self._versions / f".partial-{uuid.uuid4().hex}", self._path(manifest.version)
         total = sum(manifest.parts[part].size for part in parts)
         self._require_room(total + 2**20)
@@ -231,6 +246,8 @@ class FolderStore:
                 file.flush()
                 os.fsync(file.fileno())
             _sync_folder(partial)
+            if hold:  # before it has its name: nobody deletes it in between
+                self._hold_file(manifest.version, partial / MANIFEST)
             if final.exists():  # a copy that is damaged
                 self._move_away(manifest.version)
             partial.rename(final)
@@ -238,6 +255,26 @@ class FolderStore:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+    def _hold_file(self, version: str, manifest: Path) -> None:
+        """Take a shared lock. Raises FileNotFoundError, or BlockingIOError while it is being deleted."""
+        descriptor = os.open(manifest, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        before = self._held.pop(version, None)
+        if before is not None:
+            os.close(before)
+        self._held[version] = descriptor
+
+    def _identity(self, version: str) -> int | None:
+        """Which folder has the version's name now: another number after it was written anew."""
+        try:
+            return self._path(version).stat().st_ino
+        except OSError:
+            return None
 
     def _move_away(self, version: str) -> Path:
         """Take the version's name from its folder; the next sweep removes it."""

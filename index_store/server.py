@@ -132,8 +132,7 @@ class ServerStore:
             loaded.verify_digests()
             loaded.validate()
             return loaded
-        self._copies.copy(manifest, chunks, reader)
-        loaded = self._copies.open(manifest, reader)
+        loaded = self._copies.copy(manifest, chunks, reader)
         for old in self._copies.versions():
             if old.version != version:
                 with suppress(VersionInUse, VersionNotFound):  # a process of this host has it

@@ -311,10 +311,36 @@ def test_old_copies_go(url: str, tmp_path: Path) -> None:
     names = [open_store(url).publish(small_version(str(i))) for i in range(4)]
     for name in names:
         store.load(name)
+        store.hold([name] if name != names[2] else [])
         if name == names[1]:
-            store.hold([name])
+            other = open_store(url, cache=str(tmp_path / "cache"))
+            other.hold([name])
 
     assert [m.version for m in FolderStore(str(tmp_path / "cache")).versions()] == [names[1], names[3]]
+
+
+def test_processes_that_want_different_versions_do_not_take_them_from_each_other(url: str, tmp_path: Path) -> None:
+    """Four of them load three versions at random from one folder, where each removes what nobody holds."""
+    names = [open_store(url).publish(small_version(str(i))) for i in range(3)]
+    failures: list[Exception] = []
+
+    def work(seed: int) -> None:
+        random, store = Random(seed), open_store(url, cache=str(tmp_path / "cache"))
+        try:
+            for _ in range(30):
+                store.load(name := random.choice(names)).verify_digests()
+                store.hold([name])
+        except Exception as error:  # noqa: BLE001 -- told below
+            failures.append(error)
+        store.hold([])
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert failures == []
 
 
 def test_a_copy_of_damaged_keys_is_refused(url: str, tmp_path: Path, client: Any, namespace: str) -> None:
