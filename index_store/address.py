@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from index_store.errors import InvalidName
@@ -43,7 +44,7 @@ class Address:
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         odd = sorted(set(options) - {"namespace", "ssl_ca_certs"})
         if odd:
-            raise InvalidName(f"store URL: unknown option {odd[0]!r}; expected {FORM}")
+            raise InvalidName(f"store URL: an option that is neither namespace nor ssl_ca_certs; {HINT}")
         if not parts.hostname or parts.fragment:
             raise InvalidName(f"store URL: the host is missing or cut off; {HINT}")
         namespace = options.get("namespace", cls.namespace)
@@ -57,6 +58,9 @@ class Address:
             raise InvalidName("store URL: a Redis Cluster has database 0 only; separate by ?namespace= instead")
         if not tls and "ssl_ca_certs" in options:
             raise InvalidName("store URL: ssl_ca_certs is for TLS; write rediss:// or rediss+cluster://")
+        authorities = options.get("ssl_ca_certs")
+        if authorities is not None and not Path(authorities).is_file():
+            raise InvalidName(f"store URL: ssl_ca_certs: no such file as {authorities}")
         return cls(
             parts.hostname,
             6379 if port is None else port,
@@ -66,5 +70,5 @@ class Address:
             namespace,
             cluster,
             tls,
-            options.get("ssl_ca_certs"),
+            authorities,
         )

@@ -61,6 +61,12 @@ class FolderStore:
     def __repr__(self) -> str:
         return f"FolderStore({str(self.folder)!r})"
 
+    def require_writable(self) -> None:
+        with self._errors("publish"):
+            self._versions.mkdir(parents=True, exist_ok=True)
+            with self._lock("PUBLISH.lock"):
+                self._require_room(0)
+
     def publish(self, version: Version, progress: Progress | None = None) -> str:
         version.validate()
         version.verify_digests()
@@ -216,7 +222,7 @@ class FolderStore:
         if free < needed:
             raise StoreFull(
                 f"{self.folder}: the version needs {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free; "
-                "free some with `dr-index prune`"
+                "free some, as with `dr-index prune` in a store"
             )
 
     def _write(

@@ -4,25 +4,25 @@
     {ns}:previous:{{ns}:current}    the one before; the tag in braces keeps the two on one node, to move together
     {ns}:versions                   set: the versions that are whole
     {ns}:publishing:{{ns}:versions} set: those being published
-    {ns}:counter                    the last number given to a version; never goes back
+    {ns}:counter:{{ns}:versions}    "v7": the last number given to a version; never goes back
     {ns}:leases                     sorted set: "version holder" -> when it ends, in ms of the server's clock
     {ns}:{version}:manifest
     {ns}:{version}:path:{path_id}   the path's items, packed little-endian int32
     {ns}:{version}:blob:{part}:{i}  the i-th piece of a part
 
-`path_items.npy` has no blobs: it is the path lists end to end, so each item of a list is stored once.
+Of `path_items.npy` the only blob is its header: the rest is the path lists end to end, so each item of a list is
+stored once.
 """
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from index_store.version import LISTS, Buffer, Manifest, Version
+from index_store.version import LISTS, Buffer, Version
 
 #: Bytes of a blob. Small, because a server answers nobody else while it sends one.
 PIECE = 2**20
@@ -52,7 +52,7 @@ class Keys:
 
     @property
     def counter(self) -> str:
-        return f"{self.namespace}:counter"
+        return f"{self.namespace}:counter:{{{self.namespace}:versions}}"
 
     @property
     def leases(self) -> str:
@@ -87,16 +87,9 @@ class Keys:
             if part != LISTS:
                 for i, key in enumerate(self.blobs(name, part, len(content))):
                     yield key, content[i * PIECE : (i + 1) * PIECE]
-        index = version.index
+        lists, index = version.parts[LISTS], version.index
+        yield self.blobs(name, LISTS, 1)[0], lists[: len(lists) - 4 * len(index.path_items)]
         packed = version.array(LISTS).astype("<i4", copy=False).view(np.uint8).data
         ends = (4 * index.path_offsets).tolist()
         for path_id, start, end in zip(index.path_ids.tolist(), ends[:-1], ends[1:], strict=True):
             yield self.path(name, path_id), packed[start:end]
-
-
-def lists_header(manifest: Manifest) -> bytes:
-    """The first bytes of `path_items.npy`; the path lists follow."""
-    file = io.BytesIO()
-    shape = {"descr": "<i4", "fortran_order": False, "shape": (manifest.postings,)}
-    np.lib.format.write_array_header_1_0(file, shape)
-    return file.getvalue()

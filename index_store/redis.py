@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import redis
@@ -30,6 +30,9 @@ SCANNED = 1000  # keys looked at in one step of a scan
 
 #: What the library raises; its cluster part has a root of its own.
 FAILURES = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
+
+#: How a cluster's node says that it does not know the user; there the library has no error of its own for it.
+REFUSED_USER = ("WRONGPASS", "NOAUTH", "invalid username-password pair", "must be called with the client already")
 
 Command = tuple[str | int | float | Buffer, ...]
 
@@ -64,9 +67,9 @@ class Server:
         """Remove keys without making others wait for the memory to be freed."""
         self._pipelined([("UNLINK", key) for key in keys])
 
-    def count(self, keys: Sequence[str]) -> int:
-        """How many of `keys` exist."""
-        return sum(self._pipelined([("EXISTS", key) for key in keys]))
+    def sizes(self, keys: Sequence[str]) -> list[int]:
+        """The bytes of each value, 0 where there is none."""
+        return self._pipelined([("STRLEN", key) for key in keys])
 
     def heads(self, keys: Sequence[str], sizes: Sequence[int]) -> list[bytes]:
         """The first bytes of each value, nothing where there is none. For requests: one short try."""
@@ -82,20 +85,10 @@ class Server:
         with self._errors():
             yield from self._client.scan_iter(match=pattern, count=SCANNED)
 
-    def increment(self, key: str) -> int:
-        """Add one to a counter."""
+    def members(self, *keys: str) -> set[bytes]:
+        """All members of sets of one slot, at one moment."""
         with self._errors():
-            return int(self._client.incr(key))
-
-    def members(self, key: str) -> set[bytes]:
-        """All members of a set."""
-        with self._errors():
-            return set(self._client.smembers(key))
-
-    def add(self, key: str, member: str) -> None:
-        """Add a member to a set."""
-        with self._errors():
-            self._client.sadd(key, member)
+            return set(self._client.sunion(keys) if len(keys) > 1 else self._client.smembers(keys[0]))
 
     def discard(self, key: str, member: str) -> bool:
         """Take a member from a set; returns whether it was there."""
@@ -133,21 +126,16 @@ class Server:
         with self._errors():
             self._client.zadd(key, {member: self._now(key) + milliseconds})
 
-    def release(self, key: str, member: str) -> None:
-        """End a lease."""
+    def release(self, key: str, members: Sequence[str]) -> None:
+        """Remove leases."""
         with self._errors():
-            self._client.zrem(key, member)
+            self._client.zrem(key, *members)
 
-    def leases(self, key: str) -> dict[str, float]:
-        """The leases that have not ended, and when they will, in ms of the server's clock."""
+    def leases(self, key: str) -> dict[bytes, float]:
+        """All leases, and the ms until they end by the server's clock; 0 or less: ended."""
         with self._errors():
-            found = self._client.zrange(key, self._now(key), "+inf", byscore=True, withscores=True)
-            return {member.decode(): float(end) for member, end in found}
-
-    def forget_leases(self, key: str) -> None:
-        """Remove the leases that have ended."""
-        with self._errors():
-            self._client.zremrangebyscore(key, "-inf", self._now(key))
+            now = self._now(key)
+            return {member: float(end) - now for member, end in self._client.zrange(key, 0, -1, withscores=True)}
 
     def memory(self) -> list[Mapping[str, Any]]:
         """What each node that takes writes says of its memory."""
@@ -156,6 +144,10 @@ class Server:
                 return [self._client.info("memory")]
             nodes = self._client.info("memory", target_nodes=redis.RedisCluster.PRIMARIES)
             return [nodes] if "used_memory" in nodes else list(nodes.values())
+
+    def full(self) -> bool:
+        """Whether a node is at its limit, and refuses whatever needs memory."""
+        return any(0 < memory["maxmemory"] <= memory["used_memory"] for memory in self.memory())
 
     def tell(self, channel: str, message: str) -> None:
         """Wake who waits on `channel`; nobody need be there."""
@@ -167,13 +159,15 @@ class Server:
         end = time.monotonic() + seconds
         try:
             if self._hints is None:
-                hints = self._client.pubsub(ignore_subscribe_messages=True)
-                hints.subscribe(channel)
-                self._hints = hints
+                self._hints = self._request_client.pubsub(ignore_subscribe_messages=True)
+                self._hints.subscribe(channel)
             while (left := end - time.monotonic()) > 0:
                 if self._hints.get_message(timeout=left):
                     return True
         except (*FAILURES, IndexStoreError):
+            if self._hints is not None:
+                with suppress(*FAILURES):
+                    self._hints.close()
             self._hints = None
             time.sleep(max(0.0, end - time.monotonic()))
         return False
@@ -239,7 +233,9 @@ def _check_release(client: Any, address: Address) -> None:
 def _translate(error: Exception, address: Address) -> IndexStoreError:  # noqa: PLR0911 -- a table in prose
     """The library's error as ours. Its text is kept where the server wrote it: that never has a password in it."""
     text = str(error)
-    if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError) or "WRONGPASS" in text:
+    if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError) or any(
+        words in text for words in REFUSED_USER
+    ):
         return StoreMisconfigured(
             f"{address}: the server refuses this user or password; correct them in the URL or DR_STORE_PASSWORD"
         )

@@ -1,8 +1,8 @@
 """redis:// and redis+cluster:// -- the store contract on a key-value server. keys.py has the keys.
 
 A publisher first claims a name, then writes, reads all of it back, writes the manifest, and last lists the name among
-the versions: whenever it dies, readers see nothing of it, and doing it again writes the same keys. Whoever deletes
-takes the name from the list first. Removing needs no memory, so a full server can be pruned.
+the versions: whenever it dies, readers see nothing of it, and doing it again writes the same keys. A delete makes a
+published version a claimed one first. Removing needs no memory, so a full server can be pruned.
 Only keys named as in keys.py are ever written or removed.
 """
 
@@ -13,6 +13,7 @@ import functools
 import hashlib
 import logging
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -26,16 +27,17 @@ from index_store.errors import (
     IndexStoreError,
     StoreFull,
     StoreMisconfigured,
-    StoreUnavailable,
     VersionDamaged,
+    VersionIncompatible,
     VersionInUse,
     VersionNotFound,
 )
 from index_store.folder import FolderStore
-from index_store.keys import Keys, lists_header
+from index_store.keys import PIECE, Keys
 from index_store.listing import Listing, number
 from index_store.redis import Server
-from index_store.retrieval import Postings
+from index_store.remote import RemotePaths
+from index_store.retrieval import Index, Postings
 from index_store.version import LISTS, Buffer, Manifest, Progress, Version, check_name
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ HOLD_MS = 60_000  # how long a replica's lease lasts
 PUBLISH_MS = 5_000  # and a publisher's, which is renewed with every batch
 KEY_BYTES = 130  # what a key costs the server beside its name and value; 122 measured on Redis 7.0
 HEADROOM = 1.2  # a publish needs so many times its own bytes free
-PAUSE = 0.25  # seconds without asking again after the server did not answer a request
+PROBE = "v1-000000000000"  # a version that is none, leased to see whether the server takes writes
 
 
 class ServerStore:
@@ -62,26 +64,35 @@ class ServerStore:
         self._server, self._keys = server, Keys(namespace)
         self._copies, self._remote = copies, remote
         self._listing = Listing(server, self._keys)
+        self._holder = uuid.uuid4().hex
         self._held: set[str] = set()
         self._renew_at = 0.0  # when the leases of what is held are renewed
-        self._paused_until = 0.0  # until then no request asks
+        self._remote_paths = RemotePaths(server, self._keys)
 
     def __repr__(self) -> str:
         return f"ServerStore({self._server.address}, namespace {self._keys.namespace})"
 
+    def require_writable(self) -> None:
+        self._listing.require_ours()
+        self._require_room(0)
+        self._listing.lease(PROBE, self._holder, PUBLISH_MS)
+        self._listing.release(PROBE, self._holder)
+
     def publish(self, version: Version, progress: Progress | None = None) -> str:
         version.validate()
         version.verify_digests()
-        self.current()  # fails where the namespace is another application's
+        self._listing.require_ours()
+        publisher = uuid.uuid4().hex
         while True:
             name, published = self._listing.claim(version.manifest.fingerprint)
             named = dataclasses.replace(version, manifest=dataclasses.replace(version.manifest, version=name))
+            renew = functools.partial(self._listing.lease, name, publisher, PUBLISH_MS)
             try:
-                self._listing.lease(name, PUBLISH_MS)
-                if (published and self._is_whole(name)) or self._write(named, progress):
+                renew()
+                if (published and self._is_whole(named.manifest, renew)) or self._write(named, renew, progress):
                     return name
             except VersionDamaged:
-                if published or self._give_up(name):
+                if name in self._listing.published() or self._give_up(name):
                     raise
             except BaseException:
                 with suppress(IndexStoreError):
@@ -89,7 +100,7 @@ class ServerStore:
                 raise
             finally:
                 with suppress(IndexStoreError):
-                    self._listing.release(name)
+                    self._listing.release(name, publisher)
             log.warning("%s was taken for abandoned and swept while it was published; beginning again", name)
             self._erase(name)
 
@@ -109,22 +120,29 @@ class ServerStore:
 
     def activate(self, version: str, expected: str | EllipsisType | None = ...) -> str | None:
         check_name(version)
-        self._listing.lease(version, PUBLISH_MS)  # so that nobody deletes it between the look and the move
+        holder = uuid.uuid4().hex
+        renew = functools.partial(self._listing.lease, version, holder, PUBLISH_MS)
+        renew()  # so that nobody deletes it between the look and the move
         try:
             manifest = self._manifest(version)
             if self._server.address.cluster:  # nodes fail one by one, so each is asked for its share
-                self._require_all_keys(manifest)
+                for sizes in (self._blob_sizes(manifest), self._list_sizes(manifest)):
+                    self._require_keys(sizes, renew)
+                renew()
+                self._manifest(version)
             replaced = self._listing.move_pointer(version, expected)
         finally:
-            if version not in self._held:
-                self._listing.release(version)
+            with suppress(IndexStoreError):
+                self._listing.release(version, holder)
         with suppress(IndexStoreError):  # a hint; who misses it polls
             self._server.tell(self._keys.current, version)
         return replaced
 
     def load(self, version: str) -> Version:
         manifest = self._manifest(version)
-        reader = functools.partial(self._read_paths, version) if self._remote else None
+        reader = functools.partial(self._remote_paths.read, version) if self._remote else None
+        if reader:  # what is read later must be there now
+            self._require_keys(self._list_sizes(manifest))
         chunks = functools.partial(self._chunks, manifest)
         if self._copies is None:
             parts = {part: b"".join(chunks(part)) for part in manifest.parts if part != LISTS or reader is None}
@@ -141,24 +159,27 @@ class ServerStore:
 
     def lookup(self, version: str, path_ids: NDArray[np.int64], n: int) -> Postings:
         manifest = self._manifest(version)
-        parts = {part: b"".join(self._chunks(manifest, part)) for part in manifest.parts if part != LISTS}
-        index = Version(manifest, parts, None, functools.partial(self._read_paths, version)).index
-        return index.lookup(path_ids, n)
+        ids, offsets = self._path_sizes(manifest)
+        none = np.empty(0, np.float32)
+        bias = np.broadcast_to(np.float32(0), manifest.items)
+        reader = functools.partial(self._remote_paths.read, version)
+        return Index(ids, offsets, none.astype(np.int32), none, bias, reader).lookup(path_ids, n)
 
     def delete(self, version: str) -> None:
         if check_name(version) not in self._listing.published():
             raise self._not_found(version)
         self._require_unused(version)
-        if not self._listing.remove(version):
+        if not self._listing.unseal(version):
             raise self._not_found(version)
         try:
             # Whoever loads it or makes it current leases it first and looks for its name second, so that one of us
             # sees the other.
             self._require_unused(version)
-        except VersionInUse:
-            self._listing.restore(version)
+        except BaseException:
+            with suppress(IndexStoreError):  # then `sweep` does it
+                self._listing.seal(version)
             raise
-        self._erase(version)
+        self._give_up(version)
 
     def hold(self, versions: Collection[str]) -> None:
         if self._copies:
@@ -167,55 +188,63 @@ class ServerStore:
         if wanted == self._held and time.monotonic() < self._renew_at:
             return
         for name in self._held - wanted:
-            self._listing.release(name)
+            self._listing.release(name, self._holder)
             self._held.discard(name)
         for name in wanted:
-            self._listing.lease(name, HOLD_MS)
+            self._listing.lease(name, self._holder, HOLD_MS)
             self._held.add(name)
-        self._renew_at = time.monotonic() + HOLD_MS / 3000
+        self._renew_at = time.monotonic() + HOLD_MS / 12_000
 
     def wait(self, seconds: float) -> bool:
         return self._server.wait(self._keys.current, seconds)
 
     def sweep(self) -> None:
         for name in self._listing.publishing():
-            if self._listing.abandoned(name) and self._listing.unclaim(name):
-                self._erase(name)
+            (manifest,) = self._get([self._keys.manifest(name)])  # written last
+            if manifest and name in self._used():  # whole: its delete gives way, or died before it could
+                self._listing.seal(name)
+            elif self._listing.abandoned(name):
+                self._give_up(name)
+        names = sorted(self._listing.published() - self._used())
+        for name, text in zip(names, self._get([self._keys.manifest(name) for name in names]), strict=True):
+            if text is None:
+                log.warning("%s has lost its manifest in %s; it is removed", name, self._server.address)
+                with suppress(VersionInUse, VersionNotFound):
+                    self.delete(name)
         found = {version for key in self._server.scan(self._keys.pattern()) if (version := self._keys.version_of(key))}
         # Looked at after the scan: who publishes lists a version before its first key. What is in use is kept even
         # so, whatever became of the list.
-        listed = self._listing.publishing() | self._listing.published()
-        used = {*listed, *self._listing.leased(), self.current(), self.previous()}
-        for orphan in sorted(found - used):
+        for orphan in sorted(found - self._listing.listed() - self._used()):
             self._erase(orphan)
-        self._server.forget_leases(self._keys.leases)
+        self._listing.forget_leases()
 
     # -- the steps of a publish --
 
     def _give_up(self, name: str) -> bool:
-        """Remove what was written of a claimed version; False if the claim was gone, and all with it."""
-        if not self._listing.unclaim(name):
-            return False
-        self._erase(name)
-        return True
+        """Remove all of a claimed version; False if the claim was gone."""
+        unclaimed = self._listing.unclaim(name)
+        if unclaimed or name not in self._listing.listed():  # else somebody with the same bytes published it
+            self._erase(name)
+        return unclaimed
 
-    def _write(self, version: Version, progress: Progress | None) -> bool:
+    def _write(self, version: Version, renew: Callable[[], None], progress: Progress | None) -> bool:
         """Write, read back and list a claimed version; False where it was swept meanwhile."""
         manifest, name = version.manifest, version.manifest.version
-        self._require_room(manifest)
+        parts = sum(info.size for info in manifest.parts.values())
+        names = len(self._keys.path(name, 2**40))
+        self._require_room(parts + manifest.paths * (KEY_BYTES + names))
         total, done = 2 * sum(info.size for info in manifest.parts.values()), 0
 
         def step(size: int) -> None:
             nonlocal done
             done += size
-            self._listing.lease(name, PUBLISH_MS)
+            renew()
             if progress:
                 progress(done, total)
 
         for batch in _batches(self._keys.entries(version)):
             self._server.put(batch)
             step(sum(len(value) for _, value in batch))
-        step(len(lists_header(manifest)))
         self._verify(manifest, step)
         self._server.put([(self._keys.manifest(name), manifest.to_json())])
         return self._listing.seal(name)
@@ -230,18 +259,20 @@ class ServerStore:
             if digest.hexdigest() != info.sha256:
                 raise VersionDamaged(f"{manifest.version} {part}: its SHA-256 is not the published one; publish again")
 
-    def _is_whole(self, name: str) -> bool:
+    def _is_whole(self, ours: Manifest, renew: Callable[[], None]) -> bool:
         try:
-            self._verify(self._manifest(name), lambda _: self._listing.lease(name, PUBLISH_MS))
+            manifest = self._manifest(ours.version)
+            self._verify(manifest, lambda _: renew())
         except (VersionDamaged, VersionNotFound):
             return False
+        if manifest.fingerprint != ours.fingerprint:
+            raise VersionIncompatible(f"{ours.version} has other bytes, by a chance of 2^-48; train with another seed")
         return True
 
-    def _require_room(self, manifest: Manifest) -> None:
+    def _require_room(self, size: int) -> None:
+        """Raise unless every server keeps what it is given, and has room for its share of `size` bytes."""
         servers = self._server.memory()
-        parts = sum(info.size for info in manifest.parts.values())
-        names = len(self._keys.path(manifest.version, 2**40))
-        needed = HEADROOM * (parts + manifest.paths * (KEY_BYTES + names)) / len(servers)
+        needed = HEADROOM * size / len(servers)
         for memory in servers:
             policy = memory["maxmemory_policy"]
             if policy != "noeviction":
@@ -280,30 +311,34 @@ class ServerStore:
             for key in self._keys.blobs(name, part, manifest.parts[part].size):
                 yield present(self._get([key])[0])
             return
-        yield lists_header(manifest)
-        path_ids = Version(manifest, {"path_ids.npy": b"".join(self._chunks(manifest, "path_ids.npy"))})
-        for keys in _groups(self._keys.path(name, path_id) for path_id in path_ids.array("path_ids.npy").tolist()):
+        yield present(self._get(self._keys.blobs(name, LISTS, 1))[0])
+        for keys in _groups(self._keys.path(name, path_id) for path_id in self._path_sizes(manifest)[0].tolist()):
             yield b"".join(map(present, self._get(keys)))
 
-    def _read_paths(self, version: str, path_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int32]:
-        """A PathReader for requests: one round trip, and a pause after the server did not answer."""
-        if time.monotonic() < self._paused_until:
-            raise StoreUnavailable(f"{self._server.address} did not answer a moment ago; it is asked again soon")
-        try:
-            keys = [self._keys.path(version, path_id) for path_id in path_ids.tolist()]
-            found = self._server.heads(keys, (4 * lengths).tolist())
-        except StoreUnavailable as error:
-            self._paused_until = time.monotonic() + PAUSE
-            log.error("requests are refused for now: %s", error)
-            raise
-        if np.any(np.fromiter(map(len, found), np.int64, len(found)) != 4 * lengths):
-            # Not an empty path: those are not in use, and are not asked for.
-            log.error("%s: path lists are missing or cut short in %s; publish it again", version, self._server.address)
-            raise StoreUnavailable(f"{version}: a path list is missing or cut short; publish it again")
-        return np.frombuffer(b"".join(found), "<i4")
+    def _path_sizes(self, manifest: Manifest) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """path_ids (P,) and path_offsets (P + 1,)."""
+        parts = {part: b"".join(self._chunks(manifest, part)) for part in ("path_ids.npy", "path_offsets.npy")}
+        version = Version(manifest, parts)
+        return version.array("path_ids.npy"), version.array("path_offsets.npy")
+
+    def _list_sizes(self, manifest: Manifest) -> Iterator[tuple[str, int]]:
+        """The keys of the path lists, and their bytes."""
+        ids, offsets = self._path_sizes(manifest)
+        for path_id, size in zip(ids.tolist(), (4 * np.diff(offsets)).tolist(), strict=True):
+            yield self._keys.path(manifest.version, path_id), size
+
+    def _blob_sizes(self, manifest: Manifest) -> Iterator[tuple[str, int]]:
+        """The keys of the other parts, and their bytes."""
+        for part, info in manifest.parts.items():
+            if part != LISTS:
+                for i, key in enumerate(self._keys.blobs(manifest.version, part, info.size)):
+                    yield key, min(PIECE, info.size - i * PIECE)
 
     def _get(self, keys: list[str]) -> list[bytes | None]:
         return self._server.get(keys) if keys else []
+
+    def _used(self) -> set[str | None]:
+        return {*self._listing.leased(), self.current(), self.previous()}
 
     def _require_unused(self, version: str) -> None:
         if version == self.current():
@@ -311,16 +346,16 @@ class ServerStore:
         if version in self._listing.leased():
             raise VersionInUse(f"{version} is held by a service; delete it when none uses it")
 
-    def _require_all_keys(self, manifest: Manifest) -> None:
-        """Raise VersionDamaged unless every node has all keys of the version that it should."""
-        name = manifest.version
-        path_ids = Version(manifest, {"path_ids.npy": b"".join(self._chunks(manifest, "path_ids.npy"))})
-        keys = [self._keys.path(name, path_id) for path_id in path_ids.array("path_ids.npy").tolist()]
-        for part, info in manifest.parts.items():
-            keys += self._keys.blobs(name, part, info.size) if part != LISTS else []
-        found = sum(map(self._server.count, _groups(keys)))
-        if found != len(keys):
-            raise VersionDamaged(f"{name}: {len(keys) - found} of {len(keys)} keys are missing; publish again")
+    def _require_keys(self, entries: Iterable[tuple[str, int]], renew: Callable[[], None] = lambda: None) -> None:
+        """Raise VersionDamaged unless the keys have so many bytes each."""
+        for group in _groups(entries):
+            renew()
+            found = self._server.sizes([key for key, _ in group])
+            for (key, size), there in zip(group, found, strict=True):
+                if there != size:
+                    raise VersionDamaged(
+                        f"{self._server.address}: {key} has {there} bytes instead of {size}; publish the version again"
+                    )
 
     def _erase(self, version: str) -> None:
         """Remove all keys of an unlisted version."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from types import EllipsisType
@@ -10,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from index_store.address import SCHEMES, Address
+from index_store.address import FORM, SCHEMES, Address
 from index_store.errors import InvalidName, PointerMoved, VersionInUse, VersionNotFound
 from index_store.folder import FolderStore
 from index_store.retrieval import Postings
@@ -22,6 +23,12 @@ class IndexStore(Protocol):
 
     Every verb raises StoreUnavailable when the store cannot be reached.
     """
+
+    def require_writable(self) -> None:
+        """Raise what `publish` would raise where nothing can be published: to be asked before hours of training.
+
+        StoreMisconfigured, StoreFull, StoreUnavailable.
+        """
 
     def publish(self, version: Version, progress: Progress | None = None) -> str:
         """Store `version` whole and return its name; `current` stays where it is.
@@ -88,6 +95,8 @@ def open_store(
     read those a request needs, within `timeout` seconds. Opens no connection yet. Raises InvalidName.
     """
     scheme, separator, rest = url.partition("://")
+    if not separator and url.partition(":")[0] in SCHEMES:
+        raise InvalidName(f"store URL: '//' is missing after the scheme; expected {FORM}")
     if not separator or scheme == "file":
         return FolderStore(rest if separator else url)
     if scheme in SCHEMES:
@@ -97,7 +106,8 @@ def open_store(
         address = Address.parse(url, password)
         copies = FolderStore(cache) if cache else None
         return ServerStore(Server(address, timeout), address.namespace, copies=copies, remote=remote)
-    raise InvalidName(f"store URL: expected a path, file:///dir or redis://host:port/db, found the scheme {scheme!r}")
+    found = f"the scheme {scheme!r}" if re.fullmatch(r"[a-z][a-z0-9+]*", scheme) else "something else"
+    raise InvalidName(f"store URL: expected a path, file:///dir or redis://host:port/db, found {found}")
 
 
 def rollback(store: IndexStore) -> tuple[str, str]:

@@ -124,7 +124,7 @@ class Manifest:
             raise VersionDamaged(f"{name}: manifest.json is not a manifest ({type(error).__name__})") from None
         if found_format != FORMAT:
             raise VersionIncompatible(
-                f"{name}: format {found_format!r}, but this release reads format {FORMAT}; upgrade or publish again"
+                f"{name}: format {found_format!r}, but this release reads format {FORMAT}; upgrade it"
             )
         if stated != _sha256(_canonical(fields)):
             raise VersionDamaged(f"{name}: manifest.json does not match its own digest; publish again")

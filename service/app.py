@@ -34,7 +34,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
         reloader = Reloader(store, settings.poll_seconds, metrics)
         batcher = Batcher(settings.max_queue, settings.max_batch, metrics)
         first_look = asyncio.create_task(reloader.follow())
-        tasks = [first_look, asyncio.create_task(reloader.run()), asyncio.create_task(batcher.run())]
+        tasks = [first_look] + [asyncio.create_task(run()) for run in (reloader.run, reloader.keep, batcher.run)]
         # Where a version is current, the first request finds it loaded; but who asks for liveness does not wait for a
         # long load, or for a store that does not answer.
         await asyncio.wait([first_look], timeout=FIRST_LOOK_SECONDS)

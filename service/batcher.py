@@ -10,7 +10,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from index_store.errors import IndexStoreError
+from index_store.errors import IndexStoreError, StoreUnavailable
 from index_store.retrieval import Answer, Query
 from service.errors import DeadlineExceeded, Overloaded
 from service.metrics import Metrics
@@ -60,6 +60,8 @@ class Batcher:
             async with asyncio.timeout(timeout):
                 return [await entry.result for entry in entries]
         except TimeoutError:
+            if retriever.remote:  # most likely for the store: there is more hope later than with another deadline
+                raise StoreUnavailable("the path lists were not read within the request's timeout_ms") from None
             raise DeadlineExceeded("no answer within the request's timeout_ms") from None
         finally:
             for entry in entries:
@@ -67,28 +69,36 @@ class Batcher:
 
     async def run(self) -> None:
         """Search batches until cancelled."""
-        loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, "search") as thread:
             while True:
                 await self._arrived.wait()
-                batch = self._take()
-                if not batch:
-                    self._arrived.clear()
-                    continue
-                self._metrics.batch_size.observe(len(batch))
-                try:
-                    queries = [entry.query for entry in batch]
-                    found = await loop.run_in_executor(thread, batch[0].retriever.answer, queries)
-                except Exception as error:  # noqa: BLE001 -- whatever it is, every waiter is told
-                    if isinstance(error, IndexStoreError):
-                        self._metrics.store_faults.inc(len(batch))
-                    for entry in batch:
-                        if not entry.result.done():
-                            entry.result.set_exception(error)
+                if batch := self._take():
+                    self._metrics.batch_size.observe(len(batch))
+                    await self._search(batch, thread)
+                    del batch  # or an idle process would keep an old version alive
                 else:
-                    for entry, answer in zip(batch, found, strict=True):
-                        if not entry.result.done():
-                            entry.result.set_result(answer)
+                    self._arrived.clear()
+
+    async def _search(self, batch: list[_Entry], thread: ThreadPoolExecutor) -> None:
+        """Answer every entry, or tell it what went wrong."""
+        queries = [entry.query for entry in batch]
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(thread, batch[0].retriever.answer, queries)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, every waiter is told
+            if isinstance(error, IndexStoreError) and len(batch) > 1:
+                # One path list may be at fault, and then only who needs it goes without an answer.
+                for entry in batch:
+                    await self._search([entry], thread)
+                return
+            if isinstance(error, IndexStoreError):
+                self._metrics.store_faults.inc()
+            for entry in batch:
+                if not entry.result.done():
+                    entry.result.set_exception(error)
+        else:
+            for entry, answer in zip(batch, found, strict=True):
+                if not entry.result.done():
+                    entry.result.set_result(answer)
 
     def _take(self) -> list[_Entry]:
         """The oldest entry and those behind it that fit; entries nobody waits for are dropped."""

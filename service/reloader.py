@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from contextlib import suppress
 from types import EllipsisType
 from typing import Any
@@ -33,6 +34,7 @@ from service.retriever import Retriever
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0  # until a current version that was refused is loaded again
+HOLD_SECONDS = 5.0  # between two renewals of what is held
 WAIT_SECONDS = 0.25  # of one wait for a hint; a process that ends waits for it
 
 
@@ -42,8 +44,11 @@ class Reloader:
     def __init__(self, store: IndexStore, poll_seconds: float, metrics: Metrics) -> None:
         self._store, self._poll_seconds, self._metrics = store, poll_seconds, metrics
         self._serving: Retriever | None = None
-        self._before: str | None = None  # the version served before; a rollback would want it
+        self._before: Retriever | None = None  # kept loaded, so that a rollback takes no longer than a message
+        self._alive: weakref.WeakSet[Retriever] = weakref.WeakSet()  # these two, and what requests still hold
         self._lock = asyncio.Lock()  # one load at a time
+        self._moving = asyncio.Lock()  # the pointer and what is served move together
+        self._holding = asyncio.Lock()
         self._loading: str | None = None
         self._failed: dict[str, str] = {}  # version -> why it was refused
         self._retry_at = 0.0  # when a current version that was refused is tried again
@@ -65,6 +70,12 @@ class Reloader:
                 if await asyncio.to_thread(self._store.wait, min(left, WAIT_SECONDS)):
                     break
 
+    async def keep(self) -> None:
+        """Hold what is in use until cancelled; also while a long load is under way."""
+        while True:
+            await self._hold()
+            await asyncio.sleep(HOLD_SECONDS)
+
     async def follow(self) -> None:
         """Look at the pointer once and serve what it names. Never raises: what fails is logged and remembered."""
         async with self._lock:
@@ -75,8 +86,12 @@ class Reloader:
                 if name in self._failed and time.monotonic() < self._retry_at:
                     return  # what was wrong may pass: it is tried again, but not at every look
                 if name is not None and name != served:
-                    self._serve(await self._load(name))
-                await self._hold()
+                    retriever = await self._load(name)
+                    async with self._moving:
+                        # It may have moved on meanwhile; then the next look follows it.
+                        if await asyncio.to_thread(self._store.current) == name:
+                            self._serve(retriever)
+                    await self._hold()
                 self._troubles.pop("follow", None)
             except Exception as error:  # noqa: BLE001 -- whatever is wrong with a version, the old one serves on
                 self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -88,18 +103,15 @@ class Reloader:
 
         Raises InvalidName, VersionNotFound, VersionDamaged, PointerMoved; then nothing has changed.
         """
-        check_name(name)
-        async with self._lock:
-            return await self._swap(name, expected)
+        return await self._swap(check_name(name), expected)
 
     async def rollback(self) -> dict[str, Any]:
         """Swap to the version that was current before."""
-        async with self._lock:
-            current = await asyncio.to_thread(self._store.current)
-            previous = await asyncio.to_thread(self._store.previous)
-            if previous is None:
-                raise PointerMoved("nothing to roll back to: fewer than two versions have been current")
-            return await self._swap(previous, current)
+        current = await asyncio.to_thread(self._store.current)
+        previous = await asyncio.to_thread(self._store.previous)
+        if previous is None:
+            raise PointerMoved("nothing to roll back to: fewer than two versions have been current")
+        return await self._swap(previous, current)
 
     async def versions(self) -> dict[str, Any]:
         """The document of GET /admin/v1/versions."""
@@ -130,10 +142,13 @@ class Reloader:
         current = await asyncio.to_thread(self._store.current)
         if expected is not ... and expected != current:
             raise PointerMoved("another version is current than the one expected; look again and repeat")
-        served = self._serving
-        retriever = served if served and served.name == name else await self._load(name)
-        replaced = await asyncio.to_thread(self._store.activate, name, expected)
-        self._serve(retriever)
+        retriever = self._at_hand(name)
+        if retriever is None:
+            async with self._lock:
+                retriever = await self._load(name)
+        async with self._moving:
+            replaced = await asyncio.to_thread(self._store.activate, name, expected)
+            self._serve(retriever)
         await self._hold()
         return {"version": name, "previous": replaced}
 
@@ -142,12 +157,14 @@ class Reloader:
         with suppress(IndexStoreError):
             await asyncio.to_thread(self._store.hold, [])
 
-    async def _hold(self, *more: str) -> None:
-        """Keep what is served, what was served before, and `more` from being deleted."""
-        served = [self._serving.name] if self._serving else []
-        before = [self._before] if self._before else []
+    async def _hold(self) -> None:
+        """Keep from being deleted what is loaded, what requests still hold, and what is being loaded."""
         try:
-            await asyncio.to_thread(self._store.hold, {*served, *before, *more})
+            async with self._holding:
+                names = {retriever.name for retriever in self._alive}
+                if self._loading:
+                    names.add(self._loading)
+                await asyncio.to_thread(self._store.hold, names)
         except IndexStoreError as error:  # a version may be served without, and most likely nobody deletes it
             self._complain("hold", f"versions in use cannot be held: {error}")
         else:
@@ -159,10 +176,12 @@ class Reloader:
         self._troubles[kind] = text
 
     async def _load(self, name: str) -> Retriever:
-        """Load and verify, off the event loop. Remembers why a version was refused."""
+        """Load and verify, off the event loop, unless it is at hand. Remembers why a version was refused."""
+        if retriever := self._at_hand(name):
+            return retriever
         self._loading = name
         try:
-            await self._hold(name)
+            await self._hold()
             retriever = await asyncio.to_thread(lambda: Retriever(self._store.load(name)))
         except (StoreUnavailable, StoreMisconfigured, StoreFull, VersionNotFound):
             raise  # says nothing of the version
@@ -173,12 +192,19 @@ class Reloader:
         finally:
             self._loading = None
         self._failed.pop(name, None)
+        self._alive.add(retriever)
         return retriever
+
+    def _at_hand(self, name: str) -> Retriever | None:
+        for retriever in (self._serving, self._before):
+            if retriever and retriever.name == name:
+                return retriever
+        return None
 
     def _serve(self, retriever: Retriever) -> None:
         if retriever is self._serving:
             return
-        before = self._serving.name if self._serving else None
+        before = self._serving
         self._serving, self._before = retriever, before
         self._metrics.serving(retriever.name, retriever.manifest.items, retriever.manifest.paths)
-        log.info("serving %s, before it %s", retriever.name, before or "nothing")
+        log.info("serving %s, before it %s", retriever.name, before.name if before else "nothing")

@@ -27,6 +27,7 @@ class Retriever:
         self.version = version
         self.manifest = version.manifest
         self.name = version.manifest.version
+        self.remote = version.read_paths is not None  # an answer waits for the store
         context = version.document("context.json")
         try:
             self._codes = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from index_store.address import Address
@@ -9,11 +11,13 @@ from index_store.errors import InvalidName
 from index_store.store import open_store
 
 
-def test_a_full_url() -> None:
+def test_a_full_url(tmp_path: Path) -> None:
     """Every part of it, percent-decoded."""
-    found = Address.parse("rediss://me:p%40ss%2F@host:7000/3?namespace=shop.eu&ssl_ca_certs=/ca.pem")
+    ca = tmp_path / "ca.pem"
+    ca.touch()
+    found = Address.parse(f"rediss://me:p%40ss%2F@host:7000/3?namespace=shop.eu&ssl_ca_certs={ca}")
 
-    assert found == Address("host", 7000, 3, "me", "p@ss/", "shop.eu", False, True, "/ca.pem")
+    assert found == Address("host", 7000, 3, "me", "p@ss/", "shop.eu", False, True, str(ca))
 
 
 def test_defaults() -> None:
@@ -44,7 +48,10 @@ def test_a_password_from_elsewhere() -> None:
         ("redis://user:hunter2@host?namespace={a}", "namespace"),
         ("redis://user:hunter2@host?namespace=a*", "namespace"),
         ("redis://user:hunter2@host?namespace=%0a", "namespace"),
-        ("redis://user:hunter2@host?timeout=3", "'timeout'"),
+        ("redis://user:hunter2@host?timeout=3", "an option that is neither"),
+        ("redis://user:12?hunter2@host:6379/0", "percent-encode"),
+        ("redis://:?hunter2@host/0", "percent-encode"),
+        ("rediss://user:hunter2@host?ssl_ca_certs=/not/there", "no such file as /not/there"),
         ("redis://user:hunter2@host?ssl_ca_certs=/x", "rediss://"),
         ("redis+cluster://user:hunter2@host/1", "database 0 only"),
     ],

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from index_store.errors import StoreUnavailable
 from index_store.retrieval import Answer, Query
 from service.batcher import Batcher
 from service.errors import DeadlineExceeded, Overloaded
@@ -28,6 +29,8 @@ def query(k: int, beam: int = 5, *, rerank: bool = True) -> Query:
 class GatedRetriever:
     """Answers query k with k; each batch waits for the gate."""
 
+    remote = False
+
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.started = threading.Event()
@@ -40,6 +43,8 @@ class GatedRetriever:
         assert self.gate.wait(LONG)
         if any(q.k == 13 for q in queries):
             raise ValueError("thirteen")
+        if any(q.k == 14 for q in queries):
+            raise StoreUnavailable("a list is missing")
         nothing = NOTHING.astype(np.float32)
         return [Answer(np.array([q.k]), nothing, nothing, 0, 0, 0) for q in queries]
 
@@ -188,5 +193,32 @@ def test_an_error_reaches_every_waiter_and_nobody_else() -> None:
 
         assert [type(result) for result in results] == [list, ValueError, ValueError]
         assert after[0].items == [5]
+
+    with_batcher(test)
+
+
+def test_a_fault_of_the_store_reaches_only_who_met_it() -> None:
+    """One path list may be missing: the others of its batch are answered all the same."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        first = submit(batcher, gated, query(1))
+        await until(gated.started.is_set)
+        together = [submit(batcher, gated, query(k)) for k in (12, 14, 15)]
+        await until(lambda: len(batcher._queue) == 3)
+        gated.gate.set()
+        results = await asyncio.gather(first, *together, return_exceptions=True)
+
+        assert [type(result) for result in results] == [list, list, StoreUnavailable, list]
+
+    with_batcher(test)
+
+
+def test_a_remote_version_that_takes_too_long_is_unavailable() -> None:
+    """Most likely the store is slow: worth another try, unlike a deadline that was too short."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        gated.remote = True
+        with pytest.raises(StoreUnavailable):
+            await submit(batcher, gated, query(1), timeout=0.001)
 
     with_batcher(test)

@@ -73,6 +73,12 @@ def test_fit_evaluate_and_index(
     assert run(dr_index, "verify", first["version"])["ok"] is True
     assert run(dr_index, "prune", "--keep", "0") == {"deleted": []}
 
+    # A run that is over stays over: it does not take `current` back.
+    newer = run(dr_trainer, "fit", str(file), *QUICK, "--seed", "2")
+    again = run(dr_trainer, "fit", str(file), *QUICK, "--resume", first["run"])
+    assert again == first
+    assert run(dr_index, "list")["current"] == newer["version"]
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),

@@ -74,7 +74,7 @@ def test_what_is_named_is_there() -> None:
     used = set(re.findall(r"\$\{(\w+):-", (ROOT / "docker-compose.yml").read_text()))
     explained = set(re.findall(r"(?m)^(\w+)=", (ROOT / ".env.example").read_text()))
     assert explained <= used
-    assert used - explained == {"DR_STORE", "DR_SERVICE_STORE"}  # explained where the cluster is
+    assert used - explained == {"DR_TRAINER_STORE", "DR_SERVICE_STORE"}  # explained where the cluster is
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -244,7 +244,9 @@ def test_the_rehearsal(stack: Stack) -> None:
         answer = client.post("/v1/retrieve", json={"history": [0, 4], "context": {"country": "France"}}).json()
         assert answer["version"] == first
         assert len(answer["candidates"]) == 5
-        assert client.get("/metrics").status_code == 404
+        for path in ("/metrics", "/%6detrics"):
+            assert client.get(path).status_code == 404
+        assert client.post("/v1/retrieve", content=b" " * 2_000_000).status_code == 413
 
         # A second training, not activated: other settings need another folder to resume from.
         second = stack.train("--seed", "1", "--resume", str(stack.folder / "second"), "--no-activate")
@@ -286,6 +288,10 @@ def check_what_the_service_may_not(port: int) -> None:
             ("SHUTDOWN",),
             ("ACL", "LIST"),
             ("SUBSCRIBE", "other"),
+            ("CLIENT", "LIST"),
+            ("CLIENT", "PAUSE", "1"),
+            ("CLIENT", "KILL", "TYPE", "pubsub"),
+            ("CLIENT", "NO-EVICT", "on"),
         ):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command(*command)

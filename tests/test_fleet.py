@@ -197,7 +197,29 @@ def test_sigterm_cuts_nothing(own: RedisServer, names: tuple[str, str], tmp_path
 
                 await asyncio.gather(open_loop(100, 5, ask), open_loop(5, 5, mind))
 
+        # A request whose body is still on its way when the socket closes.
+        closed = threading.Event()
+
+        def slow_body() -> Iterator[bytes]:
+            yield b'{"history": [1],'
+            assert closed.wait(30)
+            yield b' "k": 5}'
+
+        late: list[int] = []
+        address = f"{leaving.address}/v1/retrieve"
+        headers = {"content-type": "application/json"}
+        thread = threading.Thread(
+            target=lambda: late.append(
+                httpx.post(address, content=slow_body(), headers=headers, trust_env=False, timeout=30).status_code
+            )
+        )
+        thread.start()
         asyncio.run(attack())
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(leaving.address, trust_env=False)
+        closed.set()
+        thread.join()
+        assert late == [200]
         assert leaving.process
         assert leaving.process.wait(30) == 0
         assert failures == []
@@ -249,6 +271,9 @@ def test_faults_of_the_server(
         ):
             for fault, (strike, heal) in faults.items():
                 strike()
+                if fault == "frozen":  # also when the request waits less long than the service does for Redis
+                    hurried = remote.client.post("/v1/retrieve", json=BODIES[0] | {"timeout_ms": 50})
+                    assert (hurried.status_code, hurried.headers["retry-after"]) == (503, "1")
                 statuses = set()
                 for number in range(60):
                     body = number % len(BODIES)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
+import gc
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from fastapi.testclient import TestClient
 from index_store.errors import StoreUnavailable
 from index_store.folder import FolderStore
 from index_store.version import Version, npy
+from service import reloader as reloader_module
+from service.metrics import Metrics
+from service.reloader import Reloader
 from tests.conftest import Planted
 from tests.planted import facts_of_version
 from tests.test_api import ADMIN, assert_problem, make_app
@@ -136,10 +141,6 @@ def test_versions_tell_their_state(client: TestClient, store: FolderStore, names
 
 def test_the_pointer_is_followed(store: FolderStore, names: tuple[str, str]) -> None:
     """A version activated elsewhere is served after the next look, a deleted pointer changes nothing."""
-    import asyncio
-
-    from service.metrics import Metrics
-    from service.reloader import Reloader
 
     async def follow() -> list[str]:
         reloader = Reloader(store, 60, Metrics())
@@ -159,10 +160,6 @@ def test_a_store_that_does_not_answer_changes_nothing(
     store: FolderStore, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it is away the loaded version serves; then the pointer is followed again."""
-    import asyncio
-
-    from service.metrics import Metrics
-    from service.reloader import Reloader
 
     def away() -> str:
         raise StoreUnavailable("away")
@@ -179,6 +176,81 @@ def test_a_store_that_does_not_answer_changes_nothing(
         return [*seen, reloader.retriever.name]
 
     assert asyncio.run(follow()) == list(names)
+
+
+def third_version(version: Version) -> Version:
+    """One that answers like `version`, under another name."""
+    model = onnx.load_from_string(bytes(version.parts["model.onnx"]))
+    model.doc_string = "third"
+    return changed(version, model=model.SerializeToString())
+
+
+def test_a_rollback_waits_for_no_load_and_what_was_loaded_late_is_not_served(
+    store: FolderStore, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large version is loading when all are told to go back: they go back, and stay."""
+    third = store.publish(third_version(store.load(names[0])))
+    load, started, gate = store.load, threading.Event(), threading.Event()
+
+    def slow(name: str) -> Version:
+        if name == third:
+            started.set()
+            assert gate.wait(30)
+        return load(name)
+
+    monkeypatch.setattr(store, "load", slow)
+
+    async def go_back() -> tuple[dict[str, Any], str]:
+        reloader = Reloader(store, 60, Metrics())
+        await reloader.follow()
+        await reloader.swap(names[1], ...)
+        store.activate(third)
+        following = asyncio.create_task(reloader.follow())
+        await asyncio.to_thread(started.wait)
+        async with asyncio.timeout(30):
+            answer = await reloader.rollback()
+        gate.set()
+        await following
+        return answer, reloader.retriever.name
+
+    assert asyncio.run(go_back()) == ({"version": names[1], "previous": third}, names[1])
+
+
+def test_what_is_in_use_is_held_also_while_a_version_loads(
+    store: FolderStore, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Served, loading, and what a request still holds although two swaps have passed."""
+    monkeypatch.setattr(reloader_module, "HOLD_SECONDS", 0)
+    third = store.publish(third_version(store.load(names[0])))
+    held: list[set[str]] = []
+    load, gate = store.load, threading.Event()
+
+    def hold(versions: Collection[str]) -> None:
+        held.append(set(versions))
+        if held[-1] == {*names, third}:
+            gate.set()
+
+    def slow(name: str) -> Version:
+        assert name != third or gate.wait(30)
+        return load(name)
+
+    monkeypatch.setattr(store, "hold", hold)
+    monkeypatch.setattr(store, "load", slow)
+
+    async def swap_twice() -> None:
+        reloader = Reloader(store, 60, Metrics())
+        keeping = asyncio.create_task(reloader.keep())
+        await reloader.follow()
+        request = [reloader.retriever]
+        await reloader.swap(names[1], ...)
+        await reloader.swap(third, ...)
+        request.clear()
+        gc.collect()
+        while held[-1] != {names[1], third}:
+            await asyncio.sleep(0)
+        keeping.cancel()
+
+    asyncio.run(swap_twice())
 
 
 def bad_versions(version: Version) -> dict[str, Version]:

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis
 
+from index_store import remote as remote_module
 from index_store import server as server_module
 from index_store.errors import StoreUnavailable, VersionDamaged, VersionInUse
 from index_store.folder import FolderStore
@@ -148,8 +150,10 @@ def test_a_publisher_killed_at_any_moment_leaves_before_or_after(url: str, clien
     assert client.smembers(f"{namespace}:publishing:{{{namespace}:versions}}") == set()
 
 
-def test_a_publisher_that_lives_is_not_swept(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often others prune meanwhile; once dead, its lease ends and all of it goes."""
+def test_a_publisher_that_lives_is_not_swept(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However long others prune meanwhile."""
     monkeypatch.setattr(server_module, "PUBLISH_MS", 500)
     store, other = open_store(url), open_store(url)
     calls = 0
@@ -164,7 +168,136 @@ def test_a_publisher_that_lives_is_not_swept(url: str, monkeypatch: pytest.Monke
     name = store.publish(large_version(), sweep)
     thread.join()
 
-    assert store.load(name).manifest.version == name
+    assert name.startswith("v1-")
+    assert "swept" not in caplog.text
+    store.load(name).verify_digests()
+
+
+def test_a_dead_publishers_claim_is_swept_when_its_lease_ends(url: str, client: Any, namespace: str) -> None:
+    """Not before: the sweep waits for it."""
+    lease = f"v1-0123456789ab {'0' * 32}"
+    client.sadd(f"{namespace}:publishing:{{{namespace}:versions}}", "v1-0123456789ab")
+    client.set(f"{namespace}:v1-0123456789ab:path:5", b"1234")
+    seconds, microseconds = client.time()
+    client.zadd(f"{namespace}:leases", {lease: seconds * 1000 + microseconds // 1000 + 700})
+    started = time.monotonic()
+
+    open_store(url).sweep()
+
+    assert time.monotonic() - started > 0.5
+    assert keys_of(client, namespace) == set()
+
+
+def test_a_version_in_use_that_a_dead_deleter_had_unlisted_is_listed_again(
+    url: str, client: Any, namespace: str
+) -> None:
+    """Killed between its first step and its second look, while somebody made the version current."""
+    store = open_store(url)
+    name = store.publish(small_version())
+    store.activate(name)
+    client.smove(f"{namespace}:versions", f"{namespace}:publishing:{{{namespace}:versions}}", name)
+
+    open_store(url).sweep()
+
+    store.load(name).verify_digests()
+
+
+def test_a_delete_that_loses_its_server_lists_the_version_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stops it after its first step, even Ctrl-C."""
+    store = open_store(url)
+    assert isinstance(store, ServerStore)
+    name = store.publish(small_version())
+    looks = 0
+
+    def stopped(version: str) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "_require_unused", stopped)
+
+    with pytest.raises(KeyboardInterrupt):
+        store.delete(name)
+
+    open_store(url).load(name).verify_digests()
+
+
+def test_sweeps_and_deletes_at_once_never_take_what_is_current(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two prunes and a swap to an old version: a sweep that looks while a delete gives way erases nothing."""
+    store, sweeper, replica = open_store(url), open_store(url), open_store(url)
+    assert isinstance(store, ServerStore)
+    name = store.publish(small_version())
+    unseal = store._listing.unseal
+
+    def slow_unseal(version: str) -> bool:
+        replica.hold([version])
+        done = unseal(version)
+        sweeper.sweep()
+        return done
+
+    monkeypatch.setattr(store._listing, "unseal", slow_unseal)
+
+    with pytest.raises(VersionInUse):
+        store.delete(name)
+
+    replica.activate(name)
+    replica.load(name).verify_digests()
+
+
+def test_what_is_held_stays_held_through_activate_and_publish(url: str, client: Any, namespace: str) -> None:
+    """Their own short leases are other ones."""
+    store = open_store(url)
+    name = store.publish(small_version())
+    store.hold([name])
+    ((_, before),) = client.zrange(f"{namespace}:leases", 0, -1, withscores=True)
+
+    store.activate(name)
+    store.publish(small_version())
+
+    ((_, after),) = client.zrange(f"{namespace}:leases", 0, -1, withscores=True)
+    assert after == before
+
+
+def test_on_a_full_server_no_lease_ends(own: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There none can be renewed, so who holds a version cannot say so any more."""
+    monkeypatch.setattr(server_module, "HOLD_MS", 1)
+    store = open_store(own.url)
+    name = store.publish(small_version())
+    open_store(own.url).hold([name])
+    with own.client() as client:
+        client.config_set("maxmemory", 1)
+        store.sweep()
+        with pytest.raises(VersionInUse):
+            store.delete(name)
+        client.config_set("maxmemory", 0)
+        client.time()
+
+    store.delete(name)
+
+
+def test_who_won_a_race_is_told_so_although_the_answer_was_lost(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection breaks after the transaction was carried out; the client takes it for a lost race."""
+    store = open_store(url)
+    first, second = store.publish(small_version("1")), store.publish(small_version("2"))
+    store.activate(first)
+    execute = redis.client.Pipeline.execute
+    broken = False
+
+    def lossy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal broken
+        transaction = self.explicit_transaction
+        found = execute(self, *args, **kwargs)
+        if transaction and not broken:
+            broken = True
+            raise redis.WatchError
+        return found
+
+    monkeypatch.setattr(redis.client.Pipeline, "execute", lossy)
+
+    assert store.activate(second, expected=first) == first
+    assert broken
+    assert store.current() == second
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
@@ -227,13 +360,13 @@ def test_a_delete_that_loses_the_race_gives_way(
     store, replica = open_store(url), open_store(url)
     assert isinstance(store, ServerStore)
     name = store.publish(small_version())
-    remove = store._listing.remove
+    unseal = store._listing.unseal
 
-    def slow_remove(version: str) -> bool:
+    def slow_unseal(version: str) -> bool:
         replica.hold([version])
-        return remove(version)
+        return unseal(version)
 
-    monkeypatch.setattr(store._listing, "remove", slow_remove)
+    monkeypatch.setattr(store._listing, "unseal", slow_unseal)
 
     with pytest.raises(VersionInUse):
         store.delete(name)
@@ -290,7 +423,7 @@ def test_a_copy_is_mapped_and_shared(url: str, tmp_path: Path, redis_server: Red
     assert isinstance(again.parts["path_items.npy"], memoryview)
     assert {k: bytes(v) for k, v in again.parts.items()} == large_version().parts
     assert sent < 20_000  # the manifest, and the answer of INFO
-    assert Path(cache, "versions", name).stat().st_mode & 0o077 == 0 or Path(cache).stat().st_mode & 0o022 == 0
+    assert Path(cache, "versions").stat().st_mode & 0o077 == 0
 
 
 def test_a_damaged_copy_is_made_again(url: str, tmp_path: Path) -> None:
@@ -409,7 +542,7 @@ def test_a_remote_list_of_items_that_are_not_there_is_a_fault(
 
 def test_a_frozen_server_costs_one_timeout(own: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then requests are refused without asking it, and are answered again when it thaws."""
-    monkeypatch.setattr(server_module, "PAUSE", 3600)
+    monkeypatch.setattr(remote_module, "PAUSE", 3600)
     store = open_store(own.url, cache=str(tmp_path / "cache"), remote=True, timeout=0.5)
     assert isinstance(store, ServerStore)
     index = store.load(store.publish(small_version())).index
@@ -431,7 +564,7 @@ def test_a_frozen_server_costs_one_timeout(own: RedisServer, tmp_path: Path, mon
     finally:
         own.thaw()
     assert asked == 1
-    store._paused_until = 0.0  # the pause is over
+    store._remote_paths._paused_until = 0.0  # the pause is over
 
     assert index.lookup(np.array([3]), 10).items.tolist() == [0, 2]
 
@@ -451,6 +584,8 @@ def test_a_server_restarted_empty_is_a_fault_until_published_again(own: RedisSer
             index.lookup(np.array([3]), 10)
         if "missing" in str(caught.value):
             break
+    else:
+        pytest.fail("the restarted server was not noticed")
     store.publish(small_version())
 
     assert index.lookup(np.array([3]), 10).items.tolist() == [0, 2]

@@ -343,3 +343,7 @@ def test_urls(tmp_path: Path) -> None:
     assert open_store(f"file://{tmp_path}").load(name).manifest.version == name
     with pytest.raises(InvalidName, match="'ftp'"):
         open_store("ftp://host/dir")
+    for url in ("redis:user:hunter2@host", "redis:/user:hunter2@host/0", "user:hunter2@host://0"):
+        with pytest.raises(InvalidName) as caught:
+            open_store(url)
+        assert "hunter2" not in str(caught.value)

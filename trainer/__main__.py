@@ -8,10 +8,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from index_store.errors import IndexStoreError
 from trainer.errors import TrainerError
+
+if TYPE_CHECKING:  # imported where they are used, so that --help is fast
+    from index_store.version import Manifest
 
 FIT_EXAMPLE = """example:
   dr-trainer fit examples/online_retail/interactions.parquet --items examples/online_retail/items.parquet \\
@@ -55,7 +58,7 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
 
     config = load_config(options.config, options.set, seed=options.seed)
     store = open_store(options.store, password=os.environ.get("DR_STORE_PASSWORD"))
-    store.current()  # what is wrong with the store is better told now than after training
+    store.require_writable()  # what is wrong with the store is better told now than after training
 
     from trainer.checkpoint import Run
     from trainer.data import load_dataset, split_users
@@ -67,6 +70,12 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
     dataset = load_dataset(options.interactions, config, options.items, options.users)
     split = split_users(dataset, config)
     run = Run(run_folder, config, dataset)
+    # A run that is over stays over: to do it again would take `current` back from whatever was activated since.
+    done = run.published()
+    if done and (done["activated"] or options.no_activate) and _has(store.versions(), done):
+        progress.say(f"{run_folder} is finished: {done['version']} is published; dr-index activate makes it current")
+        _print(done if options.json else done["version"])
+        return 0
     progress.say(f"checkpoints and metrics.jsonl are in {run_folder}")
     trained = fit(config, dataset, split, run, progress)
     version = make_version(config, dataset, split, trained, progress)
@@ -84,9 +93,14 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
         store.activate(name, expected=previous)
     facts = {"version": name, "fingerprint": version.manifest.fingerprint, "activated": not options.no_activate}
     facts |= {"beam": version.manifest.beam, "per_path": version.manifest.per_path, "run": str(run_folder)}
+    run.record_published(facts)
     progress.say(f"published {name}" + ("" if options.no_activate else ", now current"))
     _print(facts if options.json else name)
     return 0
+
+
+def _has(manifests: list[Manifest], done: dict[str, Any]) -> bool:
+    return any((m.version, m.fingerprint) == (done["version"], done["fingerprint"]) for m in manifests)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

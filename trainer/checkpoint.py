@@ -3,6 +3,7 @@
 run.json                the config and a digest of the data
 metrics.jsonl           a record an epoch
 checkpoint.safetensors  network, optimiser and paths, replaced whole after each epoch
+published.json          what became of it: the version's name and fingerprint, and whether it was made current
 """
 
 from __future__ import annotations
@@ -50,6 +51,18 @@ class Run:
             raise ResumeError(f"{folder}: that run had another {', '.join(differing)}; name another folder")
         if not same_data:
             raise ResumeError(f"{folder}: that run was of other data; name another folder")
+
+    def published(self) -> dict[str, Any] | None:
+        """What `record_published` was told last, or None."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / "published.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def record_published(self, facts: dict[str, Any]) -> None:
+        """Remember that the run is over. facts: version, fingerprint, activated, ..."""
+        _replace(self.folder / "published.json", json.dumps(facts).encode())
 
     def restore(self, model: PathModel, optimizer: torch.optim.Optimizer, assigner: PathAssigner) -> int:
         """Set all three to the last checkpoint and return its epoch; 0 if there is none."""
