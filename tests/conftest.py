@@ -30,6 +30,7 @@ SMALL = TrainConfig(
     dropout=0.0,
     epochs=8,
     warmup_epochs=3,
+    reassignments=1,
     batch=128,
     learning_rate=0.02,
     k=5,

@@ -24,7 +24,7 @@ QUICK = [
     f"--set={setting}"
     for setting in (
         "depth=2", "width=6", "paths_per_item=2", "candidate_paths=8", "embedding=8", "hidden=8", "history=6",
-        "epochs=2", "warmup_epochs=1", "batch=128", "learning_rate=0.02", "k=5", "test_users=20",
+        "epochs=2", "warmup_epochs=1", "reassignments=1", "batch=128", "learning_rate=0.02", "k=5", "test_users=20",
     )
 ]  # fmt: skip
 

@@ -33,7 +33,7 @@ from trainer.errors import ConfigError
         ({"split": "random"}, "split: expected 'users' or 'last-out'"),
         ({"candidate_paths": 2}, "candidate_paths: expected at least paths_per_item = 3"),
         ({"seed": -1}, "seed: expected at least 0"),
-        ({"warmup_epochs": 12}, "warmup_epochs: expected less than epochs = 12"),
+        ({"warmup_epochs": 20}, "warmup_epochs: expected less than epochs = 20"),
         ({"warmup_epochs": 0}, "warmup_epochs: expected at least 1"),
         ({"depth": 40}, "width, depth: 10\\^40 paths do not fit"),
         ({"depth": 30_000_000, "width": 1000}, "width, depth"),
@@ -109,8 +109,10 @@ def test_reassignments_leave_time_to_settle() -> None:
     config = TrainConfig(epochs=12, warmup_epochs=4)
 
     assert dataclasses.replace(config, reassignments=0).reassignment_epochs() == set()
-    assert dataclasses.replace(config, reassignments=1).reassignment_epochs() == {4}
-    assert dataclasses.replace(config, reassignments=2).reassignment_epochs() == {4, 8}
-    assert dataclasses.replace(config, reassignments=99).reassignment_epochs() == set(range(4, 12))
-    assert TrainConfig(epochs=6).reassignment_epochs() == {3}  # the warm-up is two fifths by default
-    assert TrainConfig(epochs=1).reassignment_epochs() == set()
+    assert dataclasses.replace(config, reassignments=1).reassignment_epochs() == {8}
+    assert dataclasses.replace(config, reassignments=3).reassignment_epochs() == {6, 8, 10}
+    assert dataclasses.replace(config, reassignments=99).reassignment_epochs() == set(range(5, 12))
+    assert TrainConfig(epochs=6, reassignments=1).reassignment_epochs() == {4}  # the warm-up is half by default
+    assert (TrainConfig(epochs=1).warmup, TrainConfig(epochs=2).warmup) == (0, 1)
+    for epochs in (1, 2):
+        assert TrainConfig(epochs=epochs).reassignment_epochs() == set()

@@ -15,6 +15,7 @@ import pytest
 from trainer.config import TrainConfig
 from trainer.data import Dataset, load_dataset, split_users
 from trainer.errors import DataError
+from trainer.requests import tuning_requests
 
 ROWS = {"user_id": [2, 1, 2, 1, 2, 3], "item_id": [30, 10, 20, 20, 10, 10], "timestamp": [3, 1, 1, 2, 2, 1]}
 CONFIG = TrainConfig(min_interactions=1, test_users=1)
@@ -196,6 +197,26 @@ def test_last_out_keeps_the_last_item_from_training(tmp_path: Path) -> None:
     assert split.train_users.tolist() == [0, 1, 2]
     assert split.train_length.tolist() == [1, 2, 1]
     assert split.test_users.tolist() == [0, 1]  # the third user has one item and nothing to find
+
+
+@pytest.mark.parametrize("protocol", ["users", "last-out"])
+def test_tuning_users_keep_an_item_from_training(tmp_path: Path, protocol: str) -> None:
+    """The last that training would see, of those with five or more; never of a held-out user."""
+    rows = [(user, user + place, place) for user in range(30) for place in range(3 + user % 5)]
+    file = tmp_path / "interactions.csv"
+    file.write_text("user_id,item_id,timestamp\n" + "\n".join(",".join(map(str, row)) for row in rows))
+    config = TrainConfig.replace(TrainConfig(), split=protocol, test_users=6)
+    dataset = load_dataset(file, config)
+    split = split_users(dataset, config)
+
+    visible = np.diff(dataset.offsets) - (protocol == "last-out")
+    assert set(split.tuning_users) == {user for user in split.train_users if visible[user] >= 5}
+    assert len(split.tuning_users) > 3
+    asked = tuning_requests(dataset, split)
+    for user, history, truth in zip(split.tuning_users, asked.histories, asked.truths, strict=True):
+        assert split.train_length[user] == visible[user] - 1
+        assert [*history, *truth] == dataset.sequence(user)[: visible[user]].tolist()
+        assert len(truth) == 1
 
 
 def test_csv_ids_stay_as_they_are_written(tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def test_item_similarity_by_hand() -> None:
         np.zeros((4, 0), np.float32),
     )
     lengths = np.diff(dataset.offsets)
-    similar = item_similarity(dataset, Split(np.array([0, 1, 2]), np.array([3]), lengths, lengths)).toarray()
+    similar = item_similarity(
+        dataset, Split(np.array([0, 1, 2]), np.array([3]), lengths, lengths, np.arange(0))
+    ).toarray()
 
     assert similar == pytest.approx(np.array([[0, 0.5, 0], [0.5, 0, 1 / np.sqrt(2)], [0, 1 / np.sqrt(2), 0]]), abs=1e-6)
 

@@ -1,6 +1,6 @@
 """PathAssigner: the M-step. observe() streams scores s[v, c], reassign() is the penalised coordinate descent.
 
-A path id is an opaque int64 here. Memory: 16 S + 8 J bytes an item; time: a pass over the observations, and
+A path id is an opaque int64 here. Memory: 16 (S + J) + 8 J bytes an item; time: a pass over the observations, and
 V J S T gains for a reassignment, both compiled.
 """
 
@@ -32,20 +32,25 @@ class PathAssigner:
         self._clear()
 
     def _clear(self) -> None:
-        items = len(self.paths)
-        self._candidates = np.full((items, self._size), -1, np.int64)
-        self._scores = np.zeros((items, self._size))
+        items, count = self.paths.shape
+        # The present paths come first and stay: for a rare item none of them is among the S most probable.
+        self._candidates = np.full((items, count + self._size), -1, np.int64)
+        self._candidates[:, :count] = self.paths
+        self._scores = np.zeros((items, count + self._size))
         self.clicks = np.zeros(items, np.int64)  # N_v, observations of each item
 
     def observe(self, items: NDArray[np.int32], paths: Paths, probs: NDArray[np.float32]) -> None:
         """Add N clicks to the scores: items (N,), and for each the paths (N, C) considered, with p(c | x).
 
         Streaming, one click after another, so two halves observed in turn equal the whole. Each of the clicked
-        item's scores decays by eta, then gains the click's probability; the top S are kept. A path that was not
+        item's scores decays by eta, then gains the click's probability; the present paths and the top S of the others
+        are kept. A path that was not
         among them starts from eta times the least of them, which is what it may have had at most (Sec. 3.3; after
         Metwally et al. 2005). A path named twice in a row counts once; -1 is no path.
         """
-        _observe(self._candidates, self._scores, self.clicks, items, paths, probs.astype(np.float64), self.eta)
+        present = self.paths.shape[1]
+        probs = probs.astype(np.float64)
+        _observe(self._candidates, self._scores, self.clicks, items, paths, probs, self.eta, present)
 
     def reassign(self, alpha: float, sweeps: int) -> None:
         """Set `paths` to what `descend` finds, and forget the scores: the next network gives others."""
@@ -55,7 +60,8 @@ class PathAssigner:
     def descend(self, alpha: float, sweeps: int) -> Paths:
         """The paths (V, J) that penalised coordinate descent finds for the present scores (Algorithm 2).
 
-        An item with no or too few scored paths fills up with the least crowded paths in use.
+        An item that was not observed keeps its paths; one with too few scored paths fills up with the least crowded
+        in use.
         """
         count = self.paths.shape[1]
         paths: Paths = _descend(self._candidates, self._scores, self.clicks, count, alpha, sweeps)
@@ -115,12 +121,12 @@ class Occupancy:
 
 
 @njit(cache=True)
-def _observe(candidates, scores, clicks, items, paths, probs, eta):  # type: ignore[no-untyped-def]
+def _observe(candidates, scores, clicks, items, paths, probs, eta, present):  # type: ignore[no-untyped-def]
     new = np.empty(paths.shape[1], np.int64)
     for i in range(len(items)):
         v = items[i]
         clicks[v] += 1
-        floor = eta * scores[v].min()  # 0 while the list is not full
+        floor = eta * scores[v, present:].min()  # 0 while the list is not full
         scores[v] *= eta
         # Paths already known gain first, so that a new one never pushes out one that this click names too.
         count = 0
@@ -134,7 +140,7 @@ def _observe(candidates, scores, clicks, items, paths, probs, eta):  # type: ign
                 new[count] = j
                 count += 1
         for j in new[:count]:
-            least = scores[v].argmin()
+            least = present + scores[v, present:].argmin()
             score = floor + probs[i, j]
             if score > scores[v, least]:
                 candidates[v, least] = paths[i, j]
@@ -153,6 +159,11 @@ def _descend(candidates, scores, clicks, count, alpha, sweeps):  # type: ignore[
     place = np.searchsorted(ids, candidates)  # (V, S), of each candidate in `load`
     load = np.zeros(len(ids))  # |c|
     chosen = np.full((len(candidates), count), -1, np.int64)  # places in an item's candidates
+    for v in range(len(candidates)):
+        if clicks[v] == 0:
+            for j in range(count):  # where its present paths are
+                chosen[v, j] = j
+                load[place[v, j]] += 1
     for sweep in range(sweeps):
         for v in range(len(candidates)):
             if clicks[v] == 0:

@@ -37,17 +37,18 @@ class TrainConfig:
 
     # The network
     embedding: int = 64  # E, floats of an item or user vector, units of the GRU
-    hidden: int = 128  # H, units of each path layer's MLP
+    hidden: int = 512  # H, units of each path layer's MLP
     history: int = 69  # most recent items the encoder reads (Sec. 4.1)
     dropout: float = 0.5  # of the encoder's inputs and output
     context: tuple[str, ...] = ()  # the user's columns the encoder reads: "name" or "name:categorical"
 
     # The gradient steps
-    epochs: int = 12  # passes over the interactions
-    warmup_epochs: int | Literal["auto"] = "auto"  # of them, before the first reassignment; auto: two fifths
-    reassignments: int = 1  # M-steps, spread evenly over the epochs after the warm-up (the paper: one an epoch)
-    joint_epochs: int = 0  # of them, with the softmax head learning too; 0: all (the paper: the first half)
-    batch: int = 2048  # interactions a gradient step
+    epochs: int = 20  # passes over the interactions
+    warmup_epochs: int | Literal["auto"] = "auto"  # of them, for encoder and head, before there are paths; auto: half
+    start: Literal["tree", "random"] = "tree"  # the first paths: by a tree over the item vectors, or drawn (Sec. 3.2)
+    reassignments: int = 0  # M-steps, spread evenly over the epochs after the warm-up (the paper: one an epoch)
+    taught: float = 0.5  # share of the path layers' targets drawn from the head's softmax instead of the clicks
+    batch: int | Literal["auto"] = "auto"  # interactions a gradient step; auto: a hundredth of all, 256 to 2048
     learning_rate: float = 0.003  # Adam's, at first; falls to a tenth
     weight_decay: float = 0.00001  # L2, in Adam's gradient
     later: float = 0.5  # share of predictions of any later item instead of the next
@@ -80,9 +81,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value != "auto" and not allowed(value):
                 raise ConfigError(f"{name}: expected {expected}, found {value}")
-        if self.warmup_epochs != "auto" and self.reassignments and self.warmup_epochs >= self.epochs > 1:
+        if self.warmup_epochs != "auto" and self.warmup_epochs >= self.epochs > 1:
             raise ConfigError(
-                f"warmup_epochs: expected less than epochs = {self.epochs}, or no reassignment would follow; "
+                f"warmup_epochs: expected less than epochs = {self.epochs}, or no paths would be learned; "
                 f"found {self.warmup_epochs}"
             )
         if self.candidate_paths < self.paths_per_item:
@@ -135,12 +136,20 @@ class TrainConfig:
             raise ConfigError(f"width: the beam's table for {items} items would be too large at K = {width}")
         return width
 
+    def resolve_batch(self, interactions: int) -> int:
+        """Interactions a gradient step. auto: so few that an epoch of a small data set has a hundred steps too."""
+        return min(2048, max(256, interactions // 100)) if self.batch == "auto" else self.batch
+
+    @property
+    def warmup(self) -> int:
+        """The epochs before there are paths: none where there is but one."""
+        return self.epochs // 2 if self.warmup_epochs == "auto" else min(self.warmup_epochs, self.epochs - 1)
+
     def reassignment_epochs(self) -> set[int]:
         """The epochs that end with an M-step. The network settles for as long after the last as between two."""
-        warmup = math.ceil(0.4 * self.epochs) if self.warmup_epochs == "auto" else self.warmup_epochs
-        after = self.epochs - warmup
-        count = min(self.reassignments, after)
-        return {warmup + after * number // count for number in range(count)} if count > 0 else set()
+        after = self.epochs - self.warmup
+        count = min(self.reassignments, after - 1)
+        return {self.warmup + after * number // (count + 1) for number in range(1, count + 1)}
 
     def replace(self, **changes: Any) -> TrainConfig:
         return dataclasses.replace(self, **changes)
@@ -164,12 +173,13 @@ _BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     },
     **{
         name: _at_least(0)
-        for name in ("test_users", "reassignments", "joint_epochs", "seed", "weight_decay", "alpha")
+        for name in ("test_users", "reassignments", "seed", "weight_decay", "alpha")
     },
     "beam": (lambda value: 1 <= value <= MAX_BEAM, f"1 to {MAX_BEAM}"),
     "eta": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "dropout": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "later": (lambda value: 0 <= value <= 1, "0 to 1"),
+    "taught": (lambda value: 0 <= value <= 1, "0 to 1"),
     "learning_rate": (lambda value: value > 0, "above 0"),
 }  # fmt: skip
 

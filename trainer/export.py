@@ -30,20 +30,18 @@ from trainer.errors import ExportRefused
 from trainer.frontier import choose_beam
 from trainer.model import PathModel, Retrieval, prefix_tables
 from trainer.progress import Progress
-from trainer.requests import Requests, training_requests
+from trainer.requests import Requests, training_requests, tuning_requests
 from trainer.rerank import fit_reranker
 from trainer.train import Trained
 
 TUNING_REQUESTS = 1000  # training users on whom beam and per_path are chosen
-RERANK_REQUESTS = 5000  # training users from whom the reranker learns
 GOLDEN_REQUESTS = 16
 TOLERANCE = 1e-3  # between torch and ONNX, in log-probabilities and user vectors
 
 
 def make_version(config: TrainConfig, dataset: Dataset, split: Split, trained: Trained, progress: Progress) -> Version:
     """Everything the service needs, measured and verified. Raises ExportRefused when a check fails."""
-    requests = training_requests(dataset, split, RERANK_REQUESTS, config.seed)
-    few = requests.first(TUNING_REQUESTS)
+    requests = training_requests(dataset, split, TUNING_REQUESTS, config.seed)
     model = trained.model.eval()
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
@@ -56,10 +54,10 @@ def make_version(config: TrainConfig, dataset: Dataset, split: Split, trained: T
     check_parity(retrieval, session, requests.first(7), config)
     index = make_index(model, trained.paths)
     progress.say("choosing the beam and fitting the reranker")
-    beam, per_path = choose_beam(index, session, few, config)
+    beam, per_path = choose_beam(index, session, requests, config)
     reranker = SOFTMAX
     if config.rerank == "lr":
-        reranker = fit_reranker(index, session, requests, config.history, beam, per_path)
+        reranker = fit_reranker(index, session, tuning_requests(dataset, split), config.history, beam, per_path)
     golden_requests = requests.first(GOLDEN_REQUESTS)
     golden = record(
         session,

@@ -155,10 +155,6 @@ class PathModel(nn.Module):
         """The softmax head's, (V, E): the very vectors by which the encoder reads the history."""
         return self.encoder.item_embedding.weight[: len(self.item_bias)]
 
-    def freeze_head(self, *, frozen: bool) -> None:
-        """Stop or resume learning the item vectors, which the paper freezes after the joint epochs (Sec. 4.1)."""
-        self.encoder.item_embedding.weight.requires_grad_(not frozen)
-
     def path_log_probs(self, user: Tensor, paths: Tensor) -> Tensor:
         """Log p(path | x), (N, J), of the paths (N, J) of users (N, E)."""
         nodes = path_nodes(paths, self.depth, self.width)  # D x (N, J)
@@ -235,7 +231,7 @@ def random_paths(items: int, count: int, depth: int, width: int, generator: np.r
     """`count` different paths for each item, (V, J), drawn uniformly (Sec. 3.2)."""
     total = width**depth
     paths = generator.integers(total, size=(items, count))
-    while len(clash := _repeating(paths)):
+    while len(clash := repeating_rows(paths)):
         # Few clash where paths are plentiful; where they are scarce, draw without replacement.
         if total <= 4 * count:
             paths[clash] = np.argsort(generator.random((len(clash), total)), axis=1)[:, :count]
@@ -244,7 +240,8 @@ def random_paths(items: int, count: int, depth: int, width: int, generator: np.r
     return paths
 
 
-def _repeating(paths: NDArray[np.int64]) -> NDArray[np.int64]:
+def repeating_rows(paths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows that have a path twice."""
     ordered = np.sort(paths, axis=1)
     return np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
 

@@ -62,6 +62,12 @@ def training_requests(dataset: Dataset, split: Split, count: int, seed: int) -> 
     return _requests(dataset, users, cuts, split.train_length)
 
 
+def tuning_requests(dataset: Dataset, split: Split) -> Requests:
+    """One request a tuning user: what training has seen of them, then the item that it has not."""
+    seen = split.train_length
+    return _requests(dataset, split.tuning_users, seen[split.tuning_users], seen + 1)
+
+
 def _requests(
     dataset: Dataset, users: NDArray[np.int64], cuts: NDArray[np.int64], lengths: NDArray[np.int64]
 ) -> Requests:

@@ -1,6 +1,7 @@
-"""The reranker: logistic regression over the candidates that training users' requests retrieve (Sec. 3.4).
+"""The reranker: logistic regression over the candidates that tuning users' requests retrieve (Sec. 3.4).
 
-Its features are index_store.retrieval.FEATURES; a candidate counts as clicked if the user clicked it later.
+Its features are index_store.retrieval.FEATURES; a candidate counts as clicked if the user clicked it later, which the
+network has not seen.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ from sklearn.linear_model import LogisticRegression
 from index_store.retrieval import SOFTMAX, Index, Reranker, fetch
 from trainer.requests import Requests
 
+PRIOR = 300.0  # clicks: with as many, a weight is about half of what the clicks say
+FREE = 100.0  # so much weaker is the logit's penalty, squared
+
 
 def fit_reranker(index: Index, session: Any, requests: Requests, longest: int, beam: int, per_path: int) -> Reranker:
     """Fit on the candidates of `requests`, history items left out. The softmax head's score if none was clicked."""
+    if not requests.histories:
+        return SOFTMAX
     features, clicked, weights = [], [], []
     done = 0
     items = len(index.item_bias)
@@ -36,9 +42,10 @@ def fit_reranker(index: Index, session: Any, requests: Requests, longest: int, b
     taught = weight > 0
     if not y.any() or y[taught].all():
         return SOFTMAX
-    # Standardised for the solver only; the weights are given for the features as they are.
-    std = x[taught].std(axis=0) + 1e-9
-    regression = LogisticRegression(C=1.0, max_iter=1000).fit(x[taught] / std, y[taught], weight[taught])
+    # Standardised for the solver only; the weights are given for the features as they are. The logit's weight is free,
+    # the others shrink to 0: with few clicks to learn from, the reranker is the softmax head.
+    std = (x[taught].std(axis=0) + 1e-9) * [1 / FREE, 1, 1, 1]
+    regression = LogisticRegression(C=1 / PRIOR, max_iter=1000).fit(x[taught] / std, y[taught], weight[taught])
     return Reranker("lr", (regression.coef_[0] / std).astype(np.float32), float(regression.intercept_[0]))
 
 

@@ -1,13 +1,15 @@
 """fit(): the EM loop of Deep Retrieval (Sec. 3.2), written out in plain sight.
 
-An epoch is a pass of gradient steps on the network with the paths fixed; then, once the network tells paths
-apart, a pass that scores paths for every click and a reassignment of the items' paths with the network fixed.
+First the encoder and the softmax head learn alone; their item vectors say which items get paths side by side. Then
+they are fixed and the path layers learn: an epoch is a pass of gradient steps with the paths fixed (E-step), and after
+some of them a pass scores paths for every click and the items' paths are reassigned with the network fixed (M-step).
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +22,17 @@ from torch.nn import functional as F
 from trainer.assignment import Occupancy, PathAssigner
 from trainer.batches import Batch, Batches
 from trainer.checkpoint import Run
-from trainer.config import TrainConfig
+from trainer.config import MAX_BEAM, TrainConfig
 from trainer.data import Dataset, Split
 from trainer.errors import TrainerError
 from trainer.model import PathModel, random_paths
 from trainer.progress import Progress
+from trainer.warm_start import tree_paths
 
+#: The loss of a batch and how many predictions it has.
+LossOf = Callable[[PathModel, Batch], tuple[Tensor, int]]
+
+BUDGET = 7.5  # items read for each candidate returned; the paper has 5 to 10
 SAMPLED_REQUESTS = 4000  # whose beams tell how many items a request reads
 
 
@@ -49,12 +56,12 @@ def fit(config: TrainConfig, dataset: Dataset, split: Split, run: Run, progress:
     torch.manual_seed(config.seed)
     clicks = click_counts(dataset, split)
     model = PathModel(config, width, clicks, dataset.schema)
+    head = SoftmaxHead(config, clicks)
     generator = np.random.default_rng([config.seed, 1])
-    assigner = PathAssigner(
-        random_paths(items, config.paths_per_item, config.depth, width, generator), config.candidate_paths, config.eta
-    )
+    paths = random_paths(items, config.paths_per_item, config.depth, width, generator)
+    assigner = PathAssigner(paths, config.candidate_paths, config.eta)
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    batches = Batches(dataset, split, config.history, config.batch, config.later)
+    batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.later)
     done = run.restore(model, optimizer, assigner)
     progress.say(
         f"{items} items, {len(split.train_users)} users, {batches.predictions} interactions; "
@@ -66,13 +73,20 @@ def fit(config: TrainConfig, dataset: Dataset, split: Split, run: Run, progress:
         torch.manual_seed(_epoch_seed(config.seed, epoch))
         generator = np.random.default_rng([config.seed, 2, epoch])
 
+        if epoch == config.warmup + 1 and config.start == "tree":
+            progress.say("placing items by their vectors")
+            vectors = model.item_vectors.detach().numpy()
+            # As many items a path as the candidate budget has for the widest beam.
+            leaf = max(1, round(BUDGET * config.k / MAX_BEAM))
+            assigner.paths = tree_paths(vectors, config.paths_per_item, config.depth, width, leaf, generator)
+
         # E-step: gradient steps on the network, the paths fixed.
-        model.freeze_head(frozen=0 < config.joint_epochs < epoch)
+        warm = epoch <= config.warmup
+        model.train(warm)  # what is fixed has no dropout
+        loss_of = head.loss_of if warm else PathLoss(head, assigner.paths, config.taught).loss_of
         with progress.task(f"epoch {epoch}/{config.epochs}: learning", batches.predictions) as advance:
-            losses = _gradient_epoch(
-                config, model, optimizer, batches, assigner.paths, clicks, epoch, generator, advance
-            )
-        record: dict[str, Any] = {"epoch": epoch, **losses}
+            loss = _gradient_epoch(config, model, optimizer, batches, loss_of, epoch, generator, advance)
+        record: dict[str, Any] = {"epoch": epoch, "head_loss" if warm else "path_loss": loss}
 
         # M-step: score paths for every click, then move the items, the network fixed.
         if epoch in config.reassignment_epochs():
@@ -87,7 +101,7 @@ def fit(config: TrainConfig, dataset: Dataset, split: Split, run: Run, progress:
         record |= {**occupancy.to_json(), "entropy": occupancy.entropy, "seconds": round(time.monotonic() - started, 2)}
         run.save(record, model, optimizer, assigner)
         progress.say(_line(record, config.epochs))
-        if warning := occupancy.collapse(items, 10 * config.k):
+        if not warm and (warning := occupancy.collapse(items, 10 * config.k)):
             progress.say(f"warning: {warning}")
     return Trained(model.eval(), assigner.paths, run.history)
 
@@ -106,37 +120,29 @@ def _gradient_epoch(
     model: PathModel,
     optimizer: torch.optim.Optimizer,
     batches: Batches,
-    paths: NDArray[np.int64],
-    clicks: NDArray[np.int64],
+    loss_of: LossOf,
     epoch: int,
     generator: np.random.Generator,
     advance: Any,
-) -> dict[str, float]:
-    """One pass of gradient steps. Returns the mean losses, in nats a click."""
-    model.train()
-    item_paths = torch.from_numpy(paths)
-    head = SoftmaxHead(config, clicks)
-    sums, count, done = np.zeros(2), 0, 0
+) -> float:
+    """One pass of gradient steps. Returns the mean loss, in nats a click."""
+    total, done = 0.0, 0
     for batch in batches.epoch(generator):
-        _set_learning_rate(optimizer, config, (epoch - 1 + done / batches.predictions) / config.epochs)
-        user, targets = _predictions(model, batch)
-        path_loss = -model.path_log_probs(user, item_paths[targets]).logsumexp(dim=1).mean()  # eq. (2)
-        head_loss = head.loss(model, user, targets)
-        loss = path_loss + head_loss
+        set_learning_rate(optimizer, config, epoch - 1 + done / batches.predictions)
+        loss, count = loss_of(model, batch)
         if not math.isfinite(loss.item()):
             raise TrainerError(f"epoch {epoch}: the loss is {loss.item()}; lower learning_rate")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        sums += len(targets) * np.array([path_loss.item(), head_loss.item()])
-        count += len(targets)
-        done += len(targets)
-        advance(len(targets))
-    return {"path_loss": sums[0] / count, "head_loss": sums[1] / count}
+        total += count * loss.item()
+        done += count
+        advance(count)
+    return total / done
 
 
 class SoftmaxHead:
-    """The loss of the softmax head: full, or over sampled negatives with log-Q correction for large V."""
+    """The softmax head over items: full, or over sampled negatives with log-Q correction for large V."""
 
     def __init__(self, config: TrainConfig, clicks: NDArray[np.int64]) -> None:
         self._sampled = len(clicks) > config.full_softmax_items
@@ -144,19 +150,57 @@ class SoftmaxHead:
         # Items are drawn as they are clicked, each at least as if clicked once.
         self._share = torch.from_numpy(np.maximum(clicks, 1) / np.maximum(clicks, 1).sum()).float()
 
+    def loss_of(self, model: PathModel, batch: Batch) -> tuple[Tensor, int]:
+        """The loss of a batch, from which encoder and item vectors learn, and how many predictions it has."""
+        user, targets = _predictions(model, batch)
+        return self.loss(model, user, targets), len(targets)
+
     def loss(self, model: PathModel, user: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy. user: (N, E), targets: (N,)."""
         if not self._sampled:
             return F.cross_entropy(model.head_logits(user), targets)
-        drawn = torch.multinomial(self._share, self._negatives, replacement=True)  # (M,)
-        correction = self._share.log()  # Bengio and Senecal 2008: subtract log Q of whatever is in the sum
+        drawn, negative = self._draw(model, user)
         # The target stands for itself alone, the drawn for all other items.
         positive = (user * model.item_vectors[targets]).sum(1) + model.item_bias[targets]
-        negative = user @ model.item_vectors[drawn].T + model.item_bias[drawn] - correction[drawn]
-        negative = negative - math.log(self._negatives)
         negative = negative.masked_fill(drawn == targets[:, None], -torch.inf)  # (N, M)
         logits = torch.cat([positive[:, None], negative], dim=1)
         return F.cross_entropy(logits, torch.zeros_like(targets))
+
+    def sample(self, model: PathModel, user: Tensor) -> Tensor:
+        """An item for each user, (N,), drawn from the head's softmax, or nearly so where V is large."""
+        if not self._sampled:
+            return torch.multinomial(model.head_logits(user).softmax(dim=1), 1).squeeze(1)
+        drawn, logits = self._draw(model, user)  # sampling importance resampling
+        return drawn[torch.multinomial(logits.softmax(dim=1), 1).squeeze(1)]
+
+    def _draw(self, model: PathModel, user: Tensor) -> tuple[Tensor, Tensor]:
+        """M items drawn by their share, and logits (N, M) whose exp sum to an estimate of the sum over all items.
+
+        Bengio and Senecal 2008: subtract log Q of whatever is in the sum.
+        """
+        drawn = torch.multinomial(self._share, self._negatives, replacement=True)  # (M,)
+        correction = self._share[drawn].log() + math.log(self._negatives)
+        return drawn, user @ model.item_vectors[drawn].T + model.item_bias[drawn] - correction
+
+
+class PathLoss:
+    """Eq. (2) with encoder and head fixed: a target has the sum of its paths' probabilities.
+
+    A share of the targets is drawn from the head's softmax instead of being what was clicked: a prediction has one
+    click, but the head tells of every item how likely it is, and it is the head's choice that the paths are to find
+    (after Hinton et al. 2015).
+    """
+
+    def __init__(self, head: SoftmaxHead, paths: NDArray[np.int64], taught: float) -> None:
+        self._head, self._paths, self._taught = head, torch.from_numpy(paths), taught
+
+    def loss_of(self, model: PathModel, batch: Batch) -> tuple[Tensor, int]:
+        """The loss of a batch, from which the path layers learn, and how many predictions it has."""
+        with torch.no_grad():
+            user, targets = _predictions(model, batch)
+            taught = torch.rand(len(targets)) < self._taught
+            targets[taught] = self._head.sample(model, user[taught])
+        return -model.path_log_probs(user, self._paths[targets]).logsumexp(dim=1).mean(), len(targets)
 
 
 def _predictions(model: PathModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -197,7 +241,7 @@ def _alpha_for_budget(assigner: PathAssigner, beams: NDArray[np.int64], config: 
     The score table stays as it is, so this needs no training. Larger alpha, smaller paths (Table 5: the largest
     path goes like alpha^-0.3).
     """
-    beam = 25 if config.beam == "auto" else config.beam
+    beam = min(MAX_BEAM, 5 * config.k) if config.beam == "auto" else config.beam
     low, high = -9.0, 6.0  # of log10 alpha
 
     def reads(exponent: float) -> float:
@@ -205,7 +249,7 @@ def _alpha_for_budget(assigner: PathAssigner, beams: NDArray[np.int64], config: 
 
     # The scored paths may be too few for the budget. Then a penalty that overrules every score gains nothing
     # over the smallest one that comes near it.
-    budget = max(7.5 * config.k, 1.1 * reads(high))
+    budget = max(BUDGET * config.k, 1.1 * reads(high))
     for _ in range(12):
         middle = (low + high) / 2
         low, high = (middle, high) if reads(middle) > budget else (low, middle)
@@ -221,10 +265,13 @@ def expected_reads(paths: NDArray[np.int64], beams: NDArray[np.int64], beam: int
     return beam * float(sizes[place[live]].mean()) if live.any() else 0.0
 
 
-def _set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, progress: float) -> None:
-    """Falls linearly to a tenth over the run."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, done: float) -> None:
+    """Falls linearly to a tenth in each round: the warm-up, then from one reassignment to the next. done: epochs."""
+    ends = sorted({config.warmup, *config.reassignment_epochs(), config.epochs})
+    end = next(end for end in ends if done < end)
+    start = max((e for e in ends if e <= done), default=0)
     for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * (1 - 0.9 * progress)
+        group["lr"] = config.learning_rate * (1 - 0.9 * (done - start) / (end - start))
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
@@ -233,8 +280,9 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 
 def _line(record: dict[str, Any], epochs: int) -> str:
     moved = f", alpha {record['alpha']:.3g} moved {record['moved']:.0%} of postings" if "alpha" in record else ""
+    if "head_loss" in record:
+        return f"epoch {record['epoch']}/{epochs}: head loss {record['head_loss']:.3f} ({record['seconds']:.1f} s)"
     return (
-        f"epoch {record['epoch']}/{epochs}: path loss {record['path_loss']:.3f}, "
-        f"head loss {record['head_loss']:.3f}; {record['used']} paths used, largest {record['largest']}, "
-        f"mean {record['mean_size']:.2f}{moved} ({record['seconds']:.1f} s)"
+        f"epoch {record['epoch']}/{epochs}: path loss {record['path_loss']:.3f}; {record['used']} paths used, "
+        f"largest {record['largest']}, mean {record['mean_size']:.2f}{moved} ({record['seconds']:.1f} s)"
     )

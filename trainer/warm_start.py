@@ -1,0 +1,116 @@
+"""The first assignment: items whose vectors are close get paths that share their first nodes.
+
+The paper starts from random paths (Sec. 3.2). From there the network must first learn by heart which items a path
+has; from a tree over the item vectors it learns which kinds of item a user wants, and what it learned of one item
+holds for its neighbours (README, "What was tried").
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.model import random_paths, repeating_rows
+
+Vectors = NDArray[np.float32]
+Nodes = NDArray[np.int64]
+
+SAMPLE = 256  # vectors a node, from which its centre is found
+ROUNDS = 8  # of k-means
+SLACK = 1.3  # a cluster takes at most so many times its share
+BLOCK = 50_000_000  # distances held at once
+
+
+def tree_paths(
+    vectors: Vectors, count: int, depth: int, width: int, leaf: int, generator: np.random.Generator
+) -> Nodes:
+    """`count` different paths for each of V items, (V, J), from balanced k-means in each layer. vectors: (V, E).
+
+    An item enters at its `count` nearest first nodes. Below, who shares a prefix is divided again; in the last layer
+    into so many nodes that each has about `leaf` items, if there are as many. Time: V J K E for each layer and round,
+    of a sample.
+    """
+    first = _nearest(vectors, _centres(vectors, width, generator), min(count, width, len(vectors)), generator)
+    first = np.concatenate([first] * count, axis=1)[:, :count]
+    item = np.repeat(np.arange(len(vectors)), count)
+    paths = first.ravel()
+    for layer in range(1, depth):
+        order = np.lexsort((generator.random(len(paths)), paths))
+        starts = np.flatnonzero(np.diff(paths[order], prepend=-1))
+        sizes = np.diff(starts, append=len(order))
+        # A node each, in a random order from a random one on, so that all nodes of the layer are used alike.
+        place = np.arange(len(order)) + np.repeat(generator.integers(width, size=len(starts)) - starts, sizes)
+        nodes = np.empty(len(paths), np.int64)
+        nodes[order] = place % width
+        last = layer == depth - 1
+        for start, size in zip(starts, sizes, strict=True) if not last or leaf > 1 else ():
+            group = order[start : start + size]
+            members = vectors[item[group]]
+            labels = generator.permutation(width)
+            parts = min(width, -(-size // leaf)) if last else width
+            nodes[group] = labels[_nearest(members, _centres(members, parts, generator), 1, generator)[:, 0]]
+        paths = paths * width + nodes
+    found = paths.reshape(len(vectors), count)
+    clash = repeating_rows(found)
+    found[clash] = random_paths(len(clash), count, depth, width, generator)
+    return found
+
+
+def _centres(vectors: Vectors, width: int, generator: np.random.Generator) -> Vectors:
+    """Centres (k, E) of at most `width` clusters of like sizes: k-means on a sample."""
+    sample = vectors
+    if len(vectors) > SAMPLE * width:
+        sample = vectors[generator.choice(len(vectors), SAMPLE * width, replace=False)]
+    k = min(width, len(sample))
+    centres = sample[generator.choice(len(sample), k, replace=False)].astype(np.float32)
+    for _ in range(ROUNDS):
+        (member,) = _spread(_distances(sample, centres), 1)
+        size = np.bincount(member, minlength=k)
+        sums = np.stack([np.bincount(member, column, k) for column in sample.T], axis=1)
+        centres[size > 0] = (sums / np.maximum(size, 1)[:, None])[size > 0]
+    return centres
+
+
+def _nearest(vectors: Vectors, centres: Vectors, count: int, generator: np.random.Generator) -> Nodes:
+    """`count` centres of each vector, (N, count), near and none much more crowded than another, nearest first."""
+    rows = max(1, BLOCK // len(centres))
+    found = np.empty((len(vectors), count), np.int64)
+    for block in np.array_split(generator.permutation(len(vectors)), -(-len(vectors) // rows)):
+        found[block] = np.stack(_spread(_distances(vectors[block], centres), count), axis=1)
+    return found
+
+
+def _spread(cost: Vectors, count: int) -> list[Nodes]:
+    """`count` times a column for each row of `cost` (N, k), another each time, cheap, and each column about as often.
+
+    A column takes the rows to which it is cheapest, up to its capacity; who is refused asks the next. Overwrites cost.
+    """
+    rounds = []
+    everyone = np.arange(len(cost))
+    for _ in range(count):
+        left = np.full(cost.shape[1], math.ceil(SLACK * len(cost) / cost.shape[1]))
+        chosen = np.empty(len(cost), np.int64)
+        waiting, offers = everyone, cost.copy()
+        while len(waiting):
+            best = offers.argmin(axis=1)
+            order = np.lexsort((offers[np.arange(len(waiting)), best], best))
+            place = np.arange(len(order)) - np.searchsorted(best[order], best[order])
+            taken = place < left[best[order]]
+            accepted = order[taken]
+            chosen[waiting[accepted]] = best[accepted]
+            left -= np.bincount(best[accepted], minlength=len(left))
+            refused = np.sort(order[~taken])
+            waiting, offers = waiting[refused], offers[refused]
+            offers[:, left == 0] = np.inf
+        cost[everyone, chosen] = 1e30  # not infinite: rather twice than where there is no room
+        rounds.append(chosen)
+    return rounds
+
+
+def _distances(vectors: Vectors, centres: Vectors) -> Vectors:
+    """Squared, (N, k)."""
+    squares = (vectors**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1)
+    distances: Vectors = squares - 2 * vectors @ centres.T
+    return distances
