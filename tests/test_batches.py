@@ -23,7 +23,7 @@ def dataset_of(sequences: list[list[int]]) -> tuple[Dataset, Split]:
         np.arange(users)[:, None],
         np.zeros((users, 0), np.float32),
     )
-    return dataset, Split(np.arange(users), np.arange(0), lengths, lengths, np.arange(0))
+    return dataset, Split(np.arange(users), np.arange(0), lengths, lengths, np.arange(0), lengths)
 
 
 @pytest.mark.parametrize("seeded", [True, False])

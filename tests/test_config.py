@@ -113,6 +113,6 @@ def test_reassignments_leave_time_to_settle() -> None:
     assert dataclasses.replace(config, reassignments=3).reassignment_epochs() == {6, 8, 10}
     assert dataclasses.replace(config, reassignments=99).reassignment_epochs() == set(range(5, 12))
     assert TrainConfig(epochs=6, reassignments=1).reassignment_epochs() == {4}  # the warm-up is half by default
-    assert (TrainConfig(epochs=1).warmup, TrainConfig(epochs=2).warmup) == (0, 1)
+    assert (TrainConfig(epochs=1).passes, TrainConfig(epochs=1).warmup) == (2, 1)
     for epochs in (1, 2):
         assert TrainConfig(epochs=epochs).reassignment_epochs() == set()

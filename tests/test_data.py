@@ -200,23 +200,26 @@ def test_last_out_keeps_the_last_item_from_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["users", "last-out"])
-def test_tuning_users_keep_an_item_from_training(tmp_path: Path, protocol: str) -> None:
-    """The last that training would see, of those with five or more; never of a held-out user."""
-    rows = [(user, user + place, place) for user in range(30) for place in range(3 + user % 5)]
+def test_of_tuning_users_training_sees_the_history_alone(tmp_path: Path, protocol: str) -> None:
+    """A tenth of the training users with four items or more, never a held-out one; split as those are."""
+    rows = [(user, user + place, place) for user in range(60) for place in range(3 + user % 5)]
     file = tmp_path / "interactions.csv"
     file.write_text("user_id,item_id,timestamp\n" + "\n".join(",".join(map(str, row)) for row in rows))
     config = TrainConfig.replace(TrainConfig(), split=protocol, test_users=6)
     dataset = load_dataset(file, config)
     split = split_users(dataset, config)
 
-    visible = np.diff(dataset.offsets) - (protocol == "last-out")
-    assert set(split.tuning_users) == {user for user in split.train_users if visible[user] >= 5}
-    assert len(split.tuning_users) > 3
+    assert len(split.tuning_users) == len(split.train_users) // 10
+    assert set(split.tuning_users) <= set(split.train_users)
     asked = tuning_requests(dataset, split)
     for user, history, truth in zip(split.tuning_users, asked.histories, asked.truths, strict=True):
-        assert split.train_length[user] == visible[user] - 1
-        assert [*history, *truth] == dataset.sequence(user)[: visible[user]].tolist()
-        assert len(truth) == 1
+        sequence = dataset.sequence(user).tolist()
+        visible = sequence if protocol == "users" else sequence[:-1]
+        assert len(visible) >= 4
+        assert [*history, *truth] == visible
+        assert (
+            len(history) == split.train_length[user] == (len(visible) // 2 if protocol == "users" else len(visible) - 1)
+        )
 
 
 def test_csv_ids_stay_as_they_are_written(tmp_path: Path) -> None:

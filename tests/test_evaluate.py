@@ -85,7 +85,7 @@ def test_item_similarity_by_hand() -> None:
     )
     lengths = np.diff(dataset.offsets)
     similar = item_similarity(
-        dataset, Split(np.array([0, 1, 2]), np.array([3]), lengths, lengths, np.arange(0))
+        dataset, Split(np.array([0, 1, 2]), np.array([3]), lengths, lengths, np.arange(0), lengths)
     ).toarray()
 
     assert similar == pytest.approx(np.array([[0, 0.5, 0], [0.5, 0, 1 / np.sqrt(2)], [0, 1 / np.sqrt(2), 0]]), abs=1e-6)

@@ -59,7 +59,7 @@ def test_a_finished_run_is_not_trained_again(planted: Planted, tmp_path: Path) -
     run = Run(tmp_path, config, planted.dataset)
     first = fit(config, planted.dataset, planted.split, run, SilentProgress())
 
-    again = fit(config, planted.dataset, planted.split, Run(tmp_path, config, planted.dataset), Interrupt(1))
+    again = fit(config, planted.dataset, planted.split, Run(tmp_path, config, planted.dataset), Interrupt(2))
 
     assert np.array_equal(first.paths, again.paths)
     for one, two in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True):

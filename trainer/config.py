@@ -43,7 +43,7 @@ class TrainConfig:
     context: tuple[str, ...] = ()  # the user's columns the encoder reads: "name" or "name:categorical"
 
     # The gradient steps
-    epochs: int = 20  # passes over the interactions
+    epochs: int = 20  # passes over the interactions, two at least: one for the encoder, one for the paths
     warmup_epochs: int | Literal["auto"] = "auto"  # of them, for encoder and head, before there are paths; auto: half
     start: Literal["tree", "random"] = "tree"  # the first paths: by a tree over the item vectors, or drawn (Sec. 3.2)
     reassignments: int = 0  # M-steps, spread evenly over the epochs after the warm-up (the paper: one an epoch)
@@ -141,13 +141,18 @@ class TrainConfig:
         return min(2048, max(256, interactions // 100)) if self.batch == "auto" else self.batch
 
     @property
+    def passes(self) -> int:
+        """The epochs there really are: two at least."""
+        return max(2, self.epochs)
+
+    @property
     def warmup(self) -> int:
-        """The epochs before there are paths: none where there is but one."""
-        return self.epochs // 2 if self.warmup_epochs == "auto" else min(self.warmup_epochs, self.epochs - 1)
+        """The epochs before there are paths."""
+        return self.passes // 2 if self.warmup_epochs == "auto" else min(self.warmup_epochs, self.passes - 1)
 
     def reassignment_epochs(self) -> set[int]:
         """The epochs that end with an M-step. The network settles for as long after the last as between two."""
-        after = self.epochs - self.warmup
+        after = self.passes - self.warmup
         count = min(self.reassignments, after - 1)
         return {self.warmup + after * number // (count + 1) for number in range(1, count + 1)}
 

@@ -19,8 +19,8 @@ from trainer.context import ContextSchema, UserColumns, encode_context
 from trainer.errors import DataError
 from trainer.files import Ids, Index, encode_ids, id_column, numbers, read_table, timestamps
 
-TUNING_USERS = 5000  # at most, whose last item training does not see
-MIN_TUNED = 5  # items of such a user
+TUNING_USERS = 1000  # at most, and at most a tenth, of whom training sees a history alone, as of the held-out
+MIN_TUNED = 4  # items of such a user
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Split:
 
     train_users, test_users: int64, user indices. train_length: int64 (U,), the items of each sequence that
     training may see. history_length: int64 (U,), the items that are a test user's history; the rest is truth.
-    tuning_users: those training users of whom it sees one item less, from which the reranker learns.
+    tuning_users: those training users of whom it sees only as much, though visible_length (U,) could be seen: from
+    the rest the reranker learns.
     """
 
     train_users: Index
@@ -67,6 +68,7 @@ class Split:
     train_length: Index
     history_length: Index
     tuning_users: Index
+    visible_length: Index
 
 
 def split_users(dataset: Dataset, config: TrainConfig) -> Split:
@@ -91,10 +93,11 @@ def split_users(dataset: Dataset, config: TrainConfig) -> Split:
             f"no user with two interactions or more is left to train on, of {users} and test_users = {wanted} held out"
         )
     # What the network has learned by heart it is too sure of; how far to trust it shows on what it has not seen.
-    tuning = np.random.default_rng([config.seed, 5]).permutation(train[train_length[train] >= MIN_TUNED])[:TUNING_USERS]
-    train_length = train_length.copy()
-    train_length[tuning] -= 1
-    return Split(train, test, train_length, history_length, np.sort(tuning))
+    shuffled = np.random.default_rng([config.seed, 5]).permutation(train[train_length[train] >= MIN_TUNED])
+    tuning = np.sort(shuffled[: min(TUNING_USERS, len(train) // 10)])
+    visible_length, train_length = train_length, train_length.copy()
+    train_length[tuning] = history_length[tuning] if config.split == "users" else train_length[tuning] - 1
+    return Split(train, test, train_length, history_length, tuning, visible_length)
 
 
 def load_dataset(

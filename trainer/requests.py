@@ -63,9 +63,9 @@ def training_requests(dataset: Dataset, split: Split, count: int, seed: int) -> 
 
 
 def tuning_requests(dataset: Dataset, split: Split) -> Requests:
-    """One request a tuning user: what training has seen of them, then the item that it has not."""
-    seen = split.train_length
-    return _requests(dataset, split.tuning_users, seen[split.tuning_users], seen + 1)
+    """One request a tuning user: what training has seen of them, then what it has not."""
+    users = split.tuning_users
+    return _requests(dataset, users, split.train_length[users], split.visible_length)
 
 
 def _requests(

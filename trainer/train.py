@@ -68,7 +68,7 @@ def fit(config: TrainConfig, dataset: Dataset, split: Split, run: Run, progress:
         f"{config.depth} layers of {width} nodes, {config.paths_per_item} paths an item"
         + (f"; continuing after epoch {done}" if done else "")
     )
-    for epoch in range(done + 1, config.epochs + 1):
+    for epoch in range(done + 1, config.passes + 1):
         started = time.monotonic()
         torch.manual_seed(_epoch_seed(config.seed, epoch))
         generator = np.random.default_rng([config.seed, 2, epoch])
@@ -84,13 +84,13 @@ def fit(config: TrainConfig, dataset: Dataset, split: Split, run: Run, progress:
         warm = epoch <= config.warmup
         model.train(warm)  # what is fixed has no dropout
         loss_of = head.loss_of if warm else PathLoss(head, assigner.paths, config.taught).loss_of
-        with progress.task(f"epoch {epoch}/{config.epochs}: learning", batches.predictions) as advance:
+        with progress.task(f"epoch {epoch}/{config.passes}: learning", batches.predictions) as advance:
             loss = _gradient_epoch(config, model, optimizer, batches, loss_of, epoch, generator, advance)
         record: dict[str, Any] = {"epoch": epoch, "head_loss" if warm else "path_loss": loss}
 
         # M-step: score paths for every click, then move the items, the network fixed.
         if epoch in config.reassignment_epochs():
-            with progress.task(f"epoch {epoch}/{config.epochs}: scoring paths", batches.predictions) as advance:
+            with progress.task(f"epoch {epoch}/{config.passes}: scoring paths", batches.predictions) as advance:
                 beams = _score_paths(model, batches, assigner, config.candidate_paths, advance)
             before = assigner.paths
             alpha = config.alpha if config.alpha != "auto" else _alpha_for_budget(assigner, beams, config)
@@ -100,7 +100,7 @@ def fit(config: TrainConfig, dataset: Dataset, split: Split, run: Run, progress:
         occupancy = Occupancy.of(assigner.paths)
         record |= {**occupancy.to_json(), "entropy": occupancy.entropy, "seconds": round(time.monotonic() - started, 2)}
         run.save(record, model, optimizer, assigner)
-        progress.say(_line(record, config.epochs))
+        progress.say(_line(record, config.passes))
         if not warm and (warning := occupancy.collapse(items, 10 * config.k)):
             progress.say(f"warning: {warning}")
     return Trained(model.eval(), assigner.paths, run.history)
@@ -267,7 +267,7 @@ def expected_reads(paths: NDArray[np.int64], beams: NDArray[np.int64], beam: int
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, done: float) -> None:
     """Falls linearly to a tenth in each round: the warm-up, then from one reassignment to the next. done: epochs."""
-    ends = sorted({config.warmup, *config.reassignment_epochs(), config.epochs})
+    ends = sorted({config.warmup, *config.reassignment_epochs(), config.passes})
     end = next(end for end in ends if done < end)
     start = max((e for e in ends if e <= done), default=0)
     for group in optimizer.param_groups:
