@@ -55,7 +55,8 @@ def test_every_item_has_different_paths_and_no_path_is_crowded(
         most = math.ceil(SLACK * most / min(width, most))
     if depth > 1:
         most = math.ceil(most / width)
-    assert np.unique(paths, return_counts=True)[1].max() <= most + 2  # two: of items that had a path twice
+    # An item that found no room for its last path draws all of them; with a layer of seven nodes that is most items.
+    assert np.unique(paths, return_counts=True)[1].max() <= 1.5 * most + 1
 
 
 def test_with_room_every_path_has_one_item() -> None:
