@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from index_store.errors import IndexStoreError
@@ -76,17 +76,35 @@ def _list(store: IndexStore, _: argparse.Namespace) -> Result:
 def _show(store: IndexStore, options: argparse.Namespace) -> Result:
     manifest = _find(store, options.version)
     document = dataclasses.asdict(manifest)
-    paths = manifest.metrics.get("paths", {})
     lines = [
         f"{manifest.version}, created {manifest.created}",
         f"{manifest.items} items, {manifest.paths_per_item} paths each, on {manifest.paths} paths",
         f"{manifest.depth} layers of {manifest.width} nodes",
-        f"largest path {paths.get('largest')}, mean {paths.get('mean_size')}, gini {paths.get('gini')}",
+        *_health(manifest.metrics.get("paths", {})),
         f"defaults: k {manifest.k}, beam {manifest.beam}, per_path {manifest.per_path}",
         f"fingerprint {manifest.fingerprint}",
         *(f"  {name:18} {part.size:>12} bytes  sha256 {part.sha256[:12]}" for name, part in manifest.parts.items()),
     ]
     return document, "\n".join(lines)
+
+
+def _health(paths: Mapping[str, Any]) -> list[str]:
+    """What training recorded of the index, for people; an older version may have less of it."""
+    lines = []
+    if "gini" in paths:
+        lines.append(
+            f"{paths['used']} paths used, largest {paths['largest']}, mean {paths['mean_size']:.2f}, "
+            f"gini {paths['gini']:.2f}"
+        )
+    if "reach" in paths:
+        spread = ", ".join(f"{perplexity:.1f}" for perplexity in paths["perplexity"])
+        lines += [
+            f"nodes in use a layer, as if evenly: {spread}",
+            f"{paths['reach']:.1%} of the items are in reach of {paths['reach_users']} training users",
+        ]
+    if paths.get("churn") is not None:
+        lines.append(f"{paths['churn']:.0%} of the postings are new since {paths['previous']}")
+    return lines
 
 
 def _verify(store: IndexStore, options: argparse.Namespace) -> Result:

@@ -221,16 +221,3 @@ def test_occupancy_of_known_sizes() -> None:
     assert occupancy.gini == pytest.approx(1 / 6)
     assert occupancy.entropy == pytest.approx(1.5)
     assert Occupancy.of_sizes(np.full(10, 4)).gini == pytest.approx(0)
-
-
-def test_a_collapse_is_told_with_its_remedy() -> None:
-    """One path with most of the items is a warning that names warmup_epochs; an even spread is none."""
-    collapsed = np.zeros((1000, 1), np.int64)
-    collapsed[:50, 0] = np.arange(50)
-
-    warning = Occupancy.of(collapsed).collapse(items=1000, budget=100)
-
-    assert warning is not None
-    assert "951 of 1000 items" in warning
-    assert "warmup_epochs" in warning
-    assert Occupancy.of(np.arange(1000)[:, None] // 3).collapse(items=1000, budget=100) is None

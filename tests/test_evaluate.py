@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from index_store.version import Version
 from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
-from trainer.context import ContextSchema
-from trainer.data import Dataset, Split
 from trainer.errors import DataError
-from trainer.evaluate import evaluate, item_similarity, precision_recall_f, require_same_data
+from trainer.evaluate import evaluate, require_same_data
 from trainer.progress import SilentProgress
-
-
-def test_precision_recall_f_by_hand() -> None:
-    """F is the mean of the users' F, not the F of the means; a repeated answer counts once; no truth, no user."""
-    answers = [np.array([1, 2]), np.array([3, 3]), np.array([9, 8])]
-    truths = [np.array([1, 2, 5, 6]), np.array([3, 3]), np.array([], np.int64)]
-
-    measured = precision_recall_f(answers, truths, k=2)
-
-    assert measured["precision"] == pytest.approx((1.0 + 0.5) / 2)
-    assert measured["recall"] == pytest.approx((0.5 + 1.0) / 2)
-    assert measured["f_measure"] == pytest.approx((2 / 3 + 2 / 3) / 2)
 
 
 def test_planted_groups_are_found(planted: Planted) -> None:
@@ -70,25 +55,6 @@ def test_with_every_path_read_it_equals_brute_force(planted: Planted) -> None:
     assert result["structural_recall"] == 1
     assert set(result["ratio_to_brute_force"].values()) == {1.0}
     assert set(result["unfiltered"]["ratio_to_brute_force"].values()) == {1.0}
-
-
-def test_item_similarity_by_hand() -> None:
-    """Cosine over training users: items 0 and 1 share one of two users each; item 2 is apart; held-out count not."""
-    dataset = Dataset(
-        np.arange(3),
-        np.arange(4),
-        np.array([0, 1, 0, 1, 2, 0, 2], np.int32),
-        np.array([0, 2, 3, 5, 7]),
-        ContextSchema({}, {}),
-        np.zeros((4, 0), np.int64),
-        np.zeros((4, 0), np.float32),
-    )
-    lengths = np.diff(dataset.offsets)
-    similar = item_similarity(
-        dataset, Split(np.array([0, 1, 2]), np.array([3]), lengths, lengths, np.arange(0), lengths)
-    ).toarray()
-
-    assert similar == pytest.approx(np.array([[0, 0.5, 0], [0.5, 0, 1 / np.sqrt(2)], [0, 1 / np.sqrt(2), 0]]), abs=1e-6)
 
 
 def test_other_items_than_the_trained_are_refused(planted: Planted) -> None:

@@ -18,9 +18,10 @@ from trainer.config import TrainConfig
 from trainer.context import ContextSchema
 from trainer.errors import ResumeError, TrainerError
 from trainer.export import make_version
+from trainer.losses import SoftmaxHead
 from trainer.model import PathModel
 from trainer.progress import SilentProgress
-from trainer.train import SoftmaxHead, click_counts, expected_reads, fit, set_learning_rate
+from trainer.train import click_counts, expected_reads, fit, set_learning_rate
 
 
 class Interrupt(SilentProgress):
@@ -108,7 +109,8 @@ def test_the_losses_fall(planted: Planted) -> None:
     """From the first epoch to the last."""
     history = planted.trained.history
 
-    assert history[2]["head_loss"] < history[0]["head_loss"] - 0.5  # three epochs of warm-up
+    assert history[0]["head_loss"] < np.log(40) - 0.5  # it starts from vectors that know which items go together
+    assert history[2]["head_loss"] < history[0]["head_loss"] - 0.1  # three epochs of warm-up
     assert history[-1]["path_loss"] < history[3]["path_loss"] - 0.3
 
 

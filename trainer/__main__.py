@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -14,7 +15,9 @@ from index_store.errors import IndexStoreError
 from trainer.errors import TrainerError
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is fast
-    from index_store.version import Manifest
+    from index_store.store import IndexStore
+    from index_store.version import Manifest, Version
+    from trainer.progress import Progress
 
 FIT_EXAMPLE = """example:
   dr-trainer fit examples/online_retail/interactions.parquet --items examples/online_retail/items.parquet \\
@@ -30,6 +33,19 @@ EVALUATE_EXAMPLE = """example:
 
 Measures the users whom the training of the version held out, with the version's own settings."""
 
+BENCHMARK_EXAMPLE = """example:
+  dr-trainer benchmark --data-dir data --datasets ml-1m,purchases.parquet --seeds 3 --report benchmark-report
+
+Data sets are found in DIR: ml-100k, ml-1m, ml-20m, ml-25m (GroupLens' folders, unzipped), amazon-beauty, amazon-books
+(ratings_Beauty.csv, ratings_Books.csv), online-retail (shipped), and any file of interactions, by its name. Needs
+pip install 'deep-retrieval[benchmark]'. Stopped? The same command goes on where it was."""
+
+SENSITIVITY_EXAMPLE = """example:
+  dr-trainer sensitivity examples/online_retail/interactions.parquet --set k=20 --report sensitivity-report
+
+Learns encoder and head once, then paths for each value of B, K, D, J and alpha: about 20 times half of a fit.
+Stopped? The same command goes on where it was."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 130 for Ctrl-C."""
@@ -41,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "fit":
             assert run is not None
             return _fit(options, run)
-        return _evaluate(options)
+        return {"evaluate": _evaluate, "benchmark": _benchmark, "sensitivity": _sensitivity}[options.command](options)
     except (TrainerError, IndexStoreError) as error:
         print(f"dr-trainer: {error}", file=sys.stderr)
         return 1
@@ -78,7 +94,15 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
         return 0
     progress.say(f"checkpoints and metrics.jsonl are in {run_folder}")
     trained = fit(config, dataset, split, run, progress)
-    version = make_version(config, dataset, split, trained, progress)
+    version = make_version(
+        config,
+        dataset,
+        split,
+        trained,
+        progress,
+        _load_current(store, progress),
+        allow_collapsed=options.allow_collapsed,
+    )
     previous = store.current()
     with progress.task("publishing, in %", 100) as advance:
         told = 0
@@ -97,6 +121,16 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
     progress.say(f"published {name}" + ("" if options.no_activate else ", now current"))
     _print(facts if options.json else name)
     return 0
+
+
+def _load_current(store: IndexStore, progress: Progress) -> Version | None:
+    """The version that the new one is compared with; None if there is none, or it cannot be read."""
+    try:
+        name = store.current()
+        return store.load(name) if name else None
+    except IndexStoreError as error:
+        progress.say(f"warning: not compared with the current version: {error}")
+        return None
 
 
 def _has(manifests: list[Manifest], done: dict[str, Any]) -> bool:
@@ -128,6 +162,55 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _benchmark(options: argparse.Namespace) -> int:
+    from trainer.datasets import find_datasets
+
+    if options.seeds < 1:
+        raise TrainerError(f"--seeds: expected at least 1, found {options.seeds}")
+    sources = find_datasets(options.data_dir, options.datasets.split(",") if options.datasets else None)
+    _require("faiss", "implicit", "matplotlib")
+
+    from trainer.benchmark import benchmark, table
+    from trainer.progress import choose_progress
+
+    progress = choose_progress()
+    document = benchmark(sources, options.seeds, options.set, options.runs, progress)
+    if options.report:
+        from trainer.report import write_benchmark
+
+        progress.say(f"report: {write_benchmark(options.report, document)}")
+    _print(document if options.json else "\n\n".join(table(*found) for found in document["datasets"].items()))
+    return 0
+
+
+def _sensitivity(options: argparse.Namespace) -> int:
+    from trainer.config import load_config
+
+    config = load_config(options.config, options.set, seed=options.seed)
+    _require("matplotlib")
+
+    from trainer.data import load_dataset, split_users
+    from trainer.progress import choose_progress
+    from trainer.sensitivity import sensitivity, table
+
+    progress = choose_progress()
+    dataset = load_dataset(options.interactions, config, options.items, options.users)
+    document = sensitivity(config, dataset, split_users(dataset, config), options.runs, progress)
+    if options.report:
+        from trainer.report import write_sensitivity
+
+        progress.say(f"report: {write_sensitivity(options.report, document)}")
+    _print(document if options.json else table(document))
+    return 0
+
+
+def _require(*modules: str) -> None:
+    """Raise TrainerError unless what only the benchmark needs is installed."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise TrainerError(f"{', '.join(missing)} missing: pip install 'deep-retrieval[benchmark]'")
+
+
 def _table(result: dict[str, Any]) -> str:
     """The figures for people, in percent."""
     k = result["k"]
@@ -157,17 +240,22 @@ def _print(what: Any) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dr-trainer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    raw = argparse.RawDescriptionHelpFormatter
-    fit = commands.add_parser(
-        "fit", help="train, publish and activate a version", epilog=FIT_EXAMPLE, formatter_class=raw
-    )
-    measure = commands.add_parser(
-        "evaluate", help="P/R/F@k of a version on held-out users", epilog=EVALUATE_EXAMPLE, formatter_class=raw
-    )
-    for command in (fit, measure):
+
+    def add(name: str, text: str, epilog: str) -> argparse.ArgumentParser:
+        raw = argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw)
+        command.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        return command
+
+    fit = add("fit", "train, publish and activate a version", FIT_EXAMPLE)
+    measure = add("evaluate", "P/R/F@k of a version on held-out users", EVALUATE_EXAMPLE)
+    compare = add("benchmark", "Deep Retrieval beside its rivals on several data sets and seeds", BENCHMARK_EXAMPLE)
+    vary = add("sensitivity", "what B, K, D, J and alpha are worth on your data", SENSITIVITY_EXAMPLE)
+    for command in (fit, measure, vary):
         command.add_argument("interactions", type=Path, metavar="INTERACTIONS", help="Parquet or CSV")
         command.add_argument("--items", type=Path, metavar="F", help="Parquet or CSV with item_id: the catalogue")
         command.add_argument("--users", type=Path, metavar="F", help="Parquet or CSV with user_id and context columns")
+    for command in (fit, measure):
         command.add_argument(
             "--store",
             default=os.environ.get("DR_STORE"),
@@ -175,18 +263,31 @@ def _parser() -> argparse.ArgumentParser:
             metavar="URL",
             help="a folder, redis://host:port/db or redis+cluster://host:port; default: DR_STORE",
         )
-        command.add_argument("--json", action="store_true", help="print one JSON document on stdout")
-    fit.add_argument("--config", type=Path, metavar="F.toml", help="settings, a key a line")
-    fit.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; wins over --config")
-    fit.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
+    for command in (fit, vary, compare):
+        command.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; wins over a file's"
+        )
+    for command in (fit, vary):
+        command.add_argument("--config", type=Path, metavar="F.toml", help="settings, a key a line")
+        command.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
+    for command in (compare, vary):
+        command.add_argument("--report", type=Path, metavar="DIR", help="write a page with tables and plots there")
+        command.add_argument(
+            "--runs", type=Path, default=Path("runs", command.prog.split()[-1]), metavar="DIR",
+            help="what is measured is kept there; default: %(default)s",
+        )  # fmt: skip
     fit.add_argument(
         "--resume", type=Path, metavar="DIR", help="keep checkpoints in DIR, and continue the run that is there"
     )
     fit.add_argument("--no-activate", action="store_true", help="publish, but leave `current` where it is")
+    fit.add_argument("--allow-collapsed", action="store_true", help="publish what the gate on index health refuses")
     measure.add_argument("--version", metavar="V", help="default: the current version")
     measure.add_argument(
         "--k", type=int, metavar="N", help="candidates asked for; default: what the version was made for"
     )
+    compare.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="where the data sets are")
+    compare.add_argument("--datasets", metavar="A,B", help="default: all that are there")
+    compare.add_argument("--seeds", type=int, default=5, metavar="N", help="0 to N - 1; default: %(default)s")
     return parser
 
 

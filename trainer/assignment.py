@@ -6,7 +6,6 @@ V J S T gains for a reassignment, both compiled.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,15 +108,6 @@ class Occupancy:
 
     def to_json(self) -> dict[str, Any]:
         return {"used": self.used, "largest": self.largest, "mean_size": self.mean_size, "gini": self.gini}
-
-    def collapse(self, items: int, budget: int) -> str | None:
-        """A warning with its remedy if one path has far more items than a request may read, else None."""
-        if self.largest <= max(budget, 0.05 * items) and self.entropy > 0.3 * math.log2(items):
-            return None
-        return (
-            f"the index is collapsing: {self.used} paths used, the largest holds {self.largest} of {items} items; "
-            "raise warmup_epochs so that the network tells paths apart before items move, or raise alpha"
-        )
 
 
 @njit(cache=True)

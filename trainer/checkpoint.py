@@ -76,8 +76,8 @@ class Run:
             assigner.paths = tensors.pop("paths").numpy()
             model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
             _load_optimizer(optimizer, tensors)
-            lines = (self.folder / "metrics.jsonl").read_text().splitlines()[:epoch]
-            self.history = [json.loads(line) for line in lines]
+            records = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
+            self.history = [record for record in records if record["epoch"] <= epoch]
         except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ResumeError(f"{file}: damaged ({error}); delete it to start over") from None
         return epoch

@@ -43,7 +43,7 @@ class TrainConfig:
     context: tuple[str, ...] = ()  # the user's columns the encoder reads: "name" or "name:categorical"
 
     # The gradient steps
-    epochs: int = 20  # passes over the interactions, two at least: one for the encoder, one for the paths
+    epochs: int = 16  # passes over the interactions, two at least: one for the encoder, one for the paths
     warmup_epochs: int | Literal["auto"] = "auto"  # of them, for encoder and head, before there are paths; auto: half
     start: Literal["tree", "random"] = "tree"  # the first paths: by a tree over the item vectors, or drawn (Sec. 3.2)
     reassignments: int = 0  # M-steps, spread evenly over the epochs after the warm-up (the paper: one an epoch)
@@ -66,6 +66,11 @@ class TrainConfig:
     beam: int | Literal["auto"] = "auto"  # W, paths searched a request; auto: measured after training
     per_path: int | Literal["auto"] = "auto"  # n, items read of a path; auto: chosen together with beam
     rerank: Literal["lr", "softmax"] = "lr"  # by logistic regression, or by the softmax head alone
+
+    # What is published; fit --allow-collapsed publishes all the same
+    gate_largest: float = 0.05  # share of the items that one path may hold, or 10 k items where that is more
+    gate_entropy: float = 0.3  # entropy of the paths at least, relative to that of the items
+    gate_reach: float = 0.1  # share of the items that training users' requests must reach
 
     # The data
     min_rating: float | None = None  # rows rated lower are dropped
@@ -183,8 +188,10 @@ _BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "beam": (lambda value: 1 <= value <= MAX_BEAM, f"1 to {MAX_BEAM}"),
     "eta": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "dropout": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    "later": (lambda value: 0 <= value <= 1, "0 to 1"),
-    "taught": (lambda value: 0 <= value <= 1, "0 to 1"),
+    **{
+        name: (lambda value: 0 <= value <= 1, "0 to 1")
+        for name in ("later", "taught", "gate_largest", "gate_entropy", "gate_reach")
+    },
     "learning_rate": (lambda value: value > 0, "above 0"),
 }  # fmt: skip
 

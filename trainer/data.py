@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
 from trainer.config import TrainConfig
@@ -147,6 +148,24 @@ def load_dataset(
         offsets,
         *encode_context(config.context, sources, len(kept_users)),
     )
+
+
+def clicked_items(dataset: Dataset, users: Index, lengths: Index) -> scipy.sparse.csr_array:
+    """1 where one of `users` has an item, however often, within the first lengths[user] of the sequence.
+
+    (len(users), V), float32. users: ascending indices; lengths: (U,), of all users.
+    """
+    all_lengths = np.diff(dataset.offsets)
+    seen = np.zeros(len(all_lengths), np.int64)
+    seen[users] = lengths[users]
+    place = np.arange(len(dataset.items)) - np.repeat(dataset.offsets[:-1], all_lengths)
+    kept = place < np.repeat(seen, all_lengths)
+    row = np.searchsorted(users, np.repeat(np.arange(len(all_lengths)), all_lengths)[kept])
+    ones = np.ones(len(row), np.float32)
+    clicked = scipy.sparse.csr_array((ones, (row, dataset.items[kept])), shape=(len(users), len(dataset.item_ids)))
+    clicked.sum_duplicates()
+    clicked.data[:] = 1
+    return clicked
 
 
 def _rows_of(index: Index, users: Index, file: Path) -> Index:

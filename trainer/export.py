@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from index_store.golden import record
 from index_store.retrieval import SOFTMAX, Index, pad_histories, search
 from index_store.version import Version, npy
-from trainer.assignment import Occupancy
 from trainer.config import MAX_BEAM, TrainConfig
 from trainer.data import Dataset, Split
 from trainer.errors import ExportRefused
 from trainer.frontier import choose_beam
+from trainer.health import REACH_USERS, Health, measure_health
 from trainer.model import PathModel, Retrieval, prefix_tables
 from trainer.progress import Progress
-from trainer.requests import Requests, training_requests, tuning_requests
+from trainer.requests import Requests, history_requests, training_requests, tuning_requests
 from trainer.rerank import fit_reranker
 from trainer.train import Trained
 
@@ -39,8 +39,20 @@ GOLDEN_REQUESTS = 16
 TOLERANCE = 1e-3  # between torch and ONNX, in log-probabilities and user vectors
 
 
-def make_version(config: TrainConfig, dataset: Dataset, split: Split, trained: Trained, progress: Progress) -> Version:
-    """Everything the service needs, measured and verified. Raises ExportRefused when a check fails."""
+def make_version(
+    config: TrainConfig,
+    dataset: Dataset,
+    split: Split,
+    trained: Trained,
+    progress: Progress,
+    previous: Version | None = None,
+    *,
+    allow_collapsed: bool = False,
+) -> Version:
+    """Everything the service needs, measured and verified. Raises ExportRefused when a check fails.
+
+    previous: the version whose paths are compared. allow_collapsed: warn where the gate would refuse (health.py).
+    """
     requests = training_requests(dataset, split, TUNING_REQUESTS, config.seed)
     model = trained.model.eval()
     for name, tensor in model.state_dict().items():
@@ -58,6 +70,10 @@ def make_version(config: TrainConfig, dataset: Dataset, split: Split, trained: T
     reranker = SOFTMAX
     if config.rerank == "lr":
         reranker = fit_reranker(index, session, tuning_requests(dataset, split), config.history, beam, per_path)
+    users = history_requests(dataset, split, REACH_USERS, config.seed)
+    ids = dataset.item_ids
+    health = measure_health(index, session, users, config, (beam, per_path), trained.paths, model.width, previous, ids)
+    _gate(health, config, progress, allow_collapsed=allow_collapsed)
     golden_requests = requests.first(GOLDEN_REQUESTS)
     golden = record(
         session,
@@ -70,7 +86,6 @@ def make_version(config: TrainConfig, dataset: Dataset, split: Split, trained: T
         per_path=per_path,
         k=config.k,
     )
-    ids = dataset.item_ids
     parts = {
         "model.onnx": onnx_bytes,
         "path_ids.npy": npy(index.path_ids),
@@ -100,11 +115,23 @@ def make_version(config: TrainConfig, dataset: Dataset, split: Split, trained: T
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         config=config.to_json(),
         metrics={
-            "paths": Occupancy.of(trained.paths).to_json(),
+            "paths": health.to_json(),
             "epochs": trained.history,
             "data_sha256": dataset.digest(),
         },
     )
+
+
+def _gate(health: Health, config: TrainConfig, progress: Progress, *, allow_collapsed: bool) -> None:
+    progress.say(health.describe())
+    faults = "; ".join(health.faults(config))
+    if faults and not allow_collapsed:
+        raise ExportRefused(
+            f"the index has collapsed: {faults}. Nothing was published; see README, Index health. To publish it all "
+            "the same, run again with --resume and --allow-collapsed"
+        )
+    if faults:
+        progress.say(f"warning: published though collapsed: {faults}")
 
 
 def make_index(model: PathModel, paths: NDArray[np.int64]) -> Index:

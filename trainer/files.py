@@ -20,19 +20,32 @@ Index = NDArray[np.int64]
 MAX_ID_LENGTH = 256  # characters of a string id; the service refuses longer ones
 
 
+#: Columns that publishers name otherwise: GroupLens from 20M on, Amazon reviews of 2023.
+ALIASES = {"userId": "user_id", "movieId": "item_id", "parent_asin": "item_id"}
+RATINGS = ["user_id", "item_id", "rating", "timestamp"]  # of files that do not name their columns
+
+
 def read_table(file: Path) -> pa.Table:
-    """The file's columns. A name that ends in .csv or .tsv is read as that, any other as Parquet."""
+    """The file's columns. A name that ends in .csv or .tsv is read as that, .data and .dat as GroupLens writes them.
+
+    Any other is read as Parquet. GroupLens' u.data and ratings.dat, and Amazon's ratings_*.csv of 2014, have no
+    header; theirs are user, item, rating and time.
+    """
     try:
         if _is_csv(file):
-            delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
             # Ids stay as they are written: 007 is not 7.
-            texts = {"user_id": pa.string(), "item_id": pa.string()}
-            return pyarrow.csv.read_csv(
-                file,
-                parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
-                convert_options=pyarrow.csv.ConvertOptions(column_types=texts, strings_can_be_null=True),
+            ids = {name: pa.string() for name in ("user_id", "item_id", *ALIASES)}
+            nameless = file.suffix.lower() in {".data", ".dat"} or file.name.startswith("ratings_")
+            table = pyarrow.csv.read_csv(
+                _tab_separated(file) if file.suffix.lower() == ".dat" else file,
+                read_options=pyarrow.csv.ReadOptions(column_names=RATINGS if nameless else None),
+                parse_options=pyarrow.csv.ParseOptions(delimiter="," if file.suffix.lower() == ".csv" else "\t"),
+                convert_options=pyarrow.csv.ConvertOptions(column_types=ids, strings_can_be_null=True),
             )
-        return pyarrow.parquet.read_table(file)
+        else:
+            table = pyarrow.parquet.read_table(file)
+        known = set(table.column_names)
+        return table.rename_columns([n if ALIASES.get(n, n) in known else ALIASES[n] for n in table.column_names])
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
     except pa.ArrowException as error:
@@ -41,7 +54,12 @@ def read_table(file: Path) -> pa.Table:
 
 
 def _is_csv(file: Path) -> bool:
-    return file.suffix.lower() in {".csv", ".tsv"}
+    return file.suffix.lower() in {".csv", ".tsv", ".data", ".dat"}
+
+
+def _tab_separated(file: Path) -> pa.BufferReader:
+    """A file of GroupLens whose columns are parted by two colons."""
+    return pa.BufferReader(file.read_bytes().replace(b"::", b"\t"))
 
 
 def _column(table: pa.Table, name: str, file: Path) -> pa.ChunkedArray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,29 +17,59 @@ CAPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 20
 READS = 9  # items read per candidate returned, on average; the paper has 5 to 10
 
 
-def choose_beam(index: Index, session: Any, requests: Requests, config: TrainConfig) -> tuple[int, int]:
-    """(beam, per_path) among those that read at most 9 k items a request on average; else the pair that reads least.
+class Point(NamedTuple):
+    """A beam width and a cap: items read a request on average, and the share of brute force's k best among them."""
 
-    Measured: the share of the k best items by the softmax head, over all items, that are among those read. What
-    the config fixes stays fixed.
+    share: float
+    reads: float
+    beam: int  # W
+    per_path: int  # n
+
+
+def choose_beam(
+    index: Index, session: Any, requests: Requests, config: TrainConfig, budget: float = READS
+) -> tuple[int, int]:
+    """(beam, per_path) that find the most among those that read at most `budget` k items; else those that read least.
+
+    What the config fixes stays fixed.
     """
-    k = config.k
-    budget = READS * k * len(requests.histories)
-    measured: list[tuple[float, int, int, int]] = []  # share, -reads, beam, cap: of the affordable
-    dear: list[tuple[int, int, int]] = []  # reads, beam, cap: of the others
+    beams = BEAMS if config.beam == "auto" else (config.beam,)
+    caps = CAPS if config.per_path == "auto" else (config.per_path,)
+    points = list(frontier(index, session, requests, config.k, config.history, budget * config.k, beams, caps))
+    affordable = [p for p in points if p.reads <= budget * config.k and p.beam * p.per_path <= MAX_READS]
+    if affordable:
+        best = max(affordable, key=lambda point: (point.share, -point.reads, point.beam, point.per_path))
+    else:
+        best = min(points, key=lambda point: (point.reads, point.beam, point.per_path))
+    return best.beam, best.per_path
+
+
+def frontier(
+    index: Index,
+    session: Any,
+    requests: Requests,
+    k: int,
+    history: int,
+    reads: float,
+    beams: Iterable[int] = BEAMS,
+    caps: Sequence[int] = CAPS,
+) -> Iterator[Point]:
+    """Points by rising beam, then cap, and of each beam's the first that reads too much.
+
+    Too much is more than `reads`, or what no request may. The share is of the k best items by the softmax head, of
+    all items. history: items that the model reads.
+    """
     exact: list[NDArray[np.int64]] = []
-    for beam in BEAMS if config.beam == "auto" else (config.beam,):
-        searched = list(requests.beams(session, config.history, beam))
-        exact = exact or [_exact_top(index, beams.user, k) for beams in searched]
-        for cap in CAPS if config.per_path == "auto" else (config.per_path,):
-            keys = [_keys_read(index, beams, cap) for beams in searched]
-            reads = sum(map(len, keys))
-            if reads > budget or beam * cap > MAX_READS:
-                dear.append((reads, beam, cap))
+    for beam in beams:
+        searched = list(requests.beams(session, history, beam))
+        exact = exact or [_exact_top(index, found.user, k) for found in searched]
+        for cap in caps:
+            keys = [_keys_read(index, found, cap) for found in searched]
+            read = sum(map(len, keys)) / len(requests.histories)
+            hits = sum(int(np.isin(top, among).sum()) for top, among in zip(exact, keys, strict=True))
+            yield Point(hits / sum(top.size for top in exact), read, beam, cap)
+            if read > reads or beam * cap > MAX_READS:
                 break  # a larger cap reads more
-            hits = sum(int(np.isin(top, read).sum()) for top, read in zip(exact, keys, strict=True))
-            measured.append((hits / sum(top.size for top in exact), -reads, beam, cap))
-    return max(measured)[2:] if measured else min(dear)[1:]
 
 
 def _keys_read(index: Index, beams: Beams, cap: int) -> NDArray[np.int64]:

@@ -155,6 +155,11 @@ class PathModel(nn.Module):
         """The softmax head's, (V, E): the very vectors by which the encoder reads the history."""
         return self.encoder.item_embedding.weight[: len(self.item_bias)]
 
+    def start_from(self, vectors: NDArray[np.float32]) -> None:
+        """Set the item vectors, (V, E), that training starts from."""
+        with torch.no_grad():
+            self.item_vectors.copy_(torch.from_numpy(vectors))
+
     def path_log_probs(self, user: Tensor, paths: Tensor) -> Tensor:
         """Log p(path | x), (N, J), of the paths (N, J) of users (N, E)."""
         nodes = path_nodes(paths, self.depth, self.width)  # D x (N, J)

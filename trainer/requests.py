@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
 from index_store.retrieval import Beams, pad_histories, search
@@ -62,6 +63,13 @@ def training_requests(dataset: Dataset, split: Split, count: int, seed: int) -> 
     return _requests(dataset, users, cuts, split.train_length)
 
 
+def history_requests(dataset: Dataset, split: Split, count: int, seed: int) -> Requests:
+    """Up to `count` training users with all that training has seen of them; nothing is left to ask for."""
+    generator = np.random.default_rng([seed, 7])
+    users = np.sort(generator.permutation(split.train_users)[:count])
+    return _requests(dataset, users, split.train_length[users], split.train_length)
+
+
 def tuning_requests(dataset: Dataset, split: Split) -> Requests:
     """One request a tuning user: what training has seen of them, then what it has not."""
     users = split.tuning_users
@@ -79,3 +87,11 @@ def _requests(
         dataset.categories[users],
         dataset.numbers[users],
     )
+
+
+def history_matrix(histories: Sequence[NDArray[np.int64]], items: int) -> scipy.sparse.csr_array:
+    """1 where a history has an item, however often, (R, V)."""
+    histories = [np.unique(history) for history in histories]
+    offsets = np.cumsum([0, *map(len, histories)])
+    columns = np.concatenate([*histories, np.empty(0, np.int64)])
+    return scipy.sparse.csr_array((np.ones(len(columns), np.float32), columns, offsets), shape=(len(histories), items))

@@ -7,6 +7,7 @@ some of them a pass scores paths for every click and the items' paths are reassi
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -17,20 +18,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from trainer.assignment import Occupancy, PathAssigner
 from trainer.batches import Batch, Batches
 from trainer.checkpoint import Run
 from trainer.config import MAX_BEAM, TrainConfig
-from trainer.data import Dataset, Split
+from trainer.data import Dataset, Split, clicked_items
 from trainer.errors import TrainerError
-from trainer.model import PathModel, random_paths
+from trainer.health import collapse
+from trainer.losses import PathLoss, SoftmaxHead, predictions
+from trainer.model import PathModel, UserEncoder, random_paths
 from trainer.progress import Progress
-from trainer.warm_start import tree_paths
+from trainer.warm_start import spectral_vectors, tree_paths
 
 #: The loss of a batch and how many predictions it has.
-LossOf = Callable[[PathModel, Batch], tuple[Tensor, int]]
+LossOf = Callable[[Batch], tuple[Tensor, int]]
 
 BUDGET = 7.5  # items read for each candidate returned; the paper has 5 to 10
 SAMPLED_REQUESTS = 4000  # whose beams tell how many items a request reads
@@ -45,11 +47,18 @@ class Trained:
     history: list[dict[str, Any]]
 
 
-def fit(config: TrainConfig, dataset: Dataset, split: Split, run: Run, progress: Progress) -> Trained:
+def fit(
+    config: TrainConfig,
+    dataset: Dataset,
+    split: Split,
+    run: Run,
+    progress: Progress,
+    encoder: UserEncoder | None = None,
+) -> Trained:
     """Train on `split`'s training users, continuing `run` where it left off.
 
-    The result depends on config and data alone: each epoch draws from its own seed. Raises TrainerError when the
-    loss is no longer finite.
+    The result depends on config and data alone: each epoch draws from its own seed. encoder: one of an earlier run,
+    taken instead of the warm-up, to compare structures. Raises TrainerError when the loss is no longer finite.
     """
     items = len(dataset.item_ids)
     width = config.resolve_width(items)
@@ -63,6 +72,12 @@ def fit(config: TrainConfig, dataset: Dataset, split: Split, run: Run, progress:
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.later)
     done = run.restore(model, optimizer, assigner)
+    if not done:
+        clicked = clicked_items(dataset, split.train_users, split.train_length)
+        model.start_from(spectral_vectors(clicked, config.embedding, config.seed))
+    if encoder and not done:
+        model.encoder.load_state_dict(encoder.state_dict())
+        done = config.warmup
     progress.say(
         f"{items} items, {len(split.train_users)} users, {batches.predictions} interactions; "
         f"{config.depth} layers of {width} nodes, {config.paths_per_item} paths an item"
@@ -83,9 +98,10 @@ def fit(config: TrainConfig, dataset: Dataset, split: Split, run: Run, progress:
         # E-step: gradient steps on the network, the paths fixed.
         warm = epoch <= config.warmup
         model.train(warm)  # what is fixed has no dropout
-        loss_of = head.loss_of if warm else PathLoss(head, assigner.paths, config.taught).loss_of
+        learner = head if warm else PathLoss(head, assigner.paths, config.taught)
         with progress.task(f"epoch {epoch}/{config.passes}: learning", batches.predictions) as advance:
-            loss = _gradient_epoch(config, model, optimizer, batches, loss_of, epoch, generator, advance)
+            loss_of = functools.partial(learner.loss_of, model)
+            loss = gradient_epoch(config, loss_of, optimizer, batches, epoch, generator, advance)
         record: dict[str, Any] = {"epoch": epoch, "head_loss" if warm else "path_loss": loss}
 
         # M-step: score paths for every click, then move the items, the network fixed.
@@ -101,8 +117,8 @@ def fit(config: TrainConfig, dataset: Dataset, split: Split, run: Run, progress:
         record |= {**occupancy.to_json(), "entropy": occupancy.entropy, "seconds": round(time.monotonic() - started, 2)}
         run.save(record, model, optimizer, assigner)
         progress.say(_line(record, config.passes))
-        if not warm and (warning := occupancy.collapse(items, 10 * config.k)):
-            progress.say(f"warning: {warning}")
+        for fault in collapse(occupancy, config) if not warm else ():
+            progress.say(f"warning: the index is collapsing: {fault}; raise warmup_epochs or alpha")
     return Trained(model.eval(), assigner.paths, run.history)
 
 
@@ -115,12 +131,11 @@ def click_counts(dataset: Dataset, split: Split) -> NDArray[np.int64]:
     return np.bincount(dataset.items[place < np.repeat(seen, lengths)], minlength=len(dataset.item_ids))
 
 
-def _gradient_epoch(
+def gradient_epoch(
     config: TrainConfig,
-    model: PathModel,
+    loss_of: LossOf,
     optimizer: torch.optim.Optimizer,
     batches: Batches,
-    loss_of: LossOf,
     epoch: int,
     generator: np.random.Generator,
     advance: Any,
@@ -129,7 +144,7 @@ def _gradient_epoch(
     total, done = 0.0, 0
     for batch in batches.epoch(generator):
         set_learning_rate(optimizer, config, epoch - 1 + done / batches.predictions)
-        loss, count = loss_of(model, batch)
+        loss, count = loss_of(batch)
         if not math.isfinite(loss.item()):
             raise TrainerError(f"epoch {epoch}: the loss is {loss.item()}; lower learning_rate")
         optimizer.zero_grad(set_to_none=True)
@@ -139,74 +154,6 @@ def _gradient_epoch(
         done += count
         advance(count)
     return total / done
-
-
-class SoftmaxHead:
-    """The softmax head over items: full, or over sampled negatives with log-Q correction for large V."""
-
-    def __init__(self, config: TrainConfig, clicks: NDArray[np.int64]) -> None:
-        self._sampled = len(clicks) > config.full_softmax_items
-        self._negatives = config.negatives
-        # Items are drawn as they are clicked, each at least as if clicked once.
-        self._share = torch.from_numpy(np.maximum(clicks, 1) / np.maximum(clicks, 1).sum()).float()
-
-    def loss_of(self, model: PathModel, batch: Batch) -> tuple[Tensor, int]:
-        """The loss of a batch, from which encoder and item vectors learn, and how many predictions it has."""
-        user, targets = _predictions(model, batch)
-        return self.loss(model, user, targets), len(targets)
-
-    def loss(self, model: PathModel, user: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy. user: (N, E), targets: (N,)."""
-        if not self._sampled:
-            return F.cross_entropy(model.head_logits(user), targets)
-        drawn, negative = self._draw(model, user)
-        # The target stands for itself alone, the drawn for all other items.
-        positive = (user * model.item_vectors[targets]).sum(1) + model.item_bias[targets]
-        negative = negative.masked_fill(drawn == targets[:, None], -torch.inf)  # (N, M)
-        logits = torch.cat([positive[:, None], negative], dim=1)
-        return F.cross_entropy(logits, torch.zeros_like(targets))
-
-    def sample(self, model: PathModel, user: Tensor) -> Tensor:
-        """An item for each user, (N,), drawn from the head's softmax, or nearly so where V is large."""
-        if not self._sampled:
-            return torch.multinomial(model.head_logits(user).softmax(dim=1), 1).squeeze(1)
-        drawn, logits = self._draw(model, user)  # sampling importance resampling
-        return drawn[torch.multinomial(logits.softmax(dim=1), 1).squeeze(1)]
-
-    def _draw(self, model: PathModel, user: Tensor) -> tuple[Tensor, Tensor]:
-        """M items drawn by their share, and logits (N, M) whose exp sum to an estimate of the sum over all items.
-
-        Bengio and Senecal 2008: subtract log Q of whatever is in the sum.
-        """
-        drawn = torch.multinomial(self._share, self._negatives, replacement=True)  # (M,)
-        correction = self._share[drawn].log() + math.log(self._negatives)
-        return drawn, user @ model.item_vectors[drawn].T + model.item_bias[drawn] - correction
-
-
-class PathLoss:
-    """Eq. (2) with encoder and head fixed: a target has the sum of its paths' probabilities.
-
-    A share of the targets is drawn from the head's softmax instead of being what was clicked: a prediction has one
-    click, but the head tells of every item how likely it is, and it is the head's choice that the paths are to find
-    (after Hinton et al. 2015).
-    """
-
-    def __init__(self, head: SoftmaxHead, paths: NDArray[np.int64], taught: float) -> None:
-        self._head, self._paths, self._taught = head, torch.from_numpy(paths), taught
-
-    def loss_of(self, model: PathModel, batch: Batch) -> tuple[Tensor, int]:
-        """The loss of a batch, from which the path layers learn, and how many predictions it has."""
-        with torch.no_grad():
-            user, targets = _predictions(model, batch)
-            taught = torch.rand(len(targets)) < self._taught
-            targets[taught] = self._head.sample(model, user[taught])
-        return -model.path_log_probs(user, self._paths[targets]).logsumexp(dim=1).mean(), len(targets)
-
-
-def _predictions(model: PathModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The user vectors (N, E) from which the N targets (N,) are predicted."""
-    wanted = batch.targets >= 0
-    return model.encoder(batch.history, batch.categories, batch.numbers)[wanted], batch.targets[wanted]
 
 
 def _score_paths(
@@ -221,7 +168,7 @@ def _score_paths(
     every = max(1, batches.predictions // SAMPLED_REQUESTS)
     with torch.inference_mode():
         for batch in batches.epoch(None):
-            user, targets = _predictions(model, batch)
+            user, targets = predictions(model, batch)
             own = assigner.paths[targets.numpy()]
             found, log_probs = model.beam_search(user, candidate_paths)
             own_log_probs = model.path_log_probs(user, torch.from_numpy(own))

@@ -1,4 +1,4 @@
-"""The first assignment: items whose vectors are close get paths that share their first nodes.
+"""Where training starts: item vectors from who clicked what, and paths from the item vectors.
 
 The paper starts from random paths (Sec. 3.2). From there the network must first learn by heart which items a path
 has; from a tree over the item vectors it learns which kinds of item a user wants, and what it learned of one item
@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
+from sklearn.utils.extmath import randomized_svd
 
 from trainer.model import random_paths, repeating_rows
 
@@ -21,6 +23,32 @@ SAMPLE = 256  # vectors a node, from which its centre is found
 ROUNDS = 8  # of k-means
 SLACK = 1.3  # a cluster takes at most so many times its share
 BLOCK = 50_000_000  # distances held at once
+
+
+def spectral_vectors(clicked: scipy.sparse.csr_array, size: int, seed: int) -> Vectors:
+    """An item's place in the leading singular vectors of who clicked what, times the singular values: (V, E).
+
+    clicked: (U, V), 0 or 1; a click counts less, the more the user or the item has of them. How popular an item is,
+    which the head's bias says already, is left out. All have length 1, as rare items would else be near 0 and learn
+    slowly; but an item without clicks is at 0. Time: about 20 E passes over the clicks.
+    """
+    users, items = (np.maximum(clicked.sum(axis=axis), 1) ** -0.5 for axis in (1, 0))
+    weighted = scipy.sparse.csr_matrix(
+        scipy.sparse.diags_array(users) @ clicked @ scipy.sparse.diags_array(items), dtype=np.float32
+    )
+    rank = min(size + 1, *clicked.shape)
+    _, values, axes = randomized_svd(weighted, rank, n_iter=7, random_state=seed)
+    places = axes.T * values
+    # The root of the clicks is always a leading singular vector. Where several lead, none that is found need be it.
+    popular = np.sqrt(clicked.sum(axis=0))
+    popular /= np.linalg.norm(popular)
+    places -= np.outer(popular, popular @ places)
+    _, rotation = np.linalg.eigh(places.T @ places)
+    vectors = np.zeros((clicked.shape[1], size), np.float32)
+    vectors[:, : rank - 1] = places @ rotation[:, :0:-1]  # the least, which was popularity, is 0 now
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    found: Vectors = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-6 * length.max())
+    return found
 
 
 def tree_paths(

@@ -1,0 +1,104 @@
+"""The rivals, each against the slow and obvious computation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from tests.conftest import Planted
+from trainer.baselines import (
+    Scorer,
+    als,
+    answer_all,
+    best_setting,
+    ease,
+    item_cf,
+    item_similarity,
+    popularity,
+)
+from trainer.context import ContextSchema
+from trainer.data import Dataset, clicked_items
+from trainer.measures import new_items, precision_recall_f
+from trainer.requests import held_out_requests
+
+DATASET = Dataset(
+    np.arange(3),
+    np.arange(4),
+    np.array([0, 1, 0, 1, 2, 0, 2], np.int32),
+    np.array([0, 2, 3, 5, 7]),
+    ContextSchema({}, {}),
+    np.zeros((4, 0), np.int64),
+    np.zeros((4, 0), np.float32),
+)
+
+
+def test_who_clicked_what_by_hand() -> None:
+    """As far into each sequence as is said, of those users."""
+    clicked = clicked_items(DATASET, np.array([0, 2, 3]), np.array([2, 1, 1, 2]))
+
+    assert clicked.toarray().tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+
+
+def test_item_similarity_by_hand() -> None:
+    """Cosine over training users: items 0 and 1 share one of two users each; item 2 is apart; held-out count not."""
+    clicked = clicked_items(DATASET, np.array([0, 1, 2]), np.diff(DATASET.offsets))
+
+    assert item_similarity(clicked).toarray() == pytest.approx(
+        np.array([[0, 0.5, 0], [0.5, 0, 1 / np.sqrt(2)], [0, 1 / np.sqrt(2), 0]]), abs=1e-6
+    )
+
+
+def test_popularity_is_how_many_users() -> None:
+    """Whatever the history is."""
+    clicked = clicked_items(DATASET, np.arange(4), np.diff(DATASET.offsets))
+
+    assert popularity(clicked)(clicked[:2]).tolist() == [[3, 2, 2], [3, 2, 2]]
+
+
+def test_ease_is_the_constrained_ridge_regression() -> None:
+    """Each column of its weights solves the ridge regression of that item on all others."""
+    clicked = scipy.sparse.csr_array((np.random.default_rng(0).random((40, 6)) < 0.4).astype(np.float32))
+    x, penalty = clicked.toarray().astype(float), 3.0
+    weights = np.zeros((6, 6))
+    for item in range(6):
+        others = [other for other in range(6) if other != item]
+        a = x[:, others]
+        weights[others, item] = np.linalg.solve(a.T @ a + penalty * np.eye(5), a.T @ x[:, item])
+
+    found = ease(clicked, penalty)(scipy.sparse.csr_array(np.eye(6, dtype=np.float32)))
+
+    assert np.asarray(found) == pytest.approx(weights, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["item_cf", "ease", "als"])
+def test_planted_groups_are_found(planted: Planted, name: str) -> None:
+    """Whoever knows the user's group has 5 of its 6 new items right, as our own answer has."""
+    users, split = planted.split.train_users, planted.split
+    clicked = clicked_items(planted.dataset, users, split.visible_length)
+    fits: dict[str, Callable[..., Scorer]] = {
+        "item_cf": item_cf,
+        "ease": lambda c: ease(c, 10.0),
+        "als": lambda c: als(c, 1.0, 8),
+    }
+    requests = held_out_requests(planted.dataset, split)
+
+    found = answer_all(fits[name](clicked), requests, 5)
+
+    assert precision_recall_f(found.filtered, new_items(requests), 5)["precision"] > 0.75
+    assert (found.reads == 40).all()
+
+
+def test_the_better_setting_is_chosen(planted: Planted) -> None:
+    """A setting that scores nothing loses; without requests the first is taken."""
+    clicked = clicked_items(planted.dataset, planted.split.train_users, planted.split.visible_length)
+    requests = held_out_requests(planted.dataset, planted.split)
+
+    def fit(clicked: scipy.sparse.csr_array, setting: float) -> Scorer:
+        score = item_cf(clicked)
+        return lambda histories: setting * score(histories)
+
+    assert best_setting(fit, (-1.0, 1.0), clicked, requests, 5) == 1.0
+    assert best_setting(fit, (-1.0, 1.0), clicked, requests.first(0), 5) == -1.0

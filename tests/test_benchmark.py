@@ -1,0 +1,133 @@
+"""The comparison commands end to end on planted data, their documents, tables and pages."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.planted import write_interactions
+from tests.test_commands import QUICK
+from trainer import benchmark as benchmark_module
+from trainer import sensitivity as sensitivity_module
+from trainer.__main__ import main as dr_trainer
+from trainer.benchmark import METHODS, summarise
+from trainer.sensitivity import slope
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert dr_trainer([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def require_page(folder: Path, pictures: set[str]) -> None:
+    """It has every picture in it, and asks nothing of a network."""
+    page = (folder / "index.html").read_text()
+    assert {file.stem for file in folder.glob("*.png")} == pictures
+    assert all(file.read_bytes().startswith(PNG) for file in folder.glob("*.png"))
+    assert page.count("data:image/png;base64,") == len(pictures)
+    assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script", page)
+
+
+def test_benchmark_measures_every_method_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All methods beside each other ; a second run takes what is there, and says the same."""
+    file = write_interactions(tmp_path)
+    file.rename(tmp_path / "shop.interactions.parquet")
+    command = [
+        "benchmark", "--data-dir", str(tmp_path), "--seeds", "1", "--runs", str(tmp_path / "runs"), "--report",
+        str(tmp_path / "report"), *QUICK,
+    ]  # fmt: skip
+
+    document = run(capsys, *command)
+
+    found = document["datasets"]["shop"]
+    assert document["seeds"] == 1
+    assert (found["k"], found["users"], found["items"]) == (5, 20, 40)
+    assert set(found["methods"]) == set(METHODS)
+    for method, row in found["methods"].items():
+        assert row["reads"]["mean"] > 0, method
+        for kind in ("filtered", "unfiltered"):
+            for measure in ("precision", "recall", "f_measure"):
+                assert 0 <= row[kind][measure]["mean"] <= 1
+                assert row[kind][measure]["std"] == 0
+    exact = found["methods"]["brute_force"]["filtered"]["ratio_to_brute_force"]
+    assert all(ratio == {"mean": 1.0, "std": 0.0} for ratio in exact.values())
+    assert found["methods"]["item_cf"]["filtered"]["f_measure"]["mean"] > 0.7
+    pictures = {"shop-methods", "shop-reads", "shop-popularity", "shop-learning", "shop-occupancy"}
+    require_page(tmp_path / "report", pictures)
+    assert json.loads((tmp_path / "report" / "benchmark.json").read_text()) == document
+
+    monkeypatch.setattr(benchmark_module, "measure_seed", None)  # nothing is measured again
+    assert run(capsys, *command) == document
+    assert dr_trainer(command) == 0
+    table = capsys.readouterr().out
+    assert all(label in table for label in METHODS.values())
+
+
+def test_mean_and_deviation_by_hand() -> None:
+    """Two seeds with F of 0.2 and 0.4, of brute force 0.4 and 0.5: ratios 0.5 and 0.8."""
+
+    def result(f: float, exact: float) -> dict[str, Any]:
+        def row(value: float) -> dict[str, Any]:
+            measures = {"precision": value, "recall": value, "f_measure": value}
+            costs = {"reads": 10.0, "fit_seconds": 2.0, "answer_ms": 1.0, "recall_by_popularity": [None]}
+            return {"filtered": measures, "unfiltered": measures} | costs
+
+        rest = {"k": 1, "users": 1, "items": 1, "interactions": 1, "structural_recall": 1.0, "frontier": []}
+        rest |= {"path_sizes": [], "paths": {}, "epochs": []}
+        return {"methods": {"deep_retrieval": row(f), "brute_force": row(exact)}} | rest
+
+    found = summarise([result(0.2, 0.4), result(0.4, 0.5)])["methods"]["deep_retrieval"]["filtered"]
+
+    assert found["f_measure"] == pytest.approx({"mean": 0.3, "std": 0.02**0.5})
+    assert found["ratio_to_brute_force"]["f_measure"] == pytest.approx({"mean": 0.65, "std": 0.045**0.5})
+
+
+def test_sensitivity_varies_every_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row a value, a picture a setting, and the slope of the largest path."""
+    monkeypatch.setattr(sensitivity_module, "COUNTS", (1, 3))
+    monkeypatch.setattr(sensitivity_module, "WIDTHS", (0.3, 2))
+    monkeypatch.setattr(sensitivity_module, "DEPTHS", (3,))
+    monkeypatch.setattr(sensitivity_module, "ALPHAS", (0.1, 10))
+    file = write_interactions(tmp_path)
+    command = ["sensitivity", str(file), "--runs", str(tmp_path / "runs"), *QUICK, "--set=epochs=4"]
+
+    document = run(capsys, *command, "--report", str(tmp_path / "report"))
+
+    assert [row["value"] for row in document["paths_per_item"]] == [1, 3]
+    assert [row["value"] for row in document["beam"]] == [5, 10, 20, 35, 50, 100]
+    assert [row["value"] for row in document["width"]] == [2, 12]
+    assert [row["value"] for row in document["depth"]] == ["3 (K = 6)", "2 (K = 15)"]
+    reads = [row["reads"] for row in document["beam"]]
+    assert reads == sorted(reads)
+    largest = [row["largest"] for row in document["alpha"]]
+    assert largest == sorted(largest, reverse=True)
+    assert document["largest_path_slope"] == slope([row["value"] for row in document["alpha"]], largest)
+    pictures = {f"setting-{name}" for name in ("beam", "width", "depth", "paths_per_item", "alpha", "largest")}
+    require_page(tmp_path / "report", pictures)
+
+
+def test_slope_by_hand() -> None:
+    """A largest path that halves when alpha grows eightfold."""
+    assert slope([1.0, 8.0, 64.0], [400, 200, 100]) == pytest.approx(-1 / 3)
+
+
+def test_what_the_comparison_needs_is_asked_for_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is trained."""
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    assert dr_trainer(["benchmark", "--data-dir", str(tmp_path), "--datasets", "online-retail"]) == 1
+    assert "faiss, implicit, matplotlib missing: pip install 'deep-retrieval[benchmark]'" in capsys.readouterr().err

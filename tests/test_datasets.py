@@ -1,0 +1,82 @@
+"""Data sets are found as their publishers pack them, or it is said how to get them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.config import TrainConfig
+from trainer.data import load_dataset
+from trainer.datasets import PRESETS, find_datasets
+from trainer.errors import DataError
+
+ROWS = [(7, 31, 4, 978300760), (7, 40, 5, 978300761), (9, 31, 3, 978300762), (9, 52, 1, 978300759)]
+PLAIN = TrainConfig(min_interactions=1, test_users=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "header"),
+    [
+        ("ml-100k/u.data", "\t", ""),
+        ("ml-1m/ratings.dat", "::", ""),
+        ("ml-20m/ratings.csv", ",", "userId,movieId,rating,timestamp\n"),
+        ("ml-25m/ratings.csv", ",", "userId,movieId,rating,timestamp\n"),
+        ("ratings_Beauty.csv", ",", ""),
+        ("Books.csv", ",", "user_id,parent_asin,rating,timestamp\n"),
+        ("mine.csv", ",", "user_id,item_id,rating,timestamp\n"),
+    ],
+)
+def test_published_formats_are_read(tmp_path: Path, name: str, separator: str, header: str) -> None:
+    """All of them are the same four rows."""
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(header + "".join(separator.join(map(str, row)) + "\n" for row in ROWS))
+
+    dataset = load_dataset(file, PLAIN)
+
+    assert dataset.user_ids.tolist() == [7, 9]
+    assert dataset.item_ids.tolist() == [31, 40, 52]
+    assert [dataset.item_ids[dataset.sequence(user)].tolist() for user in (0, 1)] == [[31, 40], [52, 31]]
+    assert load_dataset(file, PLAIN.replace(min_rating=4)).item_ids.tolist() == [31, 40]
+
+
+def test_what_is_there_is_found(tmp_path: Path) -> None:
+    """Presets by their folder or by name, files by name; other tables are let be."""
+    for name in ("ml-1m/ratings.dat", "ml-100k.interactions.parquet", "shop.interactions.csv", "items.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    found = {source.name: source for source in find_datasets(tmp_path, None)}
+
+    assert list(found) == ["ml-100k", "ml-1m", "shop"]
+    assert found["ml-1m"].interactions == tmp_path / "ml-1m/ratings.dat"
+    assert found["ml-1m"].settings == {"min_rating": 4, "min_interactions": 10, "k": 10, "test_users": 600}
+    assert found["shop"].settings == {}
+    assert find_datasets(tmp_path, ["items.csv", "shop"])[0].interactions == tmp_path / "items.csv"
+
+
+def test_the_shipped_example_is_always_there(tmp_path: Path) -> None:
+    """So that there is something to try; but nobody trains on it without asking."""
+    (source,) = find_datasets(tmp_path, ["online-retail"])
+
+    assert source.interactions.exists()
+    assert source.items is not None
+    assert source.items.exists()
+    with pytest.raises(DataError, match="no data set is there"):
+        find_datasets(tmp_path, None)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "online-retail"])
+def test_what_is_missing_is_explained(tmp_path: Path, name: str) -> None:
+    """Where to get it."""
+    with pytest.raises(DataError, match="https://"):
+        find_datasets(tmp_path, [name])
+
+
+def test_a_name_that_nobody_knows(tmp_path: Path) -> None:
+    """There are presets and files."""
+    with pytest.raises(DataError, match=r"--datasets mine: .*there are ml-100k"):
+        find_datasets(tmp_path, ["mine"])
+    with pytest.raises(DataError, match="no such folder"):
+        find_datasets(tmp_path / "nowhere", None)

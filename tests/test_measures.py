@@ -1,0 +1,67 @@
+"""The measures by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.measures import both_tops, popularity_groups, precision_recall_f, ratios, recall_by_popularity
+
+
+def test_precision_recall_f_by_hand() -> None:
+    """F is the mean of the users' F, not the F of the means; a repeated answer counts once; no truth, no user."""
+    answers = [np.array([1, 2]), np.array([3, 3]), np.array([9, 8])]
+    truths = [np.array([1, 2, 5, 6]), np.array([3, 3]), np.array([], np.int64)]
+
+    measured = precision_recall_f(answers, truths, k=2)
+
+    assert measured["precision"] == pytest.approx((1.0 + 0.5) / 2)
+    assert measured["recall"] == pytest.approx((0.5 + 1.0) / 2)
+    assert measured["f_measure"] == pytest.approx((2 / 3 + 2 / 3) / 2)
+
+
+def test_ratios_to_nothing() -> None:
+    """Where the reference finds nothing there is nothing to fall behind."""
+    found = ratios(
+        {"precision": 0.2, "recall": 0.0, "f_measure": 0.1}, {"precision": 0.4, "recall": 0.0, "f_measure": 0.1}
+    )
+
+    assert found == {"precision": 0.5, "recall": 1.0, "f_measure": 1.0}
+
+
+def test_recall_by_popularity_by_hand() -> None:
+    """Three items with 1, 1 and 2 clicks: two kinds with 2 clicks each, the rare two and the frequent one."""
+    clicks = np.array([1, 2, 1])
+
+    assert popularity_groups(clicks, 2).tolist() == [0, 1, 0]
+    answers, truths = [np.array([1, 0]), np.array([1])], [np.array([0, 2, 1]), np.array([1, 1])]
+    assert recall_by_popularity(answers, truths, clicks, 2) == [0.5, 1.0]
+    assert recall_by_popularity([np.array([1])], [np.array([1])], clicks, 2) == [None, 1.0]
+
+
+@given(clicks=st.lists(st.integers(0, 9), min_size=1, max_size=40), groups=st.integers(1, 6))
+def test_kinds_rise_with_popularity(clicks: list[int], groups: int) -> None:
+    """Who is clicked more is never of a rarer kind."""
+    kind = popularity_groups(np.array(clicks), groups)
+
+    assert kind.min() >= 0
+    assert kind.max() < groups
+    assert (np.diff(kind[np.argsort(clicks, kind="stable")]) >= 0).all()
+
+
+def test_tops_with_and_without_history() -> None:
+    """Ties go by item index; what the history has is never among the first kind."""
+    ((without, both),) = both_tops(np.array([[1.0, 3.0, 2.0, 3.0]]), [np.array([1])], 3)
+
+    assert without.tolist() == [3, 2, 0]
+    assert both.tolist() == [1, 3, 2]
+
+
+def test_a_catalogue_smaller_than_k() -> None:
+    """Then the answer is what there is."""
+    ((without, both),) = both_tops(np.array([[1.0, 2.0]]), [np.array([0])], 5)
+
+    assert without.tolist() == [1]
+    assert both.tolist() == [1, 0]

@@ -1,0 +1,113 @@
+"""What is retrieved with today, without a network: popularity, Item-CF, EASE, ALS.
+
+Each is fitted on who clicked what, (U, V), and scores all items from histories, (R, V), both 0 or 1. They see all that
+the split lets anybody see, so also what our own training keeps back for its reranker; settings are chosen on that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+from numpy.typing import NDArray
+
+from trainer.measures import Answers, both_tops, new_items, precision_recall_f
+from trainer.requests import Requests, history_matrix
+
+#: From histories (R, V) to scores (R, V).
+Scorer = Callable[[scipy.sparse.csr_array], NDArray[np.floating]]
+NEIGHBOURS = 100  # of an item, in Item-CF
+EASE_ITEMS = 10_000  # a matrix of them squared is inverted: 2 GB and a minute at most
+EASE_PENALTIES = (100.0, 300.0, 1000.0, 3000.0)
+ALS_CONFIDENCES = (1.0, 10.0, 40.0)  # of a click, over 1 of none
+
+
+def popularity(clicked: scipy.sparse.csr_array) -> Scorer:
+    """By how many users clicked an item, the same for all."""
+    users = np.asarray(clicked.sum(axis=0), np.float32)
+    return lambda histories: np.tile(users, (histories.shape[0], 1))
+
+
+def item_cf(clicked: scipy.sparse.csr_array) -> Scorer:
+    """The sum of the history's cosines with an item."""
+    similar = item_similarity(clicked)
+    return lambda histories: (histories @ similar).toarray()
+
+
+def item_similarity(clicked: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    """Cosine between items over users, each item's 100 nearest kept. (V, V), sparse."""
+    norm = np.sqrt(clicked.sum(axis=0))
+    unit = scipy.sparse.csr_array(clicked @ scipy.sparse.diags_array(1 / np.maximum(norm, 1)))
+    blocks = []
+    for start in range(0, clicked.shape[1], 1000):
+        block = scipy.sparse.coo_array(unit[:, start : start + 1000].T @ unit)
+        row, column, cosine = block.row, block.col, block.data
+        other = row + start != column
+        row, column, cosine = row[other], column[other], cosine[other]
+        order = np.lexsort((column, -cosine, row))
+        place = np.arange(len(order)) - np.searchsorted(row[order], row[order])  # within its row
+        nearest = order[place < NEIGHBOURS]
+        found = (cosine[nearest], (row[nearest], column[nearest]))
+        blocks.append(scipy.sparse.csr_array(found, shape=block.shape))
+    return scipy.sparse.csr_array(scipy.sparse.vstack(blocks).T)
+
+
+def ease(clicked: scipy.sparse.csr_array, penalty: float) -> Scorer:
+    """The closed-form linear autoencoder (Steck 2019): each item predicted from all others, ridge `penalty`."""
+    gram = (clicked.T @ clicked).toarray().astype(np.float64)
+    gram[np.diag_indices_from(gram)] += penalty
+    inverse = scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)
+    weights = (inverse / -np.diag(inverse)).astype(np.float32)
+    np.fill_diagonal(weights, 0)
+    return lambda histories: histories @ weights
+
+
+def als(clicked: scipy.sparse.csr_array, confidence: float, factors: int) -> Scorer:
+    """Implicit-feedback matrix factorisation (Hu et al. 2008), of the library `implicit`; new users are folded in."""
+    from implicit.cpu.als import AlternatingLeastSquares  # only the benchmark has it
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):  # the library runs threads of its own
+        model = AlternatingLeastSquares(factors=factors, alpha=confidence, random_state=0)
+        model.fit(scipy.sparse.csr_matrix(clicked), show_progress=False)
+
+    def scores(histories: scipy.sparse.csr_array) -> NDArray[np.floating]:
+        with threadpool_limits(1, "blas"):
+            users = model.recalculate_user(np.arange(histories.shape[0]), scipy.sparse.csr_matrix(histories))
+        found: NDArray[np.floating] = users @ model.item_factors.T
+        return found
+
+    return scores
+
+
+def best_setting(
+    fit: Callable[[scipy.sparse.csr_array, float], Scorer],
+    settings: Iterable[float],
+    clicked: scipy.sparse.csr_array,
+    requests: Requests,
+    k: int,
+) -> float:
+    """The setting whose fit on `clicked` has the highest F@k on `requests`; the first if there are none."""
+    if not requests.histories:
+        return next(iter(settings))
+    truths = new_items(requests)
+    return max(
+        settings,
+        key=lambda setting: precision_recall_f(answer_all(fit(clicked, setting), requests, k).filtered, truths, k)[
+            "f_measure"
+        ],
+    )
+
+
+def answer_all(score: Scorer, requests: Requests, k: int) -> Answers:
+    """The k best of all items for each request."""
+    started = time.perf_counter()
+    tops = []
+    for part in requests.parts():
+        tops += both_tops(score(history_matrix(requests.histories[part], requests.items)), requests.histories[part], k)
+    reads = np.full(len(requests.histories), requests.items)
+    seconds = time.perf_counter() - started
+    return Answers([top for top, _ in tops], [top for _, top in tops], reads, seconds)

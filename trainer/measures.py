@@ -1,0 +1,103 @@
+"""P/R/F@k (Sec. 4.1): per user, then the unweighted mean, so F is the mean of the users' F.
+
+With history filtered, items of the history are neither answered nor asked for; users who then have nothing left to
+find are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.requests import Requests
+
+Items = NDArray[np.int64]
+MEASURES = ("precision", "recall", "f_measure")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a method answers to R requests: with the items of the history left out, and with them.
+
+    reads: items it scored for each, (R,), history left out. seconds: for all of the former.
+    """
+
+    filtered: list[Items]
+    unfiltered: list[Items]
+    reads: NDArray[np.int64]
+    seconds: float
+
+    def figures(self, requests: Requests, k: int) -> dict[str, dict[str, float]]:
+        """P/R/F@k, {"filtered": ..., "unfiltered": ...}."""
+        return {
+            "filtered": precision_recall_f(self.filtered, new_items(requests), k),
+            "unfiltered": precision_recall_f(self.unfiltered, requests.truths, k),
+        }
+
+
+def precision_recall_f(answers: Iterable[Items], truths: Iterable[Items], k: int) -> dict[str, float]:
+    """Means over the users who have a truth. An answer counts an item once; precision is out of k."""
+    rows = []
+    for found, truth in zip(answers, truths, strict=True):
+        if not len(truth):
+            continue
+        wanted = np.unique(truth)
+        hits = len(np.intersect1d(found, wanted))
+        precision, recall = hits / k, hits / len(wanted)
+        rows.append((precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0))
+    means = np.mean(rows, axis=0) if rows else np.zeros(3)
+    return dict(zip(MEASURES, map(float, means), strict=True))
+
+
+def ratios(measured: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
+    """Each of P, R and F over the reference's; 1 where that is 0."""
+    return {key: measured[key] / reference[key] if reference[key] else 1.0 for key in MEASURES}
+
+
+def new_items(requests: Requests) -> list[Items]:
+    """The truths without what the history has."""
+    return [np.setdiff1d(truth, history) for truth, history in zip(requests.truths, requests.histories, strict=True)]
+
+
+def recall_by_popularity(answers: list[Items], truths: list[Items], clicks: Items, groups: int) -> list[float | None]:
+    """The share of wanted items that was answered, for items of `groups` kinds: rarely to often clicked.
+
+    Each kind has as many of the clicks (V,) in training as another. None where nothing of a kind was wanted.
+    """
+    kind = popularity_groups(clicks, groups)
+    found, wanted = np.zeros(groups), np.zeros(groups)
+    for answer, truth in zip(answers, map(np.unique, truths), strict=True):
+        wanted += np.bincount(kind[truth], minlength=groups)
+        found += np.bincount(kind[np.intersect1d(answer, truth)], minlength=groups)
+    return [float(f / w) if w else None for f, w in zip(found, wanted, strict=True)]
+
+
+def popularity_groups(clicks: Items, groups: int) -> Items:
+    """The kind of each item, (V,): 0 the most rarely clicked. All kinds have about as many clicks."""
+    order = np.argsort(clicks, kind="stable")
+    before = np.cumsum(clicks[order]) - clicks[order] / 2
+    kind = np.empty(len(clicks), np.int64)
+    kind[order] = np.minimum(before * groups / max(clicks.sum(), 1), groups - 1).astype(np.int64)
+    return kind
+
+
+def both_tops(scores: NDArray[Any], histories: list[Items], k: int) -> list[tuple[Items, Items]]:
+    """Each request's k best of all items, without and with those of the history. scores: (R, V). Ties go by index."""
+    tops = []
+    for row, history in zip(np.asarray(scores, np.float32), histories, strict=True):
+        kept = row.copy()
+        kept[history] = -np.inf
+        tops.append((_top(kept, k), _top(row, k)))
+    return tops
+
+
+def _top(scores: NDArray[np.float32], k: int) -> Items:
+    k = min(k, len(scores))
+    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+    found = np.flatnonzero(scores >= threshold)
+    found = found[np.argsort(-scores[found], kind="stable")][:k]
+    return found[np.isfinite(scores[found])]

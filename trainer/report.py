@@ -1,0 +1,106 @@
+"""`--report DIR`: one HTML page with everything in it, and its plots as PNGs beside it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from trainer import plots
+from trainer.benchmark import METHODS
+from trainer.errors import TrainerError
+from trainer.measures import MEASURES
+from trainer.sensitivity import TITLES
+
+PLOTTED = ("deep_retrieval", "brute_force", "two_tower", "ease", "als", "item_cf", "popularity")
+
+
+def write_benchmark(folder: Path, document: dict[str, Any]) -> Path:
+    """index.html, benchmark.json and PNGs in `folder`. Returns the page."""
+    sections = []
+    for name, found in document["datasets"].items():
+        names = {method: METHODS[method] for method in PLOTTED}
+        pictures = {
+            "methods": ("F of every method; the whiskers are a standard deviation", plots.methods(found, METHODS)),
+            "reads": ("Brute force's answer found, by the items read and the beam width", plots.reads(found)),
+            "popularity": ("Recall by how often an item is clicked", plots.by_popularity(found, names)),
+            "learning": ("Loss by epoch, seed 0", plots.learning(found)),
+            "occupancy": ("Items a path, seed 0", plots.occupancy(found)),
+        }
+        sections.append(
+            {
+                "title": name,
+                "note": f"{found['users']} held-out users, {found['items']} items, {found['interactions']} "
+                f"interactions; {found['k']} items asked for. History filtered; in brackets: not filtered.",
+                "head": ["", "P %", "R %", "F %", "F / brute force", "items read", "fit, s", "answer, ms"],
+                "rows": [_row(method, row) for method, row in found["methods"].items()],
+                "plots": _save(folder, name, pictures),
+            }
+        )
+    note = f"Means over {document['seeds']} seeds on held-out users, percent."
+    return _write(folder, "benchmark", document, "Deep Retrieval beside what teams use today", note, sections)
+
+
+def write_sensitivity(folder: Path, document: dict[str, Any]) -> Path:
+    """index.html, sensitivity.json and PNGs in `folder`. Returns the page."""
+    k, brute_force = document["k"], document["brute_force"]["recall"]
+    pictures = {
+        name: (
+            f"{title}: {100 * document['effects'][name]:.2f} points",
+            plots.setting(document[name], title, brute_force, k),
+        )
+        for name, title in TITLES.items()
+    }
+    pictures["largest"] = (
+        "The largest path by alpha (the paper's Table 5 has a slope of -0.3)",
+        plots.largest_path(document["alpha"], document["largest_path_slope"]),
+    )
+    settings = ", ".join(f"{key} {value}" for key, value in document["settings"].items())
+    section = {"title": "Settings", "note": f"Otherwise: {settings}.", "plots": _save(folder, "setting", pictures)}
+    note = "After the paper's Figure 3, Table 4 and Table 5: recall by one setting at a time, the others as they are."
+    return _write(folder, "sensitivity", document, "What each setting is worth", note, [section])
+
+
+def _row(method: str, row: dict[str, Any]) -> dict[str, Any]:
+    cells = [METHODS[method]]
+    for measure in MEASURES:
+        figure, free = row["filtered"][measure], row["unfiltered"][measure]
+        cells.append(f"{100 * figure['mean']:.2f} ± {100 * figure['std']:.2f} ({100 * free['mean']:.2f})")
+    cells.append(f"{row['filtered']['ratio_to_brute_force']['f_measure']['mean']:.3f}")
+    cells.append(f"{row['reads']['mean']:.0f}")
+    cells.append(f"{row['fit_seconds']['mean']:.0f}" if row["fit_seconds"]["mean"] else "")
+    cells.append(f"{row['answer_ms']['mean']:.2f}")
+    return {"cells": cells, "ours": method.startswith("deep_retrieval")}
+
+
+def _save(folder: Path, name: str, pictures: dict[str, tuple[str, bytes]]) -> list[dict[str, str]]:
+    made = []
+    for kind, (caption, png) in pictures.items():
+        _put(folder / f"{name}-{kind}.png", png)
+        made.append({"caption": caption, "data": base64.b64encode(png).decode()})
+    return made
+
+
+def _write(
+    folder: Path, name: str, document: dict[str, Any], title: str, note: str, sections: list[dict[str, Any]]
+) -> Path:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    page = environment.get_template("report.html").render(
+        title=title, note=note, sections=[{"rows": [], "head": [], **section} for section in sections]
+    )
+    _put(folder / f"{name}.json", json.dumps(document, indent=1).encode())
+    _put(folder / "index.html", page.encode())
+    return folder / "index.html"
+
+
+def _put(file: Path, content: bytes) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    except OSError as error:
+        raise TrainerError(f"--report: {file} cannot be written: {error.strerror}") from None
