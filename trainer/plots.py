@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -41,23 +42,22 @@ def occupancy(found: dict[str, Any]) -> bytes:
 
 
 def reads(found: dict[str, Any]) -> bytes:
-    """The share of brute force's answer among the items read, a line a beam width."""
+    """The share of brute force's answer among the items read: a colour a beam width, and the line of the best."""
 
     def draw(axes: Axes) -> None:
-        beams = sorted({point["beam"] for point in found["frontier"]})
-        for i, beam in enumerate(beams):
-            points = [p for p in found["frontier"] if p["beam"] == beam]
-            colour = (0.12, 0.44, 0.71, 0.25 + 0.75 * (i + 1) / len(beams))
-            axes.plot(
-                [p["reads"] for p in points], [p["share"] for p in points], "o-", color=colour, label=f"B = {beam}"
-            )
-        for budget in (5, 10):
+        points = sorted((point["reads"], point["share"], point["beam"]) for point in found["frontier"])
+        best = np.maximum.accumulate([share for _, share, _ in points])
+        axes.plot([read for read, _, _ in points], best, color=RIVAL, zorder=0)
+        beams = sorted({beam for _, _, beam in points})
+        for beam, colour in zip(beams, mpl.colormaps["viridis_r"](np.linspace(0.1, 1, len(beams))), strict=True):
+            x, y = zip(*[(read, share) for read, share, of in points if of == beam], strict=True)
+            axes.plot(x, y, "o-", color=colour, label=f"B = {beam}")
+        for budget in (2, 5, 10):
             axes.axvline(budget * found["k"], color=RIVAL, linestyle=":")
-            axes.annotate(f"{budget} k", (budget * found["k"], 0.02), color=RIVAL)
-        axes.set(
-            xscale="log", xlabel="items read a request", ylabel=f"of brute force's {found['k']} found", ylim=(0, 1.02)
-        )
-        axes.legend()
+            axes.annotate(f" {budget} k", (budget * found["k"], 0.02), color=RIVAL)
+        axes.set(xscale="log", xlabel="items read a request", ylabel=f"of brute force's {found['k']} found")
+        axes.set_ylim(0, 1.02)
+        axes.legend(loc="upper left")
 
     return _png(draw)
 
@@ -66,20 +66,21 @@ def by_popularity(found: dict[str, Any], names: dict[str, str]) -> bytes:
     """Recall of items that are rarely and often clicked."""
 
     def draw(axes: Axes) -> None:
-        for method, label in names.items():
+        colours = {"deep_retrieval": OURS, "brute_force": EXACT}
+        for i, (method, label) in enumerate(names.items()):
             if method in found["methods"]:
-                shares = found["methods"][method]["recall_by_popularity"]
-                ours = method == "deep_retrieval"
+                shares = [np.nan if s is None else s for s in found["methods"][method]["recall_by_popularity"]]
                 axes.plot(
                     range(len(shares)),
-                    [np.nan if share is None else share for share in shares],
-                    "o-",
+                    shares,
+                    ":o" if method == "brute_force" else "-o",
+                    color=colours.get(method, f"C{i}"),
+                    linewidth=2.5 if method == "deep_retrieval" else 1.5,
                     label=label,
-                    linewidth=2.5 if ours else 1,
-                    color=OURS if ours else None,
                 )
-        axes.set(xlabel="items, from rarely to often clicked; each group has as many clicks", ylabel="recall")
-        axes.set_xticks(range(len(shares)))
+        last = len(found["methods"]["deep_retrieval"]["recall_by_popularity"]) - 1
+        axes.set_xticks([0, last], ["rarely clicked", "often clicked"])
+        axes.set(xlabel="items; each group has as many clicks as another", ylabel="recall")
         axes.set_ylim(bottom=0)
         axes.legend()
 
