@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -98,3 +100,29 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Red
     """A cluster of three nodes, likewise."""
     with running_cluster(tmp_path_factory.mktemp("cluster")) as servers:
         yield servers
+
+
+@pytest.fixture
+def namespace() -> str:
+    """One that nobody else uses."""
+    return f"t{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def url(redis_server: RedisServer, namespace: str) -> str:
+    """An empty store on the shared server."""
+    return f"{redis_server.url}?namespace={namespace}"
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[Any]:
+    """The shared server as others see it."""
+    with redis_server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, to hurt."""
+    with running(RedisServer(tmp_path / "redis")) as server:
+        yield server

@@ -221,3 +221,24 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert f"to continue, add --resume {run}" in err
     assert "Traceback" not in err
+
+
+def test_a_collapsed_index_is_kept_back_until_told_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """36 paths cannot have as much entropy as 40 items; the run is kept, and publishing it needs no training."""
+    file, store, run = write_interactions(tmp_path), str(tmp_path / "store"), tmp_path / "run"
+    command = ["fit", str(file), *QUICK, "--set=gate_entropy=1", "--store", store, "--resume", str(run), "--json"]
+
+    assert dr_trainer(command) == 1
+    assert "gate_entropy" in capsys.readouterr().err
+    assert FolderStore(store).versions() == []
+
+    trained = (run / "metrics.jsonl").read_bytes()
+    assert dr_trainer([*command, "--allow-collapsed"]) == 0
+    assert (run / "metrics.jsonl").read_bytes() == trained
+    version = json.loads(capsys.readouterr().out)["version"]
+    assert dr_index(["show", version, "--store", store]) == 0
+    shown = capsys.readouterr().out
+    assert "of the items are in reach of 100 training users" in shown
+    assert "nodes in use a layer" in shown

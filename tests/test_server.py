@@ -7,8 +7,6 @@ import re
 import socket
 import subprocess
 import threading
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +24,6 @@ from index_store.errors import (
 from index_store.store import open_store, prune
 from tests.planted import large_version, small_version
 from tests.redis_servers import RedisServer, free_port, program, running
-
-
-@pytest.fixture
-def namespace() -> str:
-    """One that nobody else uses."""
-    return f"t{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def url(redis_server: RedisServer, namespace: str) -> str:
-    """An empty store on the shared server."""
-    return f"{redis_server.url}?namespace={namespace}"
-
-
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[Any]:
-    """The shared server as others see it."""
-    with redis_server.client() as client:
-        yield client
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of the test's own, to hurt."""
-    with running(RedisServer(tmp_path / "redis")) as server:
-        yield server
 
 
 def keys_of(client: Any, namespace: str) -> set[str]:

@@ -10,8 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,7 +26,7 @@ from index_store.folder import FolderStore
 from index_store.server import ServerStore
 from index_store.store import open_store, prune
 from tests.planted import large_version, small_version
-from tests.redis_servers import RedisServer, running
+from tests.redis_servers import RedisServer
 from tests.test_server import keys_of
 
 #: The full figure is 50; this many show that it works.
@@ -53,32 +52,6 @@ version = small_version("b") if left else large_version("b")
 print("ready", flush=True)
 store.activate(store.publish(version))
 """
-
-
-@pytest.fixture
-def namespace() -> str:
-    """One that nobody else uses."""
-    return f"t{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def url(redis_server: RedisServer, namespace: str) -> str:
-    """An empty store on the shared server."""
-    return f"{redis_server.url}?namespace={namespace}"
-
-
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[Any]:
-    """The shared server as others see it."""
-    with redis_server.client() as client:
-        yield client
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of the test's own, to hurt."""
-    with running(RedisServer(tmp_path / "redis")) as server:
-        yield server
 
 
 def versions_with_keys(client: Any, namespace: str) -> set[str]:
