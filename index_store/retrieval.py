@@ -150,8 +150,8 @@ class Query:
 class Answer(NamedTuple):
     """One request's answer, best first. items: int64 (<= k,), scores and path_log_probs: float32 of the same length.
 
-    paths: how many were searched; read: how many items they held, each path capped at n; candidates: how many
-    different ones.
+    paths: how many were searched; read: how many items they held, each path capped at n, those of a narrower search
+    before included; candidates: how many different ones.
     """
 
     items: NDArray[np.int64]
@@ -241,7 +241,7 @@ def answer(
             break
         again = _answer_once(session, index, reranker, [queries[i] for i in waiting], longest, beam)
         for i, found in zip(waiting, again, strict=True):
-            answers[i] = found
+            answers[i] = found._replace(read=answers[i].read + found.read)
     return answers
 
 

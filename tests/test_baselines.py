@@ -58,6 +58,16 @@ def test_popularity_is_how_many_users() -> None:
     assert popularity(clicked)(clicked[:2]).tolist() == [[3, 2, 2], [3, 2, 2]]
 
 
+def test_item_cf_goes_by_popularity_where_nothing_is_similar() -> None:
+    """Of items without a click in common with the history, the one with more users comes first."""
+    clicked = scipy.sparse.csr_array(np.array([[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]], np.float32))
+
+    (scores,) = item_cf(clicked)(scipy.sparse.csr_array(np.array([[1, 0, 0, 0]], np.float32)))
+
+    assert np.argsort(-scores)[0] == 1
+    assert scores[3] > scores[2] > 0
+
+
 def test_ease_is_the_constrained_ridge_regression() -> None:
     """Each column of its weights solves the ridge regression of that item on all others."""
     clicked = scipy.sparse.csr_array((np.random.default_rng(0).random((40, 6)) < 0.4).astype(np.float32))
@@ -81,7 +91,7 @@ def test_planted_groups_are_found(planted: Planted, name: str) -> None:
     fits: dict[str, Callable[..., Scorer]] = {
         "item_cf": item_cf,
         "ease": lambda c: ease(c, 10.0),
-        "als": lambda c: als(c, 1.0, 8),
+        "als": lambda c: als(c, (1.0, 0.1), 8),
     }
     requests = held_out_requests(planted.dataset, split)
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.sparse
 
+from tests.conftest import Planted
 from tests.planted import write_interactions
 from tests.test_commands import QUICK
 from trainer import benchmark as benchmark_module
 from trainer import sensitivity as sensitivity_module
 from trainer.__main__ import main as dr_trainer
 from trainer.benchmark import METHODS, summarise
+from trainer.data import Dataset
+from trainer.errors import ResumeError
+from trainer.kept import keep
+from trainer.model import random_paths
+from trainer.progress import SilentProgress
 from trainer.sensitivity import slope
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -56,15 +65,15 @@ def test_benchmark_measures_every_method_and_goes_on(
         for kind in ("filtered", "unfiltered"):
             for measure in ("precision", "recall", "f_measure"):
                 assert 0 <= row[kind][measure]["mean"] <= 1
-                assert row[kind][measure]["std"] == 0
+                assert row[kind][measure]["std"] is None  # there is one seed
     exact = found["methods"]["brute_force"]["filtered"]["ratio_to_brute_force"]
-    assert all(ratio == {"mean": 1.0, "std": 0.0} for ratio in exact.values())
+    assert all(ratio == {"mean": 1.0, "std": None} for ratio in exact.values())
     assert found["methods"]["item_cf"]["filtered"]["f_measure"]["mean"] > 0.7
     pictures = {"shop-methods", "shop-reads", "shop-popularity", "shop-learning", "shop-occupancy"}
     require_page(tmp_path / "report", pictures)
     assert json.loads((tmp_path / "report" / "benchmark.json").read_text()) == document
 
-    monkeypatch.setattr(benchmark_module, "measure_seed", None)  # nothing is measured again
+    monkeypatch.setattr(benchmark_module, "measure_seed", lambda *_: pytest.fail("measured again"))
     assert run(capsys, *command) == document
     assert dr_trainer(command) == 0
     table = capsys.readouterr().out
@@ -105,6 +114,7 @@ def test_sensitivity_varies_every_setting(
 
     assert [row["value"] for row in document["paths_per_item"]] == [1, 3]
     assert [row["value"] for row in document["beam"]] == [5, 10, 20, 35, 50, 100]
+    assert document["beam"][0]["reads"] <= 5 * max(1, document["beam"][0]["largest"])  # five paths and no more
     assert [row["value"] for row in document["width"]] == [2, 12]
     assert [row["value"] for row in document["depth"]] == ["3 (K = 6)", "2 (K = 15)"]
     reads = [row["reads"] for row in document["beam"]]
@@ -114,6 +124,81 @@ def test_sensitivity_varies_every_setting(
     assert document["largest_path_slope"] == slope([row["value"] for row in document["alpha"]], largest)
     pictures = {f"setting-{name}" for name in ("beam", "width", "depth", "paths_per_item", "alpha", "largest")}
     require_page(tmp_path / "report", pictures)
+
+
+def test_what_is_held_out_reaches_no_rival(planted: Planted) -> None:
+    """Another truth of the test users changes no score of a classic."""
+    dataset = planted.dataset
+    items = dataset.items.copy()
+    for user in planted.split.test_users:
+        start = dataset.offsets[user] + planted.split.history_length[user]
+        items[start : dataset.offsets[user + 1]] = 0
+    histories = scipy.sparse.csr_array(np.eye(40, dtype=np.float32))
+
+    for (name, one, _), (_, two, _) in zip(
+        *(
+            benchmark_module._classics(planted.config, data, planted.split, SilentProgress())
+            for data in (dataset, dataclasses.replace(dataset, items=items))
+        ),
+        strict=True,
+    ):
+        assert np.array_equal(one(histories), two(histories)), name
+
+
+def test_random_paths_have_the_encoder_and_no_more(planted: Planted, tmp_path: Path) -> None:
+    """What is compared is the assignment alone."""
+    drawn = planted.config.replace(start="random", reassignments=0)
+    trained, version, _ = benchmark_module._version(
+        drawn, planted.dataset, planted.split, tmp_path, SilentProgress(), planted.trained
+    )
+
+    assert np.array_equal(version.index.item_vectors, planted.version.index.item_vectors)
+    generator = np.random.default_rng([drawn.seed, 1])
+    assert np.array_equal(trained.paths, random_paths(40, 2, 2, 6, generator))
+
+
+def test_kept_until_something_differs(planted: Planted, tmp_path: Path) -> None:
+    """Settings or data; a damaged file is named."""
+    asked = []
+
+    def measure(place: Path) -> dict[str, Any]:
+        asked.append(place)
+        return {"n": len(asked)}
+
+    def kept(seed: int = 0, dataset: Dataset = planted.dataset) -> dict[str, Any]:
+        return keep(tmp_path, "x", planted.config.replace(seed=seed), dataset, SilentProgress(), measure)
+
+    assert (kept(), kept(), kept(seed=1)) == ({"n": 1}, {"n": 1}, {"n": 2})
+    assert kept(dataset=dataclasses.replace(planted.dataset, items=planted.dataset.items[::-1])) == {"n": 3}
+    (asked[0] / "result.json").write_text("{")
+    with pytest.raises(ResumeError, match="damaged"):
+        kept()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [(["--set=seed=3"], "--set seed"), (["--set=test_users=0"], "nobody is held out"), (["--seeds=0"], "at least 1")],
+)
+def test_what_cannot_be_measured_is_told_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], message: str
+) -> None:
+    """Before anything is trained."""
+    write_interactions(tmp_path).rename(tmp_path / "shop.interactions.parquet")
+
+    command = ["benchmark", "--data-dir", str(tmp_path), "--runs", str(tmp_path / "runs"), *QUICK, *settings]
+
+    assert dr_trainer(command) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*/run"))
+
+
+def test_a_report_that_cannot_be_written_is_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not after hours."""
+    write_interactions(tmp_path).rename(tmp_path / "shop.interactions.parquet")
+    (tmp_path / "file").touch()
+
+    assert dr_trainer(["benchmark", "--data-dir", str(tmp_path), "--report", str(tmp_path / "file")]) == 1
+    assert "--report" in capsys.readouterr().err
 
 
 def test_slope_by_hand() -> None:
@@ -130,4 +215,4 @@ def test_what_the_comparison_needs_is_asked_for_by_name(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
     assert dr_trainer(["benchmark", "--data-dir", str(tmp_path), "--datasets", "online-retail"]) == 1
-    assert "faiss, implicit, matplotlib missing: pip install 'deep-retrieval[benchmark]'" in capsys.readouterr().err
+    assert "faiss, implicit missing: pip install 'deep-retrieval[benchmark]'" in capsys.readouterr().err

@@ -240,5 +240,5 @@ def test_a_collapsed_index_is_kept_back_until_told_otherwise(
     version = json.loads(capsys.readouterr().out)["version"]
     assert dr_index(["show", version, "--store", store]) == 0
     shown = capsys.readouterr().out
-    assert "of the items are in reach of 100 training users" in shown
+    assert "of the clicked items are in reach of 100 training users" in shown
     assert "nodes in use a layer" in shown

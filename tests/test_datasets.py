@@ -8,7 +8,7 @@ import pytest
 
 from trainer.config import TrainConfig
 from trainer.data import load_dataset
-from trainer.datasets import PRESETS, find_datasets
+from trainer.datasets import PRESETS, Source, find_datasets
 from trainer.errors import DataError
 
 ROWS = [(7, 31, 4, 978300760), (7, 40, 5, 978300761), (9, 31, 3, 978300762), (9, 52, 1, 978300759)]
@@ -23,6 +23,7 @@ PLAIN = TrainConfig(min_interactions=1, test_users=0)
         ("ml-20m/ratings.csv", ",", "userId,movieId,rating,timestamp\n"),
         ("ml-25m/ratings.csv", ",", "userId,movieId,rating,timestamp\n"),
         ("ratings_Beauty.csv", ",", ""),
+        ("ratings_2024.csv", ",", "user_id,item_id,rating,timestamp\n"),
         ("Books.csv", ",", "user_id,parent_asin,rating,timestamp\n"),
         ("mine.csv", ",", "user_id,item_id,rating,timestamp\n"),
     ],
@@ -43,7 +44,8 @@ def test_published_formats_are_read(tmp_path: Path, name: str, separator: str, h
 
 def test_what_is_there_is_found(tmp_path: Path) -> None:
     """Presets by their folder or by name, files by name; other tables are let be."""
-    for name in ("ml-1m/ratings.dat", "ml-100k.interactions.parquet", "shop.interactions.csv", "items.csv"):
+    (tmp_path / "spark.interactions.parquet").mkdir()
+    for name in ("ml-1m/ratings.dat", "ml-100k.interactions.parquet", "shop.interactions.csv", "shop.csv", "items.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
@@ -52,7 +54,7 @@ def test_what_is_there_is_found(tmp_path: Path) -> None:
     assert list(found) == ["ml-100k", "ml-1m", "shop"]
     assert found["ml-1m"].interactions == tmp_path / "ml-1m/ratings.dat"
     assert found["ml-1m"].settings == {"min_rating": 4, "min_interactions": 10, "k": 10, "test_users": 600}
-    assert found["shop"].settings == {}
+    assert found["shop"] == Source("shop", tmp_path / "shop.interactions.csv")
     assert find_datasets(tmp_path, ["items.csv", "shop"])[0].interactions == tmp_path / "items.csv"
 
 
@@ -67,6 +69,17 @@ def test_the_shipped_example_is_always_there(tmp_path: Path) -> None:
         find_datasets(tmp_path, None)
 
 
+def test_ones_own_online_retail_goes_first(tmp_path: Path) -> None:
+    """The shipped one is for who has none."""
+    (tmp_path / "online-retail.interactions.csv").touch()
+
+    assert find_datasets(tmp_path, None)[0].interactions == tmp_path / "online-retail.interactions.csv"
+    (tmp_path / "online_retail").mkdir()
+    (tmp_path / "online-retail.interactions.csv").rename(tmp_path / "online_retail/interactions.parquet")
+    (source,) = find_datasets(tmp_path, None)
+    assert (source.interactions, source.items) == (tmp_path / "online_retail/interactions.parquet", None)
+
+
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "online-retail"])
 def test_what_is_missing_is_explained(tmp_path: Path, name: str) -> None:
     """Where to get it."""
@@ -78,5 +91,7 @@ def test_a_name_that_nobody_knows(tmp_path: Path) -> None:
     """There are presets and files."""
     with pytest.raises(DataError, match=r"--datasets mine: .*there are ml-100k"):
         find_datasets(tmp_path, ["mine"])
+    with pytest.raises(DataError, match="expected a name, found a path"):
+        find_datasets(tmp_path, ["../mine.csv"])
     with pytest.raises(DataError, match="no such folder"):
         find_datasets(tmp_path / "nowhere", None)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.measures import both_tops, popularity_groups, precision_recall_f, ratios, recall_by_popularity
+from trainer.measures import popularity_groups, precision_recall_f, ratios, recall_by_popularity, tops
 
 
 def test_precision_recall_f_by_hand() -> None:
@@ -52,16 +52,16 @@ def test_kinds_rise_with_popularity(clicks: list[int], groups: int) -> None:
 
 
 def test_tops_with_and_without_history() -> None:
-    """Ties go by item index; what the history has is never among the first kind."""
-    ((without, both),) = both_tops(np.array([[1.0, 3.0, 2.0, 3.0]]), [np.array([1])], 3)
+    """Ties go by item index; what the history has is never among the first kind; the scores stay as they are."""
+    scores = np.array([[1.0, 3.0, 2.0, 3.0]])
 
-    assert without.tolist() == [3, 2, 0]
-    assert both.tolist() == [1, 3, 2]
+    assert [top.tolist() for top in tops(scores, 3, [np.array([1])])] == [[3, 2, 0]]
+    assert [top.tolist() for top in tops(scores, 3)] == [[1, 3, 2]]
 
 
 def test_a_catalogue_smaller_than_k() -> None:
     """Then the answer is what there is."""
-    ((without, both),) = both_tops(np.array([[1.0, 2.0]]), [np.array([0])], 5)
+    scores = np.array([[1.0, 2.0]])
 
-    assert without.tolist() == [1]
-    assert both.tolist() == [1, 0]
+    assert [top.tolist() for top in tops(scores, 5, [np.array([0])])] == [[1]]
+    assert [top.tolist() for top in tops(scores, 5)] == [[1, 0]]

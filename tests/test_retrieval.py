@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index_store.errors import VersionDamaged
-from index_store.retrieval import SOFTMAX, Beams, Index, Reranker, fetch, pad_histories, rerank
+from index_store.retrieval import SOFTMAX, Beams, Index, Query, Reranker, answer, fetch, pad_histories, rerank, search
+from tests.conftest import Planted
+from trainer.export import open_session
 
 ITEMS, SIZE = 12, 3
 
@@ -108,9 +111,9 @@ def test_what_is_excluded_costs_no_place() -> None:
     beams = Beams(np.array([[4, 3, 2, 1]], np.float32), np.array([[1]]), np.zeros((1, 1), np.float32))
     candidates, read = fetch(index, beams, 10)
 
-    (answer,) = rerank(candidates, read, read, SOFTMAX, [2], [np.array([0, 1])], 4)
+    (found,) = rerank(candidates, read, read, SOFTMAX, [2], [np.array([0, 1])], 4)
 
-    assert answer.items.tolist() == [2, 3]
+    assert found.items.tolist() == [2, 3]
 
 
 def test_a_beam_that_meets_no_path_finds_nothing() -> None:
@@ -119,10 +122,10 @@ def test_a_beam_that_meets_no_path_finds_nothing() -> None:
     beams = Beams(np.ones((1, SIZE), np.float32), np.array([[-1, 77]]), np.full((1, 2), -np.inf, np.float32))
     candidates, read = fetch(index, beams, 10)
 
-    (answer,) = rerank(candidates, read, read, SOFTMAX, [5], [np.empty(0, np.int64)], ITEMS)
+    (found,) = rerank(candidates, read, read, SOFTMAX, [5], [np.empty(0, np.int64)], ITEMS)
 
-    assert answer.items.tolist() == []
-    assert (answer.read, answer.candidates) == (0, 0)
+    assert found.items.tolist() == []
+    assert (found.read, found.candidates) == (0, 0)
 
 
 def test_histories_are_cut_to_the_latest_and_padded() -> None:
@@ -146,3 +149,30 @@ def test_a_reranker_with_nan_is_refused() -> None:
 
     with pytest.raises(VersionDamaged, match="finite"):
         Reranker.from_json(document)
+
+
+def test_a_widened_request_has_read_all_it_read(planted: Planted) -> None:
+    """Searched with one path, then two, then four: the items of all three searches are counted."""
+    version, k = planted.version, 8
+    session = open_session(bytes(version.parts["model.onnx"]))
+    history = np.array([1, 5])
+    query = Query(history, [], [], k, 1, 2, history)
+    index = version.index
+
+    (found,) = answer(session, index, version.reranker, [query], version.manifest.history, 36)
+    (narrow,) = answer(
+        session, index, version.reranker, [dataclasses.replace(query, widen=False)], version.manifest.history, 36
+    )
+
+    reads, beam = 0, 1
+    while True:
+        beams = search(session, pad_histories([history], 6), np.zeros((1, 0), np.int64), np.zeros((1, 0), "f"), beam)
+        items = index.lookup(beams.path_ids[0], 2).items
+        reads += len(items)
+        if beam == 1:
+            assert narrow.read == reads
+        if len(set(items.tolist()) - {1, 5}) >= k or beam >= 36:
+            break
+        beam = min(2 * beam, 36)
+    assert beam > 2
+    assert found.read == reads

@@ -16,12 +16,13 @@ from trainer.assignment import PathAssigner
 from trainer.checkpoint import Run
 from trainer.config import TrainConfig
 from trainer.context import ContextSchema
+from trainer.data import click_counts
 from trainer.errors import ResumeError, TrainerError
 from trainer.export import make_version
 from trainer.losses import SoftmaxHead
 from trainer.model import PathModel
 from trainer.progress import SilentProgress
-from trainer.train import click_counts, expected_reads, fit, set_learning_rate
+from trainer.train import expected_reads, fit, set_learning_rate
 
 
 class Interrupt(SilentProgress):

@@ -168,18 +168,20 @@ def _benchmark(options: argparse.Namespace) -> int:
     if options.seeds < 1:
         raise TrainerError(f"--seeds: expected at least 1, found {options.seeds}")
     sources = find_datasets(options.data_dir, options.datasets.split(",") if options.datasets else None)
-    _require("faiss", "implicit", "matplotlib")
+    _require("faiss", "implicit", *(["matplotlib"] if options.report else []))
 
     from trainer.benchmark import benchmark, table
     from trainer.progress import choose_progress
 
+    if options.report:
+        from trainer.report import require_writable, write_benchmark
+
+        require_writable(options.report)
     progress = choose_progress()
     document = benchmark(sources, options.seeds, options.set, options.runs, progress)
-    if options.report:
-        from trainer.report import write_benchmark
-
-        progress.say(f"report: {write_benchmark(options.report, document)}")
     _print(document if options.json else "\n\n".join(table(*found) for found in document["datasets"].items()))
+    if options.report:
+        progress.say(f"report: {write_benchmark(options.report, document)}")
     return 0
 
 
@@ -187,20 +189,23 @@ def _sensitivity(options: argparse.Namespace) -> int:
     from trainer.config import load_config
 
     config = load_config(options.config, options.set, seed=options.seed)
-    _require("matplotlib")
+    if options.report:
+        _require("matplotlib")
 
-    from trainer.data import load_dataset, split_users
+        from trainer.report import require_writable, write_sensitivity
+
+        require_writable(options.report)
+
+    from trainer.data import load_dataset
     from trainer.progress import choose_progress
     from trainer.sensitivity import sensitivity, table
 
     progress = choose_progress()
     dataset = load_dataset(options.interactions, config, options.items, options.users)
-    document = sensitivity(config, dataset, split_users(dataset, config), options.runs, progress)
-    if options.report:
-        from trainer.report import write_sensitivity
-
-        progress.say(f"report: {write_sensitivity(options.report, document)}")
+    document = sensitivity(config, dataset, options.runs, progress)
     _print(document if options.json else table(document))
+    if options.report:
+        progress.say(f"report: {write_sensitivity(options.report, document)}")
     return 0
 
 

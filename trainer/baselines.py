@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse
 from numpy.typing import NDArray
 
-from trainer.measures import Answers, both_tops, new_items, precision_recall_f
+from trainer.measures import Answers, Items, new_items, precision_recall_f, tops
 from trainer.requests import Requests, history_matrix
 
 #: From histories (R, V) to scores (R, V).
 Scorer = Callable[[scipy.sparse.csr_array], NDArray[np.floating]]
+Setting = TypeVar("Setting")
 NEIGHBOURS = 100  # of an item, in Item-CF
 EASE_ITEMS = 10_000  # a matrix of them squared is inverted: 2 GB and a minute at most
 EASE_PENALTIES = (100.0, 300.0, 1000.0, 3000.0)
-ALS_CONFIDENCES = (1.0, 10.0, 40.0)  # of a click, over 1 of none
+#: Of ALS: the confidence of a click over 1 of none, and the penalty.
+ALS_SETTINGS = ((1.0, 0.1), (1.0, 10.0), (10.0, 1.0), (10.0, 30.0), (40.0, 10.0), (40.0, 100.0))
 
 
 def popularity(clicked: scipy.sparse.csr_array) -> Scorer:
@@ -32,9 +35,11 @@ def popularity(clicked: scipy.sparse.csr_array) -> Scorer:
 
 
 def item_cf(clicked: scipy.sparse.csr_array) -> Scorer:
-    """The sum of the history's cosines with an item."""
+    """The sum of the history's cosines with an item; items that have none with it by popularity."""
     similar = item_similarity(clicked)
-    return lambda histories: (histories @ similar).toarray()
+    users = np.asarray(clicked.sum(axis=0), np.float32)
+    popular = 1e-6 * users / users.max()
+    return lambda histories: (histories @ similar).toarray() + popular
 
 
 def item_similarity(clicked: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
@@ -65,13 +70,16 @@ def ease(clicked: scipy.sparse.csr_array, penalty: float) -> Scorer:
     return lambda histories: histories @ weights
 
 
-def als(clicked: scipy.sparse.csr_array, confidence: float, factors: int) -> Scorer:
-    """Implicit-feedback matrix factorisation (Hu et al. 2008), of the library `implicit`; new users are folded in."""
+def als(clicked: scipy.sparse.csr_array, setting: tuple[float, float], factors: int) -> Scorer:
+    """Implicit-feedback matrix factorisation (Hu et al. 2008), of the library `implicit`; new users are folded in.
+
+    setting: confidence and penalty, see ALS_SETTINGS.
+    """
     from implicit.cpu.als import AlternatingLeastSquares  # only the benchmark has it
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, "blas"):  # the library runs threads of its own
-        model = AlternatingLeastSquares(factors=factors, alpha=confidence, random_state=0)
+        model = AlternatingLeastSquares(factors, alpha=setting[0], regularization=setting[1], random_state=0)
         model.fit(scipy.sparse.csr_matrix(clicked), show_progress=False)
 
     def scores(histories: scipy.sparse.csr_array) -> NDArray[np.floating]:
@@ -84,12 +92,12 @@ def als(clicked: scipy.sparse.csr_array, confidence: float, factors: int) -> Sco
 
 
 def best_setting(
-    fit: Callable[[scipy.sparse.csr_array, float], Scorer],
-    settings: Iterable[float],
+    fit: Callable[[scipy.sparse.csr_array, Setting], Scorer],
+    settings: Iterable[Setting],
     clicked: scipy.sparse.csr_array,
     requests: Requests,
     k: int,
-) -> float:
+) -> Setting:
     """The setting whose fit on `clicked` has the highest F@k on `requests`; the first if there are none."""
     if not requests.histories:
         return next(iter(settings))
@@ -104,10 +112,14 @@ def best_setting(
 
 def answer_all(score: Scorer, requests: Requests, k: int) -> Answers:
     """The k best of all items for each request."""
-    started = time.perf_counter()
-    tops = []
+    filtered: list[Items] = []
+    unfiltered: list[Items] = []
+    seconds = 0.0
     for part in requests.parts():
-        tops += both_tops(score(history_matrix(requests.histories[part], requests.items)), requests.histories[part], k)
-    reads = np.full(len(requests.histories), requests.items)
-    seconds = time.perf_counter() - started
-    return Answers([top for top, _ in tops], [top for _, top in tops], reads, seconds)
+        histories = requests.histories[part]
+        started = time.perf_counter()
+        scores = score(history_matrix(histories, requests.items))
+        filtered += tops(scores, k, histories)
+        seconds += time.perf_counter() - started
+        unfiltered += tops(scores, k)
+    return Answers(filtered, unfiltered, np.full(len(filtered), requests.items), seconds)

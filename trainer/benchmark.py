@@ -1,13 +1,11 @@
 """Deep Retrieval beside what teams use today, on data sets of one's own: `dr-trainer benchmark`.
 
-Every method sees the same users and is asked the same; the version measured is the one that `fit` would publish. A
-finished seed is kept in its folder, so that a run that was stopped goes on where it was.
+Every method is asked the same for the same users; the version measured is the one that `fit` would publish.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -16,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from index_store.retrieval import SOFTMAX
 from index_store.version import Version
 from trainer.baselines import (
-    ALS_CONFIDENCES,
+    ALS_SETTINGS,
     EASE_ITEMS,
     EASE_PENALTIES,
     Scorer,
@@ -31,30 +30,34 @@ from trainer.baselines import (
 )
 from trainer.checkpoint import Run
 from trainer.config import TrainConfig, load_config
-from trainer.data import Dataset, Split, clicked_items, load_dataset, split_users
+from trainer.data import Dataset, Split, click_counts, clicked_items, load_dataset, split_users
 from trainer.datasets import Source
+from trainer.errors import ConfigError, DataError
 from trainer.evaluate import Measured
 from trainer.export import TUNING_REQUESTS, make_version
 from trainer.frontier import choose_beam, frontier
+from trainer.kept import keep
 from trainer.measures import MEASURES, Answers, new_items, ratios, recall_by_popularity
 from trainer.progress import Progress
 from trainer.requests import held_out_requests, training_requests, tuning_requests
-from trainer.train import Trained, click_counts, fit
-from trainer.two_tower import answer_hnsw, encode, train_two_tower
+from trainer.train import Trained, fit
+from trainer.two_tower import answer_hnsw, build_hnsw, encode, train_two_tower
 
 BUDGETS = (2, 5, 10)  # items read for each that is returned
 MARGIN = 0.9  # of a budget is aimed at: others' requests read a little more or less
+WIDER = (2, 10)  # nodes that HNSW keeps while searching, for each item that is returned
 GROUPS = 5  # kinds of items, from rarely to often clicked
 FRONTIER_BEAMS = (5, 10, 15, 25, 35, 50, 75, 100, 150, 256)
 
 #: Every row of the table in its order, and what it is called there.
 METHODS = {
     "deep_retrieval": "Deep Retrieval",
-    **{f"deep_retrieval_{b}k": f"Deep Retrieval, {b} k read" for b in BUDGETS},
-    **{f"random_paths_{b}k": f"random paths, {b} k read" for b in BUDGETS},
+    "deep_retrieval_by_head": "Deep Retrieval, ranked by head",
+    **{f"deep_retrieval_{b}k": f"Deep Retrieval, {b} x k read" for b in BUDGETS},
+    **{f"random_paths_{b}k": f"random paths, {b} x k read" for b in BUDGETS},
     "brute_force": "brute force, same vectors",
-    "hnsw": "HNSW, same vectors",
-    "two_tower": "two-tower + HNSW",
+    **{f"hnsw_{w}": f"HNSW, same vectors, ef {w} x k" for w in WIDER},
+    "two_tower": f"two-tower, HNSW, ef {WIDER[-1]} x k",
     "ease": "EASE",
     "als": "ALS",
     "item_cf": "Item-CF",
@@ -66,84 +69,83 @@ def benchmark(
     sources: list[Source], seeds: int, settings: list[str], folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """The document of `dr-trainer benchmark --json`. settings: `key=value`, on top of each data set's protocol."""
+    if any(setting.partition("=")[0].strip() == "seed" for setting in settings):
+        raise ConfigError("--set seed: the seeds are 0 to N - 1 of --seeds N")
     found: dict[str, Any] = {}
     for source in sources:
+        protocol = [f"{key}={json.dumps(value)}" for key, value in source.settings.items()]
+        config = load_config(None, [*protocol, *settings])
+        dataset = load_dataset(source.interactions, config, source.items, source.users)
         runs = []
         for seed in range(seeds):
-            protocol = [f"{key}={json.dumps(value)}" for key, value in source.settings.items()]
-            config = load_config(None, [*protocol, *settings], seed=seed)
-            dataset = load_dataset(source.interactions, config, source.items, source.users)
-            place = folder / f"{source.name}-{seed}-{_digest(config, dataset)}"
-            file = place / "result.json"
-            known = " was measured before:" if file.exists() else ":"
-            progress.say(f"{source.name}, seed {seed} of 0 to {seeds - 1}{known} {place}")
-            if not file.exists():
-                result = measure_seed(config, dataset, split_users(dataset, config), place, progress)
-                temporary = file.with_suffix(".partial")
-                temporary.write_text(json.dumps(result))
-                temporary.replace(file)
-            runs.append(json.loads(file.read_text()))
+            one = config.replace(seed=seed)
+            measure = functools.partial(measure_seed, one, dataset, progress)
+            runs.append(keep(folder, f"{source.name}-{seed}", one, dataset, progress, measure))
         found[source.name] = summarise(runs)
     return {"seeds": seeds, "datasets": found}
 
 
-def measure_seed(
-    config: TrainConfig, dataset: Dataset, split: Split, folder: Path, progress: Progress
-) -> dict[str, Any]:
-    """Train and measure all methods once."""
+def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, folder: Path) -> dict[str, Any]:
+    """Train and measure all methods once, with checkpoints in `folder`."""
+    split = split_users(dataset, config)
     requests = held_out_requests(dataset, split)
-    k = config.k
-    clicks = click_counts(dataset, split)
+    if not requests.histories:
+        raise DataError("test_users: nobody is held out, so there is nobody to measure")
+    k, clicks = config.k, click_counts(dataset, split)
     rows: dict[str, dict[str, Any]] = {}
 
-    def add(name: str, answers: Answers, fit_seconds: float) -> None:
-        figures = answers.figures(requests, k)
+    def add(name: str, answers: Answers, fit_seconds: float | None, encoding: float = 0.0) -> None:
         kinds = recall_by_popularity(answers.filtered, new_items(requests), clicks, GROUPS)
-        rows[name] = figures | {
+        rows[name] = answers.figures(requests, k) | {
             "reads": float(answers.reads.mean()),
             "fit_seconds": fit_seconds,
-            "answer_ms": 1000 * answers.seconds / len(requests.histories),
+            "answer_ms": 1000 * (answers.seconds + encoding) / len(requests.histories),
             "recall_by_popularity": kinds,
         }
 
     trained, mine, seconds = _version(config, dataset, split, folder / "run", progress)
+    encoder = sum(record["seconds"] for record in trained.history if "head_loss" in record)
     measured = Measured(mine, requests, k, progress)
-    deep, share = measured.retrieval(*mine.manifest.reach(k), progress)
+    default = mine.manifest.reach(k)
+    deep, share = measured.retrieval(*default, progress)
     add("deep_retrieval", deep, seconds)
-    add("brute_force", measured.brute_force, sum(r["seconds"] for r in trained.history if "head_loss" in r))
-    users = np.concatenate(measured.users)
+    add("deep_retrieval_by_head", measured.retrieval(*default, progress, reranker=SOFTMAX)[0], None)
+    add("brute_force", measured.brute_force, encoder)
     vectors, bias = np.asarray(mine.index.item_vectors), np.asarray(mine.index.item_bias)
-    answers, building = answer_hnsw(vectors, bias, users, requests, k)
-    add("hnsw", answers, building)
+    graph, building = build_hnsw(vectors, bias)
+    users = np.concatenate(measured.users)
+    for wider in WIDER:
+        add(f"hnsw_{wider}", answer_hnsw(graph, users, requests, k, wider), encoder + building, measured.encoding)
 
-    # The same network with paths that are drawn and stay: what the learned structure is worth.
+    # The same encoder with paths that are drawn and stay: what the learned assignment is worth.
     drawn = config.replace(start="random", reassignments=0)
     _, random, _ = _version(drawn, dataset, split, folder / "random", progress, trained)
     tuning = training_requests(dataset, split, TUNING_REQUESTS, config.seed)
     for name, one in (("deep_retrieval", measured), ("random_paths", Measured(random, requests, k, progress))):
         for budget in BUDGETS:
-            reach = choose_beam(one.version.index, one.session, tuning, config, MARGIN * budget)
-            add(f"{name}_{budget}k", one.retrieval(reach[0], reach[1], progress)[0], 0.0)
+            beam, per_path = choose_beam(one.version.index, one.session, tuning, config, MARGIN * budget)
+            add(f"{name}_{budget}k", one.retrieval(beam, per_path, progress, widen=False)[0], None)
 
     started = time.perf_counter()
     tower = train_two_tower(config, dataset, split, progress)
-    vectors, bias = tower.item_vectors.detach().numpy(), tower.item_bias.numpy()
-    answers, _ = answer_hnsw(vectors, bias, encode(tower, requests, config.history), requests, k)
-    add("two_tower", answers, time.perf_counter() - started - answers.seconds)
+    graph, _ = build_hnsw(tower.item_vectors.detach().numpy(), tower.item_bias.numpy())
+    seconds = time.perf_counter() - started
+    users, encoding = encode(tower, requests, config.history)
+    add("two_tower", answer_hnsw(graph, users, requests, k, WIDER[-1]), seconds, encoding)
     for name, score, took in _classics(config, dataset, split, progress):
         add(name, answer_all(score, requests, k), took)
 
     points = frontier(mine.index, measured.session, requests, k, config.history, 20 * k, FRONTIER_BEAMS)
+    sizes, counts = np.unique(np.diff(mine.index.path_offsets), return_counts=True)
     return {
-        "seed": config.seed,
         "k": k,
         "users": sum(len(truth) > 0 for truth in new_items(requests)),
         "items": len(dataset.item_ids),
-        "interactions": int(clicks.sum()),
+        "interactions": len(dataset.items),
         "structural_recall": share,
         "methods": rows,
         "frontier": [point._asdict() for point in points],
-        "path_sizes": np.sort(np.diff(mine.index.path_offsets))[::-1].tolist(),
+        "path_sizes": dict(zip(map(str, sizes.tolist()), counts.tolist(), strict=True)),
         "paths": dict(mine.manifest.metrics["paths"]),
         "epochs": trained.history,
     }
@@ -156,15 +158,17 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     for name in (name for name in METHODS if name in first["methods"]):
         each = [run["methods"][name] for run in runs]
         exact = [run["methods"]["brute_force"] for run in runs]
-        rows[name] = {key: _spread([row[key] for row in each]) for key in ("reads", "fit_seconds", "answer_ms")}
+        rows[name] = {key: _mean_and_std([row[key] for row in each]) for key in ("reads", "fit_seconds", "answer_ms")}
         for kind in ("filtered", "unfiltered"):
-            rows[name][kind] = {m: _spread([row[kind][m] for row in each]) for m in MEASURES}
+            rows[name][kind] = {m: _mean_and_std([row[kind][m] for row in each]) for m in MEASURES}
             relative = [ratios(row[kind], brute[kind]) for row, brute in zip(each, exact, strict=True)]
-            rows[name][kind]["ratio_to_brute_force"] = {m: _spread([ratio[m] for ratio in relative]) for m in MEASURES}
+            rows[name][kind]["ratio_to_brute_force"] = {
+                m: _mean_and_std([ratio[m] for ratio in relative]) for m in MEASURES
+            }
         rows[name]["recall_by_popularity"] = first["methods"][name]["recall_by_popularity"]
     return {
         **{key: first[key] for key in ("k", "users", "items", "interactions")},
-        "structural_recall": _spread([run["structural_recall"] for run in runs]),
+        "structural_recall": _mean_and_std([run["structural_recall"] for run in runs]),
         "methods": rows,
         **{key: first[key] for key in ("frontier", "path_sizes", "paths", "epochs")},
     }
@@ -190,7 +194,7 @@ def _classics(
     everything = clicked_items(dataset, split.train_users, split.visible_length)
     kept_back = tuning_requests(dataset, split)
 
-    def tuned(fit_one: Callable[..., Scorer], settings: tuple[float, ...]) -> Scorer:
+    def tuned(fit_one: Callable[..., Scorer], settings: tuple[Any, ...]) -> Scorer:
         return fit_one(everything, best_setting(fit_one, settings, seen, kept_back, config.k))
 
     fits: dict[str, Callable[[], Scorer]] = {
@@ -199,7 +203,7 @@ def _classics(
     }
     if len(dataset.item_ids) <= EASE_ITEMS:
         fits["ease"] = lambda: tuned(ease, EASE_PENALTIES)
-    fits["als"] = lambda: tuned(functools.partial(als, factors=config.embedding), ALS_CONFIDENCES)
+    fits["als"] = lambda: tuned(functools.partial(als, factors=config.embedding), ALS_SETTINGS)
     found = []
     for name, make in fits.items():
         progress.say(f"fitting {METHODS[name]}")
@@ -209,19 +213,13 @@ def _classics(
     return found
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
-
-
-def _digest(config: TrainConfig, dataset: Dataset) -> str:
-    """Of all that a result depends on, the code too: what was measured by other code is measured again."""
-    digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode())
-    digest.update(dataset.digest().encode())
-    root = Path(__file__).parent
-    for file in sorted([*root.glob("*.py"), *root.parent.glob("index_store/*.py")]):
-        if file.name not in {"__main__.py", "plots.py", "report.py"}:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:8]
+def _mean_and_std(values: list[float | None]) -> dict[str, float | None]:
+    """Over the seeds; no deviation of one, and neither where nothing was measured."""
+    measured = [value for value in values if value is not None]
+    return {
+        "mean": float(np.mean(measured)) if measured else None,
+        "std": float(np.std(measured, ddof=1)) if len(measured) > 1 else None,
+    }
 
 
 def table(name: str, found: dict[str, Any]) -> str:
@@ -229,18 +227,23 @@ def table(name: str, found: dict[str, Any]) -> str:
     k = found["k"]
     lines = [
         f"{name}: {found['users']} held-out users, {found['items']} items, {found['interactions']} interactions",
-        "history filtered; in brackets: not filtered",
+        "history filtered; in brackets: not filtered. ms: a request, in batches (HNSW: one after another)",
         "",
-        f"{'':28}{f'P@{k} %':>8}{f'R@{k} %':>8}{f'F@{k} %':>22}{'/ brute':>9}{'read':>10}{'fit s':>8}{'ms':>8}",
+        f"{'':32}{f'P@{k} %':>8}{f'R@{k} %':>8}{f'F@{k} %':>24}{'/ brute':>9}{'read':>8}{'fit s':>7}{'ms':>7}",
     ]
     for method, row in found["methods"].items():
         p, r, f = (row["filtered"][m] for m in MEASURES)
         free = row["unfiltered"]["f_measure"]["mean"]
-        fs = f"{100 * f['mean']:.2f} +- {100 * f['std']:.2f} ({100 * free:.2f})"
+        fs = f"{percent(f)} ({100 * free:.2f})"
         ratio = row["filtered"]["ratio_to_brute_force"]["f_measure"]["mean"]
-        took = f"{row['fit_seconds']['mean']:.0f}" if row["fit_seconds"]["mean"] else ""
+        took = "" if row["fit_seconds"]["mean"] is None else f"{row['fit_seconds']['mean']:.0f}"
         lines.append(
-            f"{METHODS[method]:28}{100 * p['mean']:>8.2f}{100 * r['mean']:>8.2f}{fs:>22}{ratio:>9.3f}"
-            f"{row['reads']['mean']:>10.0f}{took:>8}{row['answer_ms']['mean']:>8.2f}"
+            f"{METHODS[method]:32}{100 * p['mean']:>8.2f}{100 * r['mean']:>8.2f}{fs:>24}{ratio:>9.3f}"
+            f"{row['reads']['mean']:>8.0f}{took:>7}{row['answer_ms']['mean']:>7.2f}"
         )
     return "\n".join(lines)
+
+
+def percent(figure: dict[str, Any]) -> str:
+    """The mean, and the deviation if there is one."""
+    return f"{100 * figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {100 * figure['std']:.2f}")

@@ -43,8 +43,8 @@ class TrainConfig:
     context: tuple[str, ...] = ()  # the user's columns the encoder reads: "name" or "name:categorical"
 
     # The gradient steps
-    epochs: int = 16  # passes over the interactions, two at least: one for the encoder, one for the paths
-    warmup_epochs: int | Literal["auto"] = "auto"  # of them, for encoder and head, before there are paths; auto: half
+    epochs: int = 20  # passes over the interactions, two at least: one for the encoder, one for the paths
+    warmup_epochs: int | Literal["auto"] = "auto"  # of them, for encoder and head, before there are paths; auto: 2 of 5
     start: Literal["tree", "random"] = "tree"  # the first paths: by a tree over the item vectors, or drawn (Sec. 3.2)
     reassignments: int = 0  # M-steps, spread evenly over the epochs after the warm-up (the paper: one an epoch)
     taught: float = 0.5  # share of the path layers' targets drawn from the head's softmax instead of the clicks
@@ -70,7 +70,7 @@ class TrainConfig:
     # What is published; fit --allow-collapsed publishes all the same
     gate_largest: float = 0.05  # share of the items that one path may hold, or 10 k items where that is more
     gate_entropy: float = 0.3  # entropy of the paths at least, relative to that of the items
-    gate_reach: float = 0.1  # share of the items that training users' requests must reach
+    gate_reach: float = 0.1  # clicked items that training users reach, relative to what as many reads could
 
     # The data
     min_rating: float | None = None  # rows rated lower are dropped
@@ -153,7 +153,9 @@ class TrainConfig:
     @property
     def warmup(self) -> int:
         """The epochs before there are paths."""
-        return self.passes // 2 if self.warmup_epochs == "auto" else min(self.warmup_epochs, self.passes - 1)
+        return (
+            max(1, self.passes * 2 // 5) if self.warmup_epochs == "auto" else min(self.warmup_epochs, self.passes - 1)
+        )
 
     def reassignment_epochs(self) -> set[int]:
         """The epochs that end with an M-step. The network settles for as long after the last as between two."""

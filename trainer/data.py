@@ -150,22 +150,33 @@ def load_dataset(
     )
 
 
+def click_counts(dataset: Dataset, split: Split) -> Index:
+    """How often each item occurs in what training may see, (V,)."""
+    _, items = _first_items(dataset, split.train_users, split.train_length)
+    return np.bincount(items, minlength=len(dataset.item_ids))
+
+
 def clicked_items(dataset: Dataset, users: Index, lengths: Index) -> scipy.sparse.csr_array:
     """1 where one of `users` has an item, however often, within the first lengths[user] of the sequence.
 
     (len(users), V), float32. users: ascending indices; lengths: (U,), of all users.
     """
+    of, items = _first_items(dataset, users, lengths)
+    ones, rows = np.ones(len(of), np.float32), np.searchsorted(users, of)
+    clicked = scipy.sparse.csr_array((ones, (rows, items)), shape=(len(users), len(dataset.item_ids)))
+    clicked.sum_duplicates()
+    clicked.data[:] = 1
+    return clicked
+
+
+def _first_items(dataset: Dataset, users: Index, lengths: Index) -> tuple[Index, NDArray[np.int32]]:
+    """The first lengths[user] items of each of `users`: whose they are, and which, one after another."""
     all_lengths = np.diff(dataset.offsets)
     seen = np.zeros(len(all_lengths), np.int64)
     seen[users] = lengths[users]
     place = np.arange(len(dataset.items)) - np.repeat(dataset.offsets[:-1], all_lengths)
     kept = place < np.repeat(seen, all_lengths)
-    row = np.searchsorted(users, np.repeat(np.arange(len(all_lengths)), all_lengths)[kept])
-    ones = np.ones(len(row), np.float32)
-    clicked = scipy.sparse.csr_array((ones, (row, dataset.items[kept])), shape=(len(users), len(dataset.item_ids)))
-    clicked.sum_duplicates()
-    clicked.data[:] = 1
-    return clicked
+    return np.repeat(np.arange(len(all_lengths)), all_lengths)[kept], dataset.items[kept]
 
 
 def _rows_of(index: Index, users: Index, file: Path) -> Index:

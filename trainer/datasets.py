@@ -69,7 +69,10 @@ def find_datasets(folder: Path, names: list[str] | None) -> list[Source]:
     """
     if not folder.is_dir():
         raise DataError(f"--data-dir {folder}: no such folder")
-    files = {match["name"]: path for path in sorted(folder.iterdir()) if (match := FILE.match(path.name))}
+    there = sorted(
+        (path for path in folder.iterdir() if path.is_file()), key=lambda path: ".interactions." in path.name
+    )
+    files = {match["name"]: path for path in there if (match := FILE.match(path.name))}  # .interactions. wins
     if names is None:
         names = [name for name, preset in PRESETS.items() if name in files or (folder / preset.file).exists()]
         names += [name for name, path in files.items() if name not in PRESETS and ".interactions." in path.name]
@@ -89,10 +92,15 @@ def find_datasets(folder: Path, names: list[str] | None) -> list[Source]:
 def _find(name: str, folder: Path, files: Mapping[str, Path]) -> Source | None:
     preset = PRESETS.get(name)
     settings = preset.settings if preset else _AMAZON if name.startswith("amazon-") else {}
-    if name == "online-retail":
-        path = folder / PRESETS[name].file
-        path = path if path.exists() else EXAMPLE / path.name  # it is shipped
-        return Source(name, path, path.with_name("items.parquet"), path.with_name("users.parquet"), settings)
+    if Path(name).name != name:
+        raise DataError(f"--datasets {name}: expected a name, found a path; the files are looked for in --data-dir")
     places = [folder / name, *([files[name]] if name in files else []), *([folder / preset.file] if preset else [])]
-    there = next((place for place in places if place.is_file()), None)
-    return Source(name, there, None, None, settings) if there else None
+    if name == "online-retail":
+        places.append(EXAMPLE / "interactions.parquet")  # it is shipped
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        return None
+    if path.name != "interactions.parquet":
+        return Source(name, path, None, None, settings)
+    items, users = (path.with_name(f"{kind}.parquet") for kind in ("items", "users"))
+    return Source(name, path, items if items.is_file() else None, users if users.is_file() else None, settings)

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index_store.retrieval import Answer, Query, answer, fetch
+from index_store.retrieval import Answer, Beams, Query, Reranker, answer, fetch
 from index_store.version import Version
 from trainer.assignment import Occupancy
 from trainer.baselines import answer_all, item_cf, popularity
 from trainer.data import Dataset, Split, clicked_items
 from trainer.errors import DataError
 from trainer.export import open_session
-from trainer.measures import Answers, Items, both_tops, new_items, ratios
+from trainer.measures import Answers, Items, new_items, ratios, tops
 from trainer.progress import Progress
 from trainer.requests import Requests, held_out_requests
 
@@ -74,22 +75,35 @@ class Measured:
         self.version, self.requests, self.k = version, requests, k
         self.session = open_session(bytes(version.parts["model.onnx"]))
         index = version.index
+        next(self._beams(1), None)  # the first search of a session takes longer
         self.users: list[NDArray[np.float32]] = []  # a batch after another
-        tops: list[tuple[Items, Items]] = []
+        filtered: list[Items] = []
+        unfiltered: list[Items] = []
         seconds = 0.0
+        self.encoding = 0.0  # seconds for all requests
         with progress.task("measuring brute force", len(requests.histories)) as advance:
+            started = time.perf_counter()
             for part, beams in zip(requests.parts(), self._beams(1), strict=True):
+                self.encoding += time.perf_counter() - started
+                histories = requests.histories[part]
                 started = time.perf_counter()
                 scores = beams.user @ index.item_vectors.T + index.item_bias
-                tops += both_tops(scores, requests.histories[part], k)
+                filtered += tops(scores, k, histories)
                 seconds += time.perf_counter() - started
+                unfiltered += tops(scores, k)
                 self.users.append(beams.user)
-                advance(len(beams.user))
-        reads = np.full(len(tops), len(index.item_bias))
-        self.brute_force = Answers([top for top, _ in tops], [top for _, top in tops], reads, seconds)
+                advance(len(histories))
+                started = time.perf_counter()
+        reads = np.full(len(filtered), len(index.item_bias))
+        self.brute_force = Answers(filtered, unfiltered, reads, self.encoding + seconds)
 
-    def retrieval(self, beam: int, per_path: int, progress: Progress) -> tuple[Answers, float]:
-        """What the service answers, and the share of brute force's answer that is among the items read."""
+    def retrieval(
+        self, beam: int, per_path: int, progress: Progress, *, widen: bool = True, reranker: Reranker | None = None
+    ) -> tuple[Answers, float]:
+        """What the service answers, and the share of brute force's answer that is among the items read.
+
+        widen: search more paths where fewer than k items are found. reranker: instead of the version's.
+        """
         manifest, requests = self.version.manifest, self.requests
         answers: list[Answer] = []
         free_answers: list[Answer] = []
@@ -98,7 +112,7 @@ class Measured:
         with progress.task("measuring deep retrieval", len(requests.histories)) as advance:
             for part, beams in zip(requests.parts(), self._beams(beam), strict=True):
                 queries = [
-                    Query(history, categories, numbers, self.k, beam, per_path, history)
+                    Query(history, categories, numbers, self.k, beam, per_path, history, widen=widen)
                     for history, categories, numbers in zip(
                         requests.histories[part],
                         requests.categories[part].tolist(),
@@ -107,25 +121,26 @@ class Measured:
                     )
                 ]
                 started = time.perf_counter()
-                answers += self._answer(queries)
+                answers += self._answer(queries, reranker)
                 seconds += time.perf_counter() - started
                 nothing = np.empty(0, np.int64)
-                free_answers += self._answer([dataclasses.replace(query, excluded=nothing) for query in queries])
+                free_answers += self._answer(
+                    [dataclasses.replace(query, excluded=nothing) for query in queries], reranker
+                )
                 candidates, _ = fetch(self.version.index, beams, per_path)
-                tops = self.brute_force.filtered[part]
-                keys = np.concatenate([row * manifest.items + top for row, top in enumerate(tops)])
+                exact = self.brute_force.filtered[part]
+                keys = np.concatenate([row * manifest.items + top for row, top in enumerate(exact)])
                 held += int(np.isin(keys, candidates.request * manifest.items + candidates.item).sum())
                 wanted += len(keys)
                 advance(len(queries))
-        found, free = ([answer.items for answer in each] for each in (answers, free_answers))
         reads = np.array([answer.read for answer in answers])
-        return Answers(found, free, reads, seconds), held / max(wanted, 1)
+        found = Answers([a.items for a in answers], [a.items for a in free_answers], reads, seconds)
+        return found, held / max(wanted, 1)
 
-    def _beams(self, beam: int) -> Any:
+    def _beams(self, beam: int) -> Iterator[Beams]:
         return self.requests.beams(self.session, self.version.manifest.history, beam)
 
-    def _answer(self, queries: list[Query]) -> list[Answer]:
-        version = self.version
-        return answer(
-            self.session, version.index, version.reranker, queries, version.manifest.history, version.manifest.max_beam
-        )
+    def _answer(self, queries: list[Query], reranker: Reranker | None) -> list[Answer]:
+        version, manifest = self.version, self.version.manifest
+        reranker = reranker or version.reranker
+        return answer(self.session, version.index, reranker, queries, manifest.history, manifest.max_beam)

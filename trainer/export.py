@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import io
 import json
@@ -24,10 +25,10 @@ from index_store.golden import record
 from index_store.retrieval import SOFTMAX, Index, pad_histories, search
 from index_store.version import Version, npy
 from trainer.config import MAX_BEAM, TrainConfig
-from trainer.data import Dataset, Split
+from trainer.data import Dataset, Split, click_counts
 from trainer.errors import ExportRefused
 from trainer.frontier import choose_beam
-from trainer.health import REACH_USERS, Health, measure_health
+from trainer.health import REACH_USERS, Health, churn, measure_health
 from trainer.model import PathModel, Retrieval, prefix_tables
 from trainer.progress import Progress
 from trainer.requests import Requests, history_requests, training_requests, tuning_requests
@@ -72,7 +73,11 @@ def make_version(
         reranker = fit_reranker(index, session, tuning_requests(dataset, split), config.history, beam, per_path)
     users = history_requests(dataset, split, REACH_USERS, config.seed)
     ids = dataset.item_ids
-    health = measure_health(index, session, users, config, (beam, per_path), trained.paths, model.width, previous, ids)
+    clicks = click_counts(dataset, split)
+    health = measure_health(index, session, users, config, (beam, per_path), trained.paths, model.width, clicks)
+    if previous:
+        changed = churn(trained.paths, ids, model.width ** (config.depth - 1), previous)
+        health = dataclasses.replace(health, churn=changed, previous=previous.manifest.version)
     _gate(health, config, progress, allow_collapsed=allow_collapsed)
     golden_requests = requests.first(GOLDEN_REQUESTS)
     golden = record(

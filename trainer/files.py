@@ -28,14 +28,14 @@ RATINGS = ["user_id", "item_id", "rating", "timestamp"]  # of files that do not 
 def read_table(file: Path) -> pa.Table:
     """The file's columns. A name that ends in .csv or .tsv is read as that, .data and .dat as GroupLens writes them.
 
-    Any other is read as Parquet. GroupLens' u.data and ratings.dat, and Amazon's ratings_*.csv of 2014, have no
-    header; theirs are user, item, rating and time.
+    Any other is read as Parquet. GroupLens' u.data and ratings.dat, and Amazon's ratings of 2014, have no header; their
+    columns are user, item, rating and time.
     """
     try:
         if _is_csv(file):
             # Ids stay as they are written: 007 is not 7.
             ids = {name: pa.string() for name in ("user_id", "item_id", *ALIASES)}
-            nameless = file.suffix.lower() in {".data", ".dat"} or file.name.startswith("ratings_")
+            nameless = file.suffix.lower() in {".data", ".dat"} or _begins_with_ratings(file)
             table = pyarrow.csv.read_csv(
                 _tab_separated(file) if file.suffix.lower() == ".dat" else file,
                 read_options=pyarrow.csv.ReadOptions(column_names=RATINGS if nameless else None),
@@ -55,6 +55,16 @@ def read_table(file: Path) -> pa.Table:
 
 def _is_csv(file: Path) -> bool:
     return file.suffix.lower() in {".csv", ".tsv", ".data", ".dat"}
+
+
+def _begins_with_ratings(file: Path) -> bool:
+    """Whether the first line is data already: four columns of which the last two are numbers."""
+    with file.open("rb") as lines:
+        cells = lines.readline(1000).decode("utf-8", "replace").strip().split(",")
+    try:
+        return len(cells) == len(RATINGS) and len([float(cell) for cell in cells[2:]]) > 0
+    except ValueError:
+        return False
 
 
 def _tab_separated(file: Path) -> pa.BufferReader:

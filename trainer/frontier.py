@@ -12,7 +12,7 @@ from index_store.retrieval import MAX_READS, Beams, Index
 from trainer.config import TrainConfig
 from trainer.requests import Requests
 
-BEAMS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 256)
+BEAMS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 21, 25, 30, 36, 45, 50, 60, 75, 90, 100, 125, 150, 175, 200, 225, 256)
 CAPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500)
 READS = 9  # items read per candidate returned, on average; the paper has 5 to 10
 

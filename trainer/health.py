@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from index_store.retrieval import Index
 from index_store.version import Version
-from trainer.assignment import Occupancy
+from trainer.assignment import Occupancy, Paths
 from trainer.config import TrainConfig
 from trainer.requests import Requests
 
+PAIRS = 100_000  # of neighbours, drawn to see how many still are
 REACH_USERS = 10_000  # training users whose requests are made to see which items they reach
 
 
@@ -27,14 +28,16 @@ class Health:
     """What `dr-trainer fit` and `dr-index show` report of an index.
 
     perplexity: of each layer's nodes, 1 to K: over how many of them the postings are spread, as if evenly. reach: the
-    share of items that some training user's request reads at the default beam; of `reach_users` users. churn: the
-    share of postings that the previous version has not, None where their paths cannot be compared.
+    share of the items with clicks that some training user's request reads at the default beam; of `reach_users` users,
+    who make `reads` reads together. churn: see `churn`; None without a previous version to compare with.
     """
 
     occupancy: Occupancy
     perplexity: list[float]
     reach: float
     reach_users: int
+    reads: int
+    clicked: int
     churn: float | None
     previous: str | None
 
@@ -45,6 +48,8 @@ class Health:
             "perplexity": self.perplexity,
             "reach": self.reach,
             "reach_users": self.reach_users,
+            "reads": self.reads,
+            "clicked": self.clicked,
             "churn": self.churn,
             "previous": self.previous,
         }
@@ -52,20 +57,23 @@ class Health:
     def describe(self) -> str:
         """Two lines for people."""
         o, spread = self.occupancy, ", ".join(f"{p:.1f}" for p in self.perplexity)
-        moved = "" if self.churn is None else f"; {self.churn:.0%} of the postings are new since {self.previous}"
+        moved = "" if self.churn is None else f"; {self.churn:.0%} of the neighbours are others than in {self.previous}"
         return (
             f"index: {o.used} paths, largest {o.largest}, mean {o.mean_size:.2f}, gini {o.gini:.2f}; nodes in use a "
-            f"layer, as if evenly: {spread}\n{self.reach:.1%} of the items are in reach of {self.reach_users} training "
-            f"users at the default beam{moved}"
+            f"layer, as if evenly: {spread}\n{self.reach:.1%} of the clicked items are in reach of {self.reach_users} "
+            f"training users at the default beam{moved}"
         )
 
     def faults(self, config: TrainConfig) -> list[str]:
         """What the gate refuses the index for; empty if it is healthy."""
         found = collapse(self.occupancy, config)
-        if self.reach < config.gate_reach:
+        # What as many reads would find if they fell anywhere: few users cannot reach much.
+        possible = 1 - math.exp(-self.reads / max(self.clicked, 1))
+        if self.reach < config.gate_reach * possible:
             found.append(
-                f"{self.reach:.1%} of the items are in reach of {self.reach_users} training users at the default beam, "
-                f"expected gate_reach = {config.gate_reach:.1%} at least"
+                f"{self.reach:.1%} of the clicked items are in reach of {self.reach_users} training users at the "
+                f"default beam, expected {config.gate_reach * possible:.1%} at least (gate_reach = "
+                f"{config.gate_reach:.1%} of what as many reads could reach)"
             )
         return found
 
@@ -96,44 +104,54 @@ def measure_health(
     requests: Requests,
     config: TrainConfig,
     reach: tuple[int, int],
-    paths: NDArray[np.int64],
+    paths: Paths,
     width: int,
-    previous: Version | None,
-    item_ids: NDArray[Any],
+    clicks: NDArray[np.int64],
 ) -> Health:
-    """reach: the default beam and items per path. paths: (V, J), of the items item_ids (V,). width: K."""
+    """reach: the default beam and items per path. paths: (V, J). width: K. clicks: (V,), of each item in training."""
     beam, per_path = reach
-    read = np.zeros(len(paths), bool)
+    read, reads = np.zeros(len(paths), bool), 0
     for beams in requests.beams(session, config.history, beam):
+        reads += int(index.lookup(beams.path_ids.ravel(), per_path).lengths.sum())
         read[index.lookup(np.unique(beams.path_ids), per_path).items] = True
+    clicked = clicks > 0
     return Health(
         Occupancy.of(paths),
         [_perplexity(paths // width ** (config.depth - 1 - d) % width) for d in range(config.depth)],
-        float(read.mean()),
+        float(read[clicked].mean()),
         len(requests.histories),
-        churn(paths, item_ids, width, config.depth, previous) if previous else None,
-        previous.manifest.version if previous else None,
+        reads,
+        int(clicked.sum()),
+        None,
+        None,
     )
 
 
-def churn(paths: NDArray[np.int64], item_ids: NDArray[Any], width: int, depth: int, previous: Version) -> float | None:
-    """The share of the postings `paths` (V, J) that `previous` has not, among the items that it knows.
+def churn(paths: Paths, item_ids: NDArray[Any], last_layers: int, previous: Version) -> float | None:
+    """How many of an item's neighbours are others than before, 0 to 1; None where no pair can be compared.
 
-    None where it has other nodes or none of the items: a path's number means nothing there.
+    Neighbours share a first node, whatever its number: a training numbers its nodes anew. Of pairs that were
+    neighbours in `previous`, the share that are so no longer. last_layers: K^(D-1), paths below a first node.
     """
-    if (previous.manifest.width, previous.manifest.depth) != (width, depth):
-        return None
     place = {item: i for i, item in enumerate(np.asarray(item_ids).tolist())}
     known = np.array([place.get(item, -1) for item in np.asarray(previous.item_ids).tolist()])
-    both = np.unique(known[known >= 0])
-    if not len(both):
+    manifest, index = previous.manifest, previous.index
+    item = known[index.path_items]
+    node = np.repeat(index.path_ids, np.diff(index.path_offsets)) // manifest.width ** (manifest.depth - 1)
+    item, node = item[item >= 0], node[item >= 0]  # by rising node, as path ids are
+    if not len(item):
         return None
-    index = previous.index
-    item, path = known[index.path_items], np.repeat(index.path_ids, np.diff(index.path_offsets))
-    ids = np.unique(np.concatenate([path, paths.ravel()]))  # their places are small, so that a pair fits in int64
-    before = item * len(ids) + np.searchsorted(ids, path)
-    now = both[:, None] * len(ids) + np.searchsorted(ids, paths[both])
-    return float(1 - np.isin(now, before[item >= 0]).mean())
+    generator = np.random.default_rng(0)
+    one = generator.integers(len(item), size=PAIRS)
+    starts, ends = np.searchsorted(node, node[one]), np.searchsorted(node, node[one], "right")
+    other = generator.integers(starts, ends)
+    pairs = np.stack([item[one], item[other]], axis=1)
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    if not len(pairs):
+        return None
+    first = paths // last_layers  # (V, J)
+    together = (first[pairs[:, 0]][:, :, None] == first[pairs[:, 1]][:, None, :]).any(axis=(1, 2))
+    return float(1 - together.mean())
 
 
 def _perplexity(nodes: NDArray[np.int64]) -> float:

@@ -23,7 +23,7 @@ MEASURES = ("precision", "recall", "f_measure")
 class Answers:
     """What a method answers to R requests: with the items of the history left out, and with them.
 
-    reads: items it scored for each, (R,), history left out. seconds: for all of the former.
+    reads: items it scored for each, (R,). seconds: for all of the former, from histories to items.
     """
 
     filtered: list[Items]
@@ -85,14 +85,15 @@ def popularity_groups(clicks: Items, groups: int) -> Items:
     return kind
 
 
-def both_tops(scores: NDArray[Any], histories: list[Items], k: int) -> list[tuple[Items, Items]]:
-    """Each request's k best of all items, without and with those of the history. scores: (R, V). Ties go by index."""
-    tops = []
-    for row, history in zip(np.asarray(scores, np.float32), histories, strict=True):
-        kept = row.copy()
-        kept[history] = -np.inf
-        tops.append((_top(kept, k), _top(row, k)))
-    return tops
+def tops(scores: NDArray[Any], k: int, histories: list[Items] | None = None) -> list[Items]:
+    """Each request's k best of all items, without those of its history if there is one. scores: (R, V).
+
+    Ties go by item index.
+    """
+    scores = np.array(scores, np.float32)
+    for row, history in zip(scores, histories or (), strict=False):
+        row[history] = -np.inf
+    return [_top(row, k) for row in scores]
 
 
 def _top(scores: NDArray[np.float32], k: int) -> Items:

@@ -31,12 +31,12 @@ def learning(found: dict[str, Any]) -> bytes:
 
 
 def occupancy(found: dict[str, Any]) -> bytes:
-    """Items a path, from the largest path to the smallest."""
+    """How many paths have how many items."""
 
     def draw(axes: Axes) -> None:
-        sizes = found["path_sizes"]
-        axes.step(np.arange(1, len(sizes) + 1), sizes, where="post", color=OURS)
-        axes.set(xscale="log", xlabel="path, from the largest", ylabel="items on it", ylim=(0, None))
+        sizes = {int(size): count for size, count in found["path_sizes"].items()}
+        axes.bar(list(sizes), list(sizes.values()), color=OURS, width=0.9)
+        axes.set(xlabel="items on a path", ylabel="paths", xlim=(0, max(sizes) + 1))
 
     return _png(draw)
 
@@ -54,7 +54,7 @@ def reads(found: dict[str, Any]) -> bytes:
             axes.plot(x, y, "o-", color=colour, label=f"B = {beam}")
         for budget in (2, 5, 10):
             axes.axvline(budget * found["k"], color=RIVAL, linestyle=":")
-            axes.annotate(f" {budget} k", (budget * found["k"], 0.02), color=RIVAL)
+            axes.annotate(f" {budget} x k", (budget * found["k"], 0.02), color=RIVAL)
         axes.set(xscale="log", xlabel="items read a request", ylabel=f"of brute force's {found['k']} found")
         axes.set_ylim(0, 1.02)
         axes.legend(loc="upper left")
@@ -91,10 +91,16 @@ def methods(found: dict[str, Any], names: dict[str, str]) -> bytes:
     """F of every method with its standard deviation."""
 
     def draw(axes: Axes) -> None:
-        rows = [(names[name], row["filtered"]["f_measure"]) for name, row in found["methods"].items()][::-1]
-        labels = [label for label, _ in rows]
-        ours = [OURS if "Deep" in label else EXACT if "brute" in label else RIVAL for label in labels]
-        axes.barh(labels, [100 * f["mean"] for _, f in rows], xerr=[100 * f["std"] for _, f in rows], color=ours)
+        rows = [(name, row["filtered"]["f_measure"]) for name, row in found["methods"].items()][::-1]
+        axes.barh(
+            [names[name] for name, _ in rows],
+            [100 * f["mean"] for _, f in rows],
+            xerr=[100 * (f["std"] or 0) for _, f in rows],
+            color=[
+                OURS if name.startswith("deep_retrieval") else EXACT if name == "brute_force" else RIVAL
+                for name, _ in rows
+            ],
+        )
         axes.set(xlabel=f"F@{found['k']}, %")
 
     return _png(draw)

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer import plots
-from trainer.benchmark import METHODS
+from trainer.benchmark import METHODS, percent
 from trainer.errors import TrainerError
 from trainer.measures import MEASURES
 from trainer.sensitivity import TITLES
@@ -25,8 +25,8 @@ def write_benchmark(folder: Path, document: dict[str, Any]) -> Path:
         names = {method: METHODS[method] for method in PLOTTED}
         pictures = {
             "methods": ("F of every method; the whiskers are a standard deviation", plots.methods(found, METHODS)),
-            "reads": ("Brute force's answer found, by the items read and the beam width", plots.reads(found)),
-            "popularity": ("Recall by how often an item is clicked", plots.by_popularity(found, names)),
+            "reads": ("Brute force's answer found, by the items read and the beam width, seed 0", plots.reads(found)),
+            "popularity": ("Recall by how often an item is clicked, seed 0", plots.by_popularity(found, names)),
             "learning": ("Loss by epoch, seed 0", plots.learning(found)),
             "occupancy": ("Items a path, seed 0", plots.occupancy(found)),
         }
@@ -68,10 +68,10 @@ def _row(method: str, row: dict[str, Any]) -> dict[str, Any]:
     cells = [METHODS[method]]
     for measure in MEASURES:
         figure, free = row["filtered"][measure], row["unfiltered"][measure]
-        cells.append(f"{100 * figure['mean']:.2f} ± {100 * figure['std']:.2f} ({100 * free['mean']:.2f})")
+        cells.append(f"{percent(figure)} ({100 * free['mean']:.2f})")
     cells.append(f"{row['filtered']['ratio_to_brute_force']['f_measure']['mean']:.3f}")
     cells.append(f"{row['reads']['mean']:.0f}")
-    cells.append(f"{row['fit_seconds']['mean']:.0f}" if row["fit_seconds"]["mean"] else "")
+    cells.append("" if row["fit_seconds"]["mean"] is None else f"{row['fit_seconds']['mean']:.0f}")
     cells.append(f"{row['answer_ms']['mean']:.2f}")
     return {"cells": cells, "ours": method.startswith("deep_retrieval")}
 
@@ -98,9 +98,18 @@ def _write(
     return folder / "index.html"
 
 
+def require_writable(folder: Path) -> None:
+    """Make the folder; better told now than after hours of measuring. Raises TrainerError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise TrainerError(f"--report: {folder} cannot be written to: {error.strerror}") from None
+
+
 def _put(file: Path, content: bytes) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     except OSError as error:
         raise TrainerError(f"--report: {file} cannot be written: {error.strerror}") from None

@@ -6,6 +6,9 @@ is the same for all variants of K, D, J and alpha.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,11 @@ import numpy as np
 from index_store.retrieval import MAX_READS
 from trainer.checkpoint import Run
 from trainer.config import MAX_BEAM, TrainConfig
-from trainer.data import Dataset, Split
-from trainer.errors import TrainerError
+from trainer.data import Dataset, split_users
+from trainer.errors import ConfigError, DataError
 from trainer.evaluate import Measured
 from trainer.export import make_version
+from trainer.kept import keep, own_folder
 from trainer.progress import Progress
 from trainer.requests import held_out_requests
 from trainer.train import Trained, fit
@@ -37,60 +41,69 @@ TITLES = {
 }
 
 
-def sensitivity(
-    config: TrainConfig, dataset: Dataset, split: Split, folder: Path, progress: Progress
-) -> dict[str, Any]:
-    """The document of `dr-trainer sensitivity --json`."""
+@dataclass(frozen=True)
+class Variant:
+    """One value of one setting."""
+
+    setting: str  # of TITLES
+    value: Any
+    changes: Mapping[str, Any]
+
+
+def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: Progress) -> dict[str, Any]:
+    """The document of `dr-trainer sensitivity --json`; what it measures is kept in `folder`."""
+    split = split_users(dataset, config)
     requests = held_out_requests(dataset, split)
+    if not requests.histories:
+        raise DataError("test_users: nobody is held out, so there is nobody to measure")
     if config.passes - config.warmup < 2:
-        raise TrainerError(
-            f"epochs: a reassignment needs two after the warm-up of {config.warmup}; set {2 * config.passes}"
-        )
+        raise ConfigError(f"epochs: a reassignment needs two after the warm-up; expected at least {config.warmup + 2}")
+    width = config.resolve_width(len(dataset.item_ids))
+    variants = possible(structures(width), config, dataset, progress)
     progress.say("the settings as they are")
-    base = fit(config, dataset, split, Run(folder / "base", config, dataset), progress)
+    base = fit(config, dataset, split, Run(own_folder(folder, "base", config, dataset), config, dataset), progress)
     version = make_version(config, dataset, split, base, progress, allow_collapsed=True)
-    beam, width = version.manifest.beam, version.manifest.width
+    beam = version.manifest.beam
     measured = Measured(version, requests, config.k, progress)
 
     def figures(one: Measured, trained: Trained, value: Any, beam: int) -> dict[str, Any]:
-        found, share = one.retrieval(beam, MAX_READS // MAX_BEAM, progress)
+        # Not widened: the beam is what is compared.
+        found, share = one.retrieval(beam, MAX_READS // MAX_BEAM, progress, widen=False)
         return {
             "value": value,
             **found.figures(requests, config.k)["filtered"],
             "structural_recall": share,
             "reads": float(found.reads.mean()),
             "largest": int(np.unique(trained.paths, return_counts=True)[1].max()),
+            "alpha": next((r["alpha"] for r in reversed(trained.history) if "alpha" in r), None),
         }
 
-    def variant(name: str, value: Any, **changes: Any) -> tuple[dict[str, Any], Trained]:
-        progress.say(f"{TITLES[name]}: {value}")
-        changed = config.replace(**changes, beam=beam)
-        place = folder / "-".join([name, str(value)])
+    def measure(variant: Variant, place: Path) -> dict[str, Any]:
+        changed = config.replace(**variant.changes, beam=beam)
         trained = fit(changed, dataset, split, Run(place, changed, dataset), progress, base.model.encoder)
         made = make_version(changed, dataset, split, trained, progress, allow_collapsed=True)
-        return figures(Measured(made, requests, config.k, progress), trained, value, beam), trained
+        return figures(Measured(made, requests, config.k, progress), trained, variant.value, beam)
+
+    def row(variant: Variant) -> dict[str, Any]:
+        name = f"{variant.setting}-{variant.value}"
+        changed = config.replace(**variant.changes, beam=beam)
+        return keep(folder, name, changed, dataset, progress, functools.partial(measure, variant))
 
     result: dict[str, Any] = {
         "k": config.k,
         "settings": {"beam": beam, "width": width, "depth": config.depth, "paths_per_item": config.paths_per_item},
         "brute_force": measured.brute_force.figures(requests, config.k)["filtered"],
-        "beam": [figures(measured, base, beam, beam) for beam in BEAMS],
-        "paths_per_item": [variant("paths_per_item", j, paths_per_item=j)[0] for j in COUNTS],
-        "width": [
-            variant("width", k, width=k)[0] for k in sorted({max(2, round(factor * width)) for factor in WIDTHS})
-        ],
-        "depth": [
-            variant("depth", f"{d} (K = {k})", depth=d, width=k)[0]
-            for d, k in [*((d, width) for d in DEPTHS), (2, round(width**1.5))]
-            if config.paths_per_item <= k**d
-        ],
+        "beam": [figures(measured, base, value, value) for value in BEAMS],
     }
+    for setting in ("width", "depth", "paths_per_item"):
+        result[setting] = [row(variant) for variant in variants if variant.setting == setting]
     # The paper's own way for alpha: from random paths, by reassignment.
     paper = {"start": "random", "reassignments": max(1, config.reassignments)}
-    _, trained = variant("alpha", "auto", **paper, alpha="auto")
-    auto = next(record["alpha"] for record in reversed(trained.history) if "alpha" in record)
-    rows = [variant("alpha", f"{auto * factor:.3g}", **paper, alpha=auto * factor)[0] for factor in ALPHAS]
-    result["alpha"] = [row | {"value": auto * factor} for row, factor in zip(rows, ALPHAS, strict=True)]
+    auto = row(Variant("alpha", "auto", paper | {"alpha": "auto"}))["alpha"]
+    result["alpha"] = [
+        row(Variant("alpha", float(f"{auto * factor:.3g}"), paper | {"alpha": float(f"{auto * factor:.3g}")}))
+        for factor in ALPHAS
+    ]
     result["largest_path_slope"] = slope(
         [row["value"] for row in result["alpha"]], [row["largest"] for row in result["alpha"]]
     )
@@ -98,6 +111,29 @@ def sensitivity(
         name: max(row["recall"] for row in result[name]) - min(row["recall"] for row in result[name]) for name in TITLES
     }
     return result
+
+
+def structures(width: int) -> list[Variant]:
+    """The values of K, D and J: a setting changes, the others stay; and for D once K^D in other layers."""
+    widths = sorted({max(2, round(factor * width)) for factor in WIDTHS})
+    depths = [*((depth, width) for depth in DEPTHS), (2, round(width**1.5))]
+    return [
+        *(Variant("width", k, {"width": k}) for k in widths),
+        *(Variant("depth", f"{d} (K = {k})", {"depth": d, "width": k}) for d, k in depths),
+        *(Variant("paths_per_item", j, {"paths_per_item": j}) for j in COUNTS),
+    ]
+
+
+def possible(variants: list[Variant], config: TrainConfig, dataset: Dataset, progress: Progress) -> list[Variant]:
+    """Those that can be trained; of the others it is said why not."""
+    found = []
+    for variant in variants:
+        try:
+            config.replace(**variant.changes).resolve_width(len(dataset.item_ids))
+            found.append(variant)
+        except ConfigError as error:
+            progress.say(f"left out: {TITLES[variant.setting]} {variant.value}: {error}")
+    return found
 
 
 def slope(alphas: list[float], largest: list[int]) -> float:

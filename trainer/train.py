@@ -23,7 +23,7 @@ from trainer.assignment import Occupancy, PathAssigner
 from trainer.batches import Batch, Batches
 from trainer.checkpoint import Run
 from trainer.config import MAX_BEAM, TrainConfig
-from trainer.data import Dataset, Split, clicked_items
+from trainer.data import Dataset, Split, click_counts, clicked_items
 from trainer.errors import TrainerError
 from trainer.health import collapse
 from trainer.losses import PathLoss, SoftmaxHead, predictions
@@ -91,8 +91,8 @@ def fit(
         if epoch == config.warmup + 1 and config.start == "tree":
             progress.say("placing items by their vectors")
             vectors = model.item_vectors.detach().numpy()
-            # As many items a path as the candidate budget has for the widest beam.
-            leaf = max(1, round(BUDGET * config.k / MAX_BEAM))
+            # So many items a path that the widest beam can read the candidate budget.
+            leaf = math.ceil(BUDGET * config.k / MAX_BEAM)
             assigner.paths = tree_paths(vectors, config.paths_per_item, config.depth, width, leaf, generator)
 
         # E-step: gradient steps on the network, the paths fixed.
@@ -120,15 +120,6 @@ def fit(
         for fault in collapse(occupancy, config) if not warm else ():
             progress.say(f"warning: the index is collapsing: {fault}; raise warmup_epochs or alpha")
     return Trained(model.eval(), assigner.paths, run.history)
-
-
-def click_counts(dataset: Dataset, split: Split) -> NDArray[np.int64]:
-    """How often each item occurs in what training may see, (V,)."""
-    lengths = np.diff(dataset.offsets)
-    seen = np.zeros(len(lengths), np.int64)
-    seen[split.train_users] = split.train_length[split.train_users]
-    place = np.arange(len(dataset.items)) - np.repeat(dataset.offsets[:-1], lengths)
-    return np.bincount(dataset.items[place < np.repeat(seen, lengths)], minlength=len(dataset.item_ids))
 
 
 def gradient_epoch(

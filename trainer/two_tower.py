@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from typing import Any
@@ -15,15 +16,14 @@ from index_store.retrieval import pad_histories
 from trainer.batches import Batches
 from trainer.config import TrainConfig
 from trainer.context import ContextSchema
-from trainer.data import Dataset, Split
+from trainer.data import Dataset, Split, click_counts
 from trainer.losses import SoftmaxHead
 from trainer.measures import Answers, Items
 from trainer.progress import Progress
 from trainer.requests import Requests
-from trainer.train import click_counts, gradient_epoch
+from trainer.train import gradient_epoch
 
 LINKS = 32  # of a node of the HNSW graph
-WIDER = 2  # nodes kept while searching, for each that is wanted
 
 
 class TwoTower(nn.Module):
@@ -38,6 +38,7 @@ class TwoTower(nn.Module):
             nn.Embedding(len(values) + 1, min(16, size)) for values in schema.categorical.values()
         )
         inputs = size + sum(min(16, size) for _ in schema.categorical) + len(schema.numeric)
+        self.dropout = nn.Dropout(config.dropout)
         self.tower = nn.Sequential(nn.Linear(inputs, 4 * size), nn.ReLU(), nn.Linear(4 * size, size))
         self.register_buffer("item_bias", torch.from_numpy(np.log((clicks + 0.5) / (clicks + 0.5).sum())).float())
         self.item_bias: Tensor
@@ -51,7 +52,7 @@ class TwoTower(nn.Module):
     def encoder(self, history: Tensor, categories: Tensor, numbers: Tensor) -> Tensor:
         """User vectors (B, T + 1, E); [:, t] has seen the first t items. history: (B, T), -1 after its end."""
         padding = len(self.item_bias)
-        embedded = self.history_embedding(torch.where(history < 0, padding, history))  # (B, T, E)
+        embedded = self.dropout(self.history_embedding(torch.where(history < 0, padding, history)))  # (B, T, E)
         total = torch.cat([torch.zeros_like(embedded[:, :1]), embedded.cumsum(dim=1)], dim=1)
         mean = total / torch.arange(total.shape[1]).clamp(min=1).unsqueeze(1)
         context = [embed(categories[:, i]) for i, embed in enumerate(self.category_embeddings)]
@@ -65,8 +66,9 @@ class TwoTower(nn.Module):
 
 
 def train_two_tower(config: TrainConfig, dataset: Dataset, split: Split, progress: Progress) -> TwoTower:
-    """Trained as our own encoder is: as many epochs, the same targets and loss, on what training may see."""
+    """Trained as our own encoder is: as many epochs, the same targets and loss, on all that is not held out."""
     torch.manual_seed(config.seed)
+    split = dataclasses.replace(split, train_length=split.visible_length)
     clicks = click_counts(dataset, split)
     model, head = TwoTower(config, clicks, dataset.schema), SoftmaxHead(config, clicks)
     config = config.replace(reassignments=0)
@@ -80,9 +82,10 @@ def train_two_tower(config: TrainConfig, dataset: Dataset, split: Split, progres
     return model.eval()
 
 
-def encode(model: TwoTower, requests: Requests, history: int) -> NDArray[np.float32]:
-    """The user vector of each request, (R, E)."""
+def encode(model: TwoTower, requests: Requests, history: int) -> tuple[NDArray[np.float32], float]:
+    """The user vector of each request, (R, E), and the seconds that took."""
     users = []
+    started = time.perf_counter()
     with torch.inference_mode():
         for part in requests.parts():
             padded = torch.from_numpy(pad_histories(requests.histories[part], history))
@@ -90,41 +93,48 @@ def encode(model: TwoTower, requests: Requests, history: int) -> NDArray[np.floa
                 padded, torch.from_numpy(requests.categories[part]), torch.from_numpy(requests.numbers[part])
             )
             users.append(vectors[torch.arange(len(vectors)), (padded >= 0).sum(dim=1)].numpy())
-    return np.concatenate(users)
+    return np.concatenate(users), time.perf_counter() - started
 
 
-def answer_hnsw(
-    vectors: NDArray[np.float32], bias: NDArray[np.float32], users: NDArray[np.float32], requests: Requests, k: int
-) -> tuple[Answers, float]:
-    """The k nearest by inner product for each request, and how many seconds the graph took to build.
+def build_hnsw(vectors: NDArray[np.float32], bias: NDArray[np.float32]) -> tuple[Any, float]:
+    """A graph over items, and the seconds that took. vectors: (V, E), bias: (V,).
 
-    vectors: (V, E), bias: (V,), users: (R, E). So many more are searched that the history can be left out. A graph
-    of inner products is hard to walk, so nearest is made a matter of distance: one more coordinate gives all items
-    the same length (Bachrach et al. 2014).
+    A graph of inner products is hard to walk, so nearest is made a matter of distance: one more coordinate gives all
+    items the same length (Bachrach et al. 2014).
     """
     import faiss  # only the benchmark has it
 
-    statistics: Any = faiss.cvar
     started = time.perf_counter()
     places = np.concatenate([vectors, bias[:, None] - bias.mean()], axis=1)
     squares = (places**2).sum(axis=1)
     graph = faiss.IndexHNSWFlat(places.shape[1] + 1, LINKS)
     graph.hnsw.efConstruction = 200
     graph.add(np.concatenate([places, np.sqrt(squares.max() - squares)[:, None]], axis=1))
-    building = time.perf_counter() - started
-    filtered: list[Items] = []
-    unfiltered: list[Items] = []
-    reads = []
-    started = time.perf_counter()
+    return graph, time.perf_counter() - started
+
+
+def answer_hnsw(graph: Any, users: NDArray[np.float32], requests: Requests, k: int, wider: int) -> Answers:
+    """The k nearest by inner product for each request, one request after another. users: (R, E).
+
+    wider: nodes kept while searching (efSearch), for each that is wanted. Reads are the distances computed.
+    """
+    import faiss
+
+    library: Any = faiss  # its types do not have what its wrapper adds
+    statistics = library.cvar
+    found: dict[bool, list[Items]] = {True: [], False: []}
+    reads, seconds = [], 0.0
     for user, history in zip(users, requests.histories, strict=True):
-        seen = np.unique(history)
-        wanted = min(k + len(seen), requests.items)
-        graph.hnsw.efSearch = WIDER * wanted
-        statistics.hnsw_stats.reset()
-        _, (found,) = graph.search(np.append(user, [1, 0]).astype(np.float32)[None], wanted)
-        reads.append(statistics.hnsw_stats.ndis)
-        found = found[found >= 0].astype(np.int64)
-        filtered.append(found[~np.isin(found, seen)][:k])
-        unfiltered.append(found[:k])
-    seconds = time.perf_counter() - started
-    return Answers(filtered, unfiltered, np.array(reads), seconds), building
+        place = np.append(user, [1, 0]).astype(np.float32)[None]
+        for filtered, answers in found.items():
+            seen = history if filtered else history[:0]
+            kept = library.IDSelectorNot(library.IDSelectorBatch(seen))
+            parameters = library.SearchParametersHNSW(efSearch=wider * k, sel=kept)
+            statistics.hnsw_stats.reset()
+            started = time.perf_counter()
+            _, (items,) = graph.search(place, min(k, requests.items), params=parameters)
+            if filtered:
+                seconds += time.perf_counter() - started
+                reads.append(statistics.hnsw_stats.ndis)
+            answers.append(items[items >= 0].astype(np.int64))
+    return Answers(found[True], found[False], np.array(reads), seconds)
