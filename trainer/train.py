@@ -91,8 +91,9 @@ def fit(
         if epoch == config.warmup + 1 and config.start == "tree":
             progress.say("placing items by their vectors")
             vectors = model.item_vectors.detach().numpy()
-            # So many items a path that the widest beam can read the candidate budget.
-            leaf = math.ceil(BUDGET * config.k / MAX_BEAM)
+            # About as many items a path as the candidate budget has for the widest beam. Rather too few than too
+            # many: a path of one item is found as well, and read in half the time (README, What was tried).
+            leaf = max(1, round(BUDGET * config.k / MAX_BEAM))
             assigner.paths = tree_paths(vectors, config.paths_per_item, config.depth, width, leaf, generator)
 
         # E-step: gradient steps on the network, the paths fixed.
