@@ -91,3 +91,15 @@ def test_history_items_teach_nothing() -> None:
     )
 
     assert reranker is SOFTMAX
+
+
+def test_clicks_against_the_logit_are_not_believed() -> None:
+    """A few clicks on the worst items would turn every answer upside down; the softmax head's order stays."""
+    vectors = np.linspace(1, -1, 60)[:, None]
+    worst = [np.array([58, 59])] * 3
+
+    reranker = fit_reranker(
+        index_of(vectors, np.zeros(60)), FixedSession(np.ones((3, 1), np.float32)), requests_of(worst), 5, 1, 60
+    )
+
+    assert reranker is SOFTMAX

@@ -19,7 +19,10 @@ FREE = 100.0  # so much weaker is the logit's penalty, squared
 
 
 def fit_reranker(index: Index, session: Any, requests: Requests, longest: int, beam: int, per_path: int) -> Reranker:
-    """Fit on the candidates of `requests`, history items left out. The softmax head's score if none was clicked."""
+    """Fit on the candidates of `requests`, history items left out.
+
+    The softmax head's score if nothing was clicked, or too little to learn from.
+    """
     if not requests.histories:
         return SOFTMAX
     features, clicked, weights = [], [], []
@@ -46,7 +49,9 @@ def fit_reranker(index: Index, session: Any, requests: Requests, longest: int, b
     # the others shrink to 0: with few clicks to learn from, the reranker is the softmax head.
     std = (x[taught].std(axis=0) + 1e-9) * [1 / FREE, 1, 1, 1]
     regression = LogisticRegression(C=1 / PRIOR, max_iter=1000).fit(x[taught] / std, y[taught], weight[taught])
-    return Reranker("lr", (regression.coef_[0] / std).astype(np.float32), float(regression.intercept_[0]))
+    found = Reranker("lr", (regression.coef_[0] / std).astype(np.float32), float(regression.intercept_[0]))
+    # Where a higher logit seems to mean fewer clicks, a handful of clicks has told of itself alone.
+    return found if found.weights[0] > 0 else SOFTMAX
 
 
 def _centred(features: Any, request: Any, requests: int) -> Any:
