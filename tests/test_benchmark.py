@@ -106,7 +106,7 @@ def test_sensitivity_varies_every_setting(
     monkeypatch.setattr(sensitivity_module, "COUNTS", (1, 3))
     monkeypatch.setattr(sensitivity_module, "WIDTHS", (0.3, 2))
     monkeypatch.setattr(sensitivity_module, "DEPTHS", (3,))
-    monkeypatch.setattr(sensitivity_module, "ALPHAS", (0.1, 10))
+    monkeypatch.setattr(sensitivity_module, "ALPHAS", (0.01, 1))
     file = write_interactions(tmp_path)
     command = ["sensitivity", str(file), "--runs", str(tmp_path / "runs"), *QUICK, "--set=epochs=4"]
 

@@ -81,7 +81,7 @@ def test_a_retrained_index_is_compared_with_the_one_before(planted: Planted, oth
 def test_few_users_cannot_reach_much() -> None:
     """What the gate expects is relative to what as many reads could find."""
     occupancy = Occupancy.of(np.arange(1000)[:, None])
-    few = Health(occupancy, [10.0], 0.02, 1, 20, 1000, None, None)  # 20 reads find 2 % at most
+    few = Health(occupancy, [10.0], 0.02, 1, 20, 1000)  # 20 reads find 2 % at most
     many = dataclasses.replace(few, reads=100_000)
 
     assert few.faults(SMALL.replace(paths_per_item=1)) == []

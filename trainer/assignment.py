@@ -43,9 +43,8 @@ class PathAssigner:
 
         Streaming, one click after another, so two halves observed in turn equal the whole. Each of the clicked
         item's scores decays by eta, then gains the click's probability; the present paths and the top S of the others
-        are kept. A path that was not
-        among them starts from eta times the least of them, which is what it may have had at most (Sec. 3.3; after
-        Metwally et al. 2005). A path named twice in a row counts once; -1 is no path.
+        are kept. A path that was not among them starts from eta times the least of those, which is what it may have
+        had at most (Sec. 3.3; after Metwally et al. 2005). A path named twice in a row counts once; -1 is no path.
         """
         present = self.paths.shape[1]
         probs = probs.astype(np.float64)

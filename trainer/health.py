@@ -38,8 +38,8 @@ class Health:
     reach_users: int
     reads: int
     clicked: int
-    churn: float | None
-    previous: str | None
+    churn: float | None = None
+    previous: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -122,8 +122,6 @@ def measure_health(
         len(requests.histories),
         reads,
         int(clicked.sum()),
-        None,
-        None,
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +40,31 @@ def keep(
     """
     place = own_folder(folder, name, config, dataset)
     file = place / "result.json"
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            progress.say(f"{name}: measured before, {file}")
-        else:
-            progress.say(f"{name}: in {place}")
-            text = json.dumps(measure(place))
+    if not file.exists():
+        progress.say(f"{name}: in {place}")
+        with _usable(place):
+            place.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(measure(place))  # what goes wrong in there is not the folder's fault
+        with _usable(place):
             temporary = file.with_suffix(".partial")
             temporary.write_text(text)
             temporary.replace(file)
-        found: dict[str, Any] = json.loads(file.read_bytes())
-    except OSError as error:
-        raise ResumeError(f"--runs: {place} cannot be used: {error.strerror or error}") from None
+    else:
+        progress.say(f"{name}: measured before, {file}")
+    try:
+        with _usable(place):
+            found: dict[str, Any] = json.loads(file.read_bytes())
     except ValueError:
         raise ResumeError(f"{file}: damaged; delete it to measure again") from None
     return found
+
+
+@contextlib.contextmanager
+def _usable(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResumeError(f"--runs: {place} cannot be used: {error.strerror or error}") from None
 
 
 def own_folder(folder: Path, name: str, config: TrainConfig, dataset: Dataset) -> Path:

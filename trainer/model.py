@@ -142,7 +142,7 @@ class PathModel(nn.Module):
         self._layers = nn.ModuleList(PathLayer(config, width, d) for d in range(config.depth))
         # Fixed, not learned: so it orders a path's items by how often they are clicked, and user and item
         # vectors learn what is particular to the user.
-        self.register_buffer("item_bias", torch.from_numpy(np.log((clicks + 0.5) / (clicks + 0.5).sum())).float())
+        self.register_buffer("item_bias", log_share(clicks))
         self.item_bias: Tensor
         nn.init.normal_(self.encoder.item_embedding.weight, std=config.embedding**-0.5)
 
@@ -200,6 +200,11 @@ class PathModel(nn.Module):
     def head_logits(self, user: Tensor) -> Tensor:
         """The softmax head's score of every item, (N, V). user: (N, E)."""
         return user @ self.item_vectors.T + self.item_bias
+
+
+def log_share(clicks: NDArray[np.int64]) -> Tensor:
+    """Log of each item's share of the clicks (V,); one without clicks counts as half of one."""
+    return torch.from_numpy(np.log((clicks + 0.5) / (clicks + 0.5).sum())).float()
 
 
 class Retrieval(nn.Module):

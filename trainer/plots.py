@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 OURS, EXACT, RIVAL = "#1f6fb4", "#222222", "#9aa5b1"
 
@@ -37,6 +38,7 @@ def occupancy(found: dict[str, Any]) -> bytes:
         sizes = {int(size): count for size, count in found["path_sizes"].items()}
         axes.bar(list(sizes), list(sizes.values()), color=OURS, width=0.9)
         axes.set(xlabel="items on a path", ylabel="paths", xlim=(0, max(sizes) + 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     return _png(draw)
 

@@ -60,7 +60,10 @@ def write_sensitivity(folder: Path, document: dict[str, Any]) -> Path:
     )
     settings = ", ".join(f"{key} {value}" for key, value in document["settings"].items())
     section = {"title": "Settings", "note": f"Otherwise: {settings}.", "plots": _save(folder, "setting", pictures)}
-    note = "After the paper's Figure 3, Table 4 and Table 5: recall by one setting at a time, the others as they are."
+    note = (
+        "After the paper's Figure 3, Table 4 and Table 5: recall by one setting at a time, the others as they are. "
+        "Each plot has a scale of its own."
+    )
     return _write(folder, "sensitivity", document, "What each setting is worth", note, [section])
 
 

@@ -30,7 +30,9 @@ BEAMS = (5, 10, 20, 35, 50, 100)
 COUNTS = (1, 2, 3, 4, 5)  # J
 WIDTHS = (0.3, 0.5, 1, 2, 4)  # times K
 DEPTHS = (2, 3, 4)
-ALPHAS = (0.01, 0.1, 1, 10)  # times the alpha that meets the budget: three decades
+#: Times the alpha that meets the budget: three decades below it, where paths are large, as the paper's are in Table 5.
+#: From there on they have a few items each, and whole numbers follow no power law.
+ALPHAS = (0.001, 0.01, 0.1, 1)
 #: What each variant is called in plots and tables.
 TITLES = {
     "beam": "beam width B",
@@ -78,16 +80,15 @@ def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: P
             "alpha": next((r["alpha"] for r in reversed(trained.history) if "alpha" in r), None),
         }
 
-    def measure(variant: Variant, place: Path) -> dict[str, Any]:
-        changed = config.replace(**variant.changes, beam=beam)
+    def measure(value: Any, changed: TrainConfig, place: Path) -> dict[str, Any]:
         trained = fit(changed, dataset, split, Run(place, changed, dataset), progress, base.model.encoder)
         made = make_version(changed, dataset, split, trained, progress, allow_collapsed=True)
-        return figures(Measured(made, requests, config.k, progress), trained, variant.value, beam)
+        return figures(Measured(made, requests, config.k, progress), trained, value, beam)
 
     def row(variant: Variant) -> dict[str, Any]:
         name = f"{variant.setting}-{variant.value}"
         changed = config.replace(**variant.changes, beam=beam)
-        return keep(folder, name, changed, dataset, progress, functools.partial(measure, variant))
+        return keep(folder, name, changed, dataset, progress, functools.partial(measure, variant.value, changed))
 
     result: dict[str, Any] = {
         "k": config.k,

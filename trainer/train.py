@@ -72,12 +72,12 @@ def fit(
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.later)
     done = run.restore(model, optimizer, assigner)
-    if not done:
-        clicked = clicked_items(dataset, split.train_users, split.train_length)
-        model.start_from(spectral_vectors(clicked, config.embedding, config.seed))
-    if encoder and not done:
+    if not done and encoder:
         model.encoder.load_state_dict(encoder.state_dict())
         done = config.warmup
+    elif not done:
+        clicked = clicked_items(dataset, split.train_users, split.train_length)
+        model.start_from(spectral_vectors(clicked, config.embedding, config.seed))
     progress.say(
         f"{items} items, {len(split.train_users)} users, {batches.predictions} interactions; "
         f"{config.depth} layers of {width} nodes, {config.paths_per_item} paths an item"

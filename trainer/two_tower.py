@@ -19,6 +19,7 @@ from trainer.context import ContextSchema
 from trainer.data import Dataset, Split, click_counts
 from trainer.losses import SoftmaxHead
 from trainer.measures import Answers, Items
+from trainer.model import log_share
 from trainer.progress import Progress
 from trainer.requests import Requests
 from trainer.train import gradient_epoch
@@ -40,7 +41,7 @@ class TwoTower(nn.Module):
         inputs = size + sum(min(16, size) for _ in schema.categorical) + len(schema.numeric)
         self.dropout = nn.Dropout(config.dropout)
         self.tower = nn.Sequential(nn.Linear(inputs, 4 * size), nn.ReLU(), nn.Linear(4 * size, size))
-        self.register_buffer("item_bias", torch.from_numpy(np.log((clicks + 0.5) / (clicks + 0.5).sum())).float())
+        self.register_buffer("item_bias", log_share(clicks))
         self.item_bias: Tensor
         for embedding in (self.history_embedding, self.item_embedding):
             nn.init.normal_(embedding.weight, std=size**-0.5)
