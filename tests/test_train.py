@@ -15,12 +15,9 @@ from tests.planted import GROUPS
 from trainer.assignment import PathAssigner
 from trainer.checkpoint import Run
 from trainer.config import TrainConfig
-from trainer.context import ContextSchema
 from trainer.data import click_counts
 from trainer.errors import ResumeError, TrainerError
 from trainer.export import make_version
-from trainer.losses import SoftmaxHead
-from trainer.model import PathModel
 from trainer.progress import SilentProgress
 from trainer.train import expected_reads, fit, set_learning_rate
 
@@ -132,23 +129,6 @@ def test_paths_are_learned_with_the_encoder_fixed(planted: Planted, tmp_path: Pa
     assert changed(stages[1], stages[2]) == {"_layers"}
 
 
-@pytest.mark.parametrize("sampled", [False, True])
-def test_what_is_taught_is_the_heads_softmax(*, sampled: bool) -> None:
-    """An item as often as the head gives it probability; nearly so where negatives are sampled."""
-    torch.manual_seed(0)
-    clicks = np.array([50, 1, 9, 30, 5, 5])
-    config = TrainConfig(full_softmax_items=1, negatives=2000) if sampled else TrainConfig()
-    model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema({}, {}))
-    user = torch.randn(1, 4)
-
-    with torch.no_grad():
-        found = SoftmaxHead(config, clicks).sample(model, user.expand(20_000, 4))
-        wanted = model.head_logits(user).softmax(dim=1)[0]
-
-    shares = torch.bincount(found, minlength=6) / 20_000
-    assert (shares - wanted).abs().max() < 0.03
-
-
 def test_the_learning_rate_falls_in_each_round() -> None:
     """Over the warm-up, then from one reassignment to the next, each time from the first rate to a tenth."""
     config = SMALL.replace(epochs=8, warmup_epochs=4, reassignments=1, learning_rate=1.0)
@@ -167,21 +147,6 @@ def test_a_diverging_loss_names_the_remedy(planted: Planted, tmp_path: Path) -> 
 
     with pytest.raises(TrainerError, match="lower learning_rate"):
         fit(config, planted.dataset, planted.split, Run(tmp_path, config, planted.dataset), SilentProgress())
-
-
-def test_sampled_softmax_tends_to_the_full_one() -> None:
-    """With log-Q correction and very many negatives the sampled loss is the full loss."""
-    torch.manual_seed(0)
-    clicks = np.array([50, 1, 9, 30, 5, 5])
-    model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema({}, {}))
-    user, targets = torch.randn(40, 4), torch.randint(6, (40,))
-    full = SoftmaxHead(TrainConfig(), clicks)
-    sampled = SoftmaxHead(TrainConfig(full_softmax_items=1, negatives=200_000), clicks)
-
-    with torch.no_grad():
-        assert sampled.loss(model, user, targets).item() == pytest.approx(
-            full.loss(model, user, targets).item(), abs=0.01
-        )
 
 
 def test_clicks_are_counted_in_what_training_sees(planted: Planted) -> None:

@@ -37,7 +37,7 @@ class TrainConfig:
 
     # The network
     embedding: int = 64  # E, floats of an item or user vector, units of the GRU
-    hidden: int = 512  # H, units of each path layer's MLP
+    hidden: int = 256  # H, units of each path layer's MLP
     history: int = 69  # most recent items the encoder reads (Sec. 4.1)
     dropout: float = 0.5  # of the encoder's inputs and output
     context: tuple[str, ...] = ()  # the user's columns the encoder reads: "name" or "name:categorical"

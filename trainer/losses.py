@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from trainer.batches import Batch
 from trainer.config import TrainConfig
 from trainer.model import PathModel
+
+#: Predictions a gradient step of the path layers: many small steps find more (README, What was tried).
+PATH_STEP = 256
 
 
 class UserModel(Protocol):
@@ -38,12 +41,13 @@ class SoftmaxHead:
         self._sampled = len(clicks) > config.full_softmax_items
         self._negatives = config.negatives
         # Items are drawn as they are clicked, each at least as if clicked once.
-        self._share = torch.from_numpy(np.maximum(clicks, 1) / np.maximum(clicks, 1).sum()).float()
+        share = torch.from_numpy(np.maximum(clicks, 1) / np.maximum(clicks, 1).sum())
+        self._share, self._cumulative = share.float(), share.cumsum(dim=0)
 
-    def loss_of(self, model: UserModel, batch: Batch) -> tuple[Tensor, int]:
+    def losses(self, model: UserModel, batch: Batch) -> Iterator[tuple[Tensor, int]]:
         """The loss of a batch, from which encoder and item vectors learn, and how many predictions it has."""
         user, targets = predictions(model, batch)
-        return self.loss(model, user, targets), len(targets)
+        yield self.loss(model, user, targets), len(targets)
 
     def loss(self, model: UserModel, user: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy. user: (N, E), targets: (N,)."""
@@ -59,18 +63,29 @@ class SoftmaxHead:
     def sample(self, model: UserModel, user: Tensor) -> Tensor:
         """An item for each user, (N,), drawn from the head's softmax, or nearly so where V is large."""
         if not self._sampled:
-            return torch.multinomial(model.head_logits(user).softmax(dim=1), 1).squeeze(1)
+            return draw(model.head_logits(user).softmax(dim=1).cumsum(dim=1), 1).squeeze(1)
         drawn, logits = self._draw(model, user)  # sampling importance resampling
-        return drawn[torch.multinomial(logits.softmax(dim=1), 1).squeeze(1)]
+        return drawn[draw(logits.softmax(dim=1).cumsum(dim=1), 1).squeeze(1)]
 
     def _draw(self, model: UserModel, user: Tensor) -> tuple[Tensor, Tensor]:
         """M items drawn by their share, and logits (N, M) whose exp sum to an estimate of the sum over all items.
 
         Bengio and Senecal 2008: subtract log Q of whatever is in the sum.
         """
-        drawn = torch.multinomial(self._share, self._negatives, replacement=True)  # (M,)
+        drawn = draw(self._cumulative, self._negatives)  # (M,)
         correction = self._share[drawn].log() + math.log(self._negatives)
         return drawn, user @ model.item_vectors[drawn].T + model.item_bias[drawn] - correction
+
+
+def draw(cumulative: Tensor, count: int) -> Tensor:
+    """`count` draws with replacement of each row, (..., count), given its probabilities' running sum (..., n).
+
+    By inversion: torch.multinomial draws a random number for each of n, which took half of an epoch, and has a limit of
+    2^24 of them.
+    """
+    total = cumulative[..., -1:]
+    at = torch.rand(*cumulative.shape[:-1], count, dtype=cumulative.dtype) * total
+    return torch.searchsorted(cumulative, at, right=True).clamp(max=cumulative.shape[-1] - 1)
 
 
 class PathLoss:
@@ -84,13 +99,20 @@ class PathLoss:
     def __init__(self, head: SoftmaxHead, paths: NDArray[np.int64], taught: float) -> None:
         self._head, self._paths, self._taught = head, torch.from_numpy(paths), taught
 
-    def loss_of(self, model: PathModel, batch: Batch) -> tuple[Tensor, int]:
-        """The loss of a batch, from which the path layers learn, and how many predictions it has."""
+    def losses(self, model: PathModel, batch: Batch) -> Iterator[tuple[Tensor, int]]:
+        """For each gradient step on a batch the loss, from which the path layers learn, and its predictions.
+
+        A batch is encoded at once, then shuffled and cut: neighbours in a step should be of different users. All steps
+        are of like size: a few predictions left over would move the layers as far as many do.
+        """
         with torch.no_grad():
-            user, targets = predictions(model, batch)
-            taught = torch.rand(len(targets)) < self._taught
-            targets[taught] = self._head.sample(model, user[taught])
-        return -model.path_log_probs(user, self._paths[targets]).logsumexp(dim=1).mean(), len(targets)
+            users, clicked = predictions(model, batch)
+        for step in torch.randperm(len(clicked)).chunk(max(1, round(len(clicked) / PATH_STEP))):
+            user, targets = users[step], clicked[step]
+            with torch.no_grad():
+                taught = torch.rand(len(targets)) < self._taught
+                targets[taught] = self._head.sample(model, user[taught])
+            yield -model.path_log_probs(user, self._paths[targets]).logsumexp(dim=1).mean(), len(targets)
 
 
 def predictions(model: UserModel, batch: Batch) -> tuple[Tensor, Tensor]:

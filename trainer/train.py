@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,8 @@ from trainer.model import PathModel, UserEncoder, random_paths
 from trainer.progress import Progress
 from trainer.warm_start import spectral_vectors, tree_paths
 
-#: The loss of a batch and how many predictions it has.
-LossOf = Callable[[Batch], tuple[Tensor, int]]
+#: For each gradient step on a batch its loss and how many predictions it has; computed when it is asked for.
+Losses = Callable[[Batch], Iterator[tuple[Tensor, int]]]
 
 BUDGET = 7.5  # items read for each candidate returned; the paper has 5 to 10
 SAMPLED_REQUESTS = 4000  # whose beams tell how many items a request reads
@@ -69,7 +69,7 @@ def fit(
     generator = np.random.default_rng([config.seed, 1])
     paths = random_paths(items, config.paths_per_item, config.depth, width, generator)
     assigner = PathAssigner(paths, config.candidate_paths, config.eta)
-    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
     batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.later)
     done = run.restore(model, optimizer, assigner)
     if not done and encoder:
@@ -101,8 +101,8 @@ def fit(
         model.train(warm)  # what is fixed has no dropout
         learner = head if warm else PathLoss(head, assigner.paths, config.taught)
         with progress.task(f"epoch {epoch}/{config.passes}: learning", batches.predictions) as advance:
-            loss_of = functools.partial(learner.loss_of, model)
-            loss = gradient_epoch(config, loss_of, optimizer, batches, epoch, generator, advance)
+            losses = functools.partial(learner.losses, model)
+            loss = gradient_epoch(config, losses, optimizer, batches, epoch, generator, advance)
         record: dict[str, Any] = {"epoch": epoch, "head_loss" if warm else "path_loss": loss}
 
         # M-step: score paths for every click, then move the items, the network fixed.
@@ -125,7 +125,7 @@ def fit(
 
 def gradient_epoch(
     config: TrainConfig,
-    loss_of: LossOf,
+    losses: Losses,
     optimizer: torch.optim.Optimizer,
     batches: Batches,
     epoch: int,
@@ -135,16 +135,16 @@ def gradient_epoch(
     """One pass of gradient steps. Returns the mean loss, in nats a click."""
     total, done = 0.0, 0
     for batch in batches.epoch(generator):
-        set_learning_rate(optimizer, config, epoch - 1 + done / batches.predictions)
-        loss, count = loss_of(batch)
-        if not math.isfinite(loss.item()):
-            raise TrainerError(f"epoch {epoch}: the loss is {loss.item()}; lower learning_rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += count * loss.item()
-        done += count
-        advance(count)
+        for loss, count in losses(batch):
+            set_learning_rate(optimizer, config, epoch - 1 + done / batches.predictions)
+            if not math.isfinite(loss.item()):
+                raise TrainerError(f"epoch {epoch}: the loss is {loss.item()}; lower learning_rate")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += count * loss.item()
+            done += count
+            advance(count)
     return total / done
 
 

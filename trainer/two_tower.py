@@ -74,12 +74,12 @@ def train_two_tower(config: TrainConfig, dataset: Dataset, split: Split, progres
     model, head = TwoTower(config, clicks, dataset.schema), SoftmaxHead(config, clicks)
     config = config.replace(reassignments=0)
     batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.later)
-    loss_of = functools.partial(head.loss_of, model)
-    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    losses = functools.partial(head.losses, model)
+    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
     for epoch in range(1, config.warmup + 1):
         generator = np.random.default_rng([config.seed, 6, epoch])
         with progress.task(f"two-tower: epoch {epoch}/{config.warmup}", batches.predictions) as advance:
-            gradient_epoch(config, loss_of, optimizer, batches, epoch, generator, advance)
+            gradient_epoch(config, losses, optimizer, batches, epoch, generator, advance)
     return model.eval()
 
 

@@ -1,0 +1,83 @@
+"""What the network learns from: targets drawn as they should be, losses that are what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.batches import Batch
+from trainer.config import TrainConfig
+from trainer.context import ContextSchema
+from trainer.losses import PATH_STEP, PathLoss, SoftmaxHead, draw
+from trainer.model import PathModel
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_what_is_taught_is_the_heads_softmax(*, sampled: bool) -> None:
+    """An item as often as the head gives it probability; nearly so where negatives are sampled."""
+    torch.manual_seed(0)
+    clicks = np.array([50, 1, 9, 30, 5, 5])
+    config = TrainConfig(full_softmax_items=1, negatives=2000) if sampled else TrainConfig()
+    model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema({}, {}))
+    user = torch.randn(1, 4)
+
+    with torch.no_grad():
+        found = SoftmaxHead(config, clicks).sample(model, user.expand(20_000, 4))
+        wanted = model.head_logits(user).softmax(dim=1)[0]
+
+    shares = torch.bincount(found, minlength=6) / 20_000
+    assert (shares - wanted).abs().max() < 0.03
+
+
+def test_sampled_softmax_tends_to_the_full_one() -> None:
+    """With log-Q correction and very many negatives the sampled loss is the full loss."""
+    torch.manual_seed(0)
+    clicks = np.array([50, 1, 9, 30, 5, 5])
+    model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema({}, {}))
+    user, targets = torch.randn(40, 4), torch.randint(6, (40,))
+    full = SoftmaxHead(TrainConfig(), clicks)
+    sampled = SoftmaxHead(TrainConfig(full_softmax_items=1, negatives=200_000), clicks)
+
+    with torch.no_grad():
+        assert sampled.loss(model, user, targets).item() == pytest.approx(
+            full.loss(model, user, targets).item(), abs=0.01
+        )
+
+
+def test_draws_follow_the_probabilities_of_their_row() -> None:
+    """What has probability 0 is never drawn, the first and the last not either."""
+    torch.manual_seed(0)
+    probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0], [0.5, 0.0, 0.0, 0.0, 0.5]])
+
+    found = draw(probabilities.cumsum(dim=1), 20_000)
+
+    shares = torch.stack([torch.bincount(row, minlength=5) / 20_000 for row in found])
+    assert (shares - probabilities).abs().max() < 0.02
+    assert (shares[probabilities == 0] == 0).all()
+
+
+@pytest.mark.parametrize("users", [3, 200, 600])
+def test_paths_learn_in_steps_of_like_size_from_every_prediction(users: int) -> None:
+    """A batch's steps have each of its clicks once, and a mean loss that is the batch's own."""
+    torch.manual_seed(0)
+    clicks = np.array([50, 1, 9, 30, 5, 5])
+    model = PathModel(TrainConfig(embedding=4, hidden=4, dropout=0.0), 10, clicks, ContextSchema({}, {})).eval()
+    paths = np.arange(12).reshape(6, 2)
+    nothing = torch.zeros(users, 0, dtype=torch.int64)
+    history = torch.randint(6, (users, 1))
+    batch = Batch(history, torch.randint(6, (users, 2)), nothing, nothing.float())
+
+    with torch.no_grad():
+        steps = [
+            (loss.item(), count)
+            for loss, count in PathLoss(SoftmaxHead(TrainConfig(), clicks), paths, 0.0).losses(model, batch)
+        ]
+        user = model.encoder(batch.history, batch.categories, batch.numbers).flatten(0, 1)
+        whole = -model.path_log_probs(user, torch.from_numpy(paths)[batch.targets.flatten()]).exp().sum(1).log().mean()
+
+    counts = [count for _, count in steps]
+    assert sum(counts) == 2 * users
+
+    assert min(counts) > PATH_STEP / 2 or len(counts) == 1
+    assert sum(mean * count for mean, count in steps) / sum(counts) == pytest.approx(whole.item(), rel=1e-5)
