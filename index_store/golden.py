@@ -71,6 +71,7 @@ def _answers(session: Any, index: Index, reranker: Reranker, queries: Any) -> li
     histories = [np.array(history, np.int64) for history in queries["histories"]]
     beams = search(
         session,
+        index,
         pad_histories(histories, max(map(len, histories))),
         np.array(queries["categories"], np.int64).reshape(len(histories), -1),
         np.array(queries["numbers"], np.float32).reshape(len(histories), -1),

@@ -46,7 +46,7 @@ class Index:
     path_ids: NDArray[np.int64]  # (P,) ascending
     path_offsets: NDArray[np.int64]  # (P + 1,)
     path_items: NDArray[np.int32]  # (postings,); (0,) where `read_paths` reads them
-    item_vectors: NDArray[np.float32]  # (V, E)
+    item_vectors: NDArray[np.float16]  # (V, E)
     item_bias: NDArray[np.float32]  # (V,)
     read_paths: PathReader | None = None
 
@@ -176,7 +176,7 @@ def fetch(index: Index, beams: Beams, n: int | NDArray[np.int64]) -> tuple[Candi
     log_probs = beams.log_probs.ravel()[slot[order]]
     features = np.empty((len(first), len(FEATURES)), np.float32)
     bias = index.item_bias[item]
-    features[:, 0] = np.einsum("ne,ne->n", index.item_vectors[item], beams.user[request]) + bias
+    features[:, 0] = np.einsum("ne,ne->n", index.item_vectors[item].astype(np.float32), beams.user[request]) + bias
     features[:, 1] = bias
     features[:, 2] = np.logaddexp.reduceat(log_probs, first) if len(first) else 0
     features[:, 3] = np.diff(first, append=len(key))
@@ -250,6 +250,7 @@ def _answer_once(
 ) -> list[Answer]:
     beams = search(
         session,
+        index,
         pad_histories([query.history for query in queries], longest),
         np.array([query.categories for query in queries], np.int64).reshape(len(queries), -1),
         np.array([query.numbers for query in queries], np.float32).reshape(len(queries), -1),
@@ -277,8 +278,19 @@ def pad_histories(histories: Sequence[NDArray[np.int64]], longest: int) -> NDArr
 
 
 def search(
-    session: Any, histories: NDArray[np.int64], categories: NDArray[np.int64], numbers: NDArray[np.float32], beam: int
+    session: Any,
+    index: Index,
+    histories: NDArray[np.int64],
+    categories: NDArray[np.int64],
+    numbers: NDArray[np.float32],
+    beam: int,
 ) -> Beams:
     """Run model.onnx in `session`, an onnxruntime.InferenceSession. Shapes (B, T), (B, C), (B, M)."""
-    feeds = {"history": histories, "categories": categories, "numbers": numbers, "beam": np.array(beam)}
+    feeds = {
+        "history": index.item_vectors[histories].astype(np.float32),  # of a place past the end any: it is not read
+        "length": (histories >= 0).sum(axis=1),
+        "categories": categories,
+        "numbers": numbers,
+        "beam": np.array(beam),
+    }
     return Beams(*session.run(["user", "path_ids", "path_log_probs"], feeds))

@@ -160,10 +160,10 @@ class ServerStore:
     def lookup(self, version: str, path_ids: NDArray[np.int64], n: int) -> Postings:
         manifest = self._manifest(version)
         ids, offsets = self._path_sizes(manifest)
-        none = np.empty(0, np.float32)
         bias = np.broadcast_to(np.float32(0), manifest.items)
         reader = functools.partial(self._remote_paths.read, version)
-        return Index(ids, offsets, none.astype(np.int32), none, bias, reader).lookup(path_ids, n)
+        vectors = np.empty((0, 0), np.float16)
+        return Index(ids, offsets, np.empty(0, np.int32), vectors, bias, reader).lookup(path_ids, n)
 
     def delete(self, version: str) -> None:
         if check_name(version) not in self._listing.published():

@@ -2,13 +2,13 @@
 
 A version is write-once and complete. Its parts are plain files:
 
-    model.onnx         encoder and beam search: history, context, beam -> user, path_ids, path_log_probs
+    model.onnx         encoder and beam search: vectors of a history, context, beam -> user, path_ids, path_log_probs
     path_ids.npy       int64 (P,)         the paths in use, ascending; opaque numbers
     path_offsets.npy   int64 (P + 1,)     path p holds path_items[path_offsets[p]:path_offsets[p + 1]]
     path_items.npy     int32 (postings,)  item indices, in each path by descending item bias
     item_ids.npy       int64 (V,)         the caller's ids, ascending: an item's index is its place here
     item_ids.json      [str, ...]         the same, where ids are strings
-    item_vectors.npy   float32 (V, E)     softmax head, scored against the user vector
+    item_vectors.npy   float16 (V, E)     what the encoder reads, and what is scored against the user vector
     item_bias.npy      float32 (V,)
     reranker.json      {"kind": "lr" | "softmax", "weights": {feature: weight}}
     context.json       the user's context features and how each is encoded
@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
 from index_store.retrieval import MAX_READS, Index, PathReader, Reranker
 
-FORMAT = 1
+FORMAT = 2
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}\Z")
 
 #: Parts every version has. Item ids are one part more: `item_ids.npy` or `item_ids.json`.
@@ -123,8 +123,10 @@ class Manifest:
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise VersionDamaged(f"{name}: manifest.json is not a manifest ({type(error).__name__})") from None
         if found_format != FORMAT:
+            newer = isinstance(found_format, int) and found_format > FORMAT
             raise VersionIncompatible(
-                f"{name}: format {found_format!r}, but this release reads format {FORMAT}; upgrade it"
+                f"{name}: format {found_format!r}, but this release reads format {FORMAT}; "
+                + ("upgrade it" if newer else "train again")
             )
         if stated != _sha256(_canonical(fields)):
             raise VersionDamaged(f"{name}: manifest.json does not match its own digest; publish again")
@@ -231,7 +233,7 @@ class Version:
             _check(index.path_items, "path_items", np.int32, (postings,))
             if postings and (index.path_items.min() < 0 or index.path_items.max() >= items):
                 raise VersionDamaged(f"path_items: an item index outside 0..{items - 1}")
-        _check(index.item_vectors, "item_vectors", np.float32, (items, manifest.embedding))
+        _check(index.item_vectors, "item_vectors", np.float16, (items, manifest.embedding))
         _check(index.item_bias, "item_bias", np.float32, (items,))
         if not items or not postings:
             raise VersionDamaged("the version has no items or no paths")

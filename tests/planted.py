@@ -58,7 +58,7 @@ def parts_of_version(
         "path_ids.npy": npy(np.array(path_ids, np.int64)),
         "path_offsets.npy": npy(np.cumsum([0, *lengths]).astype(np.int64)),
         "path_items.npy": npy(np.concatenate([paths[path] for path in path_ids]).astype(np.int32)),
-        "item_vectors.npy": npy(np.eye(items, dtype=np.float32)),
+        "item_vectors.npy": npy(np.eye(items, dtype=np.float16)),
         "item_bias.npy": npy(np.array(bias or [0.0] * items, np.float32)),
         "reranker.json": json.dumps(
             {"kind": "softmax", "weights": {"logit": 1, "bias": 0, "path_log_prob": 0, "paths": 0}, "intercept": 0}

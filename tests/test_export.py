@@ -32,8 +32,11 @@ def test_onnx_equals_torch(planted: Planted, batch: int, beam: int) -> None:
     """User vectors, paths and log-probabilities, whatever the batch, the lengths and the beam."""
     rng = np.random.default_rng(batch)
     histories = pad_histories([rng.integers(40, size=rng.integers(0, 7)) for _ in range(batch)], 6)
-    inputs = histories, np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32)
-    found = search(open_session(bytes(planted.version.parts["model.onnx"])), *inputs, beam)
+    index, nothing = planted.version.index, (np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32))
+    found = search(open_session(bytes(planted.version.parts["model.onnx"])), index, histories, *nothing, beam)
+    vectors = np.zeros((*histories.shape, 16), np.float32)
+    vectors[histories >= 0] = index.item_vectors[histories[histories >= 0]]
+    inputs = vectors, (histories >= 0).sum(axis=1), *nothing
     with torch.inference_mode():
         user, path_ids, log_probs = retrieval_of(planted)(*map(torch.from_numpy, inputs), torch.tensor(beam))
 
@@ -46,14 +49,15 @@ def test_the_gate_refuses_another_network(planted: Planted) -> None:
     """A weight that changed after the export is noticed, in the encoder, a path layer, or the tables."""
     session = open_session(bytes(planted.version.parts["model.onnx"]))
     requests = training_requests(planted.dataset, planted.split, 7, 0)
-    check_parity(retrieval_of(planted), session, requests, planted.config)
+    index = planted.version.index
+    check_parity(retrieval_of(planted), session, index, requests, planted.config)
     for name in ("model.encoder.project.weight", "model._layers.1.out.weight"):
         retrieval = copy.deepcopy(retrieval_of(planted))
         with torch.no_grad():
             retrieval.get_parameter(name).mul_(1.2)
 
         with pytest.raises(ExportRefused, match="differ"):
-            check_parity(retrieval, session, requests, planted.config)
+            check_parity(retrieval, session, index, requests, planted.config)
 
 
 def test_the_onnx_file_tells_nothing_of_this_machine(planted: Planted) -> None:
@@ -98,7 +102,7 @@ def test_the_reads_are_within_the_budget(planted: Planted) -> None:
     requests = training_requests(planted.dataset, planted.split, 100, 0)
     reads = [
         planted.version.index.lookup(row, manifest.per_path).lengths.sum()
-        for beams in requests.beams(session, manifest.history, manifest.beam)
+        for beams in requests.beams(session, planted.version.index, manifest.history, manifest.beam)
         for row in beams.path_ids
     ]
 
@@ -114,11 +118,11 @@ def test_the_frontier_is_measured(planted: Planted) -> None:
     index, k = planted.version.index, 2
     shares = {}
     for beam in BEAMS:
-        (beams,) = requests.beams(session, 6, beam)
+        (beams,) = requests.beams(session, planted.version.index, 6, beam)
         for cap in CAPS:
             hits, reads = 0, 0
             for user, path_ids in zip(beams.user, beams.path_ids, strict=True):
-                logits = index.item_vectors @ user + index.item_bias
+                logits = index.item_vectors.astype(np.float32) @ user + index.item_bias
                 best = sorted(range(len(logits)), key=lambda item, scores=logits: -scores[item])[:k]  # type: ignore[misc]
                 read = index.lookup(path_ids, cap).items.tolist()
                 hits += len(set(best) & set(read))

@@ -51,7 +51,7 @@ def test_health_of_the_planted_index(planted: Planted) -> None:
     session = open_session(bytes(version.parts["model.onnx"]))
     requests = history_requests(planted.dataset, split, 1000, 0)
     read = set()
-    for beams in requests.beams(session, config.history, version.manifest.beam):
+    for beams in requests.beams(session, version.index, config.history, version.manifest.beam):
         for row in beams.path_ids:
             read |= set(version.index.lookup(row, version.manifest.per_path).items.tolist())
 

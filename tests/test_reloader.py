@@ -259,7 +259,7 @@ def bad_versions(version: Version) -> dict[str, Version]:
     poisoned = onnx.ModelProto()
     poisoned.CopyFrom(model)
     for tensor in poisoned.graph.initializer:
-        if "project.weight" in tensor.name or "item_embedding" in tensor.name:
+        if "encoder.project" in tensor.name:
             array = np.full(tuple(tensor.dims), np.nan, np.float32)
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     foreign = onnx.ModelProto()

@@ -29,7 +29,7 @@ def random_index(rng: np.random.Generator, paths: int) -> tuple[Index, dict[int,
         np.array(list(lists), np.int64),
         np.cumsum([0, *map(len, lists.values())]).astype(np.int64),
         np.concatenate(list(lists.values())).astype(np.int32),
-        rng.normal(size=(ITEMS, SIZE)).astype(np.float32),
+        rng.normal(size=(ITEMS, SIZE)).astype(np.float16),
         rng.normal(size=ITEMS).astype(np.float32),
     )
     return index, lists
@@ -86,7 +86,7 @@ def test_an_item_on_several_paths_is_one_candidate() -> None:
         np.array([1, 2]),
         np.array([0, 2, 3]),
         np.array([0, 1, 0], np.int32),
-        np.eye(2, dtype=np.float32),
+        np.eye(2, dtype=np.float16),
         np.zeros(2, np.float32),
     )
     beams = Beams(np.ones((1, 2), np.float32), np.array([[1, 2]]), np.log(np.array([[0.5, 0.25]], np.float32)))
@@ -105,7 +105,7 @@ def test_what_is_excluded_costs_no_place() -> None:
         np.array([1]),
         np.array([0, 4]),
         np.arange(4, dtype=np.int32),
-        np.eye(4, dtype=np.float32),
+        np.eye(4, dtype=np.float16),
         np.zeros(4, np.float32),
     )
     beams = Beams(np.array([[4, 3, 2, 1]], np.float32), np.array([[1]]), np.zeros((1, 1), np.float32))
@@ -166,7 +166,8 @@ def test_a_widened_request_has_read_all_it_read(planted: Planted) -> None:
 
     reads, beam = 0, 1
     while True:
-        beams = search(session, pad_histories([history], 6), np.zeros((1, 0), np.int64), np.zeros((1, 0), "f"), beam)
+        nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
+        beams = search(session, index, pad_histories([history], 6), *nothing, beam)
         items = index.lookup(beams.path_ids[0], 2).items
         reads += len(items)
         if beam == 1:

@@ -279,7 +279,7 @@ def test_a_newer_format_is_named(url: str, client: Any, namespace: str) -> None:
     store = open_store(url)
     name = store.publish(small_version())
     key = f"{namespace}:{name}:manifest"
-    client.set(key, json.dumps(json.loads(client.get(key) or b"") | {"format": 2}))
+    client.set(key, json.dumps(json.loads(client.get(key) or b"") | {"format": 3}))
 
     with pytest.raises(VersionIncompatible, match="upgrade"):
         store.load(name)

@@ -111,7 +111,7 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     add("deep_retrieval", deep, seconds)
     add("deep_retrieval_by_head", measured.retrieval(*default, progress, reranker=SOFTMAX)[0], None)
     add("brute_force", measured.brute_force, encoder)
-    vectors, bias = np.asarray(mine.index.item_vectors), np.asarray(mine.index.item_bias)
+    vectors, bias = mine.index.item_vectors.astype(np.float32), np.asarray(mine.index.item_bias)
     graph, building = build_hnsw(vectors, bias)
     users = np.concatenate(measured.users)
     for wider in WIDER:

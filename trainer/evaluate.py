@@ -75,6 +75,7 @@ class Measured:
         self.version, self.requests, self.k = version, requests, k
         self.session = open_session(bytes(version.parts["model.onnx"]))
         index = version.index
+        vectors = index.item_vectors.astype(np.float32)
         next(self._beams(1), None)  # the first search of a session takes longer
         self.users: list[NDArray[np.float32]] = []  # a batch after another
         filtered: list[Items] = []
@@ -87,7 +88,7 @@ class Measured:
                 self.encoding += time.perf_counter() - started
                 histories = requests.histories[part]
                 started = time.perf_counter()
-                scores = beams.user @ index.item_vectors.T + index.item_bias
+                scores = beams.user @ vectors.T + index.item_bias
                 filtered += tops(scores, k, histories)
                 seconds += time.perf_counter() - started
                 unfiltered += tops(scores, k)
@@ -138,7 +139,7 @@ class Measured:
         return found, held / max(wanted, 1)
 
     def _beams(self, beam: int) -> Iterator[Beams]:
-        return self.requests.beams(self.session, self.version.manifest.history, beam)
+        return self.requests.beams(self.session, self.version.index, self.version.manifest.history, beam)
 
     def _answer(self, queries: list[Query], reranker: Reranker | None) -> list[Answer]:
         version, manifest = self.version, self.version.manifest

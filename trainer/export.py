@@ -64,8 +64,8 @@ def make_version(
     retrieval = Retrieval(model, prefix_tables(path_ids, config.depth, model.width)).eval()
     onnx_bytes = to_onnx(retrieval, dataset)
     session = open_session(onnx_bytes)
-    check_parity(retrieval, session, requests.first(7), config)
     index = make_index(model, trained.paths)
+    check_parity(retrieval, session, index, requests.first(7), config)
     progress.say("choosing the beam and fitting the reranker")
     beam, per_path = choose_beam(index, session, requests, config)
     reranker = SOFTMAX
@@ -150,15 +150,24 @@ def make_index(model: PathModel, paths: NDArray[np.int64]) -> Index:
         path_ids,
         np.append(starts, len(flat)),
         items[order],
-        np.ascontiguousarray(model.item_vectors.detach().numpy()),
+        _half(model.item_vectors.detach().numpy()),
         bias,
     )
+
+
+def _half(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Half the memory, and what is rounded is less than what training left to chance. Raises ExportRefused."""
+    largest = float(np.abs(vectors).max(initial=0))
+    if largest > np.finfo(np.float16).max:
+        raise ExportRefused(f"an item vector has {largest:.3g}, float16 holds 65504 at most; lower learning_rate")
+    return vectors.astype(np.float16)
 
 
 def to_onnx(retrieval: Retrieval, dataset: Dataset) -> bytes:
     """The ONNX file: dynamic batch and history length, beam width an input. Without anything of this machine in it."""
     example = (
-        torch.tensor([[0, -1], [0, 0]]),
+        torch.zeros(2, 2, retrieval.start.shape[0]),
+        torch.tensor([1, 2]),
         torch.zeros(2, dataset.categories.shape[1], dtype=torch.int64),
         torch.zeros(2, dataset.numbers.shape[1]),
         torch.tensor(2),
@@ -170,9 +179,9 @@ def to_onnx(retrieval: Retrieval, dataset: Dataset) -> bytes:
             dynamo=True,
             external_data=False,
             verbose=False,
-            input_names=["history", "categories", "numbers", "beam"],
+            input_names=["history", "length", "categories", "numbers", "beam"],
             output_names=["user", "path_ids", "path_log_probs"],
-            dynamic_shapes=({0: "batch", 1: "time"}, {0: "batch"}, {0: "batch"}, None),
+            dynamic_shapes=({0: "batch", 1: "time"}, {0: "batch"}, {0: "batch"}, {0: "batch"}, None),
         )
     assert program is not None, "the exporter returns a program when it is given no file"
     model = program.model_proto
@@ -213,7 +222,7 @@ def open_session(onnx_bytes: bytes) -> onnxruntime.InferenceSession:
 
 
 def check_parity(
-    retrieval: Retrieval, session: onnxruntime.InferenceSession, requests: Requests, config: TrainConfig
+    retrieval: Retrieval, session: onnxruntime.InferenceSession, index: Index, requests: Requests, config: TrainConfig
 ) -> None:
     """Raise ExportRefused unless ONNX gives what torch gives, at several batch sizes, lengths and beam widths.
 
@@ -225,11 +234,17 @@ def check_parity(
     numbers = np.concatenate([requests.numbers, requests.numbers[:1] * 0])
     for batch in sorted({1, 2, len(histories)}):
         chosen = slice(len(histories) - batch, None)
-        inputs = pad_histories(histories[chosen], config.history), categories[chosen], numbers[chosen]
+        padded = pad_histories(histories[chosen], config.history)
+        inputs = [
+            torch.from_numpy(index.item_vectors[padded]).float(),
+            torch.from_numpy((padded >= 0).sum(axis=1)),
+            torch.from_numpy(categories[chosen]),
+            torch.from_numpy(numbers[chosen]),
+        ]
         for beam in (1, 10, 50, MAX_BEAM):
-            found = search(session, *inputs, beam)
+            found = search(session, index, padded, categories[chosen], numbers[chosen], beam)
             with torch.inference_mode():
-                user, _, log_probs = retrieval(*map(torch.from_numpy, inputs), torch.tensor(beam))
+                user, _, log_probs = retrieval(*inputs, torch.tensor(beam))
                 again = retrieval.model.path_log_probs(user, torch.from_numpy(found.path_ids).clamp(min=0))
             alive = np.isfinite(found.log_probs)
             for what, expected, got in (

@@ -60,9 +60,10 @@ def frontier(
     all items. history: items that the model reads.
     """
     exact: list[NDArray[np.int64]] = []
+    vectors = index.item_vectors.astype(np.float32)
     for beam in beams:
-        searched = list(requests.beams(session, history, beam))
-        exact = exact or [_exact_top(index, found.user, k) for found in searched]
+        searched = list(requests.beams(session, index, history, beam))
+        exact = exact or [_exact_top(found.user, vectors, index.item_bias, k) for found in searched]
         for cap in caps:
             keys = [_keys_read(index, found, cap) for found in searched]
             read = sum(map(len, keys)) / len(requests.histories)
@@ -81,9 +82,11 @@ def _keys_read(index: Index, beams: Beams, cap: int) -> NDArray[np.int64]:
     return keys
 
 
-def _exact_top(index: Index, user: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+def _exact_top(
+    user: NDArray[np.float32], vectors: NDArray[np.float32], bias: NDArray[np.float32], k: int
+) -> NDArray[np.int64]:
     """Keys (request * V + item) of each user's k best items by the softmax head."""
-    logits = user @ index.item_vectors.T + index.item_bias
+    logits = user @ vectors.T + bias
     k = min(k, logits.shape[1])
     top = np.argpartition(-logits, k - 1, axis=1)[:, :k]
     keys: NDArray[np.int64] = np.arange(len(top))[:, None] * logits.shape[1] + top

@@ -111,7 +111,7 @@ def measure_health(
     """reach: the default beam and items per path. paths: (V, J). width: K. clicks: (V,), of each item in training."""
     beam, per_path = reach
     read, reads = np.zeros(len(paths), bool), 0
-    for beams in requests.beams(session, config.history, beam):
+    for beams in requests.beams(session, index, config.history, beam):
         reads += int(index.lookup(beams.path_ids.ravel(), per_path).lengths.sum())
         read[index.lookup(np.unique(beams.path_ids), per_path).items] = True
     clicked = clicks > 0

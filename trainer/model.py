@@ -55,7 +55,11 @@ class UserEncoder(nn.Module):
         """
         start = torch.full_like(history[:, :1], self.start)
         history = torch.where(history < 0, self.padding, history)
-        embedded = self.dropout(self.item_embedding(torch.cat([start, history], dim=1)))  # (B, T + 1, E)
+        return self.encode(self.item_embedding(torch.cat([start, history], dim=1)), categories, numbers)
+
+    def encode(self, items: Tensor, categories: Tensor, numbers: Tensor) -> Tensor:
+        """User vectors (B, T + 1, E) from the vectors of the start item and the history, (B, T + 1, E)."""
+        embedded = self.dropout(items)
         exporting = torch.compiler.is_exporting()
         states = onnx_gru(self.gru, embedded) if exporting else self.gru(embedded)[0]  # (B, T + 1, E)
         context = [embed(categories[:, i]) for i, embed in enumerate(self.category_embeddings)]
@@ -208,26 +212,32 @@ def log_share(clicks: NDArray[np.int64]) -> Tensor:
 
 
 class Retrieval(nn.Module):
-    """What is exported: history, context and beam width in; user vector and paths out."""
+    """What is exported: vectors of the history, context and beam width in; user vector and paths out.
+
+    It has nothing of the size of the catalogue but the trie: the vectors of a history's items come from where the
+    reranker's do.
+    """
 
     def __init__(self, model: PathModel, prefixes: Sequence[Tensor]) -> None:
         super().__init__()
         self.model = model
+        self.start = nn.Parameter(model.encoder.item_embedding.weight[model.encoder.start].detach().clone())
         self.prefixes = nn.ParameterList(nn.Parameter(table, requires_grad=False) for table in prefixes)
 
     def forward(
-        self, history: Tensor, categories: Tensor, numbers: Tensor, beam: Tensor
+        self, history: Tensor, length: Tensor, categories: Tensor, numbers: Tensor, beam: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """User vectors (B, E), path ids (B, W) and their log-probabilities (B, W), best first.
 
-        history: (B, T) item indices, oldest first, -1 after its end; beam: int64 scalar, 1 to MAX_BEAM.
+        history: (B, T, E) item vectors, oldest first; length: (B,), how many of them count, the rest is not read.
+        beam: int64 scalar, 1 to MAX_BEAM.
         """
         width: int = beam.item()  # type: ignore[assignment]  # int() would fix it at export
         torch._check(width >= 1)  # noqa: SLF001 -- how the exporter learns a bound
         torch._check(width <= MAX_BEAM)  # noqa: SLF001
-        vectors = self.model.encoder(history, categories, numbers)  # (B, T + 1, E)
-        last = (history >= 0).sum(dim=1)  # (B,)
-        user = vectors[torch.arange(vectors.shape[0]), last]  # (B, E)
+        items = torch.cat([self.start.expand(history.shape[0], 1, -1), history], dim=1)  # (B, T + 1, E)
+        vectors = self.model.encoder.encode(items, categories, numbers)  # (B, T + 1, E)
+        user = vectors[torch.arange(vectors.shape[0]), length]  # (B, E)
         path_ids, log_probs = self.model.beam_search(user, width, list(self.prefixes))
         return user, path_ids, log_probs
 

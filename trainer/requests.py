@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from index_store.retrieval import Beams, pad_histories, search
+from index_store.retrieval import Beams, Index, pad_histories, search
 from trainer.data import Dataset, Split
 
 BATCH = 256  # requests searched at once, at most
@@ -31,11 +31,11 @@ class Requests:
     categories: NDArray[np.int64]
     numbers: NDArray[np.float32]
 
-    def beams(self, session: Any, longest: int, beam: int) -> Iterator[Beams]:
+    def beams(self, session: Any, index: Index, longest: int, beam: int) -> Iterator[Beams]:
         """The model's answers, a batch after another as `parts` has them. longest: history items the model reads."""
         for part in self.parts():
             padded = pad_histories(self.histories[part], longest)
-            yield search(session, padded, self.categories[part], self.numbers[part], beam)
+            yield search(session, index, padded, self.categories[part], self.numbers[part], beam)
 
     def parts(self) -> Iterator[slice]:
         """The batches: so many requests that a score of every item for each fits in memory."""

@@ -28,7 +28,7 @@ def fit_reranker(index: Index, session: Any, requests: Requests, longest: int, b
     features, clicked, weights = [], [], []
     done = 0
     items = len(index.item_bias)
-    for beams in requests.beams(session, longest, beam):
+    for beams in requests.beams(session, index, longest, beam):
         candidates, _ = fetch(index, beams, per_path)
         batch = range(done, done + len(beams.user))
         done = batch.stop
