@@ -286,11 +286,15 @@ def search(
     beam: int,
 ) -> Beams:
     """Run model.onnx in `session`, an onnxruntime.InferenceSession. Shapes (B, T), (B, C), (B, M)."""
+    there = histories >= 0
+    vectors = index.item_vectors[histories].astype(np.float32)
+    vectors[~there] = 0
     feeds = {
-        "history": index.item_vectors[histories].astype(np.float32),  # of a place past the end any: it is not read
-        "length": (histories >= 0).sum(axis=1),
+        "history": vectors,
+        "length": there.sum(axis=1),
         "categories": categories,
         "numbers": numbers,
         "beam": np.array(beam),
     }
-    return Beams(*session.run(["user", "path_ids", "path_log_probs"], feeds))
+    user, rows, log_probs = session.run(["user", "paths", "path_log_probs"], feeds)
+    return Beams(user, np.where(rows < 0, -1, index.path_ids[rows]), log_probs)

@@ -274,7 +274,7 @@ def bad_versions(version: Version) -> dict[str, Version]:
         "no model": changed(version, model=b"nonsense"),
         "empty model": changed(version, model=b""),
         "vectors of others": changed(version, item_vectors=npy(shuffled)),
-        "paths of others": changed(version, path_ids=npy(version.index.path_ids + 1)),
+        "paths of others": changed(version, path_items=npy(np.roll(version.index.path_items, 7))),
         "no golden answers": changed(version, golden=b"{}"),
         "a context it has not": changed(version, context=b'{"categorical": {"x": ["y"]}, "numeric": {}}'),
         "a broken context": changed(version, context=b'{"categorical": 3}'),

@@ -21,7 +21,7 @@ class FixedSession:
         """The next rows: requests come in their order."""
         rows = range(self.done, self.done + len(feeds["history"]))
         self.done = rows.stop
-        return self.users[rows], np.ones((len(rows), 1), np.int64), np.zeros((len(rows), 1), np.float32)
+        return self.users[rows], np.zeros((len(rows), 1), np.int32), np.zeros((len(rows), 1), np.float32)
 
 
 def requests_of(truths: list[np.ndarray]) -> Requests:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from index_store.golden import record
-from index_store.retrieval import SOFTMAX, Index, pad_histories, search
+from index_store.retrieval import SOFTMAX, Index, Reranker, pad_histories, search
 from index_store.version import Version, npy
 from trainer.config import MAX_BEAM, TrainConfig
 from trainer.data import Dataset, Split, click_counts
@@ -79,14 +79,35 @@ def make_version(
         changed = churn(trained.paths, ids, model.width ** (config.depth - 1), previous)
         health = dataclasses.replace(health, churn=changed, previous=previous.manifest.version)
     _gate(health, config, progress, allow_collapsed=allow_collapsed)
-    golden_requests = requests.first(GOLDEN_REQUESTS)
-    golden = record(
-        session,
+    metrics = {"paths": health.to_json(), "epochs": trained.history, "data_sha256": dataset.digest()}
+    golden = requests.first(GOLDEN_REQUESTS)
+    return assemble(config, model.width, onnx_bytes, index, reranker, (beam, per_path), golden, dataset, metrics)
+
+
+def assemble(
+    config: TrainConfig,
+    width: int,
+    onnx_bytes: bytes,
+    index: Index,
+    reranker: Reranker,
+    reach: tuple[int, int],
+    golden: Requests,
+    dataset: Dataset,
+    metrics: dict[str, Any],
+) -> Version:
+    """The version of these parts. width: K. reach: beam and items per path of a request that names neither.
+
+    golden: requests whose answers are recorded; of the last the history is left out.
+    """
+    beam, per_path = reach
+    ids = dataset.item_ids
+    recorded = record(
+        open_session(onnx_bytes),
         index,
         reranker,
-        [h[-config.history :] for h in golden_requests.histories[:-1]] + [np.empty(0, np.int64)],
-        golden_requests.categories,
-        golden_requests.numbers,
+        [h[-config.history :] for h in golden.histories[:-1]] + [np.empty(0, np.int64)],
+        golden.categories,
+        golden.numbers,
         beam=beam,
         per_path=per_path,
         k=config.k,
@@ -100,13 +121,13 @@ def make_version(
         "item_bias.npy": npy(index.item_bias),
         "reranker.json": _json(reranker.to_json()),
         "context.json": _json(dataset.schema.to_json()),
-        "golden.json": _json(golden),
+        "golden.json": _json(recorded),
         **({"item_ids.json": _json(ids.tolist())} if ids.dtype == object else {"item_ids.npy": npy(ids)}),
     }
     return Version.build(
         parts,
         depth=config.depth,
-        width=model.width,
+        width=width,
         paths_per_item=config.paths_per_item,
         embedding=config.embedding,
         history=config.history,
@@ -119,11 +140,7 @@ def make_version(
         max_beam=MAX_BEAM,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         config=config.to_json(),
-        metrics={
-            "paths": health.to_json(),
-            "epochs": trained.history,
-            "data_sha256": dataset.digest(),
-        },
+        metrics=metrics,
     )
 
 
@@ -142,17 +159,18 @@ def _gate(health: Health, config: TrainConfig, progress: Progress, *, allow_coll
 def make_index(model: PathModel, paths: NDArray[np.int64]) -> Index:
     """The path lists of an assignment (V, J), each path's items by descending bias."""
     bias = model.item_bias.detach().numpy()
+    return Index(*path_lists(paths, bias), _half(model.item_vectors.detach().numpy()), bias)
+
+
+def path_lists(
+    paths: NDArray[np.int64], bias: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+    """path_ids (P,), path_offsets (P + 1,) and path_items (V J,) of an assignment (V, J); bias: (V,)."""
     flat = paths.ravel()
     items = np.repeat(np.arange(len(paths), dtype=np.int32), paths.shape[1])
     order = np.lexsort((items, -bias[items], flat))
     path_ids, starts = np.unique(flat[order], return_index=True)
-    return Index(
-        path_ids,
-        np.append(starts, len(flat)),
-        items[order],
-        _half(model.item_vectors.detach().numpy()),
-        bias,
-    )
+    return path_ids, np.append(starts, len(flat)), items[order]
 
 
 def _half(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
@@ -180,7 +198,7 @@ def to_onnx(retrieval: Retrieval, dataset: Dataset) -> bytes:
             external_data=False,
             verbose=False,
             input_names=["history", "length", "categories", "numbers", "beam"],
-            output_names=["user", "path_ids", "path_log_probs"],
+            output_names=["user", "paths", "path_log_probs"],
             dynamic_shapes=({0: "batch", 1: "time"}, {0: "batch"}, {0: "batch"}, {0: "batch"}, None),
         )
     assert program is not None, "the exporter returns a program when it is given no file"
@@ -235,9 +253,10 @@ def check_parity(
     for batch in sorted({1, 2, len(histories)}):
         chosen = slice(len(histories) - batch, None)
         padded = pad_histories(histories[chosen], config.history)
+        there = padded >= 0
         inputs = [
-            torch.from_numpy(index.item_vectors[padded]).float(),
-            torch.from_numpy((padded >= 0).sum(axis=1)),
+            torch.from_numpy(index.item_vectors[padded] * there[:, :, None]).float(),
+            torch.from_numpy(there.sum(axis=1)),
             torch.from_numpy(categories[chosen]),
             torch.from_numpy(numbers[chosen]),
         ]

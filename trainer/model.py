@@ -55,21 +55,27 @@ class UserEncoder(nn.Module):
         """
         start = torch.full_like(history[:, :1], self.start)
         history = torch.where(history < 0, self.padding, history)
-        return self.encode(self.item_embedding(torch.cat([start, history], dim=1)), categories, numbers)
-
-    def encode(self, items: Tensor, categories: Tensor, numbers: Tensor) -> Tensor:
-        """User vectors (B, T + 1, E) from the vectors of the start item and the history, (B, T + 1, E)."""
-        embedded = self.dropout(items)
-        exporting = torch.compiler.is_exporting()
-        states = onnx_gru(self.gru, embedded) if exporting else self.gru(embedded)[0]  # (B, T + 1, E)
-        context = [embed(categories[:, i]) for i, embed in enumerate(self.category_embeddings)]
-        if numbers.shape[1]:
-            context.append(numbers)
-        if context:
-            joined = torch.cat(context, dim=1).unsqueeze(1).expand(-1, states.shape[1], -1)
-            states = torch.cat([states, joined], dim=2)
+        embedded = self.dropout(self.item_embedding(torch.cat([start, history], dim=1)))  # (B, T + 1, E)
+        states = self.gru(embedded)[0]  # (B, T + 1, E)
+        context = self._context(categories, numbers).unsqueeze(1).expand(-1, states.shape[1], -1)
+        states = torch.cat([states, context], dim=2)
         user: Tensor = self.project(self.dropout(states)) + self.pooled(_running_sum(embedded))
         return user
+
+    def last(self, items: Tensor, length: Tensor, categories: Tensor, numbers: Tensor) -> Tensor:
+        """The user vectors (B, E) after the whole history, with no step that only other positions need.
+
+        items: (B, T + 1, E), the start item's vector, then the history's, 0 after its end. length: (B,).
+        """
+        state = torch.cat([last_state(self.gru, items, length + 1), self._context(categories, numbers)], dim=1)
+        pooled = items[:, 1:].sum(dim=1) / length.clamp(min=1).to(items.dtype).sqrt().unsqueeze(1)
+        user: Tensor = self.project(state) + self.pooled(pooled)
+        return user
+
+    def _context(self, categories: Tensor, numbers: Tensor) -> Tensor:
+        """What is known of the users beside their history, (B, any)."""
+        embedded = [embed(categories[:, i]) for i, embed in enumerate(self.category_embeddings)]
+        return torch.cat([*embedded, numbers], dim=1)
 
 
 def _running_sum(embedded: Tensor) -> Tensor:
@@ -82,31 +88,53 @@ def _running_sum(embedded: Tensor) -> Tensor:
     return total / count.unsqueeze(1)
 
 
-def onnx_gru(gru: nn.GRU, inputs: Tensor) -> Tensor:
-    """All states (B, T, E) of `gru` over `inputs` (B, T, E), as the one ONNX operator that it is.
+def last_state(gru: nn.GRU, inputs: Tensor, length: Tensor) -> Tensor:
+    """The states (B, E) of `gru` after the first `length` (B,) of the inputs (B, T, E).
 
-    For the exporter only: left alone it takes torch's GRU apart into a loop over a fixed number of steps, from the
-    second export of a process on. ONNX has the gates in the order z, r, h, torch in r, z, n.
+    For the exporter as the one ONNX operator that it is: left alone it takes torch's GRU apart into a loop over a fixed
+    number of steps, from the second export of a process on. ONNX has the gates in the order z, r, h, torch in r, z, n.
     """
+    if not torch.compiler.is_exporting():
+        states: Tensor = gru(inputs)[0]
+        return states[torch.arange(len(inputs)), length - 1]
 
     def gates(name: str) -> Tensor:
         values, size = gru.get_parameter(name), gru.hidden_size
         return torch.cat([values[size : 2 * size], values[:size], values[2 * size :]]).unsqueeze(0)
 
     batch, time = inputs.shape[:2]
-    states = torch.onnx.ops.symbolic(
+    _, state = torch.onnx.ops.symbolic_multi_out(
         "GRU",
         (
             inputs.transpose(0, 1),
             gates("weight_ih_l0"),
             gates("weight_hh_l0"),
             torch.cat([gates("bias_ih_l0"), gates("bias_hh_l0")], dim=1),
+            length.to(torch.int32),
         ),
         {"hidden_size": gru.hidden_size, "linear_before_reset": 1},
-        dtype=inputs.dtype,
-        shape=(time, 1, batch, gru.hidden_size),
+        dtypes=(inputs.dtype, inputs.dtype),
+        shapes=((time, 1, batch, gru.hidden_size), (1, batch, gru.hidden_size)),
     )
-    return states.squeeze(1).transpose(0, 1)
+    return state.squeeze(0)
+
+
+def rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table, (..., columns), -1 being the last. In ONNX the one operator that it is."""
+    if not torch.compiler.is_exporting():
+        return table[index]
+    shape = (*index.shape, table.shape[1])
+    found: Tensor = torch.onnx.ops.symbolic("Gather", (table, index), {"axis": 0}, dtype=table.dtype, shape=shape)
+    return found
+
+
+def quotient(numbers: Tensor, divisor: int) -> Tensor:
+    """Whole quotients of numbers that are not negative: of those ONNX's own division knows the answer."""
+    if not torch.compiler.is_exporting():
+        return numbers // divisor
+    inputs = numbers, torch.tensor(divisor)
+    found: Tensor = torch.onnx.ops.symbolic("Div", inputs, dtype=numbers.dtype, shape=numbers.shape)
+    return found
 
 
 class PathLayer(nn.Module):
@@ -174,32 +202,37 @@ class PathModel(nn.Module):
             total = total + log_probs.gather(2, nodes[d].unsqueeze(2)).squeeze(2)
         return total
 
-    def beam_search(self, user: Tensor, beam: int, prefixes: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """The `beam` most probable paths found for each of N users: (path ids, log-probabilities), both (N, W).
+    def beam_search(self, user: Tensor, beam: int, trie: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The `beam` most probable paths found for each of N users, and their log-probabilities: both (N, W).
 
-        Algorithm 1: each layer keeps the beam's best prefixes by joint probability. With `prefixes` (see
-        `prefix_tables`) only those that lead to an item; places left over have path id -1 and log-probability
-        -inf. W is `beam`, or all K^D paths where they are fewer. user: (N, E).
+        Algorithm 1: each layer keeps the beam's best prefixes by joint probability. Paths are ids; with the `trie` of
+        the paths in use (see `prefix_tables`) they are rows of those, and only prefixes that lead to an item are
+        kept: places left over have row -1 and log-probability -inf. W is `beam`, or all K^D paths where they are fewer.
+        user: (N, E).
         """
-        width = self.width
-        log_prob = user.new_zeros(user.shape[0], 1)  # (N, w), of the prefixes kept so far
-        path = torch.zeros_like(log_prob, dtype=torch.int64)  # (N, w), their ids
-        row = torch.zeros_like(path)  # (N, w), their rows in the next table of `prefixes`
+        width, first = self.width, self.layers[0]
+        joint = first(first.user(user), [], [])  # (N, K)
+        children = None if trie is None else trie[0][:1].expand_as(joint)  # rows in the next table
+        log_prob, path = user.new_zeros(0), torch.zeros(0, dtype=torch.int64)
         chosen: list[Tensor] = []  # a (N, w) a layer done
         for d, layer in enumerate(self.layers):
-            log_probs = layer(layer.user(user).unsqueeze(1), chosen, layer.tables())  # (N, w, K)
-            joint = log_prob.unsqueeze(2) + log_probs  # (N, w, K)
-            if prefixes is not None:
-                children = F.embedding(row, prefixes[d]).to(torch.int64)  # (N, w, K)
-                joint = joint.masked_fill(children < 0, -torch.inf)
-            joint = joint.flatten(1)  # (N, w * K)
-            log_prob, best = joint.topk(torch.sym_min(beam, joint.shape[1]), dim=1)  # (N, w')
-            parent, node = best // width, best % width
+            if d:
+                log_probs = layer(layer.user(user).unsqueeze(1), chosen, layer.tables())  # (N, w, K)
+                joint = (log_prob.unsqueeze(2) + log_probs).reshape(user.shape[0], -1)  # (N, w * K)
+                children = None if trie is None else rows(trie[d], path).reshape(user.shape[0], -1)
+            if children is not None:
+                joint = torch.where(children < 0, -torch.inf, joint)
+            # From the second layer on the widest beam has places enough, if K is not tiny; then the graph need not ask.
+            enough = d > 0 and min(width, MAX_BEAM) * width >= MAX_BEAM
+            log_prob, best = joint.topk(beam if enough else torch.sym_min(beam, joint.shape[1]), dim=1)  # (N, w)
+            parent = quotient(best, width) if d else torch.zeros_like(best)
+            node = best - parent * width if d else best
+            if children is None:
+                path = path.gather(1, parent) * width + node if d else node
+            else:
+                path = children.gather(1, best)
             chosen = [nodes.gather(1, parent) for nodes in chosen] + [node]
-            path = path.gather(1, parent) * width + node
-            if prefixes is not None:
-                row = children.flatten(1).gather(1, best).clamp(min=0)
-        return torch.where(torch.isinf(log_prob), -1, path), log_prob
+        return path, log_prob
 
     def head_logits(self, user: Tensor) -> Tensor:
         """The softmax head's score of every item, (N, V). user: (N, E)."""
@@ -212,34 +245,32 @@ def log_share(clicks: NDArray[np.int64]) -> Tensor:
 
 
 class Retrieval(nn.Module):
-    """What is exported: vectors of the history, context and beam width in; user vector and paths out.
+    """What is exported: vectors of the history, context and beam width in; user vector and rows of paths out.
 
     It has nothing of the size of the catalogue but the trie: the vectors of a history's items come from where the
     reranker's do.
     """
 
-    def __init__(self, model: PathModel, prefixes: Sequence[Tensor]) -> None:
+    def __init__(self, model: PathModel, trie: Sequence[Tensor]) -> None:
         super().__init__()
         self.model = model
         self.start = nn.Parameter(model.encoder.item_embedding.weight[model.encoder.start].detach().clone())
-        self.prefixes = nn.ParameterList(nn.Parameter(table, requires_grad=False) for table in prefixes)
+        self.trie = nn.ParameterList(nn.Parameter(table, requires_grad=False) for table in trie)
 
     def forward(
         self, history: Tensor, length: Tensor, categories: Tensor, numbers: Tensor, beam: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """User vectors (B, E), path ids (B, W) and their log-probabilities (B, W), best first.
+        """User vectors (B, E), the paths' rows among those in use (B, W) and their log-probabilities, best first.
 
-        history: (B, T, E) item vectors, oldest first; length: (B,), how many of them count, the rest is not read.
-        beam: int64 scalar, 1 to MAX_BEAM.
+        history: (B, T, E) item vectors, oldest first, 0 after its end; length: (B,), how many there are. beam: int64
+        scalar, 1 to MAX_BEAM.
         """
         width: int = beam.item()  # type: ignore[assignment]  # int() would fix it at export
         torch._check(width >= 1)  # noqa: SLF001 -- how the exporter learns a bound
         torch._check(width <= MAX_BEAM)  # noqa: SLF001
         items = torch.cat([self.start.expand(history.shape[0], 1, -1), history], dim=1)  # (B, T + 1, E)
-        vectors = self.model.encoder.encode(items, categories, numbers)  # (B, T + 1, E)
-        user = vectors[torch.arange(vectors.shape[0]), length]  # (B, E)
-        path_ids, log_probs = self.model.beam_search(user, width, list(self.prefixes))
-        return user, path_ids, log_probs
+        user = self.model.encoder.last(items, length, categories, numbers)  # (B, E)
+        return user, *self.model.beam_search(user, width, list(self.trie))
 
 
 def path_nodes(paths: Tensor, depth: int, width: int) -> list[Tensor]:
@@ -267,18 +298,17 @@ def repeating_rows(paths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def prefix_tables(path_ids: NDArray[np.int64], depth: int, width: int) -> list[Tensor]:
-    """The trie of the paths in use, for `beam_search`: D tables int32 (rows, K), rows = prefixes one node shorter.
+    """The trie of the paths in use, for `beam_search`: D tables int32 (rows + 1, K), rows = prefixes one node shorter.
 
-    An entry is the row of the longer prefix in the next table (0 in the last table), or -1 if no item lies there.
+    An entry is the row of the longer prefix in the next table, or in the last table that of the path in `path_ids`,
+    which ascend; -1 where no item lies. The last row of a table, -1, is of no prefix and leads nowhere.
     """
     tables = []
     parents = np.zeros(1, np.int64)  # the ids of the prefixes that the table's rows stand for
     for d in range(depth):
         prefixes = np.unique(path_ids // width ** (depth - 1 - d))
-        table = np.full((len(parents), width), -1, np.int32)
-        table[np.searchsorted(parents, prefixes // width), prefixes % width] = (
-            np.arange(len(prefixes)) if d < depth - 1 else 0
-        )
+        table = np.full((len(parents) + 1, width), -1, np.int32)
+        table[np.searchsorted(parents, prefixes // width), prefixes % width] = np.arange(len(prefixes))
         tables.append(torch.from_numpy(table))
         parents = prefixes
     return tables

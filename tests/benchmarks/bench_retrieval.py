@@ -1,0 +1,207 @@
+"""One request, in process, on one thread: ours beside an exact scan, HNSW and IVF, each with the same encoder in front.
+
+python -m tests.benchmarks.bench_retrieval [--items 1500000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import faiss
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from index_store.retrieval import Answer, Query, fetch, pad_histories, rerank, search
+from service.retriever import Retriever
+from tests.benchmarks.catalogue import CONFIG, Catalogue, make_catalogue
+from tests.benchmarks.measure import floor_rates, report, take_turns
+
+LINKS = 32  # of a node of HNSW
+BUILD = 100  # nodes kept while building it
+USERS = 100
+ROUNDS = 7
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=1_500_000, help="V; default 1.5 million")
+    print_figures(bench(parser.parse_args().items, USERS, ROUNDS))
+
+
+def bench(items: int, users: int, rounds: int) -> dict[str, Any]:
+    """The figures. users: different requests; each is made `rounds` times by each contender."""
+    catalogue = make_catalogue(items, min(CONFIG.resolve_width(items) ** 3, 2 * items // 3), users)
+    retriever = Retriever(catalogue.version)
+    encode = encoder_of(catalogue)
+    ours = our_queries(catalogue)
+    vectors = catalogue.version.index.item_vectors.astype(np.float32)
+    rivals = build_rivals(vectors, catalogue.version.index.item_bias)
+    faiss.omp_set_num_threads(1)
+    contenders: dict[str, Callable[[int], object]] = {"deep_retrieval": functools.partial(ask_ours, retriever, ours)}
+    contenders |= {name: functools.partial(ask_rival, index, encode) for name, index in rivals.items()}
+    steps = our_steps(catalogue, retriever, encode)
+    timed = take_turns(contenders | steps, users, rounds)
+    answers = [retriever.answer([query])[0] for query in ours]
+    operations, moved = arithmetic(catalogue, float(np.mean([answer.read for answer in answers])))
+    rate, bandwidth = floor_rates()
+    floor = 1000 * (operations / rate + moved / bandwidth)
+    p50 = timed["deep_retrieval"]["p50_ms"]
+    return {
+        "items": items,
+        "k": CONFIG.k,
+        "read": float(np.mean([answer.read for answer in answers])),
+        "returned": float(np.mean([len(answer.items) for answer in answers])),
+        "milliseconds": {name: timed[name] for name in contenders},
+        "times_faster_than": {name: timed[name]["p50_ms"] / p50 for name in rivals},
+        "steps_ms": split_steps({name: timed[name]["p50_ms"] for name in steps}),
+        "floor": {
+            "operations": operations,
+            "bytes": moved,
+            "operations_per_second": rate,
+            "bytes_per_second": bandwidth,
+            "ms": floor,
+            "times_floor": p50 / floor,
+        },
+    }
+
+
+def ask_ours(retriever: Retriever, queries: list[Query], number: int) -> Answer:
+    """What the service does with a request, between reading it and writing the answer."""
+    (found,) = retriever.answer([queries[number]])
+    return found
+
+
+def ask_rival(index: Any, encode: Callable[[int], NDArray[np.float32]], number: int) -> Any:
+    """The same encoder, then the rival's search for k items; bias is one coordinate more."""
+    return index.search(np.append(encode(number), np.ones((1, 1), np.float32), axis=1), CONFIG.k)
+
+
+def our_queries(catalogue: Catalogue) -> list[Query]:
+    """The requests as the service hands them on, with the version's own beam."""
+    manifest = catalogue.version.manifest
+    return [
+        Query(history, [], [], manifest.k, manifest.beam, manifest.per_path, history, widen=False)
+        for history in catalogue.requests.histories
+    ]
+
+
+def our_steps(
+    catalogue: Catalogue, retriever: Retriever, encode: Callable[[int], NDArray[np.float32]]
+) -> dict[str, Callable[[int], object]]:
+    """What a request is made of, each step on what the one before it gave."""
+    index, reranker, manifest = catalogue.version.index, catalogue.version.reranker, catalogue.version.manifest
+    histories = catalogue.requests.histories
+    nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
+    session = retriever._session
+
+    def search_one(number: int) -> Any:
+        return search(session, index, pad_histories([histories[number]], manifest.history), *nothing, manifest.beam)
+
+    beams = [search_one(number) for number in range(len(histories))]
+    fetched = [fetch(index, one, manifest.per_path) for one in beams]
+    paths = np.array([manifest.beam])
+    return {
+        "encode": encode,
+        "search": search_one,
+        "fetch": lambda number: fetch(index, beams[number], manifest.per_path),
+        "rerank": lambda number: rerank(
+            fetched[number][0],
+            paths,
+            fetched[number][1],
+            reranker,
+            [manifest.k],
+            [histories[number]],
+            manifest.items,
+        ),
+    }
+
+
+def split_steps(timed: dict[str, float]) -> dict[str, float]:
+    """The network encodes and searches in one run; what is not encoding is the beam search."""
+    return {
+        "encode": timed["encode"],
+        "beam": timed["search"] - timed["encode"],
+        "fetch": timed["fetch"],
+        "rerank": timed["rerank"],
+    }
+
+
+def encoder_of(catalogue: Catalogue) -> Callable[[int], NDArray[np.float32]]:
+    """The encoder alone, cut out of the version's network: request number to user vector (1, E)."""
+    index, requests = catalogue.version.index, catalogue.requests
+    whole = onnx.load_from_string(bytes(catalogue.version.parts["model.onnx"]))
+    inputs = [value.name for value in whole.graph.input if value.name in {"history", "length"}]
+    part = onnx.utils.Extractor(whole).extract_model(inputs, ["user"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def encode(number: int) -> NDArray[np.float32]:
+        history = requests.histories[number]
+        vectors = index.item_vectors[history[None]].astype(np.float32)
+        user: NDArray[np.float32] = session.run(["user"], {"history": vectors, "length": np.array([len(history)])})[0]
+        return user
+
+    return encode
+
+
+def build_rivals(vectors: NDArray[np.float32], bias: NDArray[np.float32]) -> dict[str, Any]:
+    """Indexes of faiss over the same vectors, bias as one coordinate more."""
+    places = np.concatenate([vectors, bias[:, None]], axis=1)
+    size, k = places.shape[1], min(CONFIG.k, len(places))
+    exact = faiss.IndexFlatIP(size)
+    exact.add(places)
+    graph = faiss.IndexHNSWFlat(size, LINKS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = BUILD
+    graph.add(places)
+    graph.hnsw.efSearch = k
+    lists = min(4096, len(places) // 40)
+    cells = faiss.IndexIVFFlat(faiss.IndexFlatIP(size), size, lists, faiss.METRIC_INNER_PRODUCT)
+    cells.train(places[:: max(1, len(places) // (40 * lists))])
+    cells.add(places)
+    cells.nprobe = 8
+    return {"exact_scan": exact, "hnsw": graph, "ivf": cells}
+
+
+def arithmetic(catalogue: Catalogue, read: float) -> tuple[float, float]:
+    """(operations, bytes) that one request cannot do without, whatever the program."""
+    m, config = catalogue.version.manifest, CONFIG
+    size, hidden, width, beam = m.embedding, config.hidden, m.width, m.beam
+    gru = (m.history + 1) * 2 * 6 * size**2
+    projections = 2 * 2 * size**2
+    users = m.depth * 2 * size * hidden
+    nodes = 2 * hidden * width * (1 + (m.depth - 1) * beam)
+    sums = hidden * beam * sum(range(1, m.depth))
+    rerank = 2 * size * read
+    weights = 4 * (6 * size**2 + m.depth * hidden * (size + width) + hidden * width * sum(range(m.depth)))
+    vectors = 2 * size * (m.history + read)
+    return float(gru + projections + users + nodes + sums + rerank), float(weights + vectors + 4 * read)
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """A table, then the JSON."""
+    times, floor = figures["milliseconds"], figures["floor"]
+    lines = [f"{figures['items']:,} items, {figures['k']} wanted, {figures['read']:.0f} read; one thread", ""]
+    lines += [f"{'':16}{'p50 ms':>10}{'p99 ms':>10}{'ours is':>16}"]
+    for name, one in times.items():
+        ratio = figures["times_faster_than"].get(name)
+        lines.append(
+            f"{name:16}{one['p50_ms']:10.3f}{one['p99_ms']:10.3f}" + (f"{ratio:10.1f}x faster" if ratio else "")
+        )
+    lines += ["", "of ours: " + ", ".join(f"{name} {took:.3f}" for name, took in figures["steps_ms"].items())]
+    lines.append(
+        f"floor {floor['ms']:.3f} ms: {floor['operations'] / 1e6:.1f} million operations at "
+        f"{floor['operations_per_second'] / 1e9:.0f} billion/s, {floor['bytes'] / 1e6:.2f} MB at "
+        f"{floor['bytes_per_second'] / 1e9:.1f} GB/s; ours takes {floor['times_floor']:.1f} times that"
+    )
+    report("retrieval", lines, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Catalogues of any size, made in seconds: a network that learned nothing, over items that lie in clusters.
+
+What a request costs depends on the network's shape, on how long the path lists are and on where in memory the items
+lie, not on what the weights say. All path lists are about alike, as a trained tree's are: its leaves on the data sets
+of the README have 1 to 4 items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from index_store.retrieval import Index, Reranker
+from index_store.version import Version
+from trainer.config import TrainConfig
+from trainer.context import ContextSchema
+from trainer.data import Dataset
+from trainer.export import assemble, path_lists, to_onnx
+from trainer.model import PathModel, Retrieval, prefix_tables
+from trainer.requests import Requests
+
+#: The shape of the paper's Amazon Books (Sec. 4.2), and its k.
+CONFIG = TrainConfig(depth=3, width=100, paths_per_item=3, beam=50, per_path=10, k=200)
+CLUSTER = 500  # items
+BLOCK = 1_000_000  # vectors drawn at once
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """A version, and requests to it that have full histories."""
+
+    version: Version
+    requests: Requests
+
+
+def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CONFIG) -> Catalogue:
+    """V items on `paths` of the K^D paths, J each; `users` requests."""
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    width, count = config.resolve_width(items), config.paths_per_item
+    used = np.sort(rng.choice(width**config.depth, paths, replace=False))
+    slots = used[rng.permutation(items * count) % paths].reshape(items, count)
+    bias = np.log(rng.pareto(1.2, items) + 1e-3).astype(np.float32)
+    index = Index(*path_lists(slots, bias), _clustered(items, config.embedding, rng), bias)
+    model = PathModel(config, width, np.ones(1, np.int64), ContextSchema({}, {})).eval()
+    dataset = _dataset(items, users, config.history, rng)
+    onnx = to_onnx(Retrieval(model, prefix_tables(index.path_ids, config.depth, width)).eval(), dataset)
+    requests = Requests(
+        items,
+        [dataset.sequence(user).astype(np.int64) for user in range(users)],
+        [np.empty(0, np.int64)] * users,
+        dataset.categories,
+        dataset.numbers,
+    )
+    reranker = Reranker("lr", np.array([1, 0.1, 0.1, 0.1], np.float32), 0.0)
+    reach = int(config.beam), int(config.per_path)
+    version = assemble(config, width, onnx, index, reranker, reach, requests.first(4), dataset, {})
+    return Catalogue(version, requests)
+
+
+def _dataset(items: int, users: int, history: int, rng: np.random.Generator) -> Dataset:
+    """Users who click in a cluster each."""
+    first = rng.integers(max(1, items - CLUSTER), size=(users, 1))
+    clicks = first + rng.integers(min(CLUSTER, items), size=(users, history))
+    offsets = np.arange(users + 1) * history
+    nothing = np.zeros((users, 0), np.int64)
+    ids = np.arange(items)
+    return Dataset(
+        ids,
+        np.arange(users),
+        clicks.ravel().astype(np.int32),
+        offsets,
+        ContextSchema({}, {}),
+        nothing,
+        nothing.astype(np.float32),
+    )
+
+
+def _clustered(items: int, size: int, rng: np.random.Generator) -> NDArray[np.float16]:
+    """Vectors (V, E) around a centre for each CLUSTER of neighbouring items: what graphs and cells are made for."""
+    centres = rng.normal(size=(-(-items // CLUSTER), size)).astype(np.float32)
+    vectors = np.empty((items, size), np.float16)
+    for start in range(0, items, BLOCK):
+        block = np.arange(start, min(start + BLOCK, items))
+        vectors[block] = centres[block // CLUSTER] + 0.5 * rng.standard_normal((len(block), size), np.float32)
+    return vectors
