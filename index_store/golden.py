@@ -79,15 +79,15 @@ def _answers(session: Any, index: Index, reranker: Reranker, queries: Any) -> li
     )
     candidates, read = fetch(index, beams, queries["per_path"])
     k = [queries["k"]] * len(histories)
-    paths = (beams.path_ids >= 0).sum(axis=1)
+    paths = (beams.paths >= 0).sum(axis=1)
     answers = rerank(candidates, paths, read, reranker, k, histories, len(index.item_bias))
     return [
         {
-            "log_probs": log_probs[path_ids >= 0].astype(float).tolist(),
+            "log_probs": log_probs[rows >= 0].astype(float).tolist(),
             "items": answer.items.tolist(),
             "scores": answer.scores.astype(float).tolist(),
         }
-        for log_probs, path_ids, answer in zip(beams.log_probs, beams.path_ids, answers, strict=True)
+        for log_probs, rows, answer in zip(beams.log_probs, beams.paths, answers, strict=True)
     ]
 
 

@@ -53,12 +53,16 @@ class Index:
     def lookup(self, path_ids: NDArray[np.int64], n: int | NDArray[np.int64]) -> Postings:
         """The first `n` items of each of `path_ids`, int64 (W,); a path not in use has none. n: one, or (W,)."""
         rows = np.minimum(np.searchsorted(self.path_ids, path_ids), len(self.path_ids) - 1)
+        return self.read(np.where(self.path_ids[rows] == path_ids, rows, -1), n)
+
+    def read(self, rows: NDArray[np.integer[Any]], n: int | NDArray[np.int64]) -> Postings:
+        """The first `n` items of each of the paths in these rows, (W,); -1 is no path and has none. n: one, or (W,)."""
         starts = self.path_offsets[rows]
         lengths = np.minimum(self.path_offsets[rows + 1] - starts, n)
-        lengths[self.path_ids[rows] != path_ids] = 0
+        np.maximum(lengths, 0, out=lengths)  # of -1: first offset less last
         if self.read_paths:
             used = lengths > 0
-            items = self.read_paths(path_ids[used], lengths[used])
+            items = self.read_paths(self.path_ids[rows[used]], lengths[used])
             if len(items) and (items.min() < 0 or items.max() >= len(self.item_bias)):
                 raise StoreUnavailable(f"a path list names an item outside 0..{len(self.item_bias) - 1}; publish again")
             return Postings(items, lengths)
@@ -72,11 +76,12 @@ class Index:
 class Beams:
     """What the ONNX model answers for B requests.
 
-    user: float32 (B, E). path_ids: int64 (B, W) and log_probs: float32 (B, W), best first; id -1 is no path.
+    user: float32 (B, E). paths: int32 (B, W), rows of `path_ids`, and log_probs: float32 (B, W), best first; row -1 is
+    no path.
     """
 
     user: NDArray[np.float32]
-    path_ids: NDArray[np.int64]
+    paths: NDArray[np.int32]
     log_probs: NDArray[np.float32]
 
 
@@ -164,22 +169,27 @@ class Answer(NamedTuple):
 
 def fetch(index: Index, beams: Beams, n: int | NDArray[np.int64]) -> tuple[Candidates, NDArray[np.int64]]:
     """The candidates of B beams, and how many items each request read, (B,)."""
-    batch, width = beams.path_ids.shape
-    postings = index.lookup(beams.path_ids.ravel(), n if isinstance(n, int) else np.repeat(n, width))
+    batch, width = beams.paths.shape
+    postings = index.read(beams.paths.ravel(), n if isinstance(n, int) else np.repeat(n, width))
     slot = np.repeat(np.arange(batch * width), postings.lengths)
     # An item found on several paths becomes one candidate: sort by (request, item), then sum over equal ones.
-    key = slot // width * len(index.item_bias) + postings.items
+    items = len(index.item_bias)
+    key = slot // width * items + postings.items
     order = np.argsort(key, kind="stable")
     key = key[order]
-    first = np.flatnonzero(np.diff(key, prepend=-1))
-    request, item = np.divmod(key[first], len(index.item_bias))
-    log_probs = beams.log_probs.ravel()[slot[order]]
+    first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])[: len(key)])
+    found = key[first]
+    request = found // items
+    item = found - request * items
     features = np.empty((len(first), len(FEATURES)), np.float32)
     bias = index.item_bias[item]
-    features[:, 0] = np.einsum("ne,ne->n", index.item_vectors[item].astype(np.float32), beams.user[request]) + bias
+    vectors = index.item_vectors[item].astype(np.float32)
+    np.add(np.einsum("ne,ne->n", vectors, beams.user[request]), bias, out=features[:, 0])
     features[:, 1] = bias
-    features[:, 2] = np.logaddexp.reduceat(log_probs, first) if len(first) else 0
-    features[:, 3] = np.diff(first, append=len(key))
+    if len(first):
+        np.logaddexp.reduceat(beams.log_probs.ravel()[slot[order]], first, out=features[:, 2])
+        features[:-1, 3] = first[1:] - first[:-1]
+        features[-1, 3] = len(key) - first[-1]
     read = postings.lengths.reshape(batch, width).sum(axis=1)
     return Candidates(request, item, features), read
 
@@ -198,12 +208,18 @@ def rerank(
     What is excluded is left out before the cut, so it costs no place among the k. Equal scores go by item index.
     """
     batch = len(k)
-    unwanted = np.concatenate([b * items + e for b, e in enumerate(excluded)]) if batch else np.empty(0, np.int64)
-    keep = ~np.isin(candidates.request * items + candidates.item, unwanted)
+    request, item = candidates.request, candidates.item
     scores = reranker.scores(candidates)
+    # Candidates lie by request and item, so what is not wanted is found by bisection.
+    key = request * items + item
+    unwanted = np.concatenate([b * items + e for b, e in enumerate(excluded)]) if batch else np.empty(0, np.int64)
+    place = np.searchsorted(key, unwanted)
+    place = place[np.append(key, -1)[place] == unwanted]
+    keep = np.ones(len(key), bool)
+    keep[place] = False
     order = np.flatnonzero(keep)
-    order = order[np.lexsort((-scores[order], candidates.request[order]))]
-    bounds = np.searchsorted(candidates.request[order], np.arange(batch + 1))
+    order = order[np.lexsort((-scores[order], request[order]))]
+    bounds = np.searchsorted(request[order], np.arange(batch + 1))
     found = np.bincount(candidates.request, minlength=batch)
     answers = []
     for b in range(batch):
@@ -259,7 +275,7 @@ def _answer_once(
     candidates, read = fetch(index, beams, np.array([query.per_path for query in queries]))
     return rerank(
         candidates,
-        (beams.path_ids >= 0).sum(axis=1),
+        (beams.paths >= 0).sum(axis=1),
         read,
         reranker if queries[0].rerank else BY_PATH,
         [query.k for query in queries],
@@ -287,8 +303,9 @@ def search(
 ) -> Beams:
     """Run model.onnx in `session`, an onnxruntime.InferenceSession. Shapes (B, T), (B, C), (B, M)."""
     there = histories >= 0
-    vectors = index.item_vectors[histories].astype(np.float32)
-    vectors[~there] = 0
+    vectors = index.item_vectors[histories]
+    if not there.all():
+        vectors[~there] = 0
     feeds = {
         "history": vectors,
         "length": there.sum(axis=1),
@@ -296,5 +313,4 @@ def search(
         "numbers": numbers,
         "beam": np.array(beam),
     }
-    user, rows, log_probs = session.run(["user", "paths", "path_log_probs"], feeds)
-    return Beams(user, np.where(rows < 0, -1, index.path_ids[rows]), log_probs)
+    return Beams(*session.run(["user", "paths", "path_log_probs"], feeds))

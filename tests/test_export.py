@@ -34,7 +34,7 @@ def test_onnx_equals_torch(planted: Planted, batch: int, beam: int) -> None:
     histories = pad_histories([rng.integers(40, size=rng.integers(0, 7)) for _ in range(batch)], 6)
     index, nothing = planted.version.index, (np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32))
     found = search(open_session(bytes(planted.version.parts["model.onnx"])), index, histories, *nothing, beam)
-    vectors = np.zeros((*histories.shape, 16), np.float32)
+    vectors = np.zeros((*histories.shape, 16), np.float16)
     vectors[histories >= 0] = index.item_vectors[histories[histories >= 0]]
     inputs = vectors, (histories >= 0).sum(axis=1), *nothing
     with torch.inference_mode():
@@ -42,7 +42,7 @@ def test_onnx_equals_torch(planted: Planted, batch: int, beam: int) -> None:
 
     assert np.allclose(user, found.user, atol=1e-5)
     assert np.allclose(log_probs, found.log_probs, atol=1e-4)
-    assert (np.where(rows < 0, -1, index.path_ids[rows]) == found.path_ids).mean() > 0.99
+    assert (rows.numpy() == found.paths).mean() > 0.99
 
 
 def test_the_gate_refuses_another_network(planted: Planted) -> None:
@@ -101,9 +101,9 @@ def test_the_reads_are_within_the_budget(planted: Planted) -> None:
     session = open_session(bytes(planted.version.parts["model.onnx"]))
     requests = training_requests(planted.dataset, planted.split, 100, 0)
     reads = [
-        planted.version.index.lookup(row, manifest.per_path).lengths.sum()
+        planted.version.index.read(row, manifest.per_path).lengths.sum()
         for beams in requests.beams(session, planted.version.index, manifest.history, manifest.beam)
-        for row in beams.path_ids
+        for row in beams.paths
     ]
 
     assert np.mean(reads) <= 9 * manifest.k
@@ -121,10 +121,10 @@ def test_the_frontier_is_measured(planted: Planted) -> None:
         (beams,) = requests.beams(session, planted.version.index, 6, beam)
         for cap in CAPS:
             hits, reads = 0, 0
-            for user, path_ids in zip(beams.user, beams.path_ids, strict=True):
+            for user, row in zip(beams.user, beams.paths, strict=True):
                 logits = index.item_vectors.astype(np.float32) @ user + index.item_bias
                 best = sorted(range(len(logits)), key=lambda item, scores=logits: -scores[item])[:k]  # type: ignore[misc]
-                read = index.lookup(path_ids, cap).items.tolist()
+                read = index.read(row, cap).items.tolist()
                 hits += len(set(best) & set(read))
                 reads += len(read)
             if reads <= READS * k * 30:

@@ -52,8 +52,8 @@ def test_health_of_the_planted_index(planted: Planted) -> None:
     requests = history_requests(planted.dataset, split, 1000, 0)
     read = set()
     for beams in requests.beams(session, version.index, config.history, version.manifest.beam):
-        for row in beams.path_ids:
-            read |= set(version.index.lookup(row, version.manifest.per_path).items.tolist())
+        for row in beams.paths:
+            read |= set(version.index.read(row, version.manifest.per_path).items.tolist())
 
     assert health["reach"] == len(read) / 40
     assert health["reach_users"] == len(split.train_users)

@@ -40,8 +40,8 @@ def slow_answer(
 ) -> list[tuple[int, float]]:
     """One request's best items and scores, with dictionaries and loops."""
     found: dict[int, list[float]] = {}
-    for path, log_prob in zip(beams.path_ids[row], beams.log_probs[row], strict=True):
-        for item in lists.get(int(path), [])[:n]:
+    for place, log_prob in zip(beams.paths[row].tolist(), beams.log_probs[row], strict=True):
+        for item in lists[int(index.path_ids[place])][:n] if place >= 0 else ():
             found.setdefault(item, []).append(float(log_prob))
     scored = []
     for item, log_probs in found.items():
@@ -62,7 +62,7 @@ def test_answers_equal_the_slow_twin(seed: int, batch: int, n: int, k: int) -> N
     index, lists = random_index(rng, paths=8)
     beams = Beams(
         rng.normal(size=(batch, SIZE)).astype(np.float32),
-        np.stack([rng.choice(np.append(index.path_ids, [-1, 99]), 5, replace=False) for _ in range(batch)]),
+        np.stack([rng.choice(np.arange(-1, len(index.path_ids)), 5, replace=False) for _ in range(batch)]),
         np.log(rng.random((batch, 5))).astype(np.float32),
     )
     weights = rng.normal(size=4)
@@ -77,7 +77,9 @@ def test_answers_equal_the_slow_twin(seed: int, batch: int, n: int, k: int) -> N
         expected = slow_answer(index, lists, beams, row, n, k, excluded[row].tolist(), weights)
         assert answers[row].items.tolist() == [item for item, _ in expected]
         assert np.allclose(answers[row].scores, [score for _, score in expected], atol=1e-4)
-        assert answers[row].read == sum(len(lists.get(int(p), [])[:n]) for p in beams.path_ids[row])
+        assert answers[row].read == sum(
+            len(lists[int(index.path_ids[place])][:n]) for place in beams.paths[row].tolist() if place >= 0
+        )
 
 
 def test_an_item_on_several_paths_is_one_candidate() -> None:
@@ -89,7 +91,7 @@ def test_an_item_on_several_paths_is_one_candidate() -> None:
         np.eye(2, dtype=np.float16),
         np.zeros(2, np.float32),
     )
-    beams = Beams(np.ones((1, 2), np.float32), np.array([[1, 2]]), np.log(np.array([[0.5, 0.25]], np.float32)))
+    beams = Beams(np.ones((1, 2), np.float32), np.array([[0, 1]]), np.log(np.array([[0.5, 0.25]], np.float32)))
 
     candidates, read = fetch(index, beams, 10)
 
@@ -108,7 +110,7 @@ def test_what_is_excluded_costs_no_place() -> None:
         np.eye(4, dtype=np.float16),
         np.zeros(4, np.float32),
     )
-    beams = Beams(np.array([[4, 3, 2, 1]], np.float32), np.array([[1]]), np.zeros((1, 1), np.float32))
+    beams = Beams(np.array([[4, 3, 2, 1]], np.float32), np.array([[0]]), np.zeros((1, 1), np.float32))
     candidates, read = fetch(index, beams, 10)
 
     (found,) = rerank(candidates, read, read, SOFTMAX, [2], [np.array([0, 1])], 4)
@@ -119,7 +121,7 @@ def test_what_is_excluded_costs_no_place() -> None:
 def test_a_beam_that_meets_no_path_finds_nothing() -> None:
     """No path in use: an empty answer, no error."""
     index, _ = random_index(np.random.default_rng(0), 3)
-    beams = Beams(np.ones((1, SIZE), np.float32), np.array([[-1, 77]]), np.full((1, 2), -np.inf, np.float32))
+    beams = Beams(np.ones((1, SIZE), np.float32), np.array([[-1, -1]]), np.full((1, 2), -np.inf, np.float32))
     candidates, read = fetch(index, beams, 10)
 
     (found,) = rerank(candidates, read, read, SOFTMAX, [5], [np.empty(0, np.int64)], ITEMS)
@@ -168,7 +170,7 @@ def test_a_widened_request_has_read_all_it_read(planted: Planted) -> None:
     while True:
         nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
         beams = search(session, index, pad_histories([history], 6), *nothing, beam)
-        items = index.lookup(beams.path_ids[0], 2).items
+        items = index.read(beams.paths[0], 2).items
         reads += len(items)
         if beam == 1:
             assert narrow.read == reads

@@ -184,7 +184,7 @@ def _half(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
 def to_onnx(retrieval: Retrieval, dataset: Dataset) -> bytes:
     """The ONNX file: dynamic batch and history length, beam width an input. Without anything of this machine in it."""
     example = (
-        torch.zeros(2, 2, retrieval.start.shape[0]),
+        torch.zeros(2, 2, retrieval.start.shape[0], dtype=torch.float16),
         torch.tensor([1, 2]),
         torch.zeros(2, dataset.categories.shape[1], dtype=torch.int64),
         torch.zeros(2, dataset.numbers.shape[1]),
@@ -255,7 +255,7 @@ def check_parity(
         padded = pad_histories(histories[chosen], config.history)
         there = padded >= 0
         inputs = [
-            torch.from_numpy(index.item_vectors[padded] * there[:, :, None]).float(),
+            torch.from_numpy(index.item_vectors[padded] * there[:, :, None]),
             torch.from_numpy(there.sum(axis=1)),
             torch.from_numpy(categories[chosen]),
             torch.from_numpy(numbers[chosen]),
@@ -264,13 +264,13 @@ def check_parity(
             found = search(session, index, padded, categories[chosen], numbers[chosen], beam)
             with torch.inference_mode():
                 user, _, log_probs = retrieval(*inputs, torch.tensor(beam))
-                again = retrieval.model.path_log_probs(user, torch.from_numpy(found.path_ids).clamp(min=0))
+                again = retrieval.model.path_log_probs(user, torch.from_numpy(index.path_ids[found.paths]))
             alive = np.isfinite(found.log_probs)
             for what, expected, got in (
                 ("user vectors", user.numpy(), found.user),
                 ("log-probabilities", log_probs.numpy(), found.log_probs),
                 ("paths", again.numpy()[alive], found.log_probs[alive]),
-                ("dead places", np.where(alive, 0, -1), np.where(found.path_ids >= 0, 0, -1)),
+                ("dead places", np.where(alive, 0, -1), np.where(found.paths >= 0, 0, -1)),
             ):
                 if expected.shape != got.shape or not np.allclose(expected, got, rtol=TOLERANCE, atol=TOLERANCE):
                     raise ExportRefused(

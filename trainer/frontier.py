@@ -75,8 +75,8 @@ def frontier(
 
 def _keys_read(index: Index, beams: Beams, cap: int) -> NDArray[np.int64]:
     """Keys (request * V + item) of what a batch of beams reads, an item as often as it is on a path."""
-    batch, width = beams.path_ids.shape
-    postings = index.lookup(beams.path_ids.ravel(), cap)
+    batch, width = beams.paths.shape
+    postings = index.read(beams.paths.ravel(), cap)
     request = np.repeat(np.arange(batch), postings.lengths.reshape(batch, width).sum(axis=1))
     keys: NDArray[np.int64] = request * len(index.item_bias) + postings.items
     return keys

@@ -112,8 +112,8 @@ def measure_health(
     beam, per_path = reach
     read, reads = np.zeros(len(paths), bool), 0
     for beams in requests.beams(session, index, config.history, beam):
-        reads += int(index.lookup(beams.path_ids.ravel(), per_path).lengths.sum())
-        read[index.lookup(np.unique(beams.path_ids), per_path).items] = True
+        reads += int(index.read(beams.paths.ravel(), per_path).lengths.sum())
+        read[index.read(np.unique(beams.paths), per_path).items] = True
     clicked = clicks > 0
     return Health(
         Occupancy.of(paths),

@@ -262,13 +262,13 @@ class Retrieval(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """User vectors (B, E), the paths' rows among those in use (B, W) and their log-probabilities, best first.
 
-        history: (B, T, E) item vectors, oldest first, 0 after its end; length: (B,), how many there are. beam: int64
-        scalar, 1 to MAX_BEAM.
+        history: float16 (B, T, E) item vectors, oldest first, 0 after its end; length: (B,), how many there are.
+        beam: int64 scalar, 1 to MAX_BEAM.
         """
         width: int = beam.item()  # type: ignore[assignment]  # int() would fix it at export
         torch._check(width >= 1)  # noqa: SLF001 -- how the exporter learns a bound
         torch._check(width <= MAX_BEAM)  # noqa: SLF001
-        items = torch.cat([self.start.expand(history.shape[0], 1, -1), history], dim=1)  # (B, T + 1, E)
+        items = torch.cat([self.start.expand(history.shape[0], 1, -1), history.float()], dim=1)  # (B, T + 1, E)
         user = self.model.encoder.last(items, length, categories, numbers)  # (B, E)
         return user, *self.model.beam_search(user, width, list(self.trie))
 
