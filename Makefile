@@ -1,16 +1,17 @@
-# make install | demo | test | lint | chaos | system. All but system lives in .venv; delete it to start over.
+# make install | demo | test | lint | bench | chaos | system. All but system lives in .venv; delete it to start over.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test lint chaos system
+.PHONY: help install demo test lint bench chaos system
 
 help:
 	@echo "make install   make .venv with everything"
 	@echo "make demo      train on the shipped purchases, serve, ask; ONCE=1 ends after the answer"
 	@echo "make test      lint, types and tests"
 	@echo "make lint      lint and types only"
+	@echo "make bench     how fast it is, beside alternatives (minutes; nothing else should run)"
 	@echo "make chaos     the tests of swaps and kills at full length (minutes)"
 	@echo "make system    install the programs that tests start: redis-server, haproxy, wget (root on Debian)"
 
@@ -31,6 +32,9 @@ demo: install
 
 test: system lint
 	$(BIN)/pytest
+
+bench: install
+	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
 
 chaos: install
 	DR_TEST_SWAP_SECONDS=60 DR_TEST_KILLS=50 $(BIN)/pytest -s tests/test_fleet.py tests/test_server_faults.py

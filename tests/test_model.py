@@ -118,6 +118,20 @@ def test_the_beam_spends_no_place_on_a_dead_prefix(seed: int, beam: int, live: i
             assert len(found) == live
 
 
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_the_last_user_vector_is_that_of_the_whole_encoder(length: int) -> None:
+    """What is exported leaves out what only other positions need; context and a short history included."""
+    encoder = make_model(2, 5).encoder.eval()
+    history = torch.tensor([[3, 4, 1]]).where(torch.arange(3) < length, -1)
+    categories, numbers = torch.tensor([[2]]), torch.tensor([[0.5]])
+    rows = torch.cat([torch.tensor([[encoder.start]]), history], dim=1)
+    vectors = encoder.item_embedding(rows.clamp(min=0)) * (rows >= 0).unsqueeze(2)
+    with torch.no_grad():
+        found = encoder.last(vectors, torch.tensor([length]), categories, numbers)
+
+        assert torch.allclose(found, encoder(history, categories, numbers)[:, length], atol=1e-6)
+
+
 def test_an_empty_history_has_a_user_vector() -> None:
     """The start item alone, so a batch of one empty and one full history equals each alone."""
     encoder = make_model(2, 5).encoder

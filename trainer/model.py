@@ -222,8 +222,8 @@ class PathModel(nn.Module):
                 children = None if trie is None else rows(trie[d], path).reshape(user.shape[0], -1)
             if children is not None:
                 joint = torch.where(children < 0, -torch.inf, joint)
-            # From the second layer on the widest beam has places enough, if K is not tiny; then the graph need not ask.
-            enough = d > 0 and min(width, MAX_BEAM) * width >= MAX_BEAM
+            # From the second layer on there are enough for the widest beam, if K is not tiny: the graph need not ask.
+            enough = torch.compiler.is_exporting() and d > 0 and min(width, MAX_BEAM) * width >= MAX_BEAM
             log_prob, best = joint.topk(beam if enough else torch.sym_min(beam, joint.shape[1]), dim=1)  # (N, w)
             parent = quotient(best, width) if d else torch.zeros_like(best)
             node = best - parent * width if d else best

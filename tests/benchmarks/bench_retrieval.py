@@ -144,7 +144,7 @@ def encoder_of(catalogue: Catalogue) -> Callable[[int], NDArray[np.float32]]:
 
     def encode(number: int) -> NDArray[np.float32]:
         history = requests.histories[number]
-        vectors = index.item_vectors[history[None]].astype(np.float32)
+        vectors = index.item_vectors[history[None]]
         user: NDArray[np.float32] = session.run(["user"], {"history": vectors, "length": np.array([len(history)])})[0]
         return user
 
