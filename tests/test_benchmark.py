@@ -34,6 +34,34 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
+def test_a_benchmark_killed_between_its_trainings_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first network is not trained again, nor the random paths; the figures are those of one that ran through."""
+    file = write_interactions(tmp_path)
+    file.rename(tmp_path / "shop.interactions.parquet")
+
+    def command(runs: str) -> list[str]:
+        return ["benchmark", "--data-dir", str(tmp_path), "--seeds", "1", "--runs", str(tmp_path / runs), *QUICK]
+
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(benchmark_module, "train_two_tower", interrupt)
+        assert dr_trainer([*command("killed"), "--json"]) == 130
+    capsys.readouterr()
+    assert dr_trainer([*command("killed"), "--json"]) == 0
+    resumed = capsys.readouterr()
+    whole = run(capsys, *command("whole"))
+
+    assert resumed.err.count("continuing after epoch") == 2
+    assert ": learning" not in resumed.err
+    rows = json.loads(resumed.out)["datasets"]["shop"]["methods"]
+    for name, row in whole["datasets"]["shop"]["methods"].items():
+        assert rows[name]["filtered"] == row["filtered"], name
+
+
 def require_page(folder: Path, pictures: set[str]) -> None:
     """It has every picture in it, and asks nothing of a network."""
     page = (folder / "index.html").read_text()
