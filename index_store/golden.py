@@ -48,7 +48,10 @@ def replay(session: Any, index: Index, reranker: Reranker, golden: Any, name: st
     Values are compared rank by rank; an item may differ where its score ties with another's.
     """
     try:
-        found = _answers(session, index, reranker, golden)
+        try:
+            found = _answers(session, index, reranker, golden)
+        except VersionDamaged as error:
+            raise VersionDamaged(f"{name}: {error}") from None
         recorded = golden["answers"]
         if not recorded or len(recorded) != len(found):
             raise VersionDamaged(f"{name}: {len(recorded)} golden answers for {len(found)} queries")

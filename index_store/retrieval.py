@@ -87,7 +87,7 @@ class Beams:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The items found for B requests, N in all, request by request and each item once a request.
+    """The items found for B requests, N in all, in ascending order of request, then item, each once a request.
 
     request, item: int64 (N,). features: float32 (N, 4), see FEATURES: the softmax head's logit, the item's bias,
     log of the summed probability of the retrieved paths that hold the item, and how many those are.
@@ -301,7 +301,10 @@ def search(
     numbers: NDArray[np.float32],
     beam: int,
 ) -> Beams:
-    """Run model.onnx in `session`, an onnxruntime.InferenceSession. Shapes (B, T), (B, C), (B, M)."""
+    """Run model.onnx in `session`, an onnxruntime.InferenceSession. Shapes (B, T), (B, C), (B, M).
+
+    Raises VersionDamaged if it names a path that is none of the index's.
+    """
     there = histories >= 0
     vectors = index.item_vectors[histories]
     if not there.all():
@@ -313,4 +316,7 @@ def search(
         "numbers": numbers,
         "beam": np.array(beam),
     }
-    return Beams(*session.run(["user", "paths", "path_log_probs"], feeds))
+    beams = Beams(*session.run(["user", "paths", "path_log_probs"], feeds))
+    if beams.paths.min() < -1 or beams.paths.max() >= len(index.path_ids):
+        raise VersionDamaged("model.onnx names a path that the version has not; publish again")
+    return beams

@@ -2,7 +2,8 @@
 
 A version is write-once and complete. Its parts are plain files:
 
-    model.onnx         encoder and beam search: vectors of a history, context, beam -> user, path_ids, path_log_probs
+    model.onnx         encoder and beam search: history (item vectors), length, categories, numbers, beam
+                       -> user, paths (rows of path_ids, -1 for none), path_log_probs
     path_ids.npy       int64 (P,)         the paths in use, ascending; opaque numbers
     path_offsets.npy   int64 (P + 1,)     path p holds path_items[path_offsets[p]:path_offsets[p + 1]]
     path_items.npy     int32 (postings,)  item indices, in each path by descending item bias

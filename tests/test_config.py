@@ -98,9 +98,10 @@ def test_width_follows_the_catalogue(items: int, width: int) -> None:
     assert items < 100 or (width - 1) ** 3 < 15 * items <= width**3
 
 
-def test_a_table_too_large_for_the_beam_is_refused() -> None:
-    """Where the trie of live prefixes would not fit, width says so."""
-    with pytest.raises(ConfigError, match="width: the beam's table"):
+def test_a_trie_too_large_for_the_network_is_refused() -> None:
+    """Ten million items are no trouble at K = 100; a million at K = 100,000 are."""
+    assert TrainConfig(width=100).resolve_width(10_000_000) == 100
+    with pytest.raises(ConfigError, match="width: the trie"):
         TrainConfig(width=100_000, depth=3).resolve_width(1_000_000)
 
 

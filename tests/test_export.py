@@ -13,16 +13,19 @@ import torch
 from index_store.golden import replay
 from index_store.retrieval import pad_histories, search
 from tests.conftest import Planted
+from trainer.config import TrainConfig
+from trainer.context import ContextSchema
+from trainer.data import Dataset
 from trainer.errors import ExportRefused
-from trainer.export import check_parity, make_index, open_session
-from trainer.model import Retrieval, prefix_tables
-from trainer.requests import training_requests
+from trainer.export import check_parity, make_index, open_session, to_onnx
+from trainer.model import PathModel, Retrieval, path_trie
+from trainer.requests import Requests, training_requests
 
 
 def retrieval_of(planted: Planted) -> Retrieval:
     """The exported module, in torch."""
     model = planted.trained.model
-    tables = prefix_tables(np.unique(planted.trained.paths), planted.config.depth, model.width)
+    tables = path_trie(np.unique(planted.trained.paths), planted.config.depth, model.width)
     return Retrieval(model, tables).eval()
 
 
@@ -45,6 +48,49 @@ def test_onnx_equals_torch(planted: Planted, batch: int, beam: int) -> None:
     assert (rows.numpy() == found.paths).mean() > 0.99
 
 
+@pytest.mark.parametrize("width", [5, 20])
+def test_onnx_equals_torch_with_three_layers_and_context(width: int) -> None:
+    """K tiny and not, so that both ways to bound the beam are exported; lengths mixed, some histories empty."""
+    torch.manual_seed(0)
+    schema = ContextSchema({"country": ["a", "b"]}, {"age": (0.0, 1.0)})
+    config = TrainConfig(embedding=8, hidden=16, width=width, depth=3, history=6)
+    model = PathModel(config, width, np.ones(50, np.int64), schema).eval()
+    rng = np.random.default_rng(0)
+    index = make_index(model, rng.integers(width**3, size=(50, 3)))
+    retrieval = Retrieval(model, path_trie(index.path_ids, 3, width)).eval()
+    categories, numbers = rng.integers(3, size=(9, 1)), rng.normal(size=(9, 1)).astype(np.float32)
+    offsets = np.cumsum([0, *rng.integers(0, 9, size=9)])
+    clicks = rng.integers(50, size=offsets[-1]).astype(np.int32)
+    dataset = Dataset(np.arange(50), np.arange(9), clicks, offsets, schema, categories, numbers)
+    histories = [dataset.sequence(user).astype(np.int64) for user in range(9)]
+    requests = Requests(50, histories, histories, categories, numbers)
+
+    check_parity(retrieval, open_session(to_onnx(retrieval, dataset)), index, requests, config)
+
+
+@pytest.mark.parametrize("value", [7e4, np.nan])
+def test_vectors_that_float16_cannot_hold_are_refused(planted: Planted, value: float) -> None:
+    """By name, not as a difference between ONNX and torch."""
+    model = copy.deepcopy(planted.trained.model)
+    with torch.no_grad():
+        model.item_vectors[0, 0] = value
+
+    with pytest.raises(ExportRefused, match="float16"):
+        make_index(model, planted.trained.paths)
+
+
+def test_the_gate_refuses_another_start_of_the_history(planted: Planted) -> None:
+    """What is exported is compared with what was trained, not with itself alone."""
+    retrieval = copy.deepcopy(retrieval_of(planted))
+    with torch.no_grad():
+        retrieval.start.add_(1.0)
+    session = open_session(to_onnx(retrieval, planted.dataset))
+    requests = training_requests(planted.dataset, planted.split, 7, 0)
+
+    with pytest.raises(ExportRefused, match="not the trained one"):
+        check_parity(retrieval, session, planted.version.index, requests, planted.config)
+
+
 def test_the_gate_refuses_another_network(planted: Planted) -> None:
     """A weight that changed after the export is noticed, in the encoder, a path layer, or the tables."""
     session = open_session(bytes(planted.version.parts["model.onnx"]))
@@ -56,7 +102,7 @@ def test_the_gate_refuses_another_network(planted: Planted) -> None:
         with torch.no_grad():
             retrieval.get_parameter(name).mul_(1.2)
 
-        with pytest.raises(ExportRefused, match="differ"):
+        with pytest.raises(ExportRefused, match=r"differ|not the trained one"):
             check_parity(retrieval, session, index, requests, planted.config)
 
 
@@ -170,5 +216,5 @@ def test_golden_queries_notice_what_does_not_belong(planted: Planted, other: Pla
     index = dataclasses.replace(source["paths"].index, item_vectors=source["vectors"].index.item_vectors)
     session = open_session(bytes(source["model"].parts["model.onnx"]))
 
-    with pytest.raises(VersionDamaged, match="golden"):
+    with pytest.raises(VersionDamaged, match=r"golden|names a path"):
         replay(session, index, source["reranker"].reranker, one.document("golden.json"), "v")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trainer.config import TrainConfig
 from trainer.context import ContextSchema
-from trainer.model import PathModel, path_nodes, prefix_tables, random_paths
+from trainer.model import PathModel, path_nodes, path_trie, random_paths
 
 SCHEMA = ContextSchema({"country": ["AT", "NL"]}, {"age": (40.0, 10.0)})
 
@@ -104,7 +104,7 @@ def test_the_beam_spends_no_place_on_a_dead_prefix(seed: int, beam: int, live: i
     user = torch.randn(2, 6, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         everything = all_paths(model, user)
-        rows, log_probs = model.beam_search(user, beam, prefix_tables(path_ids, 3, 4))
+        rows, log_probs = model.beam_search(user, beam, path_trie(path_ids, 3, 4))
 
     paths = torch.where(rows < 0, -1, torch.from_numpy(path_ids)[rows])
     assert paths.shape == (2, min(beam, 64))

@@ -253,6 +253,16 @@ def test_what_is_in_use_is_held_also_while_a_version_loads(
     asyncio.run(swap_twice())
 
 
+def without_last_path(version: Version) -> Version:
+    """The last path's items are on the one before, so the model names a row that is not there."""
+    index, manifest = version.index, version.manifest
+    return changed(
+        dataclasses.replace(version, manifest=dataclasses.replace(manifest, paths=manifest.paths - 1)),
+        path_ids=npy(index.path_ids[:-1]),
+        path_offsets=npy(np.delete(index.path_offsets, -2)),
+    )
+
+
 def bad_versions(version: Version) -> dict[str, Version]:
     """Versions that pass every digest and shape, and still cannot be right."""
     model = onnx.load_from_string(bytes(version.parts["model.onnx"]))
@@ -275,6 +285,7 @@ def bad_versions(version: Version) -> dict[str, Version]:
         "empty model": changed(version, model=b""),
         "vectors of others": changed(version, item_vectors=npy(shuffled)),
         "paths of others": changed(version, path_items=npy(np.roll(version.index.path_items, 7))),
+        "fewer paths than the model knows": without_last_path(version),
         "no golden answers": changed(version, golden=b"{}"),
         "a context it has not": changed(version, context=b'{"categorical": {"x": ["y"]}, "numeric": {}}'),
         "a broken context": changed(version, context=b'{"categorical": 3}'),

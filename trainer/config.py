@@ -20,10 +20,8 @@ from trainer.errors import ConfigError
 MAX_BEAM = 256
 #: The least K that width = "auto" gives.
 MIN_WIDTH = 10
-#: Bytes of item vectors that leave room for the rest in an ONNX file, which may have 2 GB.
-MAX_ONNX = 1_900_000_000
-#: The beam's table of live prefixes has at most this many entries (about 4 bytes each).
-MAX_TABLE = 2**28
+#: The trie of the paths in use has at most this many entries, 4 bytes each: it is in the ONNX file, which ends at 2 GB.
+MAX_TRIE = 2**28
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class TrainConfig:
     start: Literal["tree", "random"] = "tree"  # the first paths: by a tree over the item vectors, or drawn (Sec. 3.2)
     reassignments: int = 0  # M-steps, spread evenly over the epochs after the warm-up (the paper: one an epoch)
     taught: float = 0.5  # share of the path layers' targets drawn from the head's softmax instead of the clicks
-    batch: int | Literal["auto"] = "auto"  # interactions a gradient step; auto: a hundredth of all, 256 to 2048
+    batch: int | Literal["auto"] = "auto"  # interactions a step of the encoder; auto: a hundredth of all, 256 to 2048
     learning_rate: float = 0.003  # Adam's, at first; falls to a tenth
     weight_decay: float = 0.00001  # L2, in Adam's gradient
     later: float = 0.5  # share of predictions of any later item instead of the next
@@ -132,17 +130,16 @@ class TrainConfig:
         else:
             width = max(MIN_WIDTH, math.ceil((5 * items * self.paths_per_item) ** (1 / self.depth)))
             self._check_paths(width)
-        if 4 * items * self.embedding > MAX_ONNX:
+        rows = sum(min(width**d, items * self.paths_per_item) for d in range(self.depth))
+        if rows * width > MAX_TRIE:
             raise ConfigError(
-                f"embedding: {items} items of {self.embedding} floats do not fit in an ONNX file of 2 GB; "
-                f"expected at most {MAX_ONNX // (4 * items)}"
+                f"width: the trie of the paths of {items} items would have {rows * width} entries at K = {width}; "
+                f"expected at most {MAX_TRIE}; choose a smaller width, or more paths a node by a smaller depth"
             )
-        if min(width ** (self.depth - 1), items * self.paths_per_item) * width > MAX_TABLE:
-            raise ConfigError(f"width: the beam's table for {items} items would be too large at K = {width}")
         return width
 
     def resolve_batch(self, interactions: int) -> int:
-        """Interactions a gradient step. auto: so few that an epoch of a small data set has a hundred steps too."""
+        """Interactions a step of the encoder. auto: so few that an epoch of few of them has a hundred steps too."""
         return min(2048, max(256, interactions // 100)) if self.batch == "auto" else self.batch
 
     @property

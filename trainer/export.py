@@ -29,7 +29,7 @@ from trainer.data import Dataset, Split, click_counts
 from trainer.errors import ExportRefused
 from trainer.frontier import choose_beam
 from trainer.health import REACH_USERS, Health, churn, measure_health
-from trainer.model import PathModel, Retrieval, prefix_tables
+from trainer.model import PathModel, Retrieval, path_trie
 from trainer.progress import Progress
 from trainer.requests import Requests, history_requests, training_requests, tuning_requests
 from trainer.rerank import fit_reranker
@@ -38,6 +38,7 @@ from trainer.train import Trained
 TUNING_REQUESTS = 1000  # training users on whom beam and per_path are chosen
 GOLDEN_REQUESTS = 16
 TOLERANCE = 1e-3  # between torch and ONNX, in log-probabilities and user vectors
+HALF_TOLERANCE = 0.03  # between user vectors of item vectors in float32 and in float16
 
 
 def make_version(
@@ -61,7 +62,7 @@ def make_version(
             raise ExportRefused(f"the network's {name} has values that are not finite; lower learning_rate")
     path_ids = np.unique(trained.paths)
     progress.say("exporting the network to ONNX and comparing it with torch")
-    retrieval = Retrieval(model, prefix_tables(path_ids, config.depth, model.width)).eval()
+    retrieval = Retrieval(model, path_trie(path_ids, config.depth, model.width)).eval()
     onnx_bytes = to_onnx(retrieval, dataset)
     session = open_session(onnx_bytes)
     index = make_index(model, trained.paths)
@@ -176,7 +177,7 @@ def path_lists(
 def _half(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
     """Half the memory, and what is rounded is less than what training left to chance. Raises ExportRefused."""
     largest = float(np.abs(vectors).max(initial=0))
-    if largest > np.finfo(np.float16).max:
+    if not largest <= float(np.finfo(np.float16).max):
         raise ExportRefused(f"an item vector has {largest:.3g}, float16 holds 65504 at most; lower learning_rate")
     return vectors.astype(np.float16)
 
@@ -265,6 +266,12 @@ def check_parity(
             with torch.inference_mode():
                 user, _, log_probs = retrieval(*inputs, torch.tensor(beam))
                 again = retrieval.model.path_log_probs(user, torch.from_numpy(index.path_ids[found.paths]))
+                trained = retrieval.model.encoder(torch.from_numpy(padded), *inputs[2:])
+                last = trained[torch.arange(batch), inputs[1]]
+            if not np.allclose(last.numpy(), found.user, rtol=HALF_TOLERANCE, atol=HALF_TOLERANCE):
+                raise ExportRefused(
+                    f"the exported encoder is not the trained one, at batch {batch}; nothing was published"
+                )
             alive = np.isfinite(found.log_probs)
             for what, expected, got in (
                 ("user vectors", user.numpy(), found.user),

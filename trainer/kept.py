@@ -40,7 +40,9 @@ def keep(
     """
     place = own_folder(folder, name, config, dataset)
     file = place / "result.json"
-    if not file.exists():
+    with _usable(place):
+        measured = file.exists()
+    if not measured:
         progress.say(f"{name}: in {place}")
         with _usable(place):
             place.mkdir(parents=True, exist_ok=True)

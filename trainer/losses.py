@@ -107,7 +107,7 @@ class PathLoss:
         """
         with torch.no_grad():
             users, clicked = predictions(model, batch)
-        for step in torch.randperm(len(clicked)).chunk(max(1, round(len(clicked) / PATH_STEP))):
+        for step in torch.randperm(len(clicked)).tensor_split(max(1, round(len(clicked) / PATH_STEP))):
             user, targets = users[step], clicked[step]
             with torch.no_grad():
                 taught = torch.rand(len(targets)) < self._taught

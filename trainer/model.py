@@ -7,7 +7,7 @@ What is unusual in this model:
   of the beam is table look-ups, one add, ReLU and one H x K product;
 - the softmax head has the encoder's own item vectors, and a bias that is fixed;
 - a history starts with a learned "start" item, so an empty history has a user vector too (cold start);
-- the beam can be kept to prefixes that lead to an item (`prefix_tables`).
+- the beam can be kept to prefixes that lead to an item (`path_trie`).
 
 Shapes: B batch, T time, D layers, K nodes a layer, J paths an item, W beam, E embedding, H hidden, V items,
 C and M categorical and numeric context features. Node and path ids are int64; -1 pads item indices.
@@ -57,8 +57,9 @@ class UserEncoder(nn.Module):
         history = torch.where(history < 0, self.padding, history)
         embedded = self.dropout(self.item_embedding(torch.cat([start, history], dim=1)))  # (B, T + 1, E)
         states = self.gru(embedded)[0]  # (B, T + 1, E)
-        context = self._context(categories, numbers).unsqueeze(1).expand(-1, states.shape[1], -1)
-        states = torch.cat([states, context], dim=2)
+        context = self._context(categories, numbers)
+        if context.shape[1]:
+            states = torch.cat([states, context.unsqueeze(1).expand(-1, states.shape[1], -1)], dim=2)
         user: Tensor = self.project(self.dropout(states)) + self.pooled(_running_sum(embedded))
         return user
 
@@ -119,6 +120,18 @@ def last_state(gru: nn.GRU, inputs: Tensor, length: Tensor) -> Tensor:
     return state.squeeze(0)
 
 
+def _best(joint: Tensor, children: Tensor | None, beam: int, *, enough: bool = False) -> tuple[Tensor, Tensor]:
+    """The `beam` best log-probabilities (N, w) of `joint` (N, n), and where they are; none that leads to no item.
+
+    children: (N, n), -1 where no item lies. enough: n is at least MAX_BEAM.
+    """
+    if children is not None:
+        joint = torch.where(children < 0, -torch.inf, joint)
+    width = beam if enough and torch.compiler.is_exporting() else torch.sym_min(beam, joint.shape[1])
+    log_prob, place = joint.topk(width, dim=1)
+    return log_prob, place
+
+
 def rows(table: Tensor, index: Tensor) -> Tensor:
     """Rows of a table, (..., columns), -1 being the last. In ONNX the one operator that it is."""
     if not torch.compiler.is_exporting():
@@ -129,7 +142,10 @@ def rows(table: Tensor, index: Tensor) -> Tensor:
 
 
 def quotient(numbers: Tensor, divisor: int) -> Tensor:
-    """Whole quotients of numbers that are not negative: of those ONNX's own division knows the answer."""
+    """Whole quotients of numbers that are not negative.
+
+    ONNX's Div truncates, which for those is the floor; the exporter's `//` adds nodes for signs.
+    """
     if not torch.compiler.is_exporting():
         return numbers // divisor
     inputs = numbers, torch.tensor(divisor)
@@ -206,31 +222,25 @@ class PathModel(nn.Module):
         """The `beam` most probable paths found for each of N users, and their log-probabilities: both (N, W).
 
         Algorithm 1: each layer keeps the beam's best prefixes by joint probability. Paths are ids; with the `trie` of
-        the paths in use (see `prefix_tables`) they are rows of those, and only prefixes that lead to an item are
+        the paths in use (see `path_trie`) they are rows of those, and only prefixes that lead to an item are
         kept: places left over have row -1 and log-probability -inf. W is `beam`, or all K^D paths where they are fewer.
         user: (N, E).
         """
-        width, first = self.width, self.layers[0]
+        width, (first, *others) = self.width, self.layers
         joint = first(first.user(user), [], [])  # (N, K)
         children = None if trie is None else trie[0][:1].expand_as(joint)  # rows in the next table
-        log_prob, path = user.new_zeros(0), torch.zeros(0, dtype=torch.int64)
-        chosen: list[Tensor] = []  # a (N, w) a layer done
-        for d, layer in enumerate(self.layers):
-            if d:
-                log_probs = layer(layer.user(user).unsqueeze(1), chosen, layer.tables())  # (N, w, K)
-                joint = (log_prob.unsqueeze(2) + log_probs).reshape(user.shape[0], -1)  # (N, w * K)
-                children = None if trie is None else rows(trie[d], path).reshape(user.shape[0], -1)
-            if children is not None:
-                joint = torch.where(children < 0, -torch.inf, joint)
-            # From the second layer on there are enough for the widest beam, if K is not tiny: the graph need not ask.
-            enough = torch.compiler.is_exporting() and d > 0 and min(width, MAX_BEAM) * width >= MAX_BEAM
-            log_prob, best = joint.topk(beam if enough else torch.sym_min(beam, joint.shape[1]), dim=1)  # (N, w)
-            parent = quotient(best, width) if d else torch.zeros_like(best)
-            node = best - parent * width if d else best
-            if children is None:
-                path = path.gather(1, parent) * width + node if d else node
-            else:
-                path = children.gather(1, best)
+        log_prob, node = _best(joint, children, beam)  # (N, w), of the prefixes kept
+        path = node if children is None else children.gather(1, node)  # ids, or rows in the next table
+        chosen = [node]  # a (N, w) a layer done
+        for d, layer in enumerate(others, 1):
+            log_probs = layer(layer.user(user).unsqueeze(1), chosen, layer.tables())  # (N, w, K)
+            joint = (log_prob.unsqueeze(2) + log_probs).reshape(user.shape[0], -1)  # (N, w * K)
+            children = None if trie is None else rows(trie[d], path).reshape(user.shape[0], -1)
+            # All but a tiny K have enough prefixes now for the widest beam: the exported graph need not ask.
+            log_prob, best = _best(joint, children, beam, enough=width * width >= MAX_BEAM)
+            parent = quotient(best, width)
+            node = best - parent * width
+            path = path.gather(1, parent) * width + node if children is None else children.gather(1, best)
             chosen = [nodes.gather(1, parent) for nodes in chosen] + [node]
         return path, log_prob
 
@@ -297,7 +307,7 @@ def repeating_rows(paths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
 
 
-def prefix_tables(path_ids: NDArray[np.int64], depth: int, width: int) -> list[Tensor]:
+def path_trie(path_ids: NDArray[np.int64], depth: int, width: int) -> list[Tensor]:
     """The trie of the paths in use, for `beam_search`: D tables int32 (rows + 1, K), rows = prefixes one node shorter.
 
     An entry is the row of the longer prefix in the next table, or in the last table that of the path in `path_ids`,

@@ -31,7 +31,7 @@ COUNTS = (1, 2, 3, 4, 5)  # J
 WIDTHS = (0.3, 0.5, 1, 2, 4)  # times K
 DEPTHS = (2, 3, 4)
 #: Times the alpha that meets the budget: three decades below it, where paths are large, as the paper's are in Table 5.
-#: From there on they have a few items each, and whole numbers follow no power law.
+#: Above it they have a few items each, and whole numbers follow no power law.
 ALPHAS = (0.001, 0.01, 0.1, 1)
 #: What each variant is called in plots and tables.
 TITLES = {

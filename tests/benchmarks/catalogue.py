@@ -1,8 +1,9 @@
 """Catalogues of any size, made in seconds: a network that learned nothing, over items that lie in clusters.
 
 What a request costs depends on the network's shape, on how long the path lists are and on where in memory the items
-lie, not on what the weights say. All path lists are about alike, as a trained tree's are: its leaves on the data sets
-of the README have 1 to 4 items.
+lie, not on what the weights say: what it finds means nothing. All path lists are about alike, as a trained tree's
+are: its leaves on the data sets of the README have 1 to 4 items. A path's items are drawn, so nearly all that is read
+is different.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from trainer.config import TrainConfig
 from trainer.context import ContextSchema
 from trainer.data import Dataset
 from trainer.export import assemble, path_lists, to_onnx
-from trainer.model import PathModel, Retrieval, prefix_tables
+from trainer.model import PathModel, Retrieval, path_trie
 from trainer.requests import Requests
 
 #: The shape of the paper's Amazon Books (Sec. 4.2), and its k.
@@ -47,7 +48,7 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
     index = Index(*path_lists(slots, bias), _clustered(items, config.embedding, rng), bias)
     model = PathModel(config, width, np.ones(1, np.int64), ContextSchema({}, {})).eval()
     dataset = _dataset(items, users, config.history, rng)
-    onnx = to_onnx(Retrieval(model, prefix_tables(index.path_ids, config.depth, width)).eval(), dataset)
+    onnx = to_onnx(Retrieval(model, path_trie(index.path_ids, config.depth, width)).eval(), dataset)
     requests = Requests(
         items,
         [dataset.sequence(user).astype(np.int64) for user in range(users)],
@@ -63,7 +64,7 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
 
 def _dataset(items: int, users: int, history: int, rng: np.random.Generator) -> Dataset:
     """Users who click in a cluster each."""
-    first = rng.integers(max(1, items - CLUSTER), size=(users, 1))
+    first = CLUSTER * rng.integers(max(1, items // CLUSTER), size=(users, 1))
     clicks = first + rng.integers(min(CLUSTER, items), size=(users, history))
     offsets = np.arange(users + 1) * history
     nothing = np.zeros((users, 0), np.int64)

@@ -13,21 +13,22 @@ from typing import Any
 import numpy as np
 import threadpoolctl
 
-ROUNDS = 7
 
+def take_turns(contenders: Mapping[str, Callable[[int], object]], calls: int, rounds: int) -> dict[str, Any]:
+    """Each contender is called with `calls` new numbers a round, from 0 on: {name: {"p50_ms", "p99_ms"}}.
 
-def take_turns(contenders: Mapping[str, Callable[[int], object]], calls: int, rounds: int = ROUNDS) -> dict[str, Any]:
-    """Each contender is called with 0 .. calls - 1, in A B A B rounds: {name: {"p50_ms", "p99_ms"}}.
-
-    The median is over all rounds; one round more goes before, to warm up.
+    Who begins rotates, so that nobody always follows the same one and finds its traces in the caches. The median is
+    over all rounds but the first, which warms up.
     """
+    names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     with threadpoolctl.threadpool_limits(1):
         for turn in range(rounds + 1):
-            for name, call in contenders.items():
-                for number in range(calls):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                for number in range(turn * calls, (turn + 1) * calls):
                     started = time.perf_counter()
-                    call(number)
+                    contenders[name](number)
                     took = time.perf_counter() - started
                     if turn:
                         seconds[name].append(took)
