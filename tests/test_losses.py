@@ -82,3 +82,22 @@ def test_paths_learn_in_steps_of_like_size_from_every_prediction(users: int) -> 
     assert max(counts) < 1.5 * PATH_STEP
     assert min(counts) > PATH_STEP / 2 or users == 3
     assert sum(mean * count for mean, count in steps) / sum(counts) == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_taught_paths_learn_what_the_head_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all targets taught, the clicks are not what the loss is of."""
+    clicks = np.array([50, 1, 9, 30, 5, 5])
+    model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema({}, {})).eval()
+    paths, head = np.arange(12).reshape(6, 2), SoftmaxHead(TrainConfig(), clicks)
+    monkeypatch.setattr(head, "sample", lambda _, user: torch.full((len(user),), 4))
+    nothing = torch.zeros(300, 0, dtype=torch.int64)
+    batch = Batch(
+        torch.zeros(300, 1, dtype=torch.int64), torch.zeros(300, 2, dtype=torch.int64), nothing, nothing.float()
+    )
+
+    with torch.no_grad():
+        steps = [(mean.item(), count) for mean, count in PathLoss(head, paths, 1.0).losses(model, batch)]
+        user = model.encoder(batch.history, batch.categories, batch.numbers).flatten(0, 1)
+        whole = -model.path_log_probs(user, torch.tensor([[8, 9]]).expand(600, 2)).exp().sum(1).log().mean()
+
+    assert sum(mean * count for mean, count in steps) / 600 == pytest.approx(whole.item(), rel=1e-5)

@@ -46,6 +46,8 @@ def read_table(file: Path) -> pa.Table:
             table = pyarrow.parquet.read_table(file)
         known = set(table.column_names)
         return table.rename_columns([n if ALIASES.get(n, n) in known else ALIASES[n] for n in table.column_names])
+    except FileNotFoundError:
+        raise DataError(f"{file}: cannot be read: no such file") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
     except pa.ArrowException as error:
