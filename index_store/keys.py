@@ -2,6 +2,7 @@
 
     {ns}:current                    the current version's name
     {ns}:previous:{{ns}:current}    the one before; the tag in braces keeps the two on one node, to move together
+    {ns}:mover:{{ns}:current}       who moved them last, 32 hexadecimal digits drawn for each move
     {ns}:versions                   set: the versions that are whole
     {ns}:publishing:{{ns}:versions} set: those being published
     {ns}:counter:{{ns}:versions}    "v7": the last number given to a version; never goes back
@@ -41,6 +42,10 @@ class Keys:
     @property
     def previous(self) -> str:
         return f"{self.namespace}:previous:{{{self.namespace}:current}}"
+
+    @property
+    def mover(self) -> str:
+        return f"{self.namespace}:mover:{{{self.namespace}:current}}"
 
     @property
     def versions(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+import uuid
 from types import EllipsisType
 from typing import Any
 
@@ -108,22 +109,21 @@ class Listing:
         """Make `version` current; see IndexStore.activate."""
         key, previous = self._keys.current, self._keys.previous
         replaced: str | None = None
-        tried = False
+        mover = uuid.uuid4().hex  # tells, when an answer is lost, whether this move or another one was carried out
 
         def change(read: Any) -> list[Command] | None:
-            nonlocal replaced, tried
+            nonlocal replaced
             current = self._ours(key, read.get(key), OURS)
             self._ours(previous, read.get(previous), OURS)
-            if tried and current == version:  # the first try was carried out, and only its answer was lost
+            if read.get(self._keys.mover) == mover.encode():
                 return None
             replaced = current
             if expected is not ... and expected != replaced:
                 raise PointerMoved(f"current is {replaced}, not {expected}; look again and repeat")
             if replaced == version:
                 return None
-            tried = True
             before: Command = ("SET", previous, replaced) if replaced else ("UNLINK", previous)
-            return [before, ("SET", key, version)]
+            return [before, ("SET", self._keys.mover, mover), ("SET", key, version)]
 
         self._server.transact([key], change)
         return replaced

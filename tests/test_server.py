@@ -51,7 +51,8 @@ def test_the_keys_are_those_of_the_contract(url: str, client: Any, namespace: st
     assert len(of_version) == 1 + 2 + 10
     assert (client.get(f"{namespace}:{name}:blob:path_items.npy:0") or b"").startswith(b"\x93NUMPY")
     assert keys_of(client, namespace) - of_version == {
-        f"{namespace}:{key}" for key in ("current", "versions", f"counter:{{{namespace}:versions}}")
+        f"{namespace}:{key}"
+        for key in ("current", f"mover:{{{namespace}:current}}", "versions", f"counter:{{{namespace}:versions}}")
     }
 
 

@@ -21,7 +21,7 @@ import redis
 
 from index_store import remote as remote_module
 from index_store import server as server_module
-from index_store.errors import StoreUnavailable, VersionDamaged, VersionInUse
+from index_store.errors import PointerMoved, StoreUnavailable, VersionDamaged, VersionInUse
 from index_store.folder import FolderStore
 from index_store.server import ServerStore
 from index_store.store import open_store, prune
@@ -271,6 +271,29 @@ def test_who_won_a_race_is_told_so_although_the_answer_was_lost(url: str, monkey
     assert store.activate(second, expected=first) == first
     assert broken
     assert store.current() == second
+
+
+def test_who_lost_a_race_to_the_same_version_is_told_so(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another replica makes the same move between this one's look and its transaction."""
+    store, other = open_store(url), open_store(url)
+    first, second = store.publish(small_version("1")), store.publish(small_version("2"))
+    store.activate(first)
+    execute = redis.client.Pipeline.execute
+    beaten = False
+
+    def beat(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal beaten
+        if self.explicit_transaction and not beaten:
+            beaten = True
+            assert other.activate(second, expected=first) == first
+        return execute(self, *args, **kwargs)
+
+    monkeypatch.setattr(redis.client.Pipeline, "execute", beat)
+
+    with pytest.raises(PointerMoved):
+        store.activate(second, expected=first)
+    assert beaten
+    assert store.previous() == first
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
