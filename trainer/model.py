@@ -37,8 +37,8 @@ class UserEncoder(nn.Module):
     def __init__(self, config: TrainConfig, items: int, schema: ContextSchema) -> None:
         super().__init__()
         size = config.embedding
-        self.start, self.padding = items, items + 1  # rows of item_embedding past the items
-        self.item_embedding = nn.Embedding(items + 2, size)
+        self.start = items  # the row of item_embedding past the items
+        self.item_embedding = nn.Embedding(items + 1, size)
         categories = [nn.Embedding(len(values) + 1, min(16, size)) for values in schema.categorical.values()]
         self.category_embeddings = nn.ModuleList(categories)
         self.gru = nn.GRU(size, size, batch_first=True)
@@ -54,8 +54,8 @@ class UserEncoder(nn.Module):
         categories: (B, C) codes, numbers: (B, M).
         """
         start = torch.full_like(history[:, :1], self.start)
-        history = torch.where(history < 0, self.padding, history)
-        embedded = self.dropout(self.item_embedding(torch.cat([start, history], dim=1)))  # (B, T + 1, E)
+        # After a history's end any item will do: no position before it is of it, and none after it is asked for.
+        embedded = self.dropout(self.item_embedding(torch.cat([start, history.clamp(min=0)], dim=1)))  # (B, T + 1, E)
         states = self.gru(embedded)[0]  # (B, T + 1, E)
         context = self._context(categories, numbers)
         if context.shape[1]:
