@@ -39,7 +39,7 @@ from index_store.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from index_store.retrieval import PathReader, Postings
+from index_store.index import PathReader, Postings
 from index_store.version import NAME, Buffer, Manifest, Progress, Version, check_name, parts_here
 
 MANIFEST = "manifest.json"

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import VersionDamaged
-from index_store.retrieval import Index, Reranker, fetch, pad_histories, rerank, search
+from index_store.index import Index, Reranker
+from index_store.retrieval import fetch, pad_histories, rerank, search
 
 #: Log-probabilities and scores may differ this much between processors, relative to values above 1.
 TOLERANCE = 1e-3
@@ -83,7 +84,7 @@ def _answers(session: Any, index: Index, reranker: Reranker, queries: Any) -> li
     candidates, read = fetch(index, beams, queries["per_path"])
     k = [queries["k"]] * len(histories)
     paths = (beams.paths >= 0).sum(axis=1)
-    answers = rerank(candidates, paths, read, reranker, k, histories, len(index.item_bias))
+    answers = rerank(candidates, paths, read, reranker, k, histories)
     return [
         {
             "log_probs": log_probs[rows >= 0].astype(float).tolist(),

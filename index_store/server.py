@@ -33,11 +33,11 @@ from index_store.errors import (
     VersionNotFound,
 )
 from index_store.folder import FolderStore
+from index_store.index import Index, Postings
 from index_store.keys import PIECE, Keys
 from index_store.listing import Listing, number
 from index_store.redis import Server
 from index_store.remote import RemotePaths
-from index_store.retrieval import Index, Postings
 from index_store.version import LISTS, Buffer, Manifest, Progress, Version, check_name
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from index_store.address import FORM, SCHEMES, Address
 from index_store.errors import InvalidName, PointerMoved, VersionInUse, VersionNotFound
 from index_store.folder import FolderStore
-from index_store.retrieval import Postings
+from index_store.index import Postings
 from index_store.version import Manifest, Progress, Version
 
 

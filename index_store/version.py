@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
-from index_store.retrieval import MAX_READS, Index, PathReader, Reranker
+from index_store.index import MAX_READS, Index, PathReader, Reranker
 
 FORMAT = 2
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}\Z")

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from index_store.errors import IndexStoreError, VersionDamaged
 from index_store.golden import replay
-from index_store.retrieval import MAX_READS, Answer, Query, answer
+from index_store.index import MAX_READS
+from index_store.retrieval import Answer, Query, answer
 from index_store.version import Version
 from service.errors import BadQuery
 
@@ -46,6 +47,9 @@ class Retriever:
         columns = {model_input.name: model_input.shape[-1:] for model_input in self._session.get_inputs()}
         if columns.get("categories") != [len(self._codes)] or columns.get("numbers") != [len(self._scales)]:
             raise VersionDamaged(f"{self.name}: context.json has other features than model.onnx takes")
+        paths = self._session.get_modelmeta().custom_metadata_map.get("path_ids")
+        if paths != version.manifest.parts["path_ids.npy"].sha256:
+            raise VersionDamaged(f"{self.name}: model.onnx names the rows of other paths than the version's")
         try:
             replay(self._session, version.index, version.reranker, version.document("golden.json"), self.name)
         except IndexStoreError:

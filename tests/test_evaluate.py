@@ -44,7 +44,7 @@ def test_with_every_path_read_it_equals_brute_force(planted: Planted) -> None:
     """Reading the whole index with the softmax score gives brute force's own figures, to the last digit."""
     import dataclasses
 
-    from index_store.retrieval import SOFTMAX
+    from index_store.index import SOFTMAX
 
     everything = dataclasses.replace(planted.version.manifest, beam=36, per_path=1000)
     version = Version(everything, planted.version.parts)

@@ -65,7 +65,7 @@ def test_onnx_equals_torch_with_three_layers_and_context(width: int) -> None:
     histories = [dataset.sequence(user).astype(np.int64) for user in range(9)]
     requests = Requests(50, histories, histories, categories, numbers)
 
-    check_parity(retrieval, open_session(to_onnx(retrieval, dataset)), index, requests, config)
+    check_parity(retrieval, open_session(to_onnx(retrieval, index.path_ids, dataset)), index, requests, config)
 
 
 @pytest.mark.parametrize("value", [7e4, np.nan])
@@ -84,7 +84,7 @@ def test_the_gate_refuses_another_start_of_the_history(planted: Planted) -> None
     retrieval = copy.deepcopy(retrieval_of(planted))
     with torch.no_grad():
         retrieval.start.add_(1.0)
-    session = open_session(to_onnx(retrieval, planted.dataset))
+    session = open_session(to_onnx(retrieval, planted.version.index.path_ids, planted.dataset))
     requests = training_requests(planted.dataset, planted.split, 7, 0)
 
     with pytest.raises(ExportRefused, match="not the trained one"):

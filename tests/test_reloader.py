@@ -254,7 +254,7 @@ def test_what_is_in_use_is_held_also_while_a_version_loads(
 
 
 def without_last_path(version: Version) -> Version:
-    """The last path's items are on the one before, so the model names a row that is not there."""
+    """The last path's items are on the one before; a user may come for whom the model names a row not there."""
     index, manifest = version.index, version.manifest
     return changed(
         dataclasses.replace(version, manifest=dataclasses.replace(manifest, paths=manifest.paths - 1)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from index_store.retrieval import SOFTMAX, Index
+from index_store.index import SOFTMAX, Index
 from trainer.requests import Requests
 from trainer.rerank import fit_reranker
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index_store.errors import VersionDamaged
-from index_store.retrieval import SOFTMAX, Beams, Index, Query, Reranker, answer, fetch, pad_histories, rerank, search
+from index_store.index import SOFTMAX, Index, Reranker
+from index_store.retrieval import Beams, Query, answer, fetch, pad_histories, rerank, search
 from tests.conftest import Planted
 from trainer.export import open_session
 
@@ -69,9 +70,7 @@ def test_answers_equal_the_slow_twin(seed: int, batch: int, n: int, k: int) -> N
     excluded = [rng.integers(ITEMS, size=rng.integers(4)) for _ in range(batch)]
 
     candidates, read = fetch(index, beams, n)
-    answers = rerank(
-        candidates, read, read, Reranker("lr", weights.astype(np.float32), 0.0), [k] * batch, excluded, ITEMS
-    )
+    answers = rerank(candidates, read, read, Reranker("lr", weights.astype(np.float32), 0.0), [k] * batch, excluded)
 
     for row in range(batch):
         expected = slow_answer(index, lists, beams, row, n, k, excluded[row].tolist(), weights)
@@ -113,7 +112,7 @@ def test_what_is_excluded_costs_no_place() -> None:
     beams = Beams(np.array([[4, 3, 2, 1]], np.float32), np.array([[0]]), np.zeros((1, 1), np.float32))
     candidates, read = fetch(index, beams, 10)
 
-    (found,) = rerank(candidates, read, read, SOFTMAX, [2], [np.array([0, 1])], 4)
+    (found,) = rerank(candidates, read, read, SOFTMAX, [2], [np.array([0, 1])])
 
     assert found.items.tolist() == [2, 3]
 
@@ -124,7 +123,7 @@ def test_a_beam_that_meets_no_path_finds_nothing() -> None:
     beams = Beams(np.ones((1, SIZE), np.float32), np.array([[-1, -1]]), np.full((1, 2), -np.inf, np.float32))
     candidates, read = fetch(index, beams, 10)
 
-    (found,) = rerank(candidates, read, read, SOFTMAX, [5], [np.empty(0, np.int64)], ITEMS)
+    (found,) = rerank(candidates, read, read, SOFTMAX, [5], [np.empty(0, np.int64)])
 
     assert found.items.tolist() == []
     assert (found.read, found.candidates) == (0, 0)

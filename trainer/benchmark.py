@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from index_store.retrieval import SOFTMAX
+from index_store.index import SOFTMAX
 from index_store.version import Version
 from trainer.baselines import (
     ALS_SETTINGS,

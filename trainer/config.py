@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from index_store.retrieval import MAX_READS
+from index_store.index import MAX_READS
 from trainer.errors import ConfigError
 
 #: Widest beam a version answers. Bounds what one request can cost.

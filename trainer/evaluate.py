@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index_store.retrieval import Answer, Beams, Query, Reranker, answer, fetch
+from index_store.index import Reranker
+from index_store.retrieval import Answer, Beams, Query, answer, fetch
 from index_store.version import Version
 from trainer.assignment import Occupancy
 from trainer.baselines import answer_all, item_cf, popularity

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import io
 import json
 import logging
@@ -22,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from index_store.golden import record
-from index_store.retrieval import SOFTMAX, Index, Reranker, pad_histories, search
+from index_store.index import SOFTMAX, Index, Reranker
+from index_store.retrieval import pad_histories, search
 from index_store.version import Version, npy
 from trainer.config import MAX_BEAM, TrainConfig
 from trainer.data import Dataset, Split, click_counts
@@ -63,7 +65,7 @@ def make_version(
     path_ids = np.unique(trained.paths)
     progress.say("exporting the network to ONNX and comparing it with torch")
     retrieval = Retrieval(model, path_trie(path_ids, config.depth, model.width)).eval()
-    onnx_bytes = to_onnx(retrieval, dataset)
+    onnx_bytes = to_onnx(retrieval, path_ids, dataset)
     session = open_session(onnx_bytes)
     index = make_index(model, trained.paths)
     check_parity(retrieval, session, index, requests.first(7), config)
@@ -182,8 +184,11 @@ def _half(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
     return vectors.astype(np.float16)
 
 
-def to_onnx(retrieval: Retrieval, dataset: Dataset) -> bytes:
-    """The ONNX file: dynamic batch and history length, beam width an input. Without anything of this machine in it."""
+def to_onnx(retrieval: Retrieval, path_ids: NDArray[np.int64], dataset: Dataset) -> bytes:
+    """The ONNX file: dynamic batch and history length, beam width an input. Without anything of this machine in it.
+
+    path_ids: whose rows it names; their digest is in it, so that it is never served with others.
+    """
     example = (
         torch.zeros(2, 2, retrieval.start.shape[0], dtype=torch.float16),
         torch.tensor([1, 2]),
@@ -211,6 +216,7 @@ def to_onnx(retrieval: Retrieval, dataset: Dataset) -> bytes:
         del node.metadata_props[:]
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
+    onnx.helper.set_model_props(model, {"path_ids": hashlib.sha256(npy(path_ids)).hexdigest()})
     onnx.checker.check_model(model, full_check=True)
     serialised: bytes = model.SerializeToString(deterministic=True)
     return serialised

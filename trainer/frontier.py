@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from index_store.retrieval import MAX_READS, Beams, Index
+from index_store.index import MAX_READS, Index
+from index_store.retrieval import Beams
 from trainer.config import TrainConfig
 from trainer.requests import Requests
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index_store.retrieval import Index
+from index_store.index import Index
 from index_store.version import Version
 from trainer.assignment import Occupancy, Paths
 from trainer.config import TrainConfig

@@ -10,7 +10,8 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from index_store.retrieval import Beams, Index, pad_histories, search
+from index_store.index import Index
+from index_store.retrieval import Beams, pad_histories, search
 from trainer.data import Dataset, Split
 
 BATCH = 256  # requests searched at once, at most

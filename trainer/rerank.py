@@ -1,6 +1,6 @@
 """The reranker: logistic regression over the candidates that tuning users' requests retrieve (Sec. 3.4).
 
-Its features are index_store.retrieval.FEATURES; a candidate counts as clicked if the user clicked it later, which the
+Its features are index_store.index.FEATURES; a candidate counts as clicked if the user clicked it later, which the
 network has not seen.
 """
 
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from index_store.retrieval import SOFTMAX, Index, Reranker, fetch
+from index_store.index import SOFTMAX, Index, Reranker
+from index_store.retrieval import fetch
 from trainer.requests import Requests
 
 PRIOR = 300.0  # clicks: with as many, a weight is about half of what the clicks say

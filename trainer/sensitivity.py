@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from index_store.retrieval import MAX_READS
+from index_store.index import MAX_READS
 from trainer.checkpoint import Run
 from trainer.config import MAX_BEAM, TrainConfig
 from trainer.data import Dataset, split_users

@@ -121,7 +121,6 @@ def our_steps(
             reranker,
             [manifest.k],
             [histories[number]],
-            manifest.items,
         ),
     }
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from index_store.retrieval import Index, Reranker
+from index_store.index import Index, Reranker
 from index_store.version import Version
 from trainer.config import TrainConfig
 from trainer.context import ContextSchema
@@ -48,7 +48,8 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
     index = Index(*path_lists(slots, bias), _clustered(items, config.embedding, rng), bias)
     model = PathModel(config, width, np.ones(1, np.int64), ContextSchema({}, {})).eval()
     dataset = _dataset(items, users, config.history, rng)
-    onnx = to_onnx(Retrieval(model, path_trie(index.path_ids, config.depth, width)).eval(), dataset)
+    retrieval = Retrieval(model, path_trie(index.path_ids, config.depth, width)).eval()
+    onnx = to_onnx(retrieval, index.path_ids, dataset)
     requests = Requests(
         items,
         [dataset.sequence(user).astype(np.int64) for user in range(users)],
