@@ -70,7 +70,7 @@ class Answer(NamedTuple):
     """One request's answer, best first. items: int64 (<= k,), scores and path_log_probs: float32 of the same length.
 
     paths: how many were searched; read: how many items they held, each path capped at n, those of a narrower search
-    before included; candidates: how many different ones.
+    before included; candidates: how many different ones. narrowed: searched with a narrower beam than asked for.
     """
 
     items: NDArray[np.int64]
@@ -79,6 +79,7 @@ class Answer(NamedTuple):
     paths: int
     read: int
     candidates: int
+    narrowed: bool = False
 
 
 def fetch(index: Index, beams: Beams, n: int | NDArray[np.int64]) -> tuple[Candidates, NDArray[np.int64]]:

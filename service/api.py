@@ -56,7 +56,9 @@ class RetrieveRequest(_Strict):
     per_path: int | None = Field(None, ge=1, le=MAX_PER_PATH, description="items read of each path")
     exclude: list[ItemId] = Field([], max_length=MAX_EXCLUDE, description="item ids not to return")
     exclude_history: bool = Field(True, description="do not return items of the history")
-    timeout_ms: int | None = Field(None, ge=1, le=60_000, description="answered 504 after that long")
+    timeout_ms: int | None = Field(
+        None, ge=1, le=60_000, description="searched narrower to meet it, answered 504 after it"
+    )
     rerank: bool = Field(True, description="score by the reranker; else by path probability")
 
 
@@ -77,9 +79,13 @@ class Coverage(BaseModel):
 
 
 class Degraded(BaseModel):
-    """What the answer falls short in. short: fewer than k candidates were found."""
+    """What the answer falls short in.
+
+    short: fewer than k candidates were found. narrowed: fewer paths were searched than asked for, to be in time.
+    """
 
     short: bool
+    narrowed: bool
 
 
 class RetrieveResponse(BaseModel):
@@ -276,6 +282,8 @@ def _describe(
     request.state.metrics.items_read.observe(found.read)
     if short:
         request.state.metrics.short.inc()
+    if found.narrowed:
+        request.state.metrics.narrowed.inc()
     return {
         "version": retriever.name,
         "request_id": request.scope["request_id"],
@@ -287,7 +295,7 @@ def _describe(
             )
         ],
         "coverage": {"paths": found.paths, "items": found.candidates, "unknown_history": unknown},
-        "degraded": {"short": short},
+        "degraded": {"short": short, "narrowed": found.narrowed},
     }
 
 

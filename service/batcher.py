@@ -1,14 +1,16 @@
 """Admission and batching without a timer: a batch is whatever queued while the last one was searched.
 
 A lone request waits for nothing; under load batches fill by themselves. The queue is bounded: full means refused.
+Who would probably be answered too late is searched with a narrower beam, by measured pace.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from index_store.errors import IndexStoreError, StoreUnavailable
 from index_store.retrieval import Answer, Query
@@ -21,15 +23,25 @@ from service.retriever import Retriever
 class _Entry:
     retriever: Retriever
     query: Query
+    deadline: float  # of time.monotonic
     result: asyncio.Future[Answer]
 
-    def fits(self, other: _Entry) -> bool:
-        """Whether the two can be searched together: one version, one beam width, one score."""
-        return (
-            self.retriever is other.retriever
-            and self.query.beam == other.query.beam
-            and self.query.rerank == other.query.rerank
-        )
+    def beam(self, company: int) -> int:
+        """The width that it is searched with among so many, 0 when it is too late for any."""
+        left = self.deadline - time.monotonic()
+        return self.retriever.pace.affordable(company, self.query.beam, left) if left > 0 else 0
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Entries that are searched together: of one version, one beam width, one score."""
+
+    entries: list[_Entry]
+    beam: int
+
+    def fits(self, entry: _Entry, beam: int) -> bool:
+        first = self.entries[0]
+        return entry.retriever is first.retriever and beam == self.beam and entry.query.rerank == first.query.rerank
 
 
 class Batcher:
@@ -53,7 +65,8 @@ class Batcher:
         if self._queue and len(self._queue) + len(queries) > self._max_queue:
             raise Overloaded("too many requests are waiting; try again later, or fewer at once")
         loop = asyncio.get_running_loop()
-        entries = [_Entry(retriever, query, loop.create_future()) for query in queries]
+        deadline = time.monotonic() + timeout
+        entries = [_Entry(retriever, query, deadline, loop.create_future()) for query in queries]
         self._queue.extend(entries)
         self._arrived.set()
         try:
@@ -73,43 +86,52 @@ class Batcher:
             while True:
                 await self._arrived.wait()
                 if batch := self._take():
-                    self._metrics.batch_size.observe(len(batch))
+                    self._metrics.batch_size.observe(len(batch.entries))
                     await self._search(batch, thread)
                     del batch  # or an idle process would keep an old version alive
                 else:
                     self._arrived.clear()
 
-    async def _search(self, batch: list[_Entry], thread: ThreadPoolExecutor) -> None:
+    async def _search(self, batch: _Batch, thread: ThreadPoolExecutor) -> None:
         """Answer every entry, or tell it what went wrong."""
-        queries = [entry.query for entry in batch]
+        retriever = batch.entries[0].retriever
+        queries = [
+            entry.query if entry.query.beam == batch.beam else replace(entry.query, beam=batch.beam, widen=False)
+            for entry in batch.entries
+        ]
+        started = time.monotonic()
         try:
-            found = await asyncio.get_running_loop().run_in_executor(thread, batch[0].retriever.answer, queries)
+            found = await asyncio.get_running_loop().run_in_executor(thread, retriever.answer, queries)
         except Exception as error:  # noqa: BLE001 -- whatever it is, every waiter is told
-            if isinstance(error, IndexStoreError) and len(batch) > 1:
+            if isinstance(error, IndexStoreError) and len(queries) > 1:
                 # One path list may be at fault, and then only who needs it goes without an answer.
-                for entry in batch:
-                    await self._search([entry], thread)
+                for entry in batch.entries:
+                    await self._search(_Batch([entry], batch.beam), thread)
                 return
             if isinstance(error, IndexStoreError):
                 self._metrics.store_faults.inc()
-            for entry in batch:
+            for entry in batch.entries:
                 if not entry.result.done():
                     entry.result.set_exception(error)
         else:
-            for entry, answer in zip(batch, found, strict=True):
+            retriever.pace.learn(len(queries), batch.beam, time.monotonic() - started)
+            for entry, answer in zip(batch.entries, found, strict=True):
                 if not entry.result.done():
-                    entry.result.set_result(answer)
+                    entry.result.set_result(answer._replace(narrowed=entry.query.beam > batch.beam))
 
-    def _take(self) -> list[_Entry]:
-        """The oldest entry and those behind it that fit; entries nobody waits for are dropped."""
-        batch: list[_Entry] = []
+    def _take(self) -> _Batch | None:
+        """The oldest entry and those behind it that fit; entries nobody waits for, or in vain, are dropped."""
+        batch: _Batch | None = None
         kept: deque[_Entry] = deque()
-        while self._queue and len(batch) < self._max_batch:
+        company = min(len(self._queue), self._max_batch)
+        while self._queue and (batch is None or len(batch.entries) < self._max_batch):
             entry = self._queue.popleft()
-            if entry.result.done():
+            if entry.result.done() or not (beam := entry.beam(company)):
                 continue
-            if not batch or entry.fits(batch[0]):
-                batch.append(entry)
+            if batch is None:
+                batch = _Batch([entry], beam)
+            elif batch.fits(entry, beam):
+                batch.entries.append(entry)
             else:
                 kept.append(entry)
         self._queue.extendleft(reversed(kept))

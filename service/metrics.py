@@ -37,6 +37,11 @@ class Metrics:
         self.short = Counter(
             "deepretrieval_short_answers", "Answers with fewer than k candidates", registry=self.registry
         )
+        self.narrowed = Counter(
+            "deepretrieval_narrowed_answers",
+            "Answers of fewer paths than asked for, to be in time",
+            registry=self.registry,
+        )
         self.store_faults = Counter(
             "deepretrieval_store_faults", "Requests refused because the store failed", registry=self.registry
         )

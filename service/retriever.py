@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from index_store.index import MAX_READS
 from index_store.retrieval import Answer, Query, answer
 from index_store.version import Version
 from service.errors import BadQuery
+from service.pace import Pace
 
 ItemId = int | str
 
@@ -56,17 +58,23 @@ class Retriever:
             raise
         except Exception as error:  # noqa: BLE001 -- what the runtime raises for a model of another shape
             raise VersionDamaged(f"{self.name}: model.onnx cannot be run ({type(error).__name__})") from None
-        self._warm_up()
+        self.pace = self._warm_up()
 
-    def _warm_up(self) -> None:
-        """Search alone and in company, so that no request pays for what the runtime does on first use."""
+    def _warm_up(self) -> Pace:
+        """Search alone and in company, so that no request pays for what the runtime does on first use, and measure."""
         empty = np.empty(0, np.int64)
         longest = np.zeros(self.manifest.history, np.int64)
         categories, numbers = [0] * len(self._codes), [0.0] * len(self._scales)
         beam, per_path = self.manifest.reach(self.manifest.k)
-        for batch in (1, 8, 1):
-            for history in (empty, longest):
-                self.answer([Query(history, categories, numbers, self.manifest.k, beam, per_path, history)] * batch)
+
+        def search(history: NDArray[np.int64], queries: int, beam: int) -> None:
+            query = Query(history, categories, numbers, self.manifest.k, beam, per_path, history, widen=False)
+            self.answer([query] * queries)
+
+        for queries in (1, 8, 1):
+            search(empty, queries, beam)
+            search(longest, queries, beam)
+        return Pace.measured(functools.partial(search, longest), beam)
 
     def info(self) -> dict[str, Any]:
         """The version's shape, defaults and context features, for /v1/info."""

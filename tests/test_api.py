@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from index_store.folder import FolderStore
 from service.app import create_app
+from service.pace import Pace
 from service.settings import Settings
 from tests.conftest import SMALL, Planted, train_planted
 from tests.planted import GROUPS
@@ -130,7 +131,18 @@ def test_beam_and_per_path_are_honoured(client: TestClient) -> None:
 
     assert body["coverage"]["paths"] == 1
     assert body["coverage"]["items"] == 1
-    assert body["degraded"] == {"short": True}
+    assert body["degraded"] == {"short": True, "narrowed": False}
+
+
+def test_who_is_searched_narrower_is_told(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two paths where five are asked for, and counted."""
+    monkeypatch.setattr(Pace, "affordable", lambda _self, _queries, beam, _left: min(beam, 2))
+
+    body = client.post("/v1/retrieve", json={"history": [1], "k": 1, "beam": 5}).json()
+
+    assert body["coverage"]["paths"] == 2
+    assert body["degraded"] == {"short": False, "narrowed": True}
+    assert "deepretrieval_narrowed_answers_total 1.0" in client.get("/metrics").text
 
 
 def test_an_answer_too_short_is_searched_wider(client: TestClient) -> None:
@@ -138,8 +150,8 @@ def test_an_answer_too_short_is_searched_wider(client: TestClient) -> None:
     body = client.post("/v1/retrieve", json={"history": [1, 5, 9, 13], "k": 36}).json()
 
     assert len(body["candidates"]) == 36
-    assert body["degraded"] == {"short": False}
-    assert client.post("/v1/retrieve", json={"history": [1], "k": 1000}).json()["degraded"] == {"short": True}
+    assert body["degraded"] == {"short": False, "narrowed": False}
+    assert client.post("/v1/retrieve", json={"history": [1], "k": 1000}).json()["degraded"]["short"] is True
 
 
 def test_without_rerank_paths_decide(client: TestClient) -> None:

@@ -15,6 +15,7 @@ from index_store.retrieval import Answer, Query
 from service.batcher import Batcher
 from service.errors import DeadlineExceeded, Overloaded
 from service.metrics import Metrics
+from service.pace import Pace
 from service.retriever import Retriever
 
 NOTHING = np.empty(0, np.int64)
@@ -32,13 +33,16 @@ class GatedRetriever:
     remote = False
 
     def __init__(self) -> None:
+        self.pace = Pace(0.0, 0.0, 0.0)
         self.gate = threading.Event()
         self.started = threading.Event()
         self.batches: list[list[int]] = []
+        self.beams: list[list[int]] = []
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """One batch."""
         self.batches.append([q.k for q in queries])
+        self.beams.append([q.beam for q in queries])
         self.started.set()
         assert self.gate.wait(LONG)
         if any(q.k == 13 for q in queries):
@@ -220,5 +224,38 @@ def test_a_remote_version_that_takes_too_long_is_unavailable() -> None:
         gated.remote = True
         with pytest.raises(StoreUnavailable):
             await submit(batcher, gated, query(1), timeout=0.001)
+
+    with_batcher(test)
+
+
+def test_who_would_be_late_is_searched_narrower() -> None:
+    """A second a path: of 60 s left, 80 % allow 32 of 64 paths. Who has time is searched as asked, in another batch."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        gated.pace = Pace(0.0, 0.0, 1.0)
+        gated.gate.set()
+        async with asyncio.timeout(LONG):
+            ((hurried,), (patient,)) = await asyncio.gather(
+                submit(batcher, gated, query(1, beam=64), timeout=120.0),
+                submit(batcher, gated, query(2, beam=64), timeout=1000.0),
+            )
+        assert (hurried.narrowed, patient.narrowed) == (True, False)
+        assert gated.beams == [[32], [64]]
+
+    with_batcher(test)
+
+
+def test_who_is_too_late_for_any_search_costs_none() -> None:
+    """It is left out of the batch, and told 504 by its own clock."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        first = submit(batcher, gated, query(1))
+        await until(gated.started.is_set)
+        late = submit(batcher, gated, query(2), timeout=1e-9)
+        with pytest.raises(DeadlineExceeded):
+            await late
+        gated.gate.set()
+        await first
+        assert gated.batches == [[1]]
 
     with_batcher(test)
