@@ -194,6 +194,20 @@ def test_too_few_scored_paths_are_filled_up() -> None:
     assert sorted(paths[0].tolist()) == [5, 7]
 
 
+@given(seed=st.integers(0, 999))
+@settings(max_examples=20, deadline=None)
+def test_what_the_ids_are_does_not_matter(seed: int) -> None:
+    """Loads are kept by id where ids are small, by rank where they are large: the same paths are found."""
+    items, paths, probs = random_clicks(seed, 40)
+    found = []
+    for stride in (1, 10**15):
+        assigner = PathAssigner(np.tile(stride * np.arange(2), (6, 1)), 4, 0.9)
+        assigner.observe(items, np.where(paths < 0, -1, stride * paths), probs)
+        found.append(assigner.descend(0.1, 3))
+
+    assert (found[1] == 10**15 * found[0]).all()
+
+
 def test_without_any_click_nothing_moves() -> None:
     """Nothing observed, nothing known."""
     paths = np.array([[1, 2], [2, 3]])

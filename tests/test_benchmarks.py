@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.benchmarks import bench_retrieval, bench_scaling
+from tests.benchmarks import bench_retrieval, bench_scaling, bench_training
 from tests.benchmarks.measure import take_turns
 
 
@@ -48,3 +48,13 @@ def test_scaling(capsys: pytest.CaptureFixture[str]) -> None:
     more = 6000 * large["path_bytes_per_item"] - 3000 * small["path_bytes_per_item"]
     # 3 postings of 4 bytes, a tenth of a path of 16, and at most its row of 100 entries in the last table of the trie
     assert 12 + 1.6 <= more / 3000 <= 12 + 1.6 + 40 + 1
+
+
+def test_training(capsys: pytest.CaptureFixture[str]) -> None:
+    """A small one: every pass has a rate, and what was trained is published."""
+    bench_training.print_figures(bench_training.bench(600, 30_000))
+
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(figures["per_second"]) == {"encoder_steps", "path_steps", "scoring", "descended_items"}
+    assert min(figures["per_second"].values()) > 0
+    assert set(figures["published"]) == {"fit_seconds", "version_seconds", "publish_seconds"}

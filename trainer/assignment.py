@@ -13,6 +13,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+#: The load of each path is kept by its id where ids are at most so many times the candidates, else by its rank.
+DENSE = 1
+
 Paths = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -62,7 +65,11 @@ class PathAssigner:
         in use.
         """
         count = self.paths.shape[1]
-        paths: Paths = _descend(self._candidates, self._scores, self.clicks, count, alpha, sweeps)
+        places, known = self._candidates, int(self._candidates.max()) + 1
+        if known > DENSE * self._candidates.size:
+            ids, places = np.unique(self._candidates, return_inverse=True)
+            places, known = places.reshape(self._candidates.shape), len(ids)
+        paths: Paths = _descend(self._candidates, places, known, self._scores, self.clicks, count, alpha, sweeps)
         used, sizes = np.unique(paths[paths >= 0], return_counts=True)
         if len(used) < count:
             used, sizes = np.unique(np.concatenate([paths[paths >= 0], self.paths.ravel()]), return_counts=True)
@@ -137,38 +144,35 @@ def _observe(candidates, scores, clicks, items, paths, probs, eta, present):  # 
 
 
 @njit(cache=True)
-def _descend(candidates, scores, clicks, count, alpha, sweeps):  # type: ignore[no-untyped-def]
-    """Paths (V, J); -1 where an item has no further scored path.
+def _descend(candidates, places, known, scores, clicks, count, alpha, sweeps):  # type: ignore[no-untyped-def]
+    """Paths (V, J); -1 where an item has no further scored path. places: (V, S), of each candidate, below `known`.
 
     In each sweep an item leaves all its paths and chooses J anew; it keeps its old ones if those are better
     together. So no sweep lowers the objective. (Algorithm 2 leaves one old path at a time, so an item's own old
     places make its new ones dearer.)
     """
-    ids = np.unique(candidates)
-    place = np.searchsorted(ids, candidates)  # (V, S), of each candidate in `load`
-    load = np.zeros(len(ids))  # |c|
-    chosen = np.full((len(candidates), count), -1, np.int64)  # places in an item's candidates
+    load = np.zeros(known, np.int32)  # |c|
+    chosen = np.full((len(candidates), count), -1, np.int16)  # places in an item's candidates
+    order = np.empty(candidates.shape, np.int16)  # of those that have a score, the best first
+    scored = np.zeros(len(candidates), np.int16)  # how many these are
     for v in range(len(candidates)):
-        if clicks[v] == 0:
-            for j in range(count):  # where its present paths are
-                chosen[v, j] = j
-                load[place[v, j]] += 1
+        if clicks[v] > 0:
+            scored[v] = _rank(scores[v], order[v])
+        else:
+            chosen[v] = np.arange(count)  # where its present paths are
+            _move(load, places[v], chosen[v], 1)
     for sweep in range(sweeps):
         for v in range(len(candidates)):
             if clicks[v] == 0:
                 continue
-            for s in chosen[v]:
-                if s >= 0:
-                    load[place[v, s]] -= 1
-            found = _choose(scores[v], place[v], load, clicks[v], count, alpha)
+            _move(load, places[v], chosen[v], -1)
+            found = _choose(scores[v], order[v, : scored[v]], places[v], load, clicks[v], count, alpha)
             if sweep == 0 or (
-                _gain(found, scores[v], place[v], load, clicks[v], alpha)
-                > _gain(chosen[v], scores[v], place[v], load, clicks[v], alpha)
+                _gain(found, scores[v], places[v], load, clicks[v], alpha)
+                > _gain(chosen[v], scores[v], places[v], load, clicks[v], alpha)
             ):
                 chosen[v] = found
-            for s in chosen[v]:
-                if s >= 0:
-                    load[place[v, s]] += 1
+            _move(load, places[v], chosen[v], 1)
     paths = np.full((len(candidates), count), -1, np.int64)
     for v in range(len(candidates)):
         for j in range(count):
@@ -178,18 +182,45 @@ def _descend(candidates, scores, clicks, count, alpha, sweeps):  # type: ignore[
 
 
 @njit(cache=True)
-def _choose(scores, place, load, clicks, count, alpha):  # type: ignore[no-untyped-def]
-    """Places in one item's candidates, (J,): one after another, each the best given those before it."""
-    found = np.full(count, -1, np.int64)
+def _move(load, places, chosen, by):  # type: ignore[no-untyped-def]
+    """An item comes to its chosen paths, or leaves them."""
+    for s in chosen:
+        if s >= 0:
+            load[places[s]] += by
+
+
+@njit(cache=True)
+def _rank(scores, order):  # type: ignore[no-untyped-def]
+    """Write where the positive scores are into `order`, the highest first; returns how many."""
+    count = 0
+    for s in range(len(scores)):
+        if scores[s] > 0:
+            place = count
+            while place > 0 and scores[order[place - 1]] < scores[s]:
+                order[place] = order[place - 1]
+                place -= 1
+            order[place] = s
+            count += 1
+    return count
+
+
+@njit(cache=True)
+def _choose(scores, order, places, load, clicks, count, alpha):  # type: ignore[no-untyped-def]
+    """Places in one item's candidates, (J,): one after another, each the best given those before it.
+
+    order: the candidates with a score, the highest first. So the search ends where even an empty path would gain less.
+    """
+    found = np.full(count, -1, np.int16)
     total = 0.0
     for j in range(count):
         best = -np.inf
-        for s in range(len(scores)):
-            if scores[s] <= 0 or _place(found[:j], s) >= 0:
-                continue
+        for s in order:
             # The paper subtracts N_v log(sum), the same for every candidate; at j = 1 it would be log 0.
-            gain = clicks * np.log(total + scores[s]) - alpha * _marginal(load[place[s]])
-            if gain > best:
+            gain = clicks * np.log(total + scores[s])
+            if gain - alpha * _marginal(0) <= best:
+                break
+            gain -= alpha * _marginal(load[places[s]])
+            if gain > best and _place(found[:j], s) < 0:
                 best = gain
                 found[j] = s
         if found[j] < 0:
@@ -199,13 +230,13 @@ def _choose(scores, place, load, clicks, count, alpha):  # type: ignore[no-untyp
 
 
 @njit(cache=True)
-def _gain(chosen, scores, place, load, clicks, alpha):  # type: ignore[no-untyped-def]
+def _gain(chosen, scores, places, load, clicks, alpha):  # type: ignore[no-untyped-def]
     """What the paths `chosen` add to the objective when their item is on none yet."""
     total, penalty = 0.0, 0.0
     for s in chosen:
         if s >= 0:
             total += scores[s]
-            penalty += alpha * _marginal(load[place[s]])
+            penalty += alpha * _marginal(load[places[s]])
     return clicks * np.log(total) - penalty if total > 0 else -np.inf
 
 

@@ -173,8 +173,9 @@ class PathLayer(nn.Module):
         """Log-probabilities (..., K). user: (..., H), already mapped by `self.user`; chosen: (...) a layer."""
         hidden = user
         for nodes, table in zip(chosen, tables, strict=True):
-            hidden = hidden + F.embedding(nodes, table)
-        logits: Tensor = self.out(F.relu(hidden))
+            # Into what the table look-up has made: to fill new memory would take longer than the sum.
+            hidden = F.embedding(nodes, table).add_(hidden)
+        logits: Tensor = self.out(F.relu(hidden, inplace=bool(chosen)))
         return logits.log_softmax(dim=-1)
 
 

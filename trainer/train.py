@@ -35,6 +35,7 @@ from trainer.warm_start import spectral_vectors, tree_paths
 Losses = Callable[[Batch], Iterator[tuple[Tensor, int]]]
 
 BUDGET = 7.5  # items read for each candidate returned; the paper has 5 to 10
+SEARCHED_TOGETHER = 128  # users: more, and a layer's numbers no longer fit the processor's caches
 SAMPLED_REQUESTS = 4000  # whose beams tell how many items a request reads
 
 
@@ -108,7 +109,7 @@ def fit(
         # M-step: score paths for every click, then move the items, the network fixed.
         if epoch in config.reassignment_epochs():
             with progress.task(f"epoch {epoch}/{config.passes}: scoring paths", batches.predictions) as advance:
-                beams = _score_paths(model, batches, assigner, config.candidate_paths, advance)
+                beams = score_paths(model, batches, assigner, config.candidate_paths, advance)
             before = assigner.paths
             alpha = config.alpha if config.alpha != "auto" else _alpha_for_budget(assigner, beams, config)
             assigner.reassign(alpha, config.sweeps)
@@ -148,7 +149,7 @@ def gradient_epoch(
     return total / done
 
 
-def _score_paths(
+def score_paths(
     model: PathModel, batches: Batches, assigner: PathAssigner, candidate_paths: int, advance: Any
 ) -> NDArray[np.int64]:
     """Let the assigner observe every click. Returns some requests' beams, (R, S) path ids.
@@ -161,15 +162,18 @@ def _score_paths(
     with torch.inference_mode():
         for batch in batches.epoch(None):
             user, targets = predictions(model, batch)
-            own = assigner.paths[targets.numpy()]
-            found, log_probs = model.beam_search(user, candidate_paths)
-            own_log_probs = model.path_log_probs(user, torch.from_numpy(own))
-            assigner.observe(
-                targets.numpy().astype(np.int32),
-                np.concatenate([found.numpy(), own], axis=1),
-                torch.cat([log_probs, own_log_probs], dim=1).exp().numpy(),
-            )
-            beams.append(found.numpy()[::every].copy())
+            batch_beams = []
+            for some, wanted in zip(user.split(SEARCHED_TOGETHER), targets.split(SEARCHED_TOGETHER), strict=True):
+                own = assigner.paths[wanted.numpy()]
+                found, log_probs = model.beam_search(some, candidate_paths)
+                own_log_probs = model.path_log_probs(some, torch.from_numpy(own))
+                assigner.observe(
+                    wanted.numpy().astype(np.int32),
+                    np.concatenate([found.numpy(), own], axis=1),
+                    torch.cat([log_probs, own_log_probs], dim=1).exp().numpy(),
+                )
+                batch_beams.append(found.numpy())
+            beams.append(np.concatenate(batch_beams)[::every].copy())
             advance(len(targets))
     return np.concatenate(beams)
 

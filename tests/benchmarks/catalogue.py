@@ -47,7 +47,7 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
     bias = np.log(rng.pareto(1.2, items) + 1e-3).astype(np.float32)
     index = Index(*path_lists(slots, bias), _clustered(items, config.embedding, rng), bias)
     model = PathModel(config, width, np.ones(1, np.int64), ContextSchema({}, {})).eval()
-    dataset = _dataset(items, users, config.history, rng)
+    dataset = make_dataset(items, users, config.history, rng)
     retrieval = Retrieval(model, path_trie(index.path_ids, config.depth, width)).eval()
     onnx = to_onnx(retrieval, index.path_ids, dataset)
     requests = Requests(
@@ -63,8 +63,8 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
     return Catalogue(version, requests)
 
 
-def _dataset(items: int, users: int, history: int, rng: np.random.Generator) -> Dataset:
-    """Users who click in a cluster each."""
+def make_dataset(items: int, users: int, history: int, rng: np.random.Generator) -> Dataset:
+    """Users who click in a cluster each, `history` times."""
     first = CLUSTER * rng.integers(max(1, items // CLUSTER), size=(users, 1))
     clicks = first + rng.integers(min(CLUSTER, items), size=(users, history))
     offsets = np.arange(users + 1) * history

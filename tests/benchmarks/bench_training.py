@@ -1,0 +1,158 @@
+"""What training does in a second: gradient steps, scoring, coordinate descent; and the time to a published index.
+
+The interactions are drawn, so nothing can be learned from them; what a step costs does not depend on that. Rates are of
+one pass each. The last figure is a whole `fit` with as few epochs as there can be, two: what more of them take
+follows from the rates.
+
+python -m tests.benchmarks.bench_training [--items 1500000] [--interactions 1000000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from index_store.store import open_store
+from tests.benchmarks.catalogue import CLUSTER, make_dataset
+from tests.benchmarks.measure import floor_rates, report
+from trainer.assignment import PathAssigner
+from trainer.batches import Batches
+from trainer.checkpoint import Run
+from trainer.config import TrainConfig
+from trainer.data import Dataset, click_counts, split_users
+from trainer.export import make_version
+from trainer.losses import PathLoss, SoftmaxHead
+from trainer.model import PathModel, random_paths
+from trainer.progress import PlainProgress
+from trainer.train import fit, gradient_epoch, score_paths
+
+CONFIG = TrainConfig(k=200, test_users=200, epochs=2)
+SESSION = 50  # interactions a user
+RATED = 100_000  # items, at most, of what is measured apart
+SCORED, KEPT, SWEEPS = 30, 50, 3  # S while scoring, S and T of the descent: of the issue's and the paper's order
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=1_500_000, help="V; default 1.5 million")
+    parser.add_argument("--interactions", type=int, default=1_000_000, help="default a million")
+    options = parser.parse_args()
+    print_figures(bench(options.items, options.interactions))
+
+
+def bench(items: int, interactions: int) -> dict[str, Any]:
+    """The figures."""
+    rated = min(items, RATED)
+    dataset = make_dataset(rated, max(1, interactions // (4 * SESSION)), SESSION, np.random.default_rng(0))
+    rate, _ = floor_rates()
+    return {
+        "items": items,
+        "interactions": interactions,
+        "rated": {"items": rated, "interactions": len(dataset.items)},
+        "per_second": rates(dataset) | {"descended_items": descent_rate(2 * rated)},
+        "operations_per_second": rate,
+        "published": published(items, interactions),
+    }
+
+
+def rates(dataset: Dataset) -> dict[str, float]:
+    """Interactions a second of each pass over the data."""
+    split = split_users(dataset, CONFIG)
+    clicks = click_counts(dataset, split)
+    width = CONFIG.resolve_width(len(clicks))
+    torch.manual_seed(0)
+    model = PathModel(CONFIG, width, clicks, dataset.schema)
+    rng = np.random.default_rng(0)
+    paths = random_paths(len(clicks), CONFIG.paths_per_item, CONFIG.depth, width, rng)
+    assigner = PathAssigner(paths, SCORED, CONFIG.eta)
+    head = SoftmaxHead(CONFIG, clicks)
+    optimizer = torch.optim.Adam(model.parameters(), CONFIG.learning_rate, fused=True)
+    batches = Batches(dataset, split, CONFIG.history, CONFIG.resolve_batch(int(clicks.sum())), CONFIG.later)
+
+    def learn(learner: SoftmaxHead | PathLoss, epoch: int) -> None:
+        losses = functools.partial(learner.losses, model)
+        gradient_epoch(CONFIG, losses, optimizer, batches, epoch, rng, _nobody)
+
+    passes: dict[str, Callable[[], object]] = {
+        "encoder_steps": lambda: learn(head, 1),
+        "path_steps": lambda: learn(PathLoss(head, paths, CONFIG.taught), 2),
+        "scoring": lambda: score_paths(model, batches, assigner, SCORED, _nobody),
+    }
+    return {name: batches.predictions / _seconds(one) for name, one in passes.items()}
+
+
+def descent_rate(items: int) -> float:
+    """Items a second of the coordinate descent, over scores as after training: each item's paths lie together."""
+    rng = np.random.default_rng(0)
+    width = CONFIG.resolve_width(items)
+    total = width**CONFIG.depth
+    assigner = PathAssigner(random_paths(items, CONFIG.paths_per_item, CONFIG.depth, width, rng), KEPT, CONFIG.eta)
+    near = min(2000, total // 2)
+    centre = rng.integers(total - near, size=(items, 1))
+    for _ in range(2):
+        candidates = centre + rng.integers(near, size=(items, KEPT))
+        assigner.observe(np.arange(items, dtype=np.int32), candidates, _skewed(rng, candidates.shape))
+    assigner.descend(1e-3, 1)
+    return items / _seconds(lambda: assigner.descend(1e-3, SWEEPS))
+
+
+def published(items: int, interactions: int) -> dict[str, float]:
+    """Seconds of a whole training of two epochs, and of making and publishing the version."""
+    dataset = make_dataset(items, max(CLUSTER, interactions // SESSION), SESSION, np.random.default_rng(0))
+    split = split_users(dataset, CONFIG)
+    progress = PlainProgress()
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        trained = fit(CONFIG, dataset, split, Run(Path(folder, "run"), CONFIG, dataset), progress)
+        fitted = time.perf_counter()
+        version = make_version(CONFIG, dataset, split, trained, progress, allow_collapsed=True)
+        made = time.perf_counter()
+        open_store(str(Path(folder, "store"))).publish(version)
+        return {
+            "fit_seconds": fitted - started,
+            "version_seconds": made - fitted,
+            "publish_seconds": time.perf_counter() - made,
+        }
+
+
+def _skewed(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return (0.1 * rng.random(shape, np.float32) ** 3).astype(np.float32)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _nobody(_done: int) -> None:
+    """Who is told of progress."""
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """A table, then the JSON."""
+    rated, published = figures["rated"], figures["published"]
+    lines = [f"{rated['items']:,} items, {rated['interactions']:,} interactions, settings' defaults", ""]
+    lines += [f"{name:18}{rate:>12,.0f} a second" for name, rate in figures["per_second"].items()]
+    total = sum(published.values())
+    of = f"{figures['items']:,} items, {figures['interactions']:,} interactions, two epochs"
+    lines += [
+        "",
+        f"{of}: published after {total:.0f} s",
+        ", ".join(f"{name.removesuffix('_seconds')} {took:.1f} s" for name, took in published.items()),
+    ]
+    report("training", lines, figures)
+
+
+if __name__ == "__main__":
+    main()
