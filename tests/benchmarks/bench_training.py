@@ -53,7 +53,7 @@ def main() -> None:
 def bench(items: int, interactions: int) -> dict[str, Any]:
     """The figures."""
     rated = min(items, RATED)
-    dataset = make_dataset(rated, max(1, interactions // (4 * SESSION)), SESSION, np.random.default_rng(0))
+    dataset = make_dataset(rated, max(CLUSTER, interactions // (4 * SESSION)), SESSION, np.random.default_rng(0))
     rate, _ = floor_rates()
     return {
         "items": items,
