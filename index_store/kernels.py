@@ -1,8 +1,8 @@
 """The loops over items that a request waits for, compiled: what numpy needs forty calls for takes one.
 
-They hold no lock of the interpreter's while they run, so HTTP goes on beside them. The first call of a process compiles
-(seconds) or reads what an earlier one compiled and numba kept beside Python's own compiled files, or in
-NUMBA_CACHE_DIR; where it can write nowhere, every process compiles. Their slow twins are in tests/test_retrieval.py.
+They take microseconds, less than to let go of the interpreter's lock and wait for it again. The first import compiles
+them (seconds), later ones read what numba kept beside Python's own compiled files or in NUMBA_CACHE_DIR; where it can
+write nowhere, every process compiles. Their slow twins are in tests/test_retrieval.py.
 
 Shapes as in retrieval.py.
 """
@@ -30,9 +30,9 @@ def _compiled(*arguments: Any, fastmath: frozenset[str] = frozenset()) -> Callab
 
     def compile_one(function: Callable[..., Any]) -> Any:
         try:
-            return njit([arguments], nogil=True, cache=True, fastmath=set(fastmath))(function)
+            return njit([arguments], cache=True, fastmath=set(fastmath))(function)
         except RuntimeError:  # no folder that can be written
-            return njit([arguments], nogil=True, fastmath=set(fastmath))(function)
+            return njit([arguments], fastmath=set(fastmath))(function)
 
     return compile_one
 

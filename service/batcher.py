@@ -1,7 +1,7 @@
 """Admission and batching without a timer: a batch is whatever queued while the last one was searched.
 
-A lone request waits for nothing; under load batches fill by themselves. The queue is bounded: full means refused.
-Who would probably be answered too late is searched with a narrower beam, by measured pace.
+A lone request waits for nothing, not even a thread; under load batches fill by themselves. The queue is bounded: full
+means refused. Who would probably be answered too late is searched with a narrower beam, by measured pace.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from index_store.retrieval import Answer, Query
 from service.errors import DeadlineExceeded, Overloaded
 from service.metrics import Metrics
 from service.retriever import Retriever
+
+#: A lone search that takes no longer is done at once: to wake a thread and be woken by it may take as long.
+AT_ONCE_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,13 @@ class Batcher:
             entry.query if entry.query.beam == batch.beam else replace(entry.query, beam=batch.beam, widen=False)
             for entry in batch.entries
         ]
+        alone = len(queries) == 1 and not self._queue and not retriever.remote
         started = time.monotonic()
         try:
-            found = await asyncio.get_running_loop().run_in_executor(thread, retriever.answer, queries)
+            if alone and retriever.pace.seconds(1, batch.beam) <= AT_ONCE_SECONDS:
+                found = retriever.answer(queries)
+            else:
+                found = await asyncio.get_running_loop().run_in_executor(thread, retriever.answer, queries)
         except Exception as error:  # noqa: BLE001 -- whatever it is, every waiter is told
             if isinstance(error, IndexStoreError) and len(queries) > 1:
                 # One path list may be at fault, and then only who needs it goes without an answer.

@@ -146,11 +146,14 @@ class Retriever:
 
     def _indices(self, ids: Sequence[ItemId]) -> NDArray[np.int64]:
         """The indices of the known ones among `ids`, in their order. "7" and 7 name the same item."""
+        if not ids:
+            return np.empty(0, np.int64)
         if self._strings is not None:
             names = (item if isinstance(item, str) else str(item) for item in ids)
             return np.array([self._strings[name] for name in names if name in self._strings], np.int64)
         assert not isinstance(self._ids, list)
-        wanted = np.array([number for item in ids if (number := _as_integer(item)) is not None], np.int64)
+        numbers = ids if all(isinstance(item, int) for item in ids) else map(_as_integer, ids)
+        wanted = np.array([number for number in numbers if number is not None], np.int64)
         places = np.minimum(np.searchsorted(self._ids, wanted), len(self._ids) - 1)
         known: NDArray[np.int64] = places[self._ids[places] == wanted]
         return known

@@ -33,14 +33,16 @@ class GatedRetriever:
     remote = False
 
     def __init__(self) -> None:
-        self.pace = Pace(0.0, 0.0, 0.0)
+        self.pace = Pace(0.1, 0.0, 0.0)  # s a search: too long to keep others waiting
         self.gate = threading.Event()
         self.started = threading.Event()
+        self.threads: list[int] = []
         self.batches: list[list[int]] = []
         self.beams: list[list[int]] = []
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """One batch."""
+        self.threads.append(threading.get_ident())
         self.batches.append([q.k for q in queries])
         self.beams.append([q.beam for q in queries])
         self.started.set()
@@ -257,5 +259,21 @@ def test_who_is_too_late_for_any_search_costs_none() -> None:
         gated.gate.set()
         await first
         assert gated.batches == [[1]]
+
+    with_batcher(test)
+
+
+def test_a_lone_short_search_wakes_no_thread() -> None:
+    """It is done where the request is; a long one, or one with company, is not."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        gated.gate.set()
+        gated.pace = Pace(0.001, 0.0, 0.0)
+        await submit(batcher, gated, query(1))
+        await submit(batcher, gated, query(2), query(3))
+        gated.pace = Pace(0.1, 0.0, 0.0)
+        await submit(batcher, gated, query(4))
+        here = threading.get_ident()
+        assert [thread == here for thread in gated.threads] == [True, False, False]
 
     with_batcher(test)

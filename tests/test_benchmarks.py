@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.benchmarks import bench_retrieval, bench_scaling, bench_training
+from tests.benchmarks import bench_retrieval, bench_scaling, bench_service, bench_training
 from tests.benchmarks.measure import take_turns
 
 
@@ -58,3 +58,13 @@ def test_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(figures["per_second"]) == {"encoder_steps", "path_steps", "scoring", "descended_items"}
     assert min(figures["per_second"].values()) > 0
     assert set(figures["published"]) == {"fit_seconds", "version_seconds", "publish_seconds"}
+
+
+def test_service(capsys: pytest.CaptureFixture[str]) -> None:
+    """All five services answer, at their peak and at half of it."""
+    bench_service.print_figures(bench_service.bench(3000, 0.3, 1))
+
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(figures["peak_per_second"]) == {"empty", "hnsw", "folder", "redis_resident", "redis_remote"}
+    assert min(figures["peak_per_second"].values()) > 0
+    assert all(0 < one["p50_ms"] <= one["p99_ms"] for one in figures["at_half_of_peak"].values())

@@ -17,6 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from index_store.retrieval import Answer, Query, fetch, pad_histories, rerank, search
+from index_store.version import Version
 from service.retriever import Retriever
 from tests.benchmarks.catalogue import CONFIG, Catalogue, make_catalogue
 from tests.benchmarks.measure import floor_rates, report, take_turns
@@ -38,7 +39,11 @@ def bench(items: int, users: int, rounds: int) -> dict[str, Any]:
     """The figures. users: different requests; each is made `rounds` times by each contender."""
     catalogue = make_catalogue(items, min(CONFIG.resolve_width(items) ** 3, 2 * items // 3), users * (rounds + 1))
     retriever = Retriever(catalogue.version)
-    encode = encoder_of(catalogue)
+    encoder = encoder_of(catalogue.version)
+
+    def encode(number: int) -> NDArray[np.float32]:
+        return encoder(catalogue.requests.histories[number])
+
     ours = our_queries(catalogue)
     vectors = catalogue.version.index.item_vectors.astype(np.float32)
     rivals = build_rivals(vectors, catalogue.version.index.item_bias)
@@ -135,20 +140,20 @@ def split_steps(timed: dict[str, float]) -> dict[str, float]:
     }
 
 
-def encoder_of(catalogue: Catalogue) -> Callable[[int], NDArray[np.float32]]:
-    """The encoder alone, cut out of the version's network: request number to user vector (1, E)."""
-    index, requests = catalogue.version.index, catalogue.requests
-    whole = onnx.load_from_string(bytes(catalogue.version.parts["model.onnx"]))
+def encoder_of(version: Version) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
+    """The encoder alone, cut out of the version's network: a history to a user vector (1, E)."""
+    vectors = version.index.item_vectors
+    whole = onnx.load_from_string(bytes(version.parts["model.onnx"]))
     inputs = [value.name for value in whole.graph.input if value.name in {"history", "length"}]
     part = onnx.utils.Extractor(whole).extract_model(inputs, ["user"])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
-    def encode(number: int) -> NDArray[np.float32]:
-        history = requests.histories[number]
-        vectors = index.item_vectors[history[None]]
-        user: NDArray[np.float32] = session.run(["user"], {"history": vectors, "length": np.array([len(history)])})[0]
+    def encode(history: NDArray[np.int64]) -> NDArray[np.float32]:
+        padded = pad_histories([history], len(history))
+        found = np.where(padded[..., None] < 0, np.float16(0), vectors[padded])
+        user: NDArray[np.float32] = session.run(["user"], {"history": found, "length": np.array([len(history)])})[0]
         return user
 
     return encode

@@ -1,0 +1,130 @@
+"""A client that asks as fast as a server answers, or at a fixed rate: bytes over sockets, so that it costs little.
+
+Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import uvloop
+
+WARM_UP = 1.0  # seconds of answers that are not counted, or as long as those that are where that is less
+
+
+class Connection(asyncio.Protocol):
+    """One connection that has at most one request under way."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._answer: asyncio.Future[bool] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head = self._buffer.find(b"\r\n\r\n")
+        if head < 0:
+            return
+        start = self._buffer.lower().index(b"content-length:") + len(b"content-length:")
+        length = int(self._buffer[start : self._buffer.index(b"\r\n", start)])
+        if len(self._buffer) < head + 4 + length:
+            return
+        fine = self._buffer.startswith(b"HTTP/1.1 200")
+        self._buffer.clear()
+        assert self._answer is not None, "an answer nobody asked for"
+        if not self._answer.done():
+            self._answer.set_result(fine)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(error or ConnectionError("the server closed the connection"))
+
+    async def ask(self, request: bytes) -> bool:
+        """Whether it was answered 200."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)  # type: ignore[attr-defined]
+        return await self._answer
+
+
+async def closed_loop(connections: list[Connection], requests: list[bytes], seconds: float) -> dict[str, float]:
+    """Answers a second when each connection asks again as soon as it is answered."""
+    begin = time.perf_counter() + min(WARM_UP, seconds)
+    end = begin + seconds
+    answered = failed = 0
+
+    async def keep_asking(connection: Connection, number: int) -> None:
+        nonlocal answered, failed
+        while time.perf_counter() < end:
+            fine = await connection.ask(requests[number % len(requests)])
+            number += len(connections)
+            if time.perf_counter() >= begin:
+                answered += fine
+                failed += not fine
+
+    await asyncio.gather(*(keep_asking(connection, i) for i, connection in enumerate(connections)))
+    return {"per_second": answered / seconds, "failed": failed}
+
+
+async def open_loop(
+    connections: list[Connection], requests: list[bytes], seconds: float, rate: float
+) -> dict[str, float]:
+    """Milliseconds from when a request was due, also while it waited for a free connection of these."""
+    free, waiting = deque(connections), asyncio.Semaphore(len(connections))
+    took: list[float] = []
+    failed = 0
+    start = time.perf_counter()
+    counted = start + min(WARM_UP, seconds)
+
+    async def ask(number: int, due: float) -> None:
+        nonlocal failed
+        async with waiting:
+            connection = free.popleft()
+            fine = await connection.ask(requests[number % len(requests)])
+            free.append(connection)
+        failed += not fine
+        if due >= counted:
+            took.append(1000 * (time.perf_counter() - due))
+
+    tasks = []
+    for number in range(int(rate * (counted - start + seconds))):
+        due = start + number / rate
+        if (wait := due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        tasks.append(asyncio.ensure_future(ask(number, due)))
+    await asyncio.gather(*tasks)
+    p50, p99 = np.percentile(took, [50, 99]).tolist()
+    return {"p50_ms": p50, "p99_ms": p99, "failed": failed}
+
+
+async def main(options: argparse.Namespace) -> dict[str, float]:
+    """The figures of one run."""
+    requests = [_request(json.dumps(body).encode()) for body in json.loads(options.bodies.read_text())]
+    loop = asyncio.get_running_loop()
+    port, count = options.port, options.connections
+    connections = [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(count)]
+    if options.rate:
+        return await open_loop(connections, requests, options.seconds, options.rate)
+    return await closed_loop(connections, requests, options.seconds)
+
+
+def _request(body: bytes) -> bytes:
+    head = ("POST /v1/retrieve HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}")
+    return "\r\n".join((*head, "", "")).encode() + body
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("port", type=int)
+    parser.add_argument("bodies", type=Path, help="a JSON list of requests")
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--connections", type=int, required=True)
+    parser.add_argument("--rate", type=float, default=0, help="requests a second; else as fast as they are answered")
+    print(json.dumps(uvloop.run(main(parser.parse_args()))))

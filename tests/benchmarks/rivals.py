@@ -1,0 +1,75 @@
+"""The services that ours is compared with: one that does nothing, and what a team would write instead.
+
+Both take and give the very bodies of ours. DR_STORE: a folder with a current version; RIVAL_GRAPH: an HNSW index.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import Any
+
+import faiss
+import numpy as np
+import orjson
+from fastapi import FastAPI, Response
+
+from index_store.store import open_store
+from service.api import RetrieveRequest, RetrieveResponse
+from tests.benchmarks.bench_retrieval import encoder_of
+
+
+def empty() -> FastAPI:
+    """Checks the request, answers the same bytes whatever it says."""
+    app = FastAPI()
+    candidates = [
+        {"item_id": 10_000 + i, "score": 1.25 - i / 1000, "path_log_prob": -4.125 - i / 1000} for i in range(200)
+    ]
+    content = orjson.dumps(_answer(candidates, "v1-000000000000"))
+
+    @app.post("/v1/retrieve", response_model=RetrieveResponse)
+    async def retrieve(body: RetrieveRequest) -> Response:
+        return Response(content, media_type="application/json")
+
+    return app
+
+
+def hnsw() -> FastAPI:
+    """The same encoder, then faiss's HNSW over the same vectors, whose scores rank as the logits do."""
+    faiss.omp_set_num_threads(1)
+    store = open_store(os.environ["DR_STORE"])
+    name = store.current()
+    assert name is not None
+    version = store.load(name)
+    encode, vectors = encoder_of(version), version.index.item_vectors
+    graph: Any = faiss.read_index(os.environ["RIVAL_GRAPH"])
+    graph.hnsw.efSearch = version.manifest.k + version.manifest.history
+    app = FastAPI()
+
+    @app.post("/v1/retrieve", response_model=RetrieveResponse)
+    async def retrieve(body: RetrieveRequest) -> Response:
+        history = np.array(body.history, np.int64)[-version.manifest.history :]
+        k = body.k or version.manifest.k
+        place = np.zeros((1, vectors.shape[1] + 2), np.float32)
+        place[:, :-2] = encode(history)
+        place[:, -2] = 1
+        scores, items = graph.search(place, k + len(history))
+        keep = np.isin(items[0], history, invert=True).nonzero()[0][:k]
+        candidates = [
+            {"item_id": item, "score": score, "path_log_prob": 0.0}
+            for item, score in zip(items[0, keep].tolist(), scores[0, keep].tolist(), strict=True)
+        ]
+        return Response(orjson.dumps(_answer(candidates, version.manifest.version)), media_type="application/json")
+
+    return app
+
+
+def _answer(candidates: list[dict[str, Any]], version: str) -> dict[str, Any]:
+    return {
+        "version": version,
+        "request_id": uuid.uuid4().hex,
+        "took_ms": 1.234,
+        "candidates": candidates,
+        "coverage": {"paths": 50, "items": 210, "unknown_history": 0},
+        "degraded": {"short": False, "narrowed": False},
+    }
