@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.benchmarks import bench_retrieval, bench_scaling, bench_service, bench_training
+from tests.benchmarks import bench_gpu, bench_retrieval, bench_scaling, bench_service, bench_training
 from tests.benchmarks.measure import take_turns
 
 
@@ -68,3 +68,15 @@ def test_service(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(figures["peak_per_second"]) == {"empty", "hnsw", "folder", "redis_resident", "redis_remote"}
     assert min(figures["peak_per_second"].values()) > 0
     assert all(0 < one["p50_ms"] <= one["p99_ms"] for one in figures["at_half_of_peak"].values())
+
+
+def test_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is none it says so; the measurement runs with the processor in its place."""
+    monkeypatch.setattr("sys.argv", ["bench_gpu"])
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    bench_gpu.main()
+    assert "no GPU here" in capsys.readouterr().out
+
+    figures = bench_gpu.bench(3000, (1, 4), dict.fromkeys(("gpu", "cpu"), "CPUExecutionProvider"))
+    bench_gpu.print_figures(figures)
+    assert [row["batch"] for row in figures["batches"]] == [1, 4]

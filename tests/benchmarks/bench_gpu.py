@@ -1,0 +1,77 @@
+"""The network on a GPU beside this machine's processor, for batches of 1 to 4096 requests. Says so where there is none.
+
+python -m tests.benchmarks.bench_gpu [--items 1500000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from index_store.retrieval import Beams, pad_histories, search
+from tests.benchmarks.catalogue import CONFIG, Catalogue, make_catalogue
+from tests.benchmarks.measure import report, take_turns
+
+BATCHES = (1, 8, 64, 512, 4096)
+ROUNDS = 5
+CALLS = 4  # of each batch a round
+PROVIDERS = {"gpu": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=1_500_000, help="V; default 1.5 million")
+    items = parser.parse_args().items
+    there = PROVIDERS["gpu"] in onnxruntime.get_available_providers()
+    print_figures(bench(items, BATCHES) if there else {"batches": []})
+
+
+def bench(items: int, batches: tuple[int, ...], providers: dict[str, str] = PROVIDERS) -> dict[str, Any]:
+    """The figures, a row a batch size: milliseconds of a batch by each provider."""
+    catalogue = make_catalogue(items, min(CONFIG.resolve_width(items) ** 3, 2 * items // 3), max(batches))
+    sessions = {name: _open(catalogue, provider) for name, provider in providers.items()}
+    rows = []
+    for batch in batches:
+        contenders = {name: _searching(catalogue, session, batch) for name, session in sessions.items()}
+        timed = take_turns(contenders, CALLS, ROUNDS)
+        milliseconds = {name: one["p50_ms"] for name, one in timed.items()}
+        rows.append(
+            {"batch": batch, "ms": milliseconds, "times_faster": milliseconds["cpu"] / min(milliseconds.values())}
+        )
+    return {"items": items, "batches": rows}
+
+
+def _open(catalogue: Catalogue, provider: str) -> onnxruntime.InferenceSession:
+    wanted = [provider]
+    if provider == PROVIDERS["gpu"]:
+        onnxruntime.preload_dlls()  # CUDA's libraries where pip put them
+        wanted.append(PROVIDERS["cpu"])
+    return onnxruntime.InferenceSession(bytes(catalogue.version.parts["model.onnx"]), providers=wanted)
+
+
+def _searching(catalogue: Catalogue, session: onnxruntime.InferenceSession, batch: int) -> Callable[[int], Beams]:
+    histories = pad_histories(catalogue.requests.histories[:batch], CONFIG.history)
+    nothing = np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32)
+    one = functools.partial(search, session, catalogue.version.index, histories, *nothing, int(CONFIG.beam))
+    return lambda _number: one()
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """A table, then the JSON."""
+    lines = ["no GPU here: onnxruntime has no CUDA provider; the service-gpu image brings the one that has"]
+    if figures["batches"]:
+        lines = [f"{'batch':>6}{'gpu ms':>10}{'cpu ms':>10}{'gpu is':>16}{'requests/s':>13}"]
+        for row in figures["batches"]:
+            gpu, cpu, rate = row["ms"]["gpu"], row["ms"]["cpu"], 1000 * row["batch"] / row["ms"]["gpu"]
+            lines.append(f"{row['batch']:>6}{gpu:>10.2f}{cpu:>10.2f}{row['times_faster']:>9.1f}x faster{rate:>13,.0f}")
+    report("gpu", lines, figures)
+
+
+if __name__ == "__main__":
+    main()
