@@ -73,6 +73,8 @@ def replay(session: Any, index: Index, reranker: Reranker, golden: Any, name: st
 
 def _answers(session: Any, index: Index, reranker: Reranker, queries: Any) -> list[dict[str, Any]]:
     histories = [np.array(history, np.int64) for history in queries["histories"]]
+    if any(len(history) and not 0 <= history.min() <= history.max() < len(index.item_bias) for history in histories):
+        raise IndexError
     beams = search(
         session,
         index,

@@ -1,7 +1,7 @@
 """How a version is spread over the keys of a key-value server.
 
     {ns}:current                    the current version's name
-    {ns}:previous:{{ns}:current}    the one before; the tag in braces keeps the two on one node, to move together
+    {ns}:previous:{{ns}:current}    the one before; the tag in braces keeps them on one node, to move together
     {ns}:mover:{{ns}:current}       who moved them last, 32 hexadecimal digits drawn for each move
     {ns}:versions                   set: the versions that are whole
     {ns}:publishing:{{ns}:versions} set: those being published

@@ -1,6 +1,6 @@
 """The few keys of a store that change: the list of versions, `current`, and who uses what.
 
-Each change is one transaction on one key (or two on one node), so any number of publishers, deleters and replicas may
+Each change is one transaction on one key (or a few on one node), so any number of publishers, deleters and replicas may
 be at it, and any of them may die.
 """
 

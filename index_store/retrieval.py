@@ -208,7 +208,7 @@ def search(
         or beams.paths.ndim != 2
         or len(beams.paths) != len(histories)
         or beams.log_probs.shape != beams.paths.shape
-        or not beams.user.dtype == beams.log_probs.dtype == np.float32
+        or [one.dtype.name for one in (beams.user, beams.paths, beams.log_probs)] != ["float32", "int32", "float32"]
     ):
         raise VersionDamaged("model.onnx answers in other shapes or types than a version's; publish again")
     if beams.paths.size and (beams.paths.min() < -1 or beams.paths.max() >= len(index.path_ids)):

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from index_store.errors import IndexStoreError, StoreUnavailable
+from index_store.index import MAX_READS
 from index_store.retrieval import Answer, Query
 from service.errors import DeadlineExceeded, Overloaded
 from service.metrics import Metrics
@@ -20,6 +21,8 @@ from service.retriever import Retriever
 
 #: A lone search that takes no longer is done at once: to wake a thread and be woken by it may take as long.
 AT_ONCE_SECONDS = 0.002
+#: Where a query reads no more items, its time is that of its paths; others are neither done at once nor learned from.
+LIGHT_READS = 5000
 
 
 @dataclass(frozen=True)
@@ -29,22 +32,36 @@ class _Entry:
     deadline: float  # of time.monotonic
     result: asyncio.Future[Answer]
 
-    def beam(self, company: int) -> int:
-        """The width that it is searched with among so many, 0 when it is too late for any."""
-        left = self.deadline - time.monotonic()
-        return self.retriever.pace.affordable(company, self.query.beam, left) if left > 0 else 0
+    @property
+    def left(self) -> float:
+        """Seconds until its deadline; none if nobody waits for it any more."""
+        return 0.0 if self.result.done() else self.deadline - time.monotonic()
 
+    @property
+    def reads(self) -> int:
+        """Items that it reads at most."""
+        return self.query.beam * self.query.per_path
 
-@dataclass(frozen=True)
-class _Batch:
-    """Entries that are searched together: of one version, one beam width, one score."""
+    def fits(self, other: _Entry) -> bool:
+        """Whether the two can be searched together: one version, one beam width, one score."""
+        return (
+            self.retriever is other.retriever
+            and self.query.beam == other.query.beam
+            and self.query.rerank == other.query.rerank
+        )
 
-    entries: list[_Entry]
-    beam: int
-
-    def fits(self, entry: _Entry, beam: int) -> bool:
-        first = self.entries[0]
-        return entry.retriever is first.retriever and beam == self.beam and entry.query.rerank == first.query.rerank
+    def in_time(self, company: int) -> Query:
+        """The query among so many: with a narrower beam, or without widening it, where there is no time for more."""
+        pace, query = self.retriever.pace, self.query
+        beam = pace.affordable(company, query.beam, self.left)
+        if beam < query.beam:
+            return replace(query, beam=beam, widen=False)
+        # All that widening may search is less than twice the widest beam, and few queries need it.
+        widest = 2 * self.retriever.manifest.max_beam
+        afterwards = self.left - pace.seconds(company, beam)
+        if query.widen and pace.affordable(1, widest, afterwards) < widest:
+            return replace(query, widen=False)
+        return query
 
 
 class Batcher:
@@ -88,58 +105,63 @@ class Batcher:
         with ThreadPoolExecutor(1, "search") as thread:
             while True:
                 await self._arrived.wait()
-                if batch := self._take():
-                    self._metrics.batch_size.observe(len(batch.entries))
-                    await self._search(batch, thread)
-                    del batch  # or an idle process would keep an old version alive
+                entries, queries = self._take()
+                if entries:
+                    self._metrics.batch_size.observe(len(entries))
+                    await self._search(entries, queries, thread)
                 else:
                     self._arrived.clear()
+                del entries  # or an idle process would keep an old version alive
 
-    async def _search(self, batch: _Batch, thread: ThreadPoolExecutor) -> None:
+    async def _search(self, entries: list[_Entry], queries: list[Query], thread: ThreadPoolExecutor) -> None:
         """Answer every entry, or tell it what went wrong."""
-        retriever = batch.entries[0].retriever
-        queries = [
-            entry.query if entry.query.beam == batch.beam else replace(entry.query, beam=batch.beam, widen=False)
-            for entry in batch.entries
-        ]
+        retriever, beam = entries[0].retriever, queries[0].beam
+        light = max(entry.reads for entry in entries) <= LIGHT_READS
         alone = len(queries) == 1 and not self._queue and not retriever.remote
+        found: list[Answer] = []
         started = time.monotonic()
         try:
-            if alone and retriever.pace.seconds(1, batch.beam) <= AT_ONCE_SECONDS:
-                found = retriever.answer(queries)
-            else:
+            if alone and light and retriever.pace.seconds(1, beam) <= AT_ONCE_SECONDS:
+                found = retriever.answer([replace(queries[0], widen=False)])
+                retriever.pace.learn(1, beam, time.monotonic() - started)
+            if not found or (queries[0].widen and len(found[0].items) < queries[0].k):
+                started = time.monotonic()
                 found = await asyncio.get_running_loop().run_in_executor(thread, retriever.answer, queries)
+                if light and all(answer.paths <= beam for answer in found):  # none was widened
+                    retriever.pace.learn(len(queries), beam, time.monotonic() - started)
         except Exception as error:  # noqa: BLE001 -- whatever it is, every waiter is told
             if isinstance(error, IndexStoreError) and len(queries) > 1:
                 # One path list may be at fault, and then only who needs it goes without an answer.
-                for entry in batch.entries:
-                    await self._search(_Batch([entry], batch.beam), thread)
+                for entry, query in zip(entries, queries, strict=True):
+                    await self._search([entry], [query], thread)
                 return
             if isinstance(error, IndexStoreError):
                 self._metrics.store_faults.inc()
-            for entry in batch.entries:
+            for entry in entries:
                 if not entry.result.done():
                     entry.result.set_exception(error)
         else:
-            retriever.pace.learn(len(queries), batch.beam, time.monotonic() - started)
-            for entry, answer in zip(batch.entries, found, strict=True):
+            for entry, answer in zip(entries, found, strict=True):
                 if not entry.result.done():
-                    entry.result.set_result(answer._replace(narrowed=entry.query.beam > batch.beam))
+                    entry.result.set_result(answer._replace(narrowed=beam < entry.query.beam))
 
-    def _take(self) -> _Batch | None:
-        """The oldest entry and those behind it that fit; entries nobody waits for, or in vain, are dropped."""
-        batch: _Batch | None = None
-        kept: deque[_Entry] = deque()
-        company = min(len(self._queue), self._max_batch)
-        while self._queue and (batch is None or len(batch.entries) < self._max_batch):
-            entry = self._queue.popleft()
-            if entry.result.done() or not (beam := entry.beam(company)):
+    def _take(self) -> tuple[list[_Entry], list[Query]]:
+        """The oldest entry and those behind it that fit, and how they are searched; who is too late leaves the queue.
+
+        No more than may read MAX_READS together, but for one that may alone: nothing else runs meanwhile.
+        """
+        self._queue = deque(entry for entry in self._queue if entry.left > 0)
+        alike: list[_Entry] = []
+        reads = 0
+        for entry in self._queue:
+            if alike and not entry.fits(alike[0]):
                 continue
-            if batch is None:
-                batch = _Batch([entry], beam)
-            elif batch.fits(entry, beam):
-                batch.entries.append(entry)
-            else:
-                kept.append(entry)
-        self._queue.extendleft(reversed(kept))
-        return batch
+            reads += entry.reads
+            if len(alike) == self._max_batch or (alike and reads > MAX_READS):
+                break
+            alike.append(entry)
+        planned = [entry.in_time(len(alike)) for entry in alike]
+        taken = [(entry, query) for entry, query in zip(alike, planned, strict=True) if query.beam == planned[0].beam]
+        searched = {id(entry) for entry, _ in taken}
+        self._queue = deque(entry for entry in self._queue if id(entry) not in searched)
+        return [entry for entry, _ in taken], [query for _, query in taken]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.assignment import Occupancy, PathAssigner
+from trainer.assignment import Occupancy, PathAssigner, _marginal
 
 
 def assigner_with(scores: dict[tuple[int, int], float], items: int, count: int, clicks: int = 1) -> PathAssigner:
@@ -206,6 +206,11 @@ def test_what_the_ids_are_does_not_matter(seed: int) -> None:
         found.append(assigner.descend(0.1, 3))
 
     assert (found[1] == 10**15 * found[0]).all()
+
+
+def test_the_penalty_of_a_very_crowded_path_is_a_number() -> None:
+    """((c + 1)^4 - c^4) / 4 is about c^3: 10^15 at 100,000 items, whose fourth power no int64 holds."""
+    assert _marginal(np.int32(100_000)) == pytest.approx(100_000**3, rel=1e-4)
 
 
 def test_without_any_click_nothing_moves() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 
 from index_store.errors import StoreUnavailable
 from index_store.retrieval import Answer, Query
-from service.batcher import Batcher
+from service.batcher import Batcher, _Entry
 from service.errors import DeadlineExceeded, Overloaded
 from service.metrics import Metrics
 from service.pace import Pace
@@ -31,6 +34,7 @@ class GatedRetriever:
     """Answers query k with k; each batch waits for the gate."""
 
     remote = False
+    manifest = SimpleNamespace(max_beam=256)
 
     def __init__(self) -> None:
         self.pace = Pace(0.1, 0.0, 0.0)  # s a search: too long to keep others waiting
@@ -39,12 +43,14 @@ class GatedRetriever:
         self.threads: list[int] = []
         self.batches: list[list[int]] = []
         self.beams: list[list[int]] = []
+        self.widen: list[list[bool]] = []
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """One batch."""
         self.threads.append(threading.get_ident())
         self.batches.append([q.k for q in queries])
         self.beams.append([q.beam for q in queries])
+        self.widen.append([q.widen for q in queries])
         self.started.set()
         assert self.gate.wait(LONG)
         if any(q.k == 13 for q in queries):
@@ -231,7 +237,7 @@ def test_a_remote_version_that_takes_too_long_is_unavailable() -> None:
 
 
 def test_who_would_be_late_is_searched_narrower() -> None:
-    """A second a path: of 60 s left, 80 % allow 32 of 64 paths. Who has time is searched as asked, in another batch."""
+    """A second a path, two queries: of 120 s, 80 % allow 48 paths each, so 32 of 64. Another has time."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         gated.pace = Pace(0.0, 0.0, 1.0)
@@ -247,20 +253,48 @@ def test_who_would_be_late_is_searched_narrower() -> None:
     with_batcher(test)
 
 
-def test_who_is_too_late_for_any_search_costs_none() -> None:
-    """It is left out of the batch, and told 504 by its own clock."""
+def test_who_has_no_time_for_widening_is_not_widened() -> None:
+    """A second a path, of a beam of 4: twice the widest of 256 would take 512 s."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
-        first = submit(batcher, gated, query(1))
-        await until(gated.started.is_set)
-        late = submit(batcher, gated, query(2), timeout=1e-9)
-        with pytest.raises(DeadlineExceeded):
-            await late
+        gated.pace = Pace(0.0, 0.0, 1.0)
         gated.gate.set()
-        await first
-        assert gated.batches == [[1]]
+        for seconds, widened in ((500.0, False), (1000.0, True)):
+            await submit(batcher, gated, query(1, beam=4), timeout=seconds)
+            assert gated.widen[-1] == [widened]
 
     with_batcher(test)
+
+
+def test_who_is_too_late_leaves_the_queue() -> None:
+    """Though nobody has told it yet; who came after it is searched."""
+
+    async def test() -> None:
+        batcher, gated = Batcher(10, 10, Metrics()), cast("Retriever", GatedRetriever())
+        late, other = (
+            _Entry(gated, query(k), time.monotonic() + left, asyncio.get_running_loop().create_future())
+            for k, left in ((1, 0.0), (2, LONG))
+        )
+        batcher._queue.extend([late, other])
+
+        assert batcher._take() == ([other], [other.query])
+        assert not batcher._queue
+
+    asyncio.run(test())
+
+
+def test_what_is_read_together_is_bounded() -> None:
+    """Three queries of 20,000 items: two of them fit in 50,000. One of more goes alone."""
+
+    async def test() -> None:
+        batcher, gated = Batcher(10, 10, Metrics()), cast("Retriever", GatedRetriever())
+        for per_path in (4000, 4000, 4000, 12_000):
+            future = asyncio.get_running_loop().create_future()
+            batcher._queue.append(_Entry(gated, replace(query(1), per_path=per_path), time.monotonic() + LONG, future))
+
+        assert [len(batcher._take()[0]) for _ in range(4)] == [2, 1, 1, 0]
+
+    asyncio.run(test())
 
 
 def test_a_lone_short_search_wakes_no_thread() -> None:

@@ -152,6 +152,22 @@ def test_a_reranker_with_nan_is_refused() -> None:
         Reranker.from_json(document)
 
 
+@pytest.mark.parametrize(
+    "paths", [np.array([[np.nan, 9.0]]), np.array([[0, 9]], np.int32), np.array([[0, 1]]), np.zeros((1, 3), np.int32)]
+)
+def test_what_no_version_answers_is_refused(paths: Any) -> None:
+    """Rows that are no whole numbers, that the index has not, of another type, more than their log-probabilities."""
+    index, _ = random_index(np.random.default_rng(0), 4)
+
+    class Session:
+        def run(self, *_: Any) -> list[Any]:
+            return [np.zeros((1, SIZE), np.float32), paths, np.zeros((1, 2), np.float32)]
+
+    nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
+    with pytest.raises(VersionDamaged):
+        search(Session(), index, np.array([[0, 1]]), *nothing, 2)
+
+
 def test_a_widened_request_has_read_all_it_read(planted: Planted) -> None:
     """Searched with one path, then two, then four: the items of all three searches are counted."""
     version, k = planted.version, 8

@@ -1,7 +1,7 @@
 """PathAssigner: the M-step. observe() streams scores s[v, c], reassign() is the penalised coordinate descent.
 
-A path id is an opaque int64 here. Memory: 16 (S + J) + 8 J bytes an item; time: a pass over the observations, and
-V J S T gains for a reassignment, both compiled.
+A path id is an opaque int64 here. Memory: 18 (S + J) + 8 J bytes an item, twice that where ids are large; time: a pass
+over the observations, and for a reassignment at most V J S T gains, both compiled.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def _place(values, wanted):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _marginal(load):  # type: ignore[no-untyped-def]
     """f(|c| + 1) - f(|c|) of f(c) = c^4 / 4."""
-    return ((load + 1.0) ** 4 - load**4) / 4
+    return ((load + 1.0) ** 4 - float(load) ** 4) / 4  # of whole numbers, powers would overflow
 
 
 @njit(cache=True)

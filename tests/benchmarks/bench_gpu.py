@@ -1,5 +1,7 @@
 """The network on a GPU beside this machine's processor, for batches of 1 to 4096 requests. Says so where there is none.
 
+The processor uses all its cores, where the service takes one a search.
+
 python -m tests.benchmarks.bench_gpu [--items 1500000]
 """
 
@@ -52,7 +54,10 @@ def _open(catalogue: Catalogue, provider: str) -> onnxruntime.InferenceSession:
     if provider == PROVIDERS["gpu"]:
         onnxruntime.preload_dlls()  # CUDA's libraries where pip put them
         wanted.append(PROVIDERS["cpu"])
-    return onnxruntime.InferenceSession(bytes(catalogue.version.parts["model.onnx"]), providers=wanted)
+    session = onnxruntime.InferenceSession(bytes(catalogue.version.parts["model.onnx"]), providers=wanted)
+    if session.get_providers()[0] != provider:
+        raise RuntimeError(f"{provider} is installed and cannot be used; see onnxruntime's warning")
+    return session
 
 
 def _searching(catalogue: Catalogue, session: onnxruntime.InferenceSession, batch: int) -> Callable[[int], Beams]:

@@ -152,7 +152,8 @@ def encoder_of(version: Version) -> Callable[[NDArray[np.int64]], NDArray[np.flo
 
     def encode(history: NDArray[np.int64]) -> NDArray[np.float32]:
         padded = pad_histories([history], len(history))
-        found = np.where(padded[..., None] < 0, np.float16(0), vectors[padded])
+        found = vectors.take(padded, axis=0, mode="wrap")
+        found[padded < 0] = 0
         user: NDArray[np.float32] = session.run(["user"], {"history": found, "length": np.array([len(history)])})[0]
         return user
 

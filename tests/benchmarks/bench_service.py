@@ -1,7 +1,7 @@
 """One worker over HTTP, beside an endpoint that does nothing and a service of the same encoder and faiss's HNSW.
 
-The server has one core, the client another. Peak: 32 connections that ask again as soon as they are answered. Latency:
-at half of a service's own peak, from when a request was due, so that waiting counts.
+The server has one core, the client another, and Redis what they leave. Peak: 32 connections that ask again as soon as
+they are answered. Latency: at half of a service's own peak, from when a request was due, so that waiting counts.
 
 python -m tests.benchmarks.bench_service [--items 100000] [--seconds 5]
 """
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from trainer.two_tower import build_hnsw
 BIN = Path(sys.executable).parent
 CONNECTIONS = 32
 ROUNDS = 3
+ROOT = Path(__file__).parents[2]
 USERS = 500
 
 
@@ -47,39 +48,60 @@ def main() -> None:
 
 
 def bench(items: int, seconds: float, rounds: int) -> dict[str, Any]:
-    """The figures: medians of rounds in which the services take turns."""
-    services: dict[str, int] = {}
+    """The figures: medians of rounds in which the services take turns, another beginning each time."""
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        catalogue = make_catalogue(items, min(CONFIG.resolve_width(items) ** 3, 2 * items // 3), USERS)
-        redis = stack.enter_context(running(RedisServer(folder / "redis")))
-        for url in (str(folder / "store"), redis.url):
-            store = open_store(url)
-            store.activate(store.publish(catalogue.version))
-        index = catalogue.version.index
-        graph, _ = build_hnsw(index.item_vectors.astype(np.float32), index.item_bias)
-        faiss.write_index(graph, str(folder / "graph"))
-        bodies = folder / "bodies.json"
-        bodies.write_text(json.dumps([{"history": one.tolist()} for one in catalogue.requests.histories]))
-        del catalogue, index, graph
-        ours = {"DR_CACHE": str(folder / "cache"), "DR_TIMEOUT_MS": "10000", "DR_STORE_TIMEOUT_MS": "5000"}
-        local = {"DR_STORE": str(folder / "store"), "RIVAL_GRAPH": str(folder / "graph")}
-        starts: dict[str, tuple[list[str], dict[str, str]]] = {
-            "empty": ([*UVICORN, "tests.benchmarks.rivals:empty"], {}),
-            "hnsw": ([*UVICORN, "tests.benchmarks.rivals:hnsw"], local),
-            "folder": ([str(BIN / "dr-service")], ours | local),
-            "redis_resident": ([str(BIN / "dr-service")], ours | {"DR_STORE": redis.url}),
-            "redis_remote": ([str(BIN / "dr-service")], ours | {"DR_STORE": redis.url, "DR_RESIDENCY": "remote"}),
-        }
-        for name, (command, environment) in starts.items():
-            services[name] = stack.enter_context(_serving(command, environment))
-        peaks: dict[str, list[float]] = {name: [] for name in services}
-        for _ in range(rounds):
-            for name, port in services.items():
-                peaks[name].append(_load(port, bodies, seconds, 0)["per_second"])
-        peak = {name: float(np.median(found)) for name, found in peaks.items()}
-        latency = {name: _load(port, bodies, 2 * seconds, peak[name] / 2) for name, port in services.items()}
-    return {"items": items, "k": CONFIG.k, "peak_per_second": peak, "at_half_of_peak": latency}
+        bodies, services = _start(stack, items)
+        peak = _in_turns(services, rounds, lambda _, port: _load(port, bodies, seconds, 0))
+        latency = _in_turns(
+            services, rounds, lambda name, port: _load(port, bodies, seconds, peak[name]["per_second"] / 2)
+        )
+    return {
+        "items": items,
+        "k": CONFIG.k,
+        "peak_per_second": {name: one["per_second"] for name, one in peak.items()},
+        "at_half_of_peak": latency,
+    }
+
+
+def _in_turns(
+    services: dict[str, int], rounds: int, measure: Callable[[str, int], dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in services}
+    names = list(services)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            found[name].append(measure(name, services[name]))
+    return {
+        name: {what: float(np.median([one[what] for one in measured])) for what in measured[0]}
+        for name, measured in found.items()
+    }
+
+
+def _start(stack: contextlib.ExitStack, items: int) -> tuple[Path, dict[str, int]]:
+    """A file of requests, and the ports of all services."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    catalogue = make_catalogue(items, min(CONFIG.resolve_width(items) ** 3, 2 * items // 3), USERS)
+    redis = stack.enter_context(running(RedisServer(folder / "redis")))
+    for url in (str(folder / "store"), redis.url):
+        store = open_store(url)
+        store.activate(store.publish(catalogue.version))
+    index = catalogue.version.index
+    graph, _ = build_hnsw(index.item_vectors.astype(np.float32), index.item_bias)
+    faiss.write_index(graph, str(folder / "graph"))
+    bodies = folder / "bodies.json"
+    bodies.write_text(json.dumps([{"history": one.tolist()} for one in catalogue.requests.histories]))
+    del catalogue, index, graph
+    ours = {"DR_CACHE": str(folder / "cache"), "DR_TIMEOUT_MS": "10000", "DR_STORE_TIMEOUT_MS": "5000"}
+    local = {"DR_STORE": str(folder / "store"), "RIVAL_GRAPH": str(folder / "graph")}
+    starts: dict[str, tuple[list[str], dict[str, str]]] = {
+        "empty": ([*UVICORN, "tests.benchmarks.rivals:empty"], {}),
+        "hnsw": ([*UVICORN, "tests.benchmarks.rivals:hnsw"], local),
+        "folder": ([str(BIN / "dr-service")], ours | local),
+        "redis_resident": ([str(BIN / "dr-service")], ours | {"DR_STORE": redis.url}),
+        "redis_remote": ([str(BIN / "dr-service")], ours | {"DR_STORE": redis.url, "DR_RESIDENCY": "remote"}),
+    }
+    return bodies, {name: stack.enter_context(_serving(*start)) for name, start in starts.items()}
 
 
 UVICORN = [str(BIN / "uvicorn"), "--factory", "--no-access-log", "--log-level", "warning"]
@@ -94,6 +116,7 @@ def _serving(command: list[str], environment: dict[str, str]) -> Iterator[int]:
         [*_on_core(0), *command, *arguments],
         env=os.environ | environment | {"DR_PORT": str(port), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
+        cwd=ROOT,
     )
     try:
         end = time.monotonic() + 120
@@ -114,8 +137,7 @@ def _load(port: int, bodies: Path, seconds: float, rate: float) -> dict[str, flo
     """What tests.benchmarks.load measures, from the last core."""
     client = [sys.executable, "-m", "tests.benchmarks.load", str(port), str(bodies), "--seconds", str(seconds)]
     client += ["--connections", str(CONNECTIONS), "--rate", str(rate)]
-    folder = Path(__file__).parents[2]
-    done = subprocess.run([*_on_core(-1), *client], check=True, capture_output=True, text=True, cwd=folder)
+    done = subprocess.run([*_on_core(-1), *client], check=True, capture_output=True, text=True, cwd=ROOT)
     figures: dict[str, float] = json.loads(done.stdout)
     if figures["failed"]:
         raise RuntimeError(f"{figures['failed']:.0f} requests failed")

@@ -96,8 +96,8 @@ async def open_loop(
     tasks = []
     for number in range(int(rate * (counted - start + seconds))):
         due = start + number / rate
-        if (wait := due - time.perf_counter()) > 0:
-            await asyncio.sleep(wait)
+        while (wait := due - time.perf_counter()) > 0:  # timers are of whole milliseconds
+            await asyncio.sleep(wait - 0.001 if wait > 0.002 else 0)
         tasks.append(asyncio.ensure_future(ask(number, due)))
     await asyncio.gather(*tasks)
     p50, p99 = np.percentile(took, [50, 99]).tolist()

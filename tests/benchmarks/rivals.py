@@ -22,8 +22,9 @@ from tests.benchmarks.bench_retrieval import encoder_of
 def empty() -> FastAPI:
     """Checks the request, answers the same bytes whatever it says."""
     app = FastAPI()
+    scores = np.random.default_rng(0).random(200, np.float32).tolist()  # as many digits as ours
     candidates = [
-        {"item_id": 10_000 + i, "score": 1.25 - i / 1000, "path_log_prob": -4.125 - i / 1000} for i in range(200)
+        {"item_id": 10_000 + i, "score": 1 + score, "path_log_prob": -score} for i, score in enumerate(scores)
     ]
     content = orjson.dumps(_answer(candidates, "v1-000000000000"))
 
