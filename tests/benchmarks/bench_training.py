@@ -146,7 +146,7 @@ def print_figures(figures: dict[str, Any]) -> None:
     """A table, then the JSON."""
     rated, published = figures["rated"], figures["published"]
     lines = [
-        f"{rated['items']:,} items, {rated['interactions']:,} interactions, default settings but scoring with S = {SCORED}",
+        f"{rated['items']:,} items, {rated['interactions']:,} interactions, settings' defaults, scoring S = {SCORED}",
         f"descent of {rated['descended']:,} items, J = {CONFIG.paths_per_item}, S = {KEPT}, T = {SWEEPS}",
         "",
     ]
