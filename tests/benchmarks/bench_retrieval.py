@@ -220,9 +220,8 @@ def print_figures(figures: dict[str, Any]) -> None:
     lines += [f"{'':16}{'p50 ms':>10}{'p99 ms':>10}{'ours is':>16}{'recall':>8}"]
     for name, one in times.items():
         ratio = figures["times_faster_than"].get(name)
-        lines.append(
-            f"{name:16}{one['p50_ms']:10.3f}{one['p99_ms']:10.3f}" + (f"{ratio:10.1f}x faster" if ratio else "")
-        )
+        line = f"{name:16}{one['p50_ms']:10.3f}{one['p99_ms']:10.3f}"
+        lines.append(line + (f"{ratio:9.1f}x faster{figures['rivals'][name]['recall']:8.3f}" if ratio else ""))
     lines += ["", "of ours: " + ", ".join(f"{name} {took:.3f}" for name, took in figures["steps_ms"].items())]
     lines.append(
         f"floor {floor['ms']:.3f} ms: {floor['operations'] / 1e6:.1f} million operations at "
