@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
-from index_store.version import Manifest, Version, check_name, npy
+from index_store.version import Manifest, Version, _is_finite, check_name, npy
 from tests.planted import facts_of_version, parts_of_version, small_version
 
 
@@ -167,3 +167,13 @@ def test_only_plain_names_are_names(name: str) -> None:
     """A version's name is never a path or a URL."""
     with pytest.raises(InvalidName):
         check_name(name)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 65504, -65504, 6e-8, -0.0])
+def test_only_what_is_finite_is_taken_for_it(value: float, dtype: type) -> None:
+    """The largest and the least of float16 among them, in the last row of many."""
+    array = np.zeros((5000, 3), dtype)
+    array[4999, 2] = value
+
+    assert _is_finite(array) == bool(np.isfinite(value))
