@@ -171,7 +171,7 @@ def test_only_plain_names_are_names(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 65504, -65504, 6e-8, -0.0])
-def test_only_what_is_finite_is_taken_for_it(value: float, dtype: type) -> None:
+def test_only_what_is_finite_is_taken_for_it(value: float, dtype: type[np.floating[Any]]) -> None:
     """The largest and the least of float16 among them, in the last row of many."""
     array = np.zeros((5000, 3), dtype)
     array[4999, 2] = value
