@@ -65,7 +65,7 @@ class _Entry:
 
 
 class Batcher:
-    """Searches a batch at a time, in a thread unless it is one short search. Start `run` as a task; cancel it to stop."""
+    """Searches a batch at a time, in a thread unless it is one short search. `run` is a task; cancel it to stop."""
 
     def __init__(self, max_queue: int, max_batch: int, metrics: Metrics) -> None:
         self._queue: deque[_Entry] = deque()
