@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -38,6 +39,9 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
         # Where a version is current, the first request finds it loaded; but who asks for liveness does not wait for a
         # long load, or for a store that does not answer.
         await asyncio.wait([first_look], timeout=FIRST_LOOK_SECONDS)
+        # What lives as long as the process is not looked through for garbage any more: 150,000 objects, 40 ms a time.
+        gc.collect()
+        gc.freeze()
         try:
             with draining.on_sigterm(settings.drain_seconds):
                 yield {
