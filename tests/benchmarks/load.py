@@ -15,43 +15,9 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
+from tests.http_client import Connection, post
+
 WARM_UP = 1.0  # seconds of answers that are not counted, or as long as those that are where that is less
-
-
-class Connection(asyncio.Protocol):
-    """One connection that has at most one request under way."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._answer: asyncio.Future[bool] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        head = self._buffer.find(b"\r\n\r\n")
-        if head < 0:
-            return
-        start = self._buffer.lower().index(b"content-length:") + len(b"content-length:")
-        length = int(self._buffer[start : self._buffer.index(b"\r\n", start)])
-        if len(self._buffer) < head + 4 + length:
-            return
-        fine = self._buffer.startswith(b"HTTP/1.1 200")
-        self._buffer.clear()
-        assert self._answer is not None, "an answer nobody asked for"
-        if not self._answer.done():
-            self._answer.set_result(fine)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if self._answer and not self._answer.done():
-            self._answer.set_exception(error or ConnectionError("the server closed the connection"))
-
-    async def ask(self, request: bytes) -> bool:
-        """Whether it was answered 200."""
-        self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(request)  # type: ignore[attr-defined]
-        return await self._answer
 
 
 async def closed_loop(connections: list[Connection], requests: list[bytes], seconds: float) -> dict[str, float]:
@@ -63,7 +29,7 @@ async def closed_loop(connections: list[Connection], requests: list[bytes], seco
     async def keep_asking(connection: Connection, number: int) -> None:
         nonlocal answered, failed
         while time.perf_counter() < end:
-            fine = await connection.ask(requests[number % len(requests)])
+            fine = (await connection.ask(requests[number % len(requests)])).status == 200
             number += len(connections)
             if time.perf_counter() >= begin:
                 answered += fine
@@ -87,7 +53,7 @@ async def open_loop(
         nonlocal failed
         async with waiting:
             connection = free.popleft()
-            fine = await connection.ask(requests[number % len(requests)])
+            fine = (await connection.ask(requests[number % len(requests)])).status == 200
             free.append(connection)
         failed += not fine
         if due >= counted:
@@ -106,18 +72,13 @@ async def open_loop(
 
 async def main(options: argparse.Namespace) -> dict[str, float]:
     """The figures of one run."""
-    requests = [_request(json.dumps(body).encode()) for body in json.loads(options.bodies.read_text())]
+    requests = [post("/v1/retrieve", body) for body in json.loads(options.bodies.read_text())]
     loop = asyncio.get_running_loop()
     port, count = options.port, options.connections
     connections = [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(count)]
     if options.rate:
         return await open_loop(connections, requests, options.seconds, options.rate)
     return await closed_loop(connections, requests, options.seconds)
-
-
-def _request(body: bytes) -> bytes:
-    head = ("POST /v1/retrieve HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}")
-    return "\r\n".join((*head, "", "")).encode() + body
 
 
 if __name__ == "__main__":

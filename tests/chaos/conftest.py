@@ -1,0 +1,79 @@
+"""How long the tests here take, and the table of what they showed.
+
+`make test` runs each at about a tenth of its length; `make chaos` runs all of it and writes tests/chaos/REPORT.md.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.benchmarks.measure import machine
+
+FULL = os.environ.get("DR_CHAOS") == "full"
+REPORT = Path(__file__).parent / "REPORT.md"
+
+
+def amount(full: int, short: int | None = None) -> int:
+    """So many rounds: all of them, or a tenth (or `short`) in `make test`."""
+    return full if FULL else short or -(-full // 10)
+
+
+class Goal(Protocol):
+    """Record that a goal was tested: its letter and number, what was asked, what was seen, and whether that will do.
+
+    timing: a busy machine can miss it, so that `make test` only records it.
+    """
+
+    def __call__(self, name: str, asked: str, seen: object, reached: object, *, timing: bool = False) -> None: ...
+
+
+class Goals:
+    """All that was recorded."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, str, str, bool]] = []
+
+    def table(self) -> str:
+        """Markdown."""
+        about = machine()
+        where = f"{about['processor']}, {about['cores']} cores, Python {about['python']}"
+        lines = [
+            "# What was tested under faults, overload and hostile input",
+            "",
+            f"`make chaos` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {where}; all that took part shared the cores.",
+            "",
+            "| Goal | Asked | Seen | |",
+            "|---|---|---|---|",
+        ]
+        for name, asked, seen, reached in sorted(self.rows, key=lambda row: (row[0][0], int(row[0][1:]))):
+            lines.append(f"| {name} | {asked} | {seen} | {'pass' if reached else '**fail**'} |")
+        return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="session")
+def goals() -> Iterator[Goals]:
+    """Written down at the end of a full run."""
+    found = Goals()
+    yield found
+    if FULL:
+        REPORT.write_text(found.table())
+
+
+@pytest.fixture
+def goal(goals: Goals) -> Iterator[Goal]:
+    """See Goal. What was missed fails the test at its end, so that all figures are seen."""
+    missed: list[str] = []
+
+    def record(name: str, asked: str, seen: object, reached: object, *, timing: bool = False) -> None:
+        goals.rows.append((name, asked, str(seen), bool(reached)))
+        if not reached and (FULL or not timing):
+            missed.append(f"{name}: {asked}; seen: {seen}")
+
+    yield record
+    assert not missed, "\n".join(missed)

@@ -1,0 +1,148 @@
+"""A client of bytes over sockets: cheap enough to load a server from one core, and it keeps each answer as it came."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Reply(NamedTuple):
+    """What came back, and how long after it was due."""
+
+    status: int
+    head: bytes
+    body: bytes
+    seconds: float
+
+    def json(self) -> Any:
+        """The body's value."""
+        return json.loads(self.body)
+
+    def header(self, name: str) -> str | None:
+        """The value of the first header of this name."""
+        for line in self.head.split(b"\r\n")[1:]:
+            key, _, value = line.partition(b":")
+            if key.strip().lower() == name.lower().encode():
+                return value.strip().decode("latin-1")
+        return None
+
+
+class Connection(asyncio.Protocol):
+    """One connection that has at most one request under way."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._answer: asyncio.Future[Reply] | None = None
+        self.open = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head = self._buffer.find(b"\r\n\r\n")
+        if head < 0:
+            return
+        start = self._buffer[:head].lower().index(b"content-length:") + len(b"content-length:")
+        length = int(self._buffer[start:].split(b"\r\n", 1)[0])
+        if len(self._buffer) < head + 4 + length:
+            return
+        body = bytes(self._buffer[head + 4 :])
+        reply = Reply(int(self._buffer[9:12]), bytes(self._buffer[:head]), body, 0.0)
+        self._buffer.clear()
+        self.open = self.open and b"connection: close" not in reply.head.lower()
+        assert self._answer is not None, "an answer nobody asked for"
+        if not self._answer.done():
+            self._answer.set_result(reply)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.open = False
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(error or ConnectionResetError("the server closed the connection"))
+
+    async def ask(self, request: bytes) -> Reply:
+        """Its answer. Raises OSError when the connection ends first."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def abort(self) -> None:
+        """Close at once, whatever is under way."""
+        self.open = False
+        self._transport.abort()
+
+
+@dataclass
+class Pool:
+    """Connections to one port, opened as they are needed and used again, the last one first."""
+
+    port: int
+    host: str = "127.0.0.1"
+
+    def __post_init__(self) -> None:
+        self._free: deque[Connection] = deque()
+
+    async def ask(self, request: bytes) -> Reply:
+        """The answer to a whole request, as `post` makes one. Raises OSError."""
+        while self._free:
+            connection = self._free.pop()
+            if connection.open:
+                break
+        else:
+            loop = asyncio.get_running_loop()
+            connection = (await loop.create_connection(Connection, self.host, self.port))[1]
+        try:
+            reply = await connection.ask(request)
+        except BaseException:
+            connection.abort()
+            raise
+        if connection.open:
+            self._free.append(connection)
+        return reply
+
+    def close(self) -> None:
+        """Close all that are free."""
+        while self._free:
+            self._free.pop().abort()
+
+
+def post(route: str, body: bytes | dict[str, Any], **headers: str) -> bytes:
+    """A POST of a JSON body, as bytes."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"POST {route} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    lines += [f"{name}: {value}" for name, value in {"Content-Length": str(len(data)), **headers}.items()]
+    return "\r\n".join((*lines, "", "")).encode() + data
+
+
+def get(route: str) -> bytes:
+    """A GET, as bytes."""
+    return f"GET {route} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+
+async def at_rate(rate: float, seconds: float, requests: list[bytes], pool: Pool) -> list[Reply | OSError]:
+    """What answers `requests`, in turn, asked at a fixed rate whether or not earlier ones were answered.
+
+    A client that waits for an answer before it asks again would leave out just the requests that would have waited;
+    seconds are counted from when a request was due.
+    """
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+
+    async def ask(number: int, due: float) -> Reply | OSError:
+        try:
+            reply = await pool.ask(requests[number % len(requests)])
+        except OSError as error:
+            return error
+        return reply._replace(seconds=loop.time() - due)
+
+    tasks = []
+    for number in range(int(rate * seconds)):
+        due = start + number / rate
+        while (wait := due - loop.time()) > 0:  # timers are of whole milliseconds
+            await asyncio.sleep(wait - 0.001 if wait > 0.002 else 0)
+        tasks.append(asyncio.ensure_future(ask(number, due)))
+    return list(await asyncio.gather(*tasks))
