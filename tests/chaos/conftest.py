@@ -46,7 +46,7 @@ class Goals:
         lines = [
             "# What was tested under faults, overload and hostile input",
             "",
-            f"`make chaos` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {where}; all that took part shared the cores.",
+            f"`make chaos` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {where}; clients and servers shared them.",
             "",
             "| Goal | Asked | Seen | |",
             "|---|---|---|---|",
