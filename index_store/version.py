@@ -56,6 +56,8 @@ PARTS = (
 
 #: The part that a version may leave where it is stored, to be read a few path lists at a time.
 LISTS = "path_items.npy"
+#: Fields of a manifest that count something there must be at least one of.
+COUNTS = tuple("depth width paths_per_item embedding history items paths postings k beam per_path max_beam".split())
 BLOCK = 4096  # rows of an array looked at together
 
 Buffer = bytes | memoryview
@@ -219,7 +221,19 @@ class Version:
 
     def validate(self) -> None:
         """Raise VersionDamaged unless the parts have the right shapes and fit each other."""
+        try:
+            self._validate()
+        except VersionDamaged as error:
+            name = self.manifest.version
+            raise VersionDamaged(str(error) if name in str(error) else f"{name}: {error}") from None
+
+    def _validate(self) -> None:
         manifest = self.manifest
+        for name in COUNTS:
+            if type(count := getattr(manifest, name)) is not int or count < 1:
+                raise VersionDamaged(f"{name}: expected a whole number from 1, found {count!r}")
+        if manifest.beam > manifest.max_beam:
+            raise VersionDamaged(f"beam: expected at most max_beam, {manifest.max_beam}, found {manifest.beam}")
         ids_part = {"item_ids.npy", "item_ids.json"} & set(self.parts)
         if set(manifest.parts) != {*PARTS, *ids_part} or len(ids_part) != 1:
             odd = sorted(set(manifest.parts) ^ set(PARTS))
@@ -233,12 +247,10 @@ class Version:
         _check(index.path_offsets, "path_offsets", np.int64, (paths + 1,))
         if self.read_paths is None:
             _check(index.path_items, "path_items", np.int32, (postings,))
-            if postings and (index.path_items.min() < 0 or index.path_items.max() >= items):
+            if index.path_items.min() < 0 or index.path_items.max() >= items:
                 raise VersionDamaged(f"path_items: an item index outside 0..{items - 1}")
         _check(index.item_vectors, "item_vectors", np.float16, (items, manifest.embedding))
         _check(index.item_bias, "item_bias", np.float32, (items,))
-        if not items or not postings:
-            raise VersionDamaged("the version has no items or no paths")
         ids = self.item_ids
         if isinstance(ids, list):
             if len(ids) != items or not all(isinstance(i, str) for i in ids) or sorted(set(ids)) != ids:

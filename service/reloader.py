@@ -30,6 +30,7 @@ from index_store.version import check_name
 from service.errors import NotReady
 from service.metrics import Metrics
 from service.retriever import Retriever
+from service.trial import try_model
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Reloader:
         self._holding = asyncio.Lock()
         self._loading: str | None = None
         self._failed: dict[str, str] = {}  # version -> why it was refused
+        self._tried: set[tuple[str, int, int]] = set()  # models that did no harm, and what they were run on
         self._retry_at = 0.0  # when a current version that was refused is tried again
         self._troubles: dict[str, str] = {}  # what was logged last of each kind, so that it is logged once
 
@@ -182,7 +184,7 @@ class Reloader:
         self._loading = name
         try:
             await self._hold()
-            retriever = await asyncio.to_thread(lambda: Retriever(self._store.load(name)))
+            retriever = await asyncio.to_thread(self._open, name)
         except (StoreUnavailable, StoreMisconfigured, StoreFull, VersionNotFound):
             raise  # says nothing of the version
         except Exception as error:
@@ -194,6 +196,15 @@ class Reloader:
         self._failed.pop(name, None)
         self._alive.add(retriever)
         return retriever
+
+    def _open(self, name: str) -> Retriever:
+        version = self._store.load(name)
+        manifest = version.manifest
+        trial = manifest.parts["model.onnx"].sha256, manifest.history, manifest.max_beam
+        if trial not in self._tried:
+            try_model(version)
+            self._tried.add(trial)
+        return Retriever(version)
 
     def _at_hand(self, name: str) -> Retriever | None:
         for retriever in (self._serving, self._before):

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
+#: How long a connection is kept for another request: less than the 5 s after which a server may close it.
+IDLE_SECONDS = 2.0
+
+
 class Reply(NamedTuple):
     """What came back, and how long after it was due."""
 
@@ -83,16 +87,17 @@ class Pool:
     host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
-        self._free: deque[Connection] = deque()
+        self._free: deque[tuple[Connection, float]] = deque()
 
     async def ask(self, request: bytes) -> Reply:
         """The answer to a whole request, as `post` makes one. Raises OSError."""
+        loop = asyncio.get_running_loop()
         while self._free:
-            connection = self._free.pop()
-            if connection.open:
+            connection, since = self._free.pop()
+            if connection.open and loop.time() < since + IDLE_SECONDS:
                 break
+            connection.abort()
         else:
-            loop = asyncio.get_running_loop()
             connection = (await loop.create_connection(Connection, self.host, self.port))[1]
         try:
             reply = await connection.ask(request)
@@ -100,13 +105,13 @@ class Pool:
             connection.abort()
             raise
         if connection.open:
-            self._free.append(connection)
+            self._free.append((connection, loop.time()))
         return reply
 
     def close(self) -> None:
         """Close all that are free."""
         while self._free:
-            self._free.pop().abort()
+            self._free.pop()[0].abort()
 
 
 def post(route: str, body: bytes | dict[str, Any], **headers: str) -> bytes:

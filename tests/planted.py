@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,16 @@ def large_version(stamp: str = "a", paths: int = 2500) -> Version:
     model = b"an ONNX file " + stamp.encode() + bytes(1_200_000)
     parts = parts_of_version(lists, item_ids=list(range(50)), model=model)
     return Version.build(parts, **facts_of_version(items=50, paths=paths, postings=paths))
+
+
+def changed(version: Version, **parts: bytes) -> Version:
+    """A version with other bytes in some parts (named without their endings), its digests right."""
+    endings = {name.split(".")[0]: name for name in version.parts}
+    contents = {name: bytes(part) for name, part in version.parts.items()}
+    contents |= {endings[name]: part for name, part in parts.items()}
+    facts = {
+        field.name: getattr(version.manifest, field.name)
+        for field in dataclasses.fields(version.manifest)
+        if field.name not in {"parts", "version", "fingerprint", "format"}
+    }
+    return Version.build(contents, **facts)

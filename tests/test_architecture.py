@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,17 @@ def test_the_store_is_numpy_and_the_standard_library() -> None:
     libraries = {"index_store/redis.py": "redis", "index_store/kernels.py": "numba"}
     for file, names in imports("index_store").items():
         assert names <= {"numpy", "index_store", libraries.get(file, "numpy"), *sys.stdlib_module_names}, file
+
+
+@pytest.mark.parametrize("module", ["service.retriever", "service.trial", "trainer.export"])
+def test_nothing_is_sent_to_the_runtimes_maker(module: str, tmp_path: Path) -> None:
+    """ONNX Runtime would keep an id of this machine and a database of events, and send them."""
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    code = f"import {module}, onnxruntime; onnxruntime.get_available_providers()"
+
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+    assert not list(tmp_path.rglob("*Microsoft*"))
 
 
 def test_importing_the_service_leaves_torch_out() -> None:

@@ -12,19 +12,18 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 from fastapi.testclient import TestClient
 
 from index_store.errors import StoreUnavailable
 from index_store.folder import FolderStore
-from index_store.version import Version, npy
+from index_store.version import Version
 from service import reloader as reloader_module
 from service.metrics import Metrics
 from service.reloader import Reloader
 from tests.conftest import Planted
-from tests.planted import facts_of_version
+from tests.planted import changed, facts_of_version
 from tests.test_api import ADMIN, assert_problem, make_app
 
 
@@ -60,19 +59,6 @@ def served(client: TestClient) -> str:
     """The version that answers."""
     name: str = client.post("/v1/retrieve", json={"history": [1]}).json()["version"]
     return name
-
-
-def changed(version: Version, **parts: bytes) -> Version:
-    """A version with other bytes in some parts (named without their endings), its digests right."""
-    endings = {name.split(".")[0]: name for name in version.parts}
-    contents = {name: bytes(part) for name, part in version.parts.items()}
-    contents |= {endings[name]: part for name, part in parts.items()}
-    facts = {
-        field.name: getattr(version.manifest, field.name)
-        for field in dataclasses.fields(version.manifest)
-        if field.name not in {"parts", "version", "fingerprint", "format"}
-    }
-    return Version.build(contents, **facts)
 
 
 def test_a_swap_moves_the_pointer_and_this_replica(
@@ -251,135 +237,6 @@ def test_what_is_in_use_is_held_also_while_a_version_loads(
         keeping.cancel()
 
     asyncio.run(swap_twice())
-
-
-def without_last_path(version: Version) -> Version:
-    """The last path's items are on the one before; a user may come for whom the model names a row not there."""
-    index, manifest = version.index, version.manifest
-    return changed(
-        dataclasses.replace(version, manifest=dataclasses.replace(manifest, paths=manifest.paths - 1)),
-        path_ids=npy(index.path_ids[:-1]),
-        path_offsets=npy(np.delete(index.path_offsets, -2)),
-    )
-
-
-def bad_versions(version: Version) -> dict[str, Version]:
-    """Versions that pass every digest and shape, and still cannot be right."""
-    model = onnx.load_from_string(bytes(version.parts["model.onnx"]))
-    poisoned = onnx.ModelProto()
-    poisoned.CopyFrom(model)
-    for tensor in poisoned.graph.initializer:
-        if "encoder.project" in tensor.name:
-            array = np.full(tuple(tensor.dims), np.nan, np.float32)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-    foreign = onnx.ModelProto()
-    foreign.CopyFrom(model)
-    foreign.graph.node[0].domain = "com.example"
-    cut = bytes(version.parts["model.onnx"])
-    shuffled = np.random.default_rng(0).permutation(version.index.item_vectors)
-    return {
-        "NaN weights": changed(version, model=poisoned.SerializeToString()),
-        "foreign operator": changed(version, model=foreign.SerializeToString()),
-        "truncated model": changed(version, model=cut[: len(cut) // 2]),
-        "no model": changed(version, model=b"nonsense"),
-        "empty model": changed(version, model=b""),
-        "vectors of others": changed(version, item_vectors=npy(shuffled)),
-        "paths of others": changed(version, path_items=npy(np.roll(version.index.path_items, 7))),
-        "fewer paths than the model knows": without_last_path(version),
-        "no golden answers": changed(version, golden=b"{}"),
-        "a context it has not": changed(version, context=b'{"categorical": {"x": ["y"]}, "numeric": {}}'),
-        "a broken context": changed(version, context=b'{"categorical": 3}'),
-    }
-
-
-def test_what_cannot_be_right_is_refused_and_the_old_serves_on(
-    client: TestClient, store: FolderStore, names: tuple[str, str]
-) -> None:
-    """Each is 422 with a reason, by swap and by pointer, while requests are answered."""
-    for what, bad in bad_versions(store.load(names[0])).items():
-        name = store.publish(bad)
-
-        body = assert_problem(swap(client, name), 422)
-
-        assert name in body["detail"], what
-        assert served(client) == store.current() == names[0], what
-
-
-def test_a_version_damaged_on_disk_is_refused(client: TestClient, store: FolderStore, names: tuple[str, str]) -> None:
-    """A flipped bit after publishing: the digest is wrong, the old version serves on."""
-    file = store.folder / "versions" / names[1] / "item_vectors.npy"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-
-    body = assert_problem(swap(client, names[1]), 422)
-
-    assert "item_vectors" in body["detail"]
-    assert served(client) == store.current() == names[0]
-
-
-def test_external_data_is_refused(store: FolderStore, names: tuple[str, str], tmp_path: Path) -> None:
-    """A model that would read another file is not even built."""
-    from index_store.errors import VersionDamaged
-
-    model = onnx.load_from_string(bytes(store.load(names[0]).parts["model.onnx"]))
-    onnx.external_data_helper.convert_model_to_external_data(model, location="secret.bin", size_threshold=0)
-    onnx.save(model, tmp_path / "model.onnx")
-
-    with pytest.raises(VersionDamaged, match="external data"):
-        changed(store.load(names[0]), model=(tmp_path / "model.onnx").read_bytes())
-
-
-def test_swaps_under_load_fail_nothing_and_mix_nothing(
-    client: TestClient, store: FolderStore, names: tuple[str, str], planted: Planted, other: Planted
-) -> None:
-    """60 swaps while four clients ask: every answer is exactly that of the version it names."""
-    bodies = [{"history": list(range(group, group + 4 * n, 4)), "k": 5} for group in range(4) for n in range(4)]
-    expected: dict[str, list[Any]] = {}
-    for name in names:
-        assert swap(client, name).status_code == 200
-        expected[name] = [client.post("/v1/retrieve", json=body).json()["candidates"] for body in bodies]
-    assert expected[names[0]] != expected[names[1]]
-    wrong: list[Any] = []
-    versions_seen: set[str] = set()
-    answered = 0
-    stop = threading.Event()
-    lock = threading.Lock()
-
-    def ask(seed: int) -> None:
-        nonlocal answered
-        rng = np.random.default_rng(seed)
-        while not stop.is_set():
-            number = int(rng.integers(len(bodies)))
-            response = client.post("/v1/retrieve", json=bodies[number])
-            body = response.json()
-            right = response.status_code == 200 and same(body["candidates"], expected[body["version"]][number])
-            with lock:
-                answered += 1
-                if right:
-                    versions_seen.add(body["version"])
-                else:
-                    wrong.append(body)
-
-    def same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> bool:
-        return [c["item_id"] for c in found] == [c["item_id"] for c in wanted] and np.allclose(
-            [c["score"] for c in found], [c["score"] for c in wanted], atol=1e-4
-        )
-
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
-        statuses = [swap(client, names[number % 2]).status_code for number in range(60)]
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-    assert wrong == []
-    assert statuses == [200] * 60
-    assert versions_seen == set(names)
-    assert answered > 60
 
 
 def test_of_racing_swaps_all_but_one_are_told(client: TestClient, store: FolderStore, names: tuple[str, str]) -> None:

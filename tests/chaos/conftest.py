@@ -46,7 +46,7 @@ class Goals:
         lines = [
             "# What was tested under faults, overload and hostile input",
             "",
-            f"`make chaos` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {where}; clients and servers shared them.",
+            f"`make chaos`, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}: {where}; clients and servers shared it.",
             "",
             "| Goal | Asked | Seen | |",
             "|---|---|---|---|",

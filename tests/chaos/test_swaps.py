@@ -1,0 +1,206 @@
+"""Goals A1 and B1-B4: versions swap under load, and no request fails, mixes two of them or is answered wrongly."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import httpx
+
+from index_store.folder import FolderStore
+from index_store.store import open_store
+from tests.chaos.conftest import Goal, amount
+from tests.chaos.traffic import Traffic, answers_of
+from tests.conftest import Planted
+from tests.fleet import ADMIN, Replica, fleet
+from tests.planted import changed
+from tests.redis_servers import RedisServer
+
+RATE = 200
+
+
+def three(planted: Planted, other: Planted, url: str) -> list[str]:
+    """Three versions in a store, the first current: with two, a replica would have the next one loaded always."""
+    store = open_store(url)
+    context = bytes(planted.version.parts["context.json"])
+    versions = [planted.version, other.version, changed(planted.version, context=context + b" ")]
+    names = [store.publish(version) for version in versions]
+    store.activate(names[0])
+    return names
+
+
+def test_swaps_under_load(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
+    """Swaps among three versions by turns of two replicas, as fast as they are answered, at 200 requests a second."""
+    names = three(planted, other, own.url)
+    expected = dict(zip(names, map(answers_of, (planted.version, other.version, planted.version)), strict=True))
+    statuses: Counter[int] = Counter()
+    swaps = amount(1000)
+    with fleet(tmp_path, own.url, timeout_ms=10_000) as replicas:
+        ports = [replica.port for replica in replicas]
+        with Traffic(ports, RATE, expected):  # first use of everything
+            time.sleep(2)
+        with Traffic(ports, RATE, expected) as quiet:
+            time.sleep(amount(30, 3))
+        with Traffic(ports, RATE, expected) as traffic:
+            for number in range(swaps):
+                statuses[replicas[number % 2].swap(names[(number + 1) % 3]).status_code] += 1
+                time.sleep(0.03)  # else the admin connection alone would load the replicas
+        seen = {(port, name) for port in ports for name in names}
+
+    goal(
+        "A1",
+        f"{swaps:,} swaps at {RATE} requests a second over two replicas: failed, wrong, swaps not answered 200",
+        f"{len(traffic.failed)}, {len(traffic.wrong)}, {swaps - statuses[200]} of {traffic.answered:,}",
+        reached=not traffic.failed and not traffic.wrong and statuses == {200: swaps} and traffic.seen == seen,
+    )
+    goal(
+        "A1",
+        "p99 during swaps at most 1.5 times the quiet one, or 10 ms more",
+        f"{traffic.p99():.1f} ms, quiet {quiet.p99():.1f} ms",
+        reached=traffic.p99() <= max(1.5 * quiet.p99(), quiet.p99() + 10),
+        timing=True,
+    )
+
+
+def test_all_converge(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
+    """Two replicas of two workers follow a pointer that others move, although every hint is lost; never backwards."""
+    names = three(planted, other, own.url)
+    with own.client() as client:
+        client.execute_command("ACL", "SETUSER", "deaf", "on", ">pw", "~*", "+@all", "-subscribe", "&*")
+    store = open_store(own.url)
+    took: list[float] = []
+    backwards = 0
+    flips = amount(200)
+    fresh = httpx.Limits(max_keepalive_connections=0)  # each look may meet another worker
+    with fleet(tmp_path, own.url.replace("//", "//deaf:pw@"), workers=2, poll_seconds=0.5) as replicas:
+        clients = [
+            httpx.Client(base_url=replica.address, trust_env=False, timeout=30, limits=fresh) for replica in replicas
+        ]
+        for flip in range(flips):
+            before, wanted = names[flip % 3], names[(flip + 1) % 3]
+            store.activate(wanted)
+            moved = time.monotonic()
+            for client in clients:
+                in_a_row = 0
+                while in_a_row < 12:  # both workers, but once in 4,000 times
+                    version = client.get("/v1/info").json()["version"]
+                    assert version in {before, wanted}
+                    backwards += in_a_row > 6 and version == before
+                    in_a_row = in_a_row + 1 if version == wanted else 0
+                    assert time.monotonic() < moved + 60
+            took.append(time.monotonic() - moved)
+        for client in clients:
+            client.close()
+    took.sort()
+    p99 = took[int(0.99 * len(took))]
+    goal(
+        "B1",
+        f"{flips} flips, no hints: all workers of two replicas follow, p99 at most 2 s",
+        f"{p99:.1f} s",
+        p99 <= 2,
+        timing=True,
+    )
+
+
+def test_swaps_from_everywhere(goal: Goal, planted: Planted, other: Planted, tmp_path: Path) -> None:
+    """32 threads swap to valid and invalid versions: each is told what came of it, and one load runs at a time."""
+    url = str(tmp_path / "store")
+    names = three(planted, other, url)
+    random = Random(0)
+    requests = amount(1024, 32)
+    statuses: Counter[int] = Counter()
+    accepted: list[tuple[float, str]] = []
+    bodies = [{"version": name} for name in names]
+    bodies += [{"version": name, "expected": before} for name, before in itertools.permutations(names, 2)]
+    bodies += [{"version": "v9-000000000000"}, {"version": "../../etc/passwd"}, {"version": "v" * 65}]
+
+    with fleet(tmp_path / "fleet", url, count=1) as (replica,):
+
+        def hammer(seed: int) -> None:
+            mine = Random(seed)
+            with httpx.Client(base_url=replica.address, trust_env=False, timeout=120, headers=ADMIN) as client:
+                for _ in range(requests):
+                    reply = client.post("/admin/v1/swap", json=mine.choice(bodies))
+                    statuses[reply.status_code] += 1
+                    if reply.status_code == 200:
+                        accepted.append((time.monotonic(), reply.json()["version"]))
+
+        threads = [threading.Thread(target=hammer, args=(random.random(),)) for _ in range(32)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        current = FolderStore(url).current()
+        served = replica.served()
+    goal(
+        "B2",
+        f"32 threads x {requests} swaps, valid and not: statuses other than 200, 404, 409, 422; served is current",
+        f"{dict(sorted(statuses.items()))}, {served == current}",
+        reached=set(statuses) <= {200, 404, 409, 422} and served == current and current in names,
+    )
+
+
+def test_rollback_at_once(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
+    """The version before stays loaded: a rollback under load takes no longer than its messages."""
+    names = three(planted, other, own.url)
+    expected = dict(zip(names, map(answers_of, (planted.version, other.version, planted.version)), strict=True))
+    took: list[float] = []
+    rounds = amount(50)
+    with (
+        fleet(tmp_path, own.url, timeout_ms=10_000, count=1) as (replica,),
+        Traffic([replica.port], RATE, expected) as traffic,
+    ):
+        assert replica.swap(names[1]).status_code == 200
+        for number in range(rounds):
+            started = time.monotonic()
+            reply = replica.client.post("/admin/v1/rollback")
+            took.append(time.monotonic() - started)
+            assert reply.json()["version"] == names[number % 2] == replica.served()
+    goal(
+        "B3",
+        f"{rounds} rollbacks under load: the slowest at most 1 s",
+        f"{max(took):.3f} s",
+        max(took) <= 1,
+        timing=True,
+    )
+    goal(
+        "B3",
+        "requests meanwhile: failed, wrong",
+        f"{len(traffic.failed)}, {len(traffic.wrong)}",
+        not traffic.failed + traffic.wrong,
+    )
+
+
+def test_swaps_keep_nothing(goal: Goal, planted: Planted, other: Planted, tmp_path: Path) -> None:
+    """Memory, descriptors and threads stay flat over swaps among three versions."""
+    url = str(tmp_path / "store")
+    names = three(planted, other, url)
+    swaps = amount(500)
+    with fleet(tmp_path / "fleet", url, count=1) as (replica,):
+        seen = []
+        for number in range(20 + swaps):
+            assert replica.swap(names[(number + 1) % 3]).status_code == 200
+            if number >= 20:
+                seen.append(_held(replica))
+    memory, descriptors, threads = zip(*seen, strict=True)
+    third = max(1, len(memory) // 3)
+    slope = (max(memory[-third:]) - max(memory[:third])) / (len(memory) - third)
+    goal("B4", f"{swaps} swaps: memory grows at most 0.1 MB a swap", f"{slope:.3f} MB", slope <= 0.1)
+    goal(
+        "B4",
+        f"{swaps} swaps: descriptors and threads more at the end than at the beginning",
+        f"{max(descriptors[-third:]) - max(descriptors[:third])}, {max(threads[-third:]) - max(threads[:third])}",
+        reached=max(descriptors[-third:]) <= max(descriptors[:third]) and max(threads[-third:]) <= max(threads[:third]),
+    )
+
+
+def _held(replica: Replica) -> tuple[float, int, int]:
+    """Resident MB, open descriptors and threads of a replica."""
+    assert replica.process
+    folder = Path(f"/proc/{replica.process.pid}")
+    fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) / 1024, len(list((folder / "fd").iterdir())), int(fields["Threads"])
