@@ -12,7 +12,7 @@ help:
 	@echo "make test      lint, types and tests"
 	@echo "make lint      lint and types only"
 	@echo "make bench     how fast it is, beside alternatives (minutes; nothing else should run)"
-	@echo "make chaos     the tests of swaps and kills at full length (minutes)"
+	@echo "make chaos     faults, overload and hostile input at full length; writes tests/chaos/REPORT.md (40 minutes)"
 	@echo "make system    install the programs that tests start: redis-server, haproxy, wget (root on Debian)"
 
 install: $(INSTALLED)
@@ -37,7 +37,7 @@ bench: install
 	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
 
 chaos: install
-	DR_TEST_SWAP_SECONDS=60 DR_TEST_KILLS=50 $(BIN)/pytest -s tests/test_fleet.py tests/test_server_faults.py
+	DR_CHAOS=full $(BIN)/pytest -v tests/chaos; status=$$?; echo "written: tests/chaos/REPORT.md"; exit $$status
 
 # Without them the Valkey of the test dependencies stands in for Redis, and the rehearsal of the compose file is skipped.
 system:

@@ -33,7 +33,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[api.State]:
         reloader = Reloader(store, settings.poll_seconds, metrics)
-        batcher = Batcher(settings.max_queue, settings.max_batch, metrics)
+        batcher = Batcher(settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics)
         first_look = asyncio.create_task(reloader.follow())
         tasks = [first_look] + [asyncio.create_task(run()) for run in (reloader.run, reloader.keep, batcher.run)]
         # Where a version is current, the first request finds it loaded; but who asks for liveness does not wait for a
@@ -59,7 +59,12 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
             await reloader.let_go()
 
     app: FastAPI = FastAPIOffline(
-        title="Deep Retrieval", version="1", description=DESCRIPTION, lifespan=lifespan, redoc_url=None
+        title="Deep Retrieval",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,  # it would redirect to whatever Host the request names
     )
     app.add_middleware(RequestMiddleware, metrics=metrics, draining=draining, max_body_bytes=settings.max_body_bytes)
     app.include_router(api.router)

@@ -29,7 +29,8 @@ LIGHT_READS = 5000
 class _Entry:
     retriever: Retriever
     query: Query
-    deadline: float  # of time.monotonic
+    since: float  # of time.monotonic
+    deadline: float
     result: asyncio.Future[Answer]
 
     @property
@@ -67,26 +68,36 @@ class _Entry:
 class Batcher:
     """Searches a batch at a time, in a thread unless it is one short search. `run` is a task; cancel it to stop."""
 
-    def __init__(self, max_queue: int, max_batch: int, metrics: Metrics) -> None:
+    def __init__(self, max_queue: int, max_batch: int, max_wait: float, metrics: Metrics) -> None:
         self._queue: deque[_Entry] = deque()
         self._arrived = asyncio.Event()
-        self._max_queue, self._max_batch = max_queue, max_batch
+        self._max_queue, self._max_batch, self._max_wait = max_queue, max_batch, max_wait
         self._metrics = metrics
+
+    @property
+    def full(self) -> bool:
+        """Whether one query more would be refused: too many are waiting, or the first has waited too long.
+
+        By count alone, a machine slower than expected would admit more than it can answer in time.
+        """
+        if len(self._queue) >= self._max_queue:
+            return True
+        return bool(self._queue) and time.monotonic() > self._queue[0].since + self._max_wait
 
     async def submit(self, retriever: Retriever, queries: list[Query], timeout: float) -> list[Answer]:
         """The answers of `queries`, in their order. All or none are admitted.
 
-        Raises Overloaded when the queue has no room for them, DeadlineExceeded after `timeout` seconds. Who stops
-        waiting leaves the queue, and costs nothing if not yet searched.
+        Raises Overloaded when the queue has no room or time for them, DeadlineExceeded after `timeout` seconds. Who
+        stops waiting leaves the queue, and costs nothing if not yet searched.
         """
-        if len(self._queue) + len(queries) > self._max_queue:
-            self._queue = deque(entry for entry in self._queue if not entry.result.done())
         # Into an empty queue anything goes, or a large request could never be answered.
-        if self._queue and len(self._queue) + len(queries) > self._max_queue:
+        if self.full or (self._queue and len(self._queue) + len(queries) > self._max_queue):
             raise Overloaded("too many requests are waiting; try again later, or fewer at once")
         loop = asyncio.get_running_loop()
-        deadline = time.monotonic() + timeout
-        entries = [_Entry(retriever, query, deadline, loop.create_future()) for query in queries]
+        now = time.monotonic()
+        entries = [
+            _Entry(retriever, query, now + timeout / 2, now + timeout, loop.create_future()) for query in queries
+        ]
         self._queue.extend(entries)
         self._arrived.set()
         try:
@@ -94,11 +105,16 @@ class Batcher:
                 return [await entry.result for entry in entries]
         except TimeoutError:
             if retriever.remote:  # most likely for the store: there is more hope later than with another deadline
+                self._metrics.store_faults.inc()
                 raise StoreUnavailable("the path lists were not read within the request's timeout_ms") from None
             raise DeadlineExceeded("no answer within the request's timeout_ms") from None
+        except IndexStoreError:  # counted here, where each request comes by once, and not who has gone
+            self._metrics.store_faults.inc()
+            raise
         finally:
-            for entry in entries:
-                entry.result.cancel()
+            gone = [entry.result.cancel() or entry.result.cancelled() for entry in entries]
+            if any(gone):
+                self._queue = deque(entry for entry in self._queue if not entry.result.done())
 
     async def run(self) -> None:
         """Search batches until cancelled."""
@@ -135,8 +151,6 @@ class Batcher:
                 for entry, query in zip(entries, queries, strict=True):
                     await self._search([entry], [query], thread)
                 return
-            if isinstance(error, IndexStoreError):
-                self._metrics.store_faults.inc()
             for entry in entries:
                 if not entry.result.done():
                     entry.result.set_exception(error)

@@ -26,7 +26,12 @@ class Settings(BaseSettings):
     admin_token: SecretStr | None = Field(None, description="bearer token of /admin; unset or empty: admin is off")
     poll_seconds: float = Field(0.5, gt=0, le=60, description="between two looks at the store's current version")
     timeout_ms: int = Field(1000, ge=1, le=60_000, description="deadline of a request that names none")
-    max_queue: int = Field(512, ge=1, description="requests waiting; one more is answered 429")
+    max_queue: int = Field(
+        512,
+        ge=1,
+        description="requests waiting; one more is answered 429, as is who comes when the first has waited half of "
+        "DR_TIMEOUT_MS",
+    )
     max_batch: int = Field(32, ge=1, le=1024, description="requests searched together")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="longest request body; a longer one is answered 413")
     drain_seconds: float = Field(

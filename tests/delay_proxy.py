@@ -1,4 +1,4 @@
-"""A TCP proxy whose answers come late: what a slow network does to whoever asks through it."""
+"""A TCP proxy whose answers come late, in pieces, half or never: what a network does to whoever asks through it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,30 @@ from contextlib import contextmanager, suppress
 
 
 class DelayProxy:
-    """Passes bytes on; those of the server `delay` seconds late."""
+    """Passes bytes on; those of the server `delay` seconds late.
+
+    mode: what becomes of them: "reset" ends the connection within an answer, "mute" loses them, "drip" passes them on
+    byte by byte.
+    """
 
     def __init__(self, target: int) -> None:
-        self.target, self.port, self.delay = target, 0, 0.0
+        self.target, self.port, self.delay, self.mode = target, 0, 0.0, ""
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def cut(self) -> None:
+        """End all connections, with a reset."""
+        assert self._loop
+
+        def abort() -> None:
+            for writer in self._writers:
+                writer.transport.abort()
+
+        self._loop.call_soon_threadsafe(abort)
 
     async def serve(self, started: threading.Event, stopped: asyncio.Event) -> None:
         """Until `stopped`."""
+        self._loop = asyncio.get_running_loop()
         server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         started.set()
@@ -38,12 +55,22 @@ class DelayProxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, late: bool) -> None:
         with suppress(OSError):
+            self._writers.add(writer)
             while data := await reader.read(65536):
                 if late:
                     await asyncio.sleep(self.delay)
-                writer.write(data)
+                if late and self.mode == "reset":
+                    writer.write(data[: len(data) // 2])
+                    writer.transport.abort()
+                elif late and self.mode == "drip":
+                    for byte in data:
+                        writer.write(bytes([byte]))
+                        await asyncio.sleep(0.01)
+                elif not late or self.mode != "mute":
+                    writer.write(data)
                 await writer.drain()
         writer.close()
+        self._writers.discard(writer)
 
 
 @contextmanager

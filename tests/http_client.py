@@ -8,7 +8,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-
 #: How long a connection is kept for another request: less than the 5 s after which a server may close it.
 IDLE_SECONDS = 2.0
 
@@ -81,16 +80,21 @@ class Connection(asyncio.Protocol):
 
 @dataclass
 class Pool:
-    """Connections to one port, opened as they are needed and used again, the last one first."""
+    """At most `most` connections to one port, opened as they are needed and used again, the last one first."""
 
     port: int
-    host: str = "127.0.0.1"
+    most: int = 1000
 
     def __post_init__(self) -> None:
         self._free: deque[tuple[Connection, float]] = deque()
+        self._places = asyncio.Semaphore(self.most)
 
     async def ask(self, request: bytes) -> Reply:
-        """The answer to a whole request, as `post` makes one. Raises OSError."""
+        """The answer to a whole request, as `post` makes one, when one of the places is free. Raises OSError."""
+        async with self._places:
+            return await self._ask(request)
+
+    async def _ask(self, request: bytes) -> Reply:
         loop = asyncio.get_running_loop()
         while self._free:
             connection, since = self._free.pop()
@@ -98,7 +102,7 @@ class Pool:
                 break
             connection.abort()
         else:
-            connection = (await loop.create_connection(Connection, self.host, self.port))[1]
+            connection = (await loop.create_connection(Connection, "127.0.0.1", self.port))[1]
         try:
             reply = await connection.ask(request)
         except BaseException:

@@ -69,12 +69,16 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def with_batcher(
-    test: Callable[[Batcher, GatedRetriever], Coroutine[Any, Any, None]], *, max_queue: int = 100, max_batch: int = 100
+    test: Callable[[Batcher, GatedRetriever], Coroutine[Any, Any, None]],
+    *,
+    max_queue: int = 100,
+    max_batch: int = 100,
+    max_wait: float = LONG,
 ) -> None:
     """Run `test` beside a running batcher."""
 
     async def run() -> None:
-        batcher, gated = Batcher(max_queue, max_batch, Metrics()), GatedRetriever()
+        batcher, gated = Batcher(max_queue, max_batch, max_wait, Metrics()), GatedRetriever()
         task = asyncio.create_task(batcher.run())
         try:
             await test(batcher, gated)
@@ -160,6 +164,26 @@ def test_a_full_queue_refuses_at_once() -> None:
     with_batcher(test, max_queue=3)
 
 
+def test_a_slow_queue_refuses_though_it_has_room() -> None:
+    """Once the first has waited too long nobody is admitted behind it; who is searched waits no more."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        first = submit(batcher, gated, query(1))
+        await until(gated.started.is_set)
+        assert not batcher.full
+        second = submit(batcher, gated, query(2))
+        await until(lambda: batcher.full)
+        with pytest.raises(Overloaded):
+            await batcher.submit(cast("Retriever", gated), [query(3)], LONG)
+        gated.gate.set()
+        await asyncio.gather(first, second)
+
+        assert not batcher.full
+        assert gated.batches == [[1], [2]]
+
+    with_batcher(test, max_wait=1e-6)
+
+
 def test_an_empty_queue_takes_anything() -> None:
     """Or a request of more queries than the queue is long could never be answered."""
 
@@ -187,6 +211,24 @@ def test_who_stopped_waiting_costs_nothing() -> None:
         await asyncio.gather(first, last)
 
         assert gated.batches == [[1], [4]]
+
+    with_batcher(test)
+
+
+def test_who_hangs_up_while_searched_costs_no_other_an_answer() -> None:
+    """Of a batch under way one request is cancelled: the others of it are answered, and so is who comes later."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        gone, patient = submit(batcher, gated, query(1)), submit(batcher, gated, query(2))
+        await until(gated.started.is_set)
+        gone.cancel()
+        await until(gone.done)
+        gated.gate.set()
+        async with asyncio.timeout(5):
+            assert (await patient)[0].items == [2]
+            assert (await submit(batcher, gated, query(3)))[0].items == [3]
+
+        assert gated.batches == [[1, 2], [3]]
 
     with_batcher(test)
 
@@ -270,9 +312,11 @@ def test_who_is_too_late_leaves_the_queue() -> None:
     """Though nobody has told it yet; who came after it is searched."""
 
     async def test() -> None:
-        batcher, gated = Batcher(10, 10, Metrics()), cast("Retriever", GatedRetriever())
+        batcher, gated = Batcher(10, 10, LONG, Metrics()), cast("Retriever", GatedRetriever())
         late, other = (
-            _Entry(gated, query(k), time.monotonic() + left, asyncio.get_running_loop().create_future())
+            _Entry(
+                gated, query(k), time.monotonic(), time.monotonic() + left, asyncio.get_running_loop().create_future()
+            )
             for k, left in ((1, 0.0), (2, LONG))
         )
         batcher._queue.extend([late, other])
@@ -287,10 +331,11 @@ def test_what_is_read_together_is_bounded() -> None:
     """Three queries of 20,000 items: two of them fit in 50,000. One of more goes alone."""
 
     async def test() -> None:
-        batcher, gated = Batcher(10, 10, Metrics()), cast("Retriever", GatedRetriever())
+        batcher, gated = Batcher(10, 10, LONG, Metrics()), cast("Retriever", GatedRetriever())
         for per_path in (4000, 4000, 4000, 12_000):
             future = asyncio.get_running_loop().create_future()
-            batcher._queue.append(_Entry(gated, replace(query(1), per_path=per_path), time.monotonic() + LONG, future))
+            asked = replace(query(1), per_path=per_path)
+            batcher._queue.append(_Entry(gated, asked, time.monotonic(), time.monotonic() + LONG, future))
 
         assert [len(batcher._take()[0]) for _ in range(4)] == [2, 1, 1, 0]
 

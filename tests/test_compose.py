@@ -21,6 +21,7 @@ import yaml
 
 from service.metrics import Metrics
 from tests.planted import write_interactions
+from tests.proxy import proxy_config
 from tests.redis_servers import free_port, program, redis_binary
 from tests.test_commands import QUICK
 
@@ -211,11 +212,8 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     pq.write_table(pa.table({"user_id": list(range(120)), "country": ["France"] * 120}), shipped / "users.parquet")
     settings = [flag.removeprefix("--set=") for flag in QUICK]
     (shipped / "config.toml").write_text("\n".join([*settings, 'context = ["country"]']))
-    config = (ROOT / "docker/haproxy.cfg").read_text()
-    replicas = "\n".join(f"    server replica{i} 127.0.0.1:{stack.ports[f'service-{i}:8000']}" for i in (1, 2))
-    config, lines = re.subn(r"(?m)^    server-template .*$", replicas, config)
-    assert lines == 1
-    (tmp_path / "haproxy.cfg").write_text(config.replace("bind :8080", f"bind 127.0.0.1:{stack.ports['proxy:8080']}"))
+    ports = [stack.ports[f"service-{replica}:8000"] for replica in (1, 2)]
+    (tmp_path / "haproxy.cfg").write_text(proxy_config(stack.ports["proxy:8080"], ports))
     try:
         yield stack
     finally:

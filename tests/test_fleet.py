@@ -1,4 +1,4 @@
-"""Replicas on one Redis: the same answers as the folder, races, faults, and a gentle end."""
+"""Replicas on one Redis: the same answers as the folder, races, and a gentle end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 
 from index_store.store import open_store
 from tests.conftest import Planted
-from tests.delay_proxy import delay_proxy
 from tests.fleet import ADMIN, Replica, fleet, open_loop, same
 from tests.redis_servers import RedisServer
 
@@ -176,78 +175,3 @@ def test_sigterm_cuts_nothing(own: RedisServer, names: tuple[str, str], tmp_path
         assert not ready[leaving.address]
         assert answered_while_draining > 0
         assert staying.served() == names[0]
-
-
-def test_faults_of_the_server(
-    own: RedisServer, names: tuple[str, str], tmp_path: Path, planted: Planted, expected: dict[str, Any]
-) -> None:
-    """Gone, frozen, slow, full, and back but empty: resident answers as ever, remote rightly or 503, and recovers."""
-    admin = open_store(own.url)
-    with delay_proxy(own.port) as proxy, own.client() as client:
-
-        def be_slow() -> None:
-            proxy.delay = 0.4
-
-        def be_quick() -> None:
-            proxy.delay = 0.0
-
-        def fill() -> None:
-            client.config_set("maxmemory", 1)
-
-        def empty() -> None:
-            client.config_set("maxmemory", 0)
-
-        def restart_empty() -> None:
-            own.stop()
-            own.start()
-
-        def publish_again() -> None:
-            if own.process is None:
-                own.start()
-            assert admin.publish(planted.version) == names[0]
-            admin.activate(names[0])
-
-        faults = {
-            "frozen": (own.freeze, own.thaw),
-            "slow": (be_slow, be_quick),
-            "full": (fill, empty),
-            "gone": (own.stop, publish_again),
-            "restarted empty": (restart_empty, publish_again),
-        }
-        url = f"redis://127.0.0.1:{proxy.port}"
-        with (
-            fleet(tmp_path / "a", url, count=1) as (resident,),
-            fleet(tmp_path / "b", url, count=1, residency="remote") as (remote,),
-        ):
-            for fault, (strike, heal) in faults.items():
-                strike()
-                if fault == "frozen":  # also when the request waits less long than the service does for Redis
-                    hurried = remote.client.post("/v1/retrieve", json=BODIES[0] | {"timeout_ms": 50})
-                    assert (hurried.status_code, hurried.headers["retry-after"]) == (503, "1")
-                statuses = set()
-                for number in range(60):
-                    body = number % len(BODIES)
-                    wanted = expected[names[0][-12:]][body]
-                    answer = resident.client.post("/v1/retrieve", json=BODIES[body])
-                    assert answer.status_code == 200, (fault, answer.text)
-                    assert same(answer.json()["candidates"], wanted), fault
-                    answer = remote.client.post("/v1/retrieve", json=BODIES[body])
-                    statuses.add(answer.status_code)
-                    if answer.status_code == 200:
-                        assert same(answer.json()["candidates"], wanted), fault
-                    else:
-                        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1"), fault
-                    assert resident.client.get("/livez").status_code == 200
-                    assert remote.client.get("/livez").status_code == 200
-                assert (503 in statuses) == (fault != "full"), fault
-                heal()
-                healed = time.monotonic()
-                in_a_row = 0
-                while in_a_row < 20:
-                    assert time.monotonic() < healed + 20, (fault, remote.log())
-                    answer = remote.client.post("/v1/retrieve", json=BODIES[0])
-                    in_a_row = in_a_row + 1 if answer.status_code == 200 else 0
-                print(f"{fault}: {statuses}, normal again after {time.monotonic() - healed:.2f} s")
-                end = time.monotonic() + 20
-                while remote.swap(names[0]).status_code != 200:
-                    assert time.monotonic() < end, fault

@@ -72,6 +72,7 @@ def goal(goals: Goals) -> Iterator[Goal]:
 
     def record(name: str, asked: str, seen: object, reached: object, *, timing: bool = False) -> None:
         goals.rows.append((name, asked, str(seen), bool(reached)))
+        print(f"{name}: {asked}: {seen}")
         if not reached and (FULL or not timing):
             missed.append(f"{name}: {asked}; seen: {seen}")
 

@@ -1,0 +1,66 @@
+"""Goal A9: behind the shipped proxy a replica that is told to end fails nobody."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+from index_store.store import open_store
+from tests.chaos.conftest import Goal, amount
+from tests.chaos.traffic import Traffic, answers_of
+from tests.conftest import Planted
+from tests.fleet import fleet
+from tests.planted import changed
+from tests.proxy import proxied
+
+RATE = 200
+DRAIN_SECONDS = 1.5
+
+
+def test_restarts_behind_the_proxy(goal: Goal, planted: Planted, other: Planted, tmp_path: Path) -> None:
+    """Now one of two replicas ends and comes back, now the other; every third time while it loads a new version."""
+    store = open_store(str(tmp_path / "store"))
+    names = [store.publish(planted.version), store.publish(other.version)]
+    store.activate(names[0])
+    expected = dict(zip(names, map(answers_of, (planted.version, other.version)), strict=True))
+    restarts = amount(100, 3)
+    statuses: list[int] = []
+    took: list[float] = []
+    with (
+        fleet(tmp_path, str(tmp_path / "store"), drain_seconds=DRAIN_SECONDS, timeout_ms=10_000) as replicas,
+        proxied(tmp_path, [replica.port for replica in replicas]) as port,
+        Traffic([port], RATE, expected) as traffic,
+    ):
+        for number in range(restarts):
+            leaving = replicas[number % 2]
+            if number % 3 == 2:
+                context = bytes(planted.version.parts["context.json"]) + b" " * (1 + number)
+                names.append(store.publish(changed(planted.version, context=context)))
+                expected[names[-1]] = expected[names[0]]
+                store.activate(names[-1])
+            assert leaving.process
+            told = time.monotonic()
+            leaving.process.send_signal(signal.SIGTERM)
+            statuses.append(leaving.process.wait(60))
+            took.append(time.monotonic() - told)
+            leaving.start()
+            leaving.wait_until("/readyz")
+            time.sleep(1)  # the proxy looks every half second
+
+    goal(
+        "A9",
+        f"{restarts} SIGTERMs of one of two replicas behind the proxy, {RATE} requests a second: failed, wrong",
+        f"{len(traffic.failed)}, {len(traffic.wrong)} of {traffic.answered:,}",
+        reached=not traffic.failed + traffic.wrong and traffic.answered > restarts * RATE,
+    )
+    goal(
+        "A9", "exit statuses other than 0", sum(status != 0 for status in statuses), reached=statuses == [0] * restarts
+    )
+    goal(
+        "A9",
+        "exit within the drain time and 2 s",
+        f"{max(took) - DRAIN_SECONDS:.1f} s after it",
+        reached=max(took) <= DRAIN_SECONDS + 2,
+        timing=True,
+    )
