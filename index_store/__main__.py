@@ -36,6 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(document, indent=2) if options.json else text, flush=True)
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"dr-index: standard output: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer
+        return 1
     return 0
 
 

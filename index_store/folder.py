@@ -16,6 +16,7 @@ The same folder serves as a host's copies of a remote store's versions: `copy` a
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -45,7 +46,8 @@ from index_store.version import NAME, Buffer, Manifest, Progress, Version, check
 MANIFEST = "manifest.json"
 CHUNK = 16 * 2**20  # bytes written between two progress reports
 MAX_MANIFEST = 16 * 2**20  # bytes; a manifest is a few KB
-NO_ROOM = {28, 122}  # ENOSPC, EDQUOT
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+MADV_POPULATE_READ = 22  # Linux 5.14: read a map now and tell what fails; later that would be a signal, and the end
 
 
 class FolderStore:
@@ -63,7 +65,7 @@ class FolderStore:
 
     def require_writable(self) -> None:
         with self._errors("publish"):
-            self._versions.mkdir(parents=True, exist_ok=True)
+            self._make_folders()
             with self._lock("PUBLISH.lock"):
                 self._require_room(0)
 
@@ -71,14 +73,12 @@ class FolderStore:
         version.validate()
         version.verify_digests()
         with self._errors("publish"):
-            if not self._versions.is_dir():
-                self._versions.mkdir(parents=True, exist_ok=True)
-                _sync_folder(self.folder)
-                _sync_folder(self.folder.parent)
+            self._make_folders()
             with self._lock("PUBLISH.lock"):
                 self._remove_leftovers()
                 for manifest in self.versions():
                     if manifest.fingerprint == version.manifest.fingerprint and self._is_whole(manifest):
+                        _sync_folder(self._versions)  # its publisher may have died before that
                         return manifest.version
                 # Counted over the folders: also a damaged version's name is never given again.
                 taken = [_counter(entry.name) for entry in self._versions.iterdir()]
@@ -115,10 +115,11 @@ class FolderStore:
                 raise PointerMoved(f"current is {current}, not {expected}; look again and repeat")
             if not self._path(version).is_dir():
                 raise VersionNotFound(f"{version}: deleted meanwhile")
-            for left_over in self.folder.glob(".CURRENT-*"):  # of one that was killed here
-                left_over.unlink(missing_ok=True)
+            self._remove_left_pointers()
             if current != version:
+                _sync_folder(self._versions)  # a pointer must not outlast what it names; its publisher may have died
                 self._replace_pointer(version, current)
+            _sync_folder(self.folder)  # also where it was moved before, by somebody who could not do this any more
             return current
 
     def copy(
@@ -177,12 +178,9 @@ class FolderStore:
             if version == self.current():
                 raise VersionInUse(f"{version} is current; activate another version before deleting it")
             try:
-                descriptor = os.open(self._path(version) / MANIFEST, os.O_RDONLY)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with (self._path(version) / MANIFEST).open("rb") as manifest:
+                    fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     deleted = self._move_away(version)
-                finally:
-                    os.close(descriptor)
             except FileNotFoundError:
                 raise VersionNotFound(f"{version}: no such version in {self.folder}") from None
             except BlockingIOError:
@@ -201,14 +199,23 @@ class FolderStore:
         return False
 
     def sweep(self) -> None:
-        with (
-            self._errors("sweep"),
-            contextlib.suppress(FileNotFoundError, BlockingIOError),  # refused: who publishes has swept
-            self._lock("PUBLISH.lock", fcntl.LOCK_NB),
-        ):
-            self._remove_leftovers()
+        for lock, remove in (("PUBLISH.lock", self._remove_leftovers), ("CURRENT.lock", self._remove_left_pointers)):
+            with (
+                self._errors("sweep"),
+                contextlib.suppress(FileNotFoundError, BlockingIOError),  # refused: who has it has swept
+                self._lock(lock, fcntl.LOCK_NB),
+            ):
+                remove()
 
     # -- the steps of a publish --
+
+    def _make_folders(self) -> None:
+        """Make the store's folders; the names of those that are new are made durable before anything is in them."""
+        self._versions.mkdir(parents=True, exist_ok=True)
+        if not any(self._versions.iterdir()):
+            for folder in self._versions.parents:
+                with contextlib.suppress(PermissionError):  # not to be read, so not made here
+                    _sync_folder(folder)
 
     def _is_whole(self, manifest: Manifest) -> bool:
         try:
@@ -283,9 +290,10 @@ class FolderStore:
             return None
 
     def _move_away(self, version: str) -> Path:
-        """Take the version's name from its folder; the next sweep removes it."""
+        """Take the version's name from its folder, for good; the next sweep removes it."""
         deleted = self._versions / f".deleted-{uuid.uuid4().hex}"
         self._path(version).rename(deleted)
+        _sync_folder(self._versions)
         return deleted
 
     def _remove_leftovers(self) -> None:
@@ -293,6 +301,11 @@ class FolderStore:
         for entry in self._versions.iterdir():
             if entry.name.startswith((".partial-", ".deleted-")):
                 shutil.rmtree(entry, ignore_errors=True)
+
+    def _remove_left_pointers(self) -> None:
+        """Likewise of those who were killed while they moved CURRENT, whose lock is held."""
+        for left_over in self.folder.glob(".CURRENT-*"):
+            left_over.unlink(missing_ok=True)
 
     # -- the pointer --
 
@@ -316,7 +329,6 @@ class FolderStore:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.folder / "CURRENT")
-            _sync_folder(self.folder)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
@@ -366,11 +378,17 @@ def _pieces(part: Buffer) -> Iterator[Buffer]:
 
 
 def _map(path: Path) -> Buffer:
-    """The file as a read-only memory map. Deleting the file later does not take it away."""
+    """The file as a read-only memory map, all of it read. Deleting the file later does not take it away."""
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return b""
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        mapped.madvise(MADV_POPULATE_READ)
+    except OSError as error:
+        if error.errno == errno.EFAULT:  # else the kernel is older
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from None
+    return memoryview(mapped)
 
 
 def _sync_folder(folder: Path) -> None:

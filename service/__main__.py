@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         access_log=False,
         server_header=False,
         log_config=None,
+        ws="none",  # it would log the path, and leave a POST that asks for it unanswered
         timeout_graceful_shutdown=60,  # as long as a request may take
         timeout_worker_healthcheck=60,  # a worker that loads a large version is not dead
     )

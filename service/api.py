@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import time
@@ -152,7 +153,7 @@ def _require_admin(request: Request) -> None:
         raise AdminOff("the admin endpoint is off; set DR_ADMIN_TOKEN to open it")
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     wanted = hashlib.sha256(token.get_secret_value().encode()).digest()
-    found = hashlib.sha256(given.strip().encode("latin-1")).digest()
+    found = hashlib.sha256(given.strip(" \t").encode("latin-1")).digest()
     if not hmac.compare_digest(wanted, found) or scheme.lower() != "bearer":
         raise Unauthorized("send Authorization: Bearer and the admin token")
 
@@ -175,7 +176,8 @@ async def retrieve(body: RetrieveRequest, request: Request, reloader: ReloaderDe
     # Taken once: whatever is swapped meanwhile, this request is answered by this version.
     retriever = reloader.retriever
     query, unknown = _prepare(retriever, body)
-    (found,) = await request.state.batcher.submit(retriever, [query], _timeout(request, [body]))
+    gone = functools.partial(_hung_up, request)
+    (found,) = await request.state.batcher.submit(retriever, [query], _timeout(request, [body]), gone)
     return _respond(_describe(request, retriever, query, unknown, found, started))
 
 
@@ -191,7 +193,8 @@ async def retrieve_batch(body: BatchRequest, request: Request, reloader: Reloade
     retriever = reloader.retriever
     prepared = [_prepare(retriever, one) for one in body.requests]
     timeout = _timeout(request, body.requests)
-    found = await request.state.batcher.submit(retriever, [query for query, _ in prepared], timeout)
+    queries, gone = [query for query, _ in prepared], functools.partial(_hung_up, request)
+    found = await request.state.batcher.submit(retriever, queries, timeout, gone)
     responses = [
         _describe(request, retriever, query, unknown, one, started)
         for (query, unknown), one in zip(prepared, found, strict=True)
@@ -267,6 +270,12 @@ def _prepare(retriever: Retriever, body: RetrieveRequest) -> tuple[Query, int]:
         exclude_history=body.exclude_history,
         rerank=body.rerank,
     )
+
+
+async def _hung_up(request: Request) -> None:
+    """Return when the client has gone; the body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _timeout(request: Request, bodies: list[RetrieveRequest]) -> float:

@@ -9,8 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.requests import ClientDisconnect
 
 from index_store.errors import IndexStoreError, StoreUnavailable
 from index_store.index import MAX_READS
@@ -84,20 +88,27 @@ class Batcher:
             return True
         return bool(self._queue) and time.monotonic() > self._queue[0].since + self._max_wait
 
-    async def submit(self, retriever: Retriever, queries: list[Query], timeout: float) -> list[Answer]:
+    async def submit(
+        self,
+        retriever: Retriever,
+        queries: list[Query],
+        timeout: float,
+        gone: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> list[Answer]:
         """The answers of `queries`, in their order. All or none are admitted.
 
-        Raises Overloaded when the queue has no room or time for them, DeadlineExceeded after `timeout` seconds. Who
-        stops waiting leaves the queue, and costs nothing if not yet searched.
+        gone: returns when nobody waits for the answer any more. Raises Overloaded when the queue has no room or time
+        for them, DeadlineExceeded after `timeout` seconds, ClientDisconnect when nobody waits. Who stops waiting
+        leaves the queue, and costs nothing if not yet searched.
         """
         # Into an empty queue anything goes, or a large request could never be answered.
         if self.full or (self._queue and len(self._queue) + len(queries) > self._max_queue):
             raise Overloaded("too many requests are waiting; try again later, or fewer at once")
         loop = asyncio.get_running_loop()
         now = time.monotonic()
-        entries = [
-            _Entry(retriever, query, now + timeout / 2, now + timeout, loop.create_future()) for query in queries
-        ]
+        entries = [_Entry(retriever, query, now, now + timeout, loop.create_future()) for query in queries]
+        # To hear of a client that hangs up takes a task: worth it for who waits behind others.
+        watch = loop.create_task(self._cancel_after(gone(), entries)) if self._queue and gone else None
         self._queue.extend(entries)
         self._arrived.set()
         try:
@@ -108,13 +119,24 @@ class Batcher:
                 self._metrics.store_faults.inc()
                 raise StoreUnavailable("the path lists were not read within the request's timeout_ms") from None
             raise DeadlineExceeded("no answer within the request's timeout_ms") from None
+        except asyncio.CancelledError:
+            if watch and watch.done():
+                raise ClientDisconnect from None
+            raise
         except IndexStoreError:  # counted here, where each request comes by once, and not who has gone
             self._metrics.store_faults.inc()
             raise
         finally:
-            gone = [entry.result.cancel() or entry.result.cancelled() for entry in entries]
-            if any(gone):
+            if watch:
+                watch.cancel()
+            left = [entry.result.cancel() or entry.result.cancelled() for entry in entries]
+            if any(left):
                 self._queue = deque(entry for entry in self._queue if not entry.result.done())
+
+    async def _cancel_after(self, gone: Coroutine[Any, Any, None], entries: list[_Entry]) -> None:
+        await gone
+        for entry in entries:
+            entry.result.cancel()
 
     async def run(self) -> None:
         """Search batches until cancelled."""

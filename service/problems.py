@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from index_store import errors as store
 from service import errors as service
@@ -80,6 +81,7 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(error, _domain)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -130,6 +132,10 @@ async def _http(request: Request, error: Exception) -> Response:
     response = problem(request, error.status_code, HTTPStatus(error.status_code).description or "refused")
     response.headers.update(error.headers or {})
     return response
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)  # nobody hears it; it is what proxies write in their logs, and we count
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -66,11 +66,15 @@ class Connection(asyncio.Protocol):
         if self._answer and not self._answer.done():
             self._answer.set_exception(error or ConnectionResetError("the server closed the connection"))
 
-    async def ask(self, request: bytes) -> Reply:
-        """Its answer. Raises OSError when the connection ends first."""
+    def send(self, request: bytes) -> asyncio.Future[Reply]:
+        """Its answer to come, or an OSError when the connection ends first."""
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
-        return await self._answer
+        return self._answer
+
+    async def ask(self, request: bytes) -> Reply:
+        """Its answer. Raises OSError when the connection ends first."""
+        return await self.send(request)
 
     def abort(self) -> None:
         """Close at once, whatever is under way."""

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from starlette.requests import ClientDisconnect
 
 from index_store.errors import StoreUnavailable
 from index_store.retrieval import Answer, Query
@@ -211,6 +212,35 @@ def test_who_stopped_waiting_costs_nothing() -> None:
         await asyncio.gather(first, last)
 
         assert gated.batches == [[1], [4]]
+
+    with_batcher(test)
+
+
+def test_who_hangs_up_behind_others_is_not_searched() -> None:
+    """As the server tells it; who is watched and answered leaves nothing behind."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        hung_up, never = asyncio.Event(), asyncio.Event()
+
+        def watched(k: int, event: asyncio.Event) -> asyncio.Task[list[Answer]]:
+            async def gone() -> None:
+                await event.wait()
+
+            return asyncio.create_task(batcher.submit(cast("Retriever", gated), [query(k)], LONG, gone))
+
+        first = submit(batcher, gated, query(1))
+        await until(gated.started.is_set)
+        second, third, fourth = submit(batcher, gated, query(2)), watched(3, hung_up), watched(4, never)
+        await until(lambda: len(batcher._queue) == 3)
+        tasks = asyncio.all_tasks()
+        hung_up.set()
+        with pytest.raises(ClientDisconnect):
+            await third
+        gated.gate.set()
+        await asyncio.gather(first, second, fourth)
+        await until(lambda: len(asyncio.all_tasks()) == len(tasks) - 6)
+
+        assert gated.batches == [[1], [2, 4]]
 
     with_batcher(test)
 

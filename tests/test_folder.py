@@ -1,104 +1,14 @@
-"""The folder store under kills, full disks and damage."""
+"""The folder store under damage; tests/chaos has it killed, and on disks that fail."""
 
 from __future__ import annotations
 
-import errno
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from index_store.errors import StoreFull, StoreUnavailable, VersionDamaged, VersionNotFound
 from index_store.folder import FolderStore
 from tests.planted import small_version
-
-#: Publishes and activates a second version and dies at the system call numbered argv[2].
-VICTIM = """
-import io, os, sys
-from index_store.folder import FolderStore
-from tests.planted import small_version
-left = int(sys.argv[2])
-def dying(call):
-    def wrapped(*args, **kwargs):
-        global left
-        left -= 1
-        if left == 0:
-            os._exit(9)
-        return call(*args, **kwargs)
-    return wrapped
-for module, name in ((os, "mkdir"), (os, "fsync"), (os, "rename"), (os, "replace"), (os, "open"), (io, "open")):
-    setattr(module, name, dying(getattr(module, name)))
-store = FolderStore(sys.argv[1])
-store.activate(store.publish(small_version("second")), expected=store.current())
-"""
-
-
-def kill_at(step: int, folder: Path) -> bool:
-    """Run the victim; True if it was killed, False if it lived to the end."""
-    done = subprocess.run([sys.executable, "-c", VICTIM, str(folder), str(step)], check=False)
-    assert done.returncode in {0, 9}
-    return done.returncode == 9
-
-
-def test_a_publish_killed_at_any_step_leaves_before_or_after(tmp_path: Path) -> None:
-    """The old version stays current and whole, or the new one is; the next publish succeeds and sweeps."""
-    killed = 0
-    for step in range(1, 200):
-        store = FolderStore(str(tmp_path / str(step)))
-        first = store.publish(small_version("first"))
-        store.activate(first)
-        if not kill_at(step, store.folder):
-            break
-        killed += 1
-        current = store.current()
-        assert current is not None
-        store.load(current).verify_digests()
-        for manifest in store.versions():
-            store.load(manifest.version)
-        second = store.publish(small_version("second"))
-        store.activate(second)
-        store.load(second)
-        assert [m.version for m in store.versions()] == [first, second]
-        # A third publish finds nothing left over of the killed one.
-        store.publish(small_version("third"))
-        assert not list((store.folder / "versions").glob(".partial-*"))
-
-    assert 30 < killed < 198, "the victim was killed at each of its steps, and lived in the end"
-
-
-def failing(call: Callable[..., Any], error: int) -> Callable[..., Any]:
-    """`call`, failing with `error`."""
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        raise OSError(error, os.strerror(error))
-
-    return wrapped
-
-
-@pytest.mark.parametrize(("error", "expected"), [(errno.ENOSPC, StoreFull), (errno.EIO, StoreUnavailable)])
-def test_a_failing_disk_keeps_nothing_and_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, expected: type[Exception]
-) -> None:
-    """Disk full and I/O errors are told apart; what was written is removed; a retry works."""
-    store = FolderStore(str(tmp_path))
-    first = store.publish(small_version("first"))
-    store.activate(first)
-    other = store.publish(small_version("other"))
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", failing(os.fsync, error))
-        with pytest.raises(expected, match="publish"):
-            store.publish(small_version("second"))
-        with pytest.raises(expected, match="activate"):
-            store.activate(other)
-
-    assert store.current() == first
-    assert sorted(entry.name for entry in (tmp_path / "versions").iterdir()) == [first, other]
-    assert sorted(file.name for file in tmp_path.glob("*CURRENT*")) == ["CURRENT", "CURRENT.lock"]
-    store.publish(small_version("second"))
 
 
 def test_a_version_larger_than_the_room_is_refused_before_it_is_written(

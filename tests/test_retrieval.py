@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from index_store.errors import VersionDamaged
@@ -57,6 +57,7 @@ def slow_answer(
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32), batch=st.integers(1, 4), n=st.integers(1, 6), k=st.integers(1, 8))
+@example(seed=0, batch=3, n=2, k=4)
 def test_answers_equal_the_slow_twin(seed: int, batch: int, n: int, k: int) -> None:
     """Fetching, joining duplicates, excluding, scoring and cutting a whole batch equals doing it one by one."""
     rng = np.random.default_rng(seed)
@@ -135,6 +136,24 @@ def test_histories_are_cut_to_the_latest_and_padded() -> None:
 
     assert padded.tolist() == [[2, 3], [-1, -1], [4, -1]]
     assert pad_histories([np.array([], np.int64)], 5).tolist() == [[-1]]
+
+
+def test_padding_reaches_the_model_as_nothing() -> None:
+    """Who is searched with somebody of a longer history is answered as alone: its vectors end in zeros."""
+    index, _ = random_index(np.random.default_rng(0), 4)
+    fed: dict[str, Any] = {}
+
+    class Session:
+        def run(self, _: Any, feeds: dict[str, Any]) -> list[Any]:
+            fed.update(feeds)
+            return [np.zeros((2, SIZE), np.float32), np.zeros((2, 1), np.int32), np.zeros((2, 1), np.float32)]
+
+    nothing = np.zeros((2, 0), np.int64), np.zeros((2, 0), np.float32)
+    search(Session(), index, np.array([[3, -1, -1], [1, 2, 3]]), *nothing, 1)
+
+    assert fed["length"].tolist() == [1, 3]
+    assert fed["history"][1].tolist() == index.item_vectors[[1, 2, 3]].tolist()
+    assert fed["history"][0].tolist() == [index.item_vectors[3].tolist(), [0.0] * SIZE, [0.0] * SIZE]
 
 
 @pytest.mark.parametrize("document", [None, {}, {"kind": "lr", "weights": {"logit": "x"}, "intercept": 0}])

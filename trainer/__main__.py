@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             assert run is not None
             return _fit(options, run)
         return {"evaluate": _evaluate, "benchmark": _benchmark, "sensitivity": _sensitivity}[options.command](options)
-    except (TrainerError, IndexStoreError) as error:
+    except (TrainerError, IndexStoreError, OSError) as error:  # the last: a temporary folder that is full, and the like
         print(f"dr-trainer: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

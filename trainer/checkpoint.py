@@ -2,12 +2,13 @@
 
 run.json                the config and a digest of the data
 metrics.jsonl           a record an epoch
-checkpoint.safetensors  network, optimiser and paths, replaced whole after each epoch
+checkpoint.safetensors  network, optimiser and paths, and a digest of them; replaced whole after each epoch
 published.json          what became of it: the version's name and fingerprint, and whether it was made current
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -72,7 +73,9 @@ class Run:
         try:
             with safe_open(file, "pt") as stored:
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-                epoch = int(stored.metadata()["epoch"])
+                epoch, digest = int(stored.metadata()["epoch"]), stored.metadata()["sha256"]
+            if digest != _digest(epoch, tensors):
+                raise ValueError("its SHA-256 is another")
             assigner.paths = tensors.pop("paths").numpy()
             model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
             _load_optimizer(optimizer, tensors)
@@ -102,10 +105,20 @@ class Run:
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
         tensors["paths"] = torch.from_numpy(assigner.paths)
         temporary = self.folder / "checkpoint.partial"
-        save_file(tensors, temporary, {"epoch": str(record["epoch"])})
+        epoch = record["epoch"]
+        save_file(tensors, temporary, {"epoch": str(epoch), "sha256": _digest(epoch, tensors)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(self.folder / "checkpoint.safetensors")
+
+
+def _digest(epoch: int, tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over everything that a checkpoint has."""
+    digest = hashlib.sha256(str(epoch).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f" {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
@@ -119,8 +132,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.T
 
 def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise ResumeError(f"{path}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,183 @@
+"""A5: whoever hangs up, whenever, all others get the answer to their own request, and nothing stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from index_store.redis import CONNECTIONS
+from index_store.store import open_store
+from service.batcher import Batcher
+from service.retriever import Retriever
+from tests.chaos.conftest import Goal, amount
+from tests.conftest import Planted
+from tests.delay_proxy import delay_proxy
+from tests.fleet import Replica, fleet, same
+from tests.http_client import Pool, post
+from tests.redis_servers import RedisServer
+from tests.test_batcher import GatedRetriever, query, submit, until, with_batcher
+
+REQUESTS = amount(50_000)  # of each residency
+CLIENTS = 12  # at once
+HANG_UP_SECONDS = 0.02  # at the latest
+DELAY = 0.003  # s that an answer of Redis is on its way
+SETTINGS = {"store_timeout_ms": 10_000, "timeout_ms": 60_000, "max_queue": 10_000}
+
+Candidates = list[dict[str, Any]]
+
+
+def distinct_requests(planted: Planted) -> list[tuple[dict[str, Any], Candidates]]:
+    """Requests and their right answers, computed one by one: no two of them have the same items."""
+    random, retriever = Random(0), Retriever(planted.version)
+    found: dict[tuple[Any, ...], tuple[dict[str, Any], Candidates]] = {}
+    for _ in range(1500):
+        history, exclude = random.sample(range(40), 4), random.sample(range(40), 12)
+        prepared, _ = retriever.prepare(
+            history=history,
+            context={},
+            k=5,
+            beam=None,
+            per_path=None,
+            exclude=exclude,
+            exclude_history=True,
+            rerank=True,
+        )
+        (answer,) = retriever.answer([prepared])
+        names = retriever.names(answer.items)
+        rows = zip(names, answer.scores.tolist(), answer.path_log_probs.tolist(), strict=True)
+        found[tuple(names)] = (
+            {"history": history, "exclude": exclude, "k": 5},
+            [{"item_id": item, "score": score, "path_log_prob": log_prob} for item, score, log_prob in rows],
+        )
+    return list(found.values())
+
+
+def open_files(replica: Replica) -> int:
+    """Descriptors of the service's process: its connections among them."""
+    assert replica.process
+    return len(os.listdir(f"/proc/{replica.process.pid}/fd"))  # noqa: PTH208 -- a name a descriptor, no paths
+
+
+async def attack(port: int, requests: list[tuple[dict[str, Any], Candidates]]) -> Counter[str]:
+    """REQUESTS of them, half of which are hung up on at random moments: how many came to what end."""
+    random, pool, ends = Random(1), Pool(port), Counter[str]()
+    numbers = iter(range(REQUESTS))
+
+    async def client() -> None:
+        for number in numbers:
+            body, wanted = requests[random.randrange(len(requests))]
+            patience = random.uniform(0, HANG_UP_SECONDS) if random.random() < 0.5 else None
+            asked = post("/v1/retrieve", body, **{"X-Request-ID": f"number-{number}"})
+            try:
+                async with asyncio.timeout(patience):
+                    reply = await pool.ask(asked)
+            except TimeoutError:
+                ends["aborted"] += 1
+                continue
+            if reply.status != 200:
+                ends[f"refused {reply.status}"] += 1
+                continue
+            answer = reply.json()
+            own = answer["request_id"] == reply.header("x-request-id") == f"number-{number}"
+            ends["right" if own and same(answer["candidates"], wanted) else "wrong"] += 1
+
+    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    pool.close()
+    return ends
+
+
+@pytest.mark.parametrize("residency", ["remote", "resident"])
+def test_nobody_gets_the_answer_of_another(
+    residency: str, own: RedisServer, planted: Planted, tmp_path: Path, goal: Goal
+) -> None:
+    """Half of the requests are aborted within 20 ms; afterwards no connection is left over, and all goes on."""
+    requests = distinct_requests(planted)
+    store = open_store(own.url)
+    store.activate(store.publish(planted.version))
+    with delay_proxy(own.port) as proxy, own.client() as client:
+        url = f"redis://127.0.0.1:{proxy.port}"
+        with fleet(tmp_path, url, 1, residency=residency, **SETTINGS) as (replica,):
+            proxy.delay = DELAY
+            files = open_files(replica)
+
+            ends = asyncio.run(attack(replica.port, requests))
+
+            ended = time.monotonic()
+            # One search after the other, so that whoever is answered now was preceded by all who have gone.
+            for body, wanted in requests[:20]:
+                assert same(replica.client.post("/v1/retrieve", json=body).json()["candidates"], wanted)
+            while open_files(replica) > files + 2 * CONNECTIONS and time.monotonic() < ended + 30:
+                pass
+            seconds = time.monotonic() - ended
+            assert open_files(replica) <= files + 2 * CONNECTIONS
+            connections = len(client.client_list()) - 2  # this one and the publisher's
+            assert "Traceback" not in replica.log()
+    seen = f"{ends['aborted']:,} hung up on before their answer, {ends['right']:,} right answers, {ends['wrong']} wrong"
+    goal(
+        "A5",
+        f"100,000 requests, half of them hung up on within 20 ms: each answer is that of its own request ({residency})",
+        f"{REQUESTS:,} requests, {seen}",
+        ends["wrong"] == 0
+        and ends["aborted"] + ends["right"] == REQUESTS
+        and ends["aborted"] > REQUESTS / 10
+        and ends["right"] > REQUESTS / 2 - REQUESTS / 10,
+    )
+    goal(
+        "A5",
+        f"afterwards the service has no more connections to Redis than its two pools have ({residency})",
+        f"{connections} of at most {2 * CONNECTIONS}",
+        0 < connections <= 2 * CONNECTIONS,
+    )
+    goal("A5", "normal again within 5 s", f"{seconds:.2f} s ({residency})", seconds < 5, timing=True)
+
+
+def test_who_hangs_up_in_the_queue_is_not_searched() -> None:
+    """Of a hundred callers a random half goes while another search is under way: the others are searched, in order."""
+    random = Random(0)
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        first = submit(batcher, gated, query(1))
+        await until(gated.started.is_set)
+        callers = {k: submit(batcher, gated, *[query(k)] * random.randint(1, 3)) for k in range(100, 200)}
+        await until(lambda: {entry.query.k for entry in batcher._queue} == set(callers))
+        gone = set(random.sample(sorted(callers), 50))
+        for k in gone:
+            callers[k].cancel()
+        gated.gate.set()
+        await asyncio.gather(first, *callers.values(), return_exceptions=True)
+
+        searched = [k for batch in gated.batches for k in batch]
+        assert list(dict.fromkeys(searched)) == [1, *(k for k in callers if k not in gone)]
+        for k, caller in callers.items():
+            assert caller.cancelled() if k in gone else {int(answer.items[0]) for answer in caller.result()} == {k}
+
+    for _ in range(amount(200)):
+        with_batcher(test, max_queue=1000)
+
+
+def test_who_hangs_up_makes_room_in_the_queue() -> None:
+    """A queue full of those who have gone refuses nobody."""
+
+    async def test(batcher: Batcher, gated: GatedRetriever) -> None:
+        first = submit(batcher, gated, query(1))
+        await until(gated.started.is_set)
+        gone = [submit(batcher, gated, query(k)) for k in range(10, 20)]
+        await until(lambda: len(batcher._queue) == 10)
+        for caller in gone:
+            caller.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        others = [submit(batcher, gated, query(k)) for k in range(20, 30)]
+        await until(lambda: {entry.query.k for entry in batcher._queue} >= set(range(20, 30)))
+        gated.gate.set()
+        await asyncio.gather(first, *others)
+
+        assert gated.batches == [[1], list(range(20, 30))]
+
+    with_batcher(test, max_queue=10)

@@ -1,0 +1,197 @@
+"""Publishers killed at any moment: a reader has the version before or the one after, and nobody has to tidy up."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from index_store.folder import FolderStore
+from index_store.server import ServerStore
+from index_store.store import IndexStore, open_store, prune
+from index_store.version import Version
+from service.metrics import Metrics
+from service.reloader import Reloader
+from tests.chaos.conftest import FULL, Goal, amount
+from tests.chaos.traffic import answers_of
+from tests.chaos.victims import Victim, publish_and_activate
+from tests.conftest import Planted
+from tests.fleet import same
+from tests.planted import changed, large_version, small_version
+from tests.test_server import keys_of
+
+
+@pytest.fixture(params=["folder", "redis"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty store."""
+    return str(tmp_path / "store") if request.param == "folder" else str(request.getfixturevalue("url"))
+
+
+def left_over(place: str, client: Any) -> set[str]:
+    """What is in a store besides its listed versions, its pointer and its leases."""
+    whole = {manifest.version for manifest in open_store(place).versions()}
+    if "://" not in place:
+        return {entry.name for entry in Path(place, "versions").iterdir()} - whole | {
+            entry.name for entry in Path(place).glob(".*")
+        }
+    namespace = place.partition("namespace=")[2]
+    versions = {key.split(":")[1] for key in keys_of(client, namespace) if re.match(r"[^:]*:v\d+-", key)}
+    claimed = {name.decode() for name in client.smembers(f"{namespace}:publishing:{{{namespace}:versions}}")}
+    return versions - whole | claimed
+
+
+def listed(store: IndexStore) -> set[str]:
+    """Every name that a reader may find, whatever is behind it."""
+    if isinstance(store, ServerStore):
+        return store._listing.published()
+    assert isinstance(store, FolderStore)
+    return {entry.name for entry in (store.folder / "versions").glob("[!.]*")}
+
+
+def check_after_a_kill(store: IndexStore, before: str, version: Version) -> str:
+    """What is current is before or after, and all that is listed is whole. Returns what is current."""
+    current = store.current()
+    assert current
+    found = store.load(current)
+    assert current == before or found.manifest.fingerprint == version.manifest.fingerprint
+    for name in listed(store):
+        store.load(name)
+    return current
+
+
+def repeat(store: IndexStore, version: Version) -> str:
+    """The same publish again. Returns the version's name."""
+    name = store.publish(version)
+    store.activate(name)
+    assert store.load(name).manifest.fingerprint == version.manifest.fingerprint
+    return name
+
+
+def test_killed_before_any_step_of_publish_and_activate(place: str, client: Any, goal: Goal) -> None:
+    """Every operation on the disk, every message to the server."""
+    every = amount(1, 4)
+    killed = 0
+    outcomes = set()
+    for steps in range(0, 1000, every):
+        store = open_store(f"{place}{steps}")
+        before = store.publish(small_version("before"))
+        store.activate(before)
+        version = large_version() if "://" in place else small_version("after")
+        victim = Victim(publish_and_activate, f"{place}{steps}", version, steps)
+        victim.wait()
+        if not victim.kill():
+            break
+        killed += 1
+
+        outcomes.add(check_after_a_kill(store, before, version) == before)
+        if killed % 2:
+            prune(store, keep=2)
+            assert left_over(f"{place}{steps}", client) == set()
+        repeat(store, version)
+        assert left_over(f"{place}{steps}", client) == set()
+    kind = "folder" if "://" not in place else "Redis"
+    goal(
+        "A3",
+        f"publisher killed before each of {killed} steps of publish and activate ({kind}): half versions seen, repeats "
+        "that failed, orphans",
+        "0, 0, 0",
+        reached=killed * every > 25 and (outcomes == {False, True} or not FULL),
+    )
+
+
+class Follower:
+    """A replica that follows the store while others are killed: what it loads must be whole, and answer as it must."""
+
+    def __init__(self, place: str, cache: Path, answers: dict[str, Any]) -> None:
+        self._store = open_store(place, cache=str(cache))
+        self._answers = answers  # by the digest of the model
+        self._news = threading.Condition()
+        self._over = False
+        self.served: list[str] = []
+        self.faults: list[str] = []
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Follow while this lasts."""
+        thread = threading.Thread(target=lambda: asyncio.run(self._follow()))
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over = True
+            thread.join()
+
+    def wait_until_served(self, name: str) -> None:
+        """Return when it serves this version."""
+        with self._news:
+            assert self._news.wait_for(lambda: self.faults or self.served[-1:] == [name], 60), name
+
+    async def _follow(self) -> None:
+        reloader = Reloader(self._store, 60, Metrics())
+        while not self._over:
+            await reloader.follow()
+            self._store.wait(0.02)
+            served = reloader._serving
+            if served and self.served[-1:] != [served.name]:
+                model = served.manifest.parts["model.onnx"].sha256
+                right = all(map(same, answers_of(served.version), self._answers[model]))
+                with self._news:
+                    self.served.append(served.name)
+                    self.faults += [] if right else [f"{served.name} answers wrongly"]
+                    self.faults += reloader._failed.values()
+                    self._news.notify()
+        await reloader.let_go()
+
+
+def test_killed_at_any_moment(
+    place: str, client: Any, tmp_path: Path, planted: Planted, other: Planted, goal: Goal
+) -> None:
+    """Then the same is published again, or another; a replica that follows serves whole versions; pruning tidies up."""
+    random, store, wanted = Random(0), open_store(place), amount(200)
+    models = [planted.version, other.version]
+    answers = {model.manifest.parts["model.onnx"].sha256: answers_of(model) for model in models}
+    before = store.publish(models[0])
+    store.activate(before)
+    follower = Follower(place, tmp_path / "cache", answers)
+    killed = after = turn = 0
+    longest = 0.0
+    with follower.following():
+        while killed < wanted:
+            version = changed(models[turn % 2], context=bytes(models[0].parts["context.json"]) + b" " * turn)
+            started = time.monotonic()
+            victim = Victim(publish_and_activate, place, version)
+            victim.wait(random.uniform(0, longest) if turn > 2 else None)
+            longest = longest if turn > 2 else time.monotonic() - started
+            dead = victim.kill()
+            killed += dead
+            current = check_after_a_kill(store, before, version)
+            after += dead and current != before
+            if turn % 2:
+                current = repeat(store, version)
+            before = current
+            if turn % 5 == 0:
+                follower.wait_until_served(before)
+                prune(store, keep=2)
+                assert left_over(place, client) == set()
+            turn += 1
+    prune(store, keep=1)
+
+    assert left_over(place, client) == set()
+    assert follower.faults == []
+    kind = "folder" if isinstance(store, FolderStore) else "Redis"
+    goal(
+        "A3",
+        f"publisher killed by SIGKILL at {killed} random moments ({kind}; {after} had moved the pointer), a replica "
+        f"following ({len(follower.served)} versions served): half versions or wrong answers seen, repeats that "
+        "failed, orphans after pruning",
+        "0, 0, 0",
+        reached=killed >= wanted and len(follower.served) > wanted / 10,
+    )

@@ -1,0 +1,272 @@
+"""What planted bugs (planted_bugs.py) showed to be untested."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from index_store import redis as redis_module
+from index_store import server as server_module
+from index_store.errors import StoreUnavailable, VersionDamaged, VersionInUse
+from index_store.folder import FolderStore
+from index_store.retrieval import Answer, Query
+from index_store.server import ServerStore
+from index_store.store import open_store
+from service.api import RetrieveRequest
+from service.metrics import Metrics
+from service.pace import Pace
+from service.reloader import Reloader
+from service.retriever import Retriever
+from tests.conftest import Planted
+from tests.planted import changed, small_version
+from tests.redis_servers import RedisServer
+from tests.test_api import assert_problem, items_of, make_app
+
+# -- the service --
+
+
+class Stamped:
+    """A retriever all of whose answers bear its number."""
+
+    remote = False
+    manifest = SimpleNamespace(max_beam=256)
+    pace = Pace(0.0, 0.0, 0.0)
+
+    def __init__(self, number: int) -> None:
+        self.number, self.name = number, f"v{number}-000000000000"
+
+    def prepare(self, **_: Any) -> tuple[Query, int]:
+        """A query of its own."""
+        nothing = np.empty(0, np.int64)
+        return Query(nothing, [], [], self.number, 1, 1, nothing), 0
+
+    def answer(self, queries: Sequence[Query]) -> list[Answer]:
+        """Its number, and the number of who prepared the query."""
+        one = np.ones(2, np.float32)
+        return [Answer(np.array([self.number, query.k]), one, one, 1, 2, 2) for query in queries]
+
+    def names(self, items: Any) -> list[str]:
+        """Of items, with its own."""
+        return [f"{self.name}: {item}" for item in items]
+
+
+class Swapping:
+    """A reloader that has swapped whenever it is looked at."""
+
+    looks = 0
+
+    @property
+    def retriever(self) -> Stamped:
+        """Another one each time."""
+        self.looks += 1
+        return Stamped(self.looks)
+
+
+@pytest.fixture
+def swapping(tmp_path: Path) -> Iterator[TestClient]:
+    """A service of which each look at the version in service finds another."""
+    with TestClient(make_app(FolderStore(str(tmp_path)))) as client:
+        client.app_state["reloader"] = Swapping()
+        yield client
+
+
+@pytest.mark.parametrize("path", ["/v1/retrieve", "/v1/retrieve:batch"])
+def test_a_request_swapped_under_is_of_one_version(swapping: TestClient, path: str) -> None:
+    """Prepared, searched, named and described by the version that it found first."""
+    body: dict[str, Any] = {} if path == "/v1/retrieve" else {"requests": [{}, {}]}
+    answer = swapping.post(path, json=body).json()
+
+    for one in answer.get("responses", [answer]):
+        assert one["version"] == "v1-000000000000"
+        assert [c["item_id"] for c in one["candidates"]] == ["v1-000000000000: 1"] * 2
+
+
+def test_who_is_about_to_end_is_not_ready_and_answers(swapping: TestClient) -> None:
+    """A proxy is to send requests elsewhere; those that come all the same are answered, and no connection is kept."""
+    assert swapping.get("/readyz").status_code == 200
+    swapping.app_state["draining"].begun = True
+
+    assert_problem(swapping.get("/readyz"), 503)
+    answered = swapping.post("/v1/retrieve", json={})
+    assert (answered.status_code, answered.headers["connection"]) == (200, "close")
+
+
+@pytest.mark.parametrize("path", ["/v1/retrieve", "/v1/retrieve:batch"])
+def test_a_value_that_does_not_fit_is_not_repeated(swapping: TestClient, path: str) -> None:
+    """Whichever field it is in: it may be somebody's password."""
+    for field in RetrieveRequest.model_fields:
+        for value in (["s3cret" * 50], {"s3cret": ["s3cret"]}, "s3cret"):
+            body = {field: value} if path == "/v1/retrieve" else {"requests": [{}, {field: value}]}
+            response = swapping.post(path, json=body)
+
+            assert_problem(response, 422)
+            assert "s3cret" not in response.text, field
+
+
+def test_the_whole_history_is_excluded_though_the_model_reads_the_last_of_it(planted: Planted, tmp_path: Path) -> None:
+    """What somebody bought long ago is not offered to them again."""
+    store = FolderStore(str(tmp_path))
+    store.activate(store.publish(planted.version))
+    history = list(range(2 * planted.version.manifest.history))
+    with TestClient(make_app(store)) as client:
+        found = items_of(client.post("/v1/retrieve", json={"history": history, "k": 40, "beam": 36, "per_path": 40}))
+        asked, _ = Retriever(planted.version).prepare(
+            history=history,
+            context={},
+            k=5,
+            beam=None,
+            per_path=None,
+            exclude=[],
+            exclude_history=True,
+            rerank=True,
+        )
+
+    assert found
+    assert not set(found) & set(history)
+    assert asked.excluded.tolist() == history
+    assert asked.history.tolist() == history[-planted.version.manifest.history :]
+
+
+def test_a_swap_to_what_cannot_be_loaded_leaves_the_pointer(tmp_path: Path) -> None:
+    """Or the next replica that starts, and every other within half a second, would have nothing to serve."""
+    store = FolderStore(str(tmp_path))
+    good, bad = store.publish(small_version("good")), store.publish(small_version("bad"))
+    store.activate(good)
+
+    with pytest.raises(VersionDamaged, match=bad):
+        asyncio.run(Reloader(store, 60, Metrics()).swap(bad, good))
+
+    assert store.current() == good
+
+
+def test_what_answers_otherwise_than_recorded_is_not_served(planted: Planted) -> None:
+    """Every part is well-formed and has its digest; the golden queries tell."""
+    weights = json.loads(bytes(planted.version.parts["reranker.json"]))
+    weights["weights"]["logit"] *= 1.5
+
+    with pytest.raises(VersionDamaged, match="golden query"):
+        Retriever(changed(planted.version, reranker=json.dumps(weights).encode()))
+
+
+# -- the store in a folder --
+
+
+def test_what_is_named_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file of a version whole, then their folder, then it is named, and the name too; likewise the pointer."""
+    steps: list[tuple[str, str, int]] = []
+    sync, replace = os.fsync, os.replace
+
+    def traced_sync(descriptor: int) -> None:
+        sync(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        steps.append(("sync", path.name.partition("-")[0], 0 if path.is_dir() else os.fstat(descriptor).st_size))
+
+    def traced_name(source: Path, target: Path) -> None:
+        replace(source, target)
+        steps.append(("name", target.name.partition("-")[0], 0))
+
+    store = FolderStore(str(tmp_path / "store"))
+    store.publish(small_version("first"))
+    monkeypatch.setattr(os, "fsync", traced_sync)
+    monkeypatch.setattr(os, "rename", traced_name)
+    monkeypatch.setattr(os, "replace", traced_name)
+    name = store.publish(small_version("second"))
+    files = {("sync", file.name, file.stat().st_size) for file in (store.folder / "versions" / name).iterdir()}
+
+    named = steps.index(("name", name.partition("-")[0], 0))
+    assert files <= set(steps[:named])
+    assert steps[named - 1] == ("sync", ".partial", 0)
+    assert ("sync", "versions", 0) in steps[named:]
+    steps.clear()
+    store.activate(name)
+    named = steps.index(("name", "CURRENT", 0))
+    assert steps[named - 1] == ("sync", ".CURRENT", (store.folder / "CURRENT").stat().st_size)
+    assert ("sync", "store", 0) in steps[named:]
+
+
+# -- the store on a server --
+
+
+def test_a_sweep_beside_a_publish_lists_nothing_half(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it looks: a version is not there before its publisher says that it is whole."""
+    store, sweeper = open_store(url), open_store(url)
+    assert isinstance(sweeper, ServerStore)
+    monkeypatch.setattr(sweeper._listing, "abandoned", lambda _: False)  # its publisher lives
+    seen: list[Any] = []
+
+    def sweep(done: int, total: int) -> None:
+        sweeper.sweep()
+        seen.append(sweeper.versions())
+
+    name = store.publish(small_version(), sweep)
+
+    assert len(seen) > 10
+    assert seen == [[]] * len(seen)
+    assert [manifest.version for manifest in store.versions()] == [name]
+
+
+def test_what_is_held_again_and_again_stays(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For longer than a lease lasts: who holds it renews it in time."""
+    monkeypatch.setattr(server_module, "HOLD_MS", 300)
+    store, replica = open_store(url), open_store(url)
+    name = store.publish(small_version())
+    end = time.monotonic() + 0.9
+    while time.monotonic() < end:
+        replica.hold([name])
+        time.sleep(0.01)
+
+    with pytest.raises(VersionInUse):
+        store.delete(name)
+
+
+def test_a_request_tries_a_frozen_server_once(own: RedisServer, tmp_path: Path) -> None:
+    """Who comes after it would wait for every further try."""
+    store = open_store(own.url, cache=str(tmp_path / "cache"), remote=True, timeout=0.5)
+    index = store.load(store.publish(small_version())).index
+    index.lookup(np.array([3]), 10)
+    own.freeze()
+    started = time.monotonic()
+    try:
+        with pytest.raises(StoreUnavailable):
+            index.lookup(np.array([3]), 10)
+    finally:
+        own.thaw()
+
+    assert 0.5 <= time.monotonic() - started < 1.0
+
+
+def test_more_threads_than_connections_wait_for_one(
+    own: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is refused while the server answers."""
+    monkeypatch.setattr(redis_module, "CONNECTIONS", 2)
+    store = open_store(own.url, cache=str(tmp_path / "cache"), remote=True, timeout=10)
+    index = store.load(store.publish(small_version())).index
+    found: list[Any] = []
+
+    def ask() -> None:
+        try:
+            found.append(index.lookup(np.array([3]), 10).items.tolist())
+        except StoreUnavailable as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    with own.client() as client:
+        client.client_pause(300)  # all ask while none is answered
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert found == [[0, 2]] * 8

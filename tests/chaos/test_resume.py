@@ -1,0 +1,132 @@
+"""Training killed at any moment and continued ends in the same bytes; a damaged checkpoint is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from index_store.folder import FolderStore
+from tests.chaos.conftest import Goal, amount
+from tests.chaos.victims import Victim, train
+from tests.conftest import SMALL, Planted
+from tests.planted import write_interactions
+from trainer.assignment import PathAssigner
+from trainer.checkpoint import Run
+from trainer.config import TrainConfig
+from trainer.errors import ResumeError
+from trainer.model import PathModel
+
+SETTINGS = [
+    f"--set={field.name}={getattr(SMALL, field.name)}"
+    for field in dataclasses.fields(TrainConfig)
+    if getattr(SMALL, field.name) != getattr(TrainConfig(), field.name)
+]
+
+
+class Training:
+    """One run of dr-trainer, in a folder of its own."""
+
+    def __init__(self, file: Path, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        places = ["--store", str(folder / "store"), "--resume", str(folder / "run")]
+        self._command = ["fit", str(file), *SETTINGS, *places]
+
+    def start(self) -> Victim:
+        """Begin it, or continue it."""
+        return Victim(train, self._command, str(self.folder / "log"))
+
+    def finish(self) -> dict[str, bytes]:
+        """Let it come to its end, and return what it has published: one version, every part of it."""
+        victim = self.start()
+        victim.wait()
+        assert not victim.kill(), self.log()
+        store = FolderStore(str(self.folder / "store"))
+        (manifest,) = store.versions()
+        assert store.current() == manifest.version
+        parts = {part: bytes(content) for part, content in store.load(manifest.version).parts.items()}
+        return parts | {"fingerprint": manifest.fingerprint.encode()}
+
+    def epochs(self) -> int:
+        """How many it has recorded."""
+        metrics = self.folder / "run" / "metrics.jsonl"
+        return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+    def log(self) -> str:
+        """What it has said."""
+        return (self.folder / "log").read_text()
+
+
+def test_a_killed_training_continues_to_the_same_bytes(tmp_path: Path, goal: Goal) -> None:
+    """SIGKILL at random moments, from reading the data to moving the pointer; and twice undisturbed."""
+    random, wanted = Random(0), amount(20)
+    file = write_interactions(tmp_path)
+    first = Training(file, tmp_path / "first").finish()
+    started = time.monotonic()
+    assert Training(file, tmp_path / "second").finish() == first
+    longest = time.monotonic() - started
+
+    killed = continued = differing = 0
+    for turn in range(10 * wanted):
+        training = Training(file, tmp_path / str(turn))
+        victim = training.start()
+        if turn % 2:
+            victim.wait(random.uniform(0, longest))
+        else:  # most of the time goes to the export, so half of them are killed in an epoch
+            epoch = random.randrange(1, SMALL.epochs)
+            while training.epochs() < epoch and not victim.wait(0.005):
+                pass
+        if not victim.kill():
+            continue  # it was done before
+        killed += 1
+        checkpoint = (training.folder / "run" / "checkpoint.safetensors").exists()
+        differing += training.finish() != first
+        assert ("continuing after epoch" in training.log()) == checkpoint
+        continued += checkpoint
+        if killed == wanted:
+            break
+
+    goal(
+        "B9",
+        f"training killed at {killed} random moments, {continued} of them after a checkpoint, and continued; two clean "
+        "runs: versions with another byte in any part",
+        differing,
+        reached=differing == 0 and killed == wanted,
+    )
+
+
+def fresh(planted: Planted) -> tuple[PathModel, torch.optim.Optimizer, PathAssigner]:
+    """What a run begins with, to be overwritten by a checkpoint."""
+    torch.manual_seed(1)
+    clicks = torch.ones(len(planted.dataset.item_ids)).numpy()
+    model = PathModel(SMALL, SMALL.resolve_width(len(clicks)), clicks, planted.dataset.schema)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    return model, optimizer, PathAssigner(planted.trained.paths * 0, SMALL.candidate_paths, SMALL.eta)
+
+
+def test_a_damaged_checkpoint_is_refused(planted: Planted, tmp_path: Path) -> None:
+    """Cut short anywhere, or any bit flipped: an error that says what to do, or nothing has changed."""
+    random = Random(0)
+    run = Run(tmp_path, SMALL, planted.dataset)
+    model, optimizer, assigner = fresh(planted)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    run.save({"epoch": 3}, model, optimizer, assigner)
+    file = tmp_path / "checkpoint.safetensors"
+    content = file.read_bytes()
+    header = int.from_bytes(content[:8], "little") + 8
+    places = [*range(0, header, amount(1, 20)), *(random.randrange(header, len(content)) for _ in range(amount(1000)))]
+    damaged = [content[:i] + bytes([content[i] ^ 1 << random.randrange(8)]) + content[i + 1 :] for i in places]
+    damaged += [content[: random.randrange(len(content))] for _ in range(amount(100))]
+
+    assert run.restore(*fresh(planted)) == 3
+    for text in damaged:
+        file.write_bytes(text)
+        with pytest.raises(ResumeError, match=r"checkpoint\.safetensors: damaged .*; delete it to start over"):
+            run.restore(*fresh(planted))

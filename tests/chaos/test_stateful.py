@@ -1,0 +1,387 @@
+"""B12: whatever is done to a store in whatever order, by whoever dies over it, it is as a model of 50 lines says."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import EllipsisType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from redis.connection import Connection
+
+from index_store import server as server_module
+from index_store.errors import IndexStoreError, PointerMoved, VersionInUse, VersionNotFound
+from index_store.folder import FolderStore
+from index_store.server import ServerStore
+from index_store.store import IndexStore, open_store, prune, rollback
+from index_store.version import Version, npy
+from service import reloader as reloader_module
+from service.errors import NotReady
+from service.metrics import Metrics
+from service.reloader import Reloader
+from service.retriever import ItemId, Retriever
+from tests.chaos.conftest import Goal, amount
+from tests.chaos.reference_store import ReferenceStore, content
+from tests.conftest import Planted
+from tests.planted import changed
+
+STEPS = amount(10_000, 500)  # on each backend
+WALK = 50  # steps of one walk, from an empty store
+CONTENTS = 5  # different versions
+HISTORY = [1, 5, 9]
+#: The folder store's calls to the system at which somebody may die.
+CALLS = ((os, "mkdir"), (os, "fsync"), (os, "rename"), (os, "replace"), (os, "open"), (os, "unlink"), (io, "open"))
+LONG_MS = 3_600_000  # a lease ends when a test says so, not when the machine is slow
+
+which = st.integers(0, CONTENTS - 1)
+#: Nothing; or the content whose name is expected to be current, which it is or is not.
+expectations = st.one_of(st.none(), which, st.just("the current"))
+moments = st.integers(0, 99)  # percent of the calls of a publish and its activation
+
+
+class Died(BaseException):
+    """Not even a handler of Exception sees a kill."""
+
+
+@dataclass
+class World:
+    """What the walks of one backend have in common."""
+
+    place: Callable[[], str]  # the URL of a new, empty store
+    versions: list[Version]
+    answers: Mapping[str, list[ItemId]]  # content -> what it answers to HISTORY
+    runner: asyncio.Runner
+    calls: int  # of a publish and its activation
+    steps: int = 0
+    deaths: int = 0
+
+
+class Walk(RuleBasedStateMachine):
+    """Random verbs on a store and on the model; after each step both have the same versions and pointers."""
+
+    world: World
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = ReferenceStore()
+        self.url = self.world.place()
+        self.store, self.holder = open_store(self.url), open_store(self.url)
+        self.replica = open_store(self.url)
+        self.reloader = self._start()
+        self.serving: list[str] = []  # what the replica served before, and what it serves
+        self.gone: dict[str, IndexStore] = {}  # replicas that are gone, whose leases have not ended
+        self.names: dict[str, str] = {
+            version.manifest.fingerprint[:12]: "v9-000000000000" for version in self.world.versions
+        }
+        self.world.steps -= 1  # the invariant's first look
+
+    # -- what somebody does --
+
+    @rule(i=which)
+    def publish(self, i: int) -> None:
+        self._published(i, self.store.publish(self.world.versions[i]))
+
+    @rule(i=which)
+    def activate(self, i: int) -> None:
+        self._both(lambda: self.store.activate(self._name(i)), lambda: self.model.activate(self._name(i)))
+
+    @rule(i=which, expected=expectations)
+    def activate_if(self, i: int, expected: int | str | None) -> None:
+        name, wanted = self._name(i), self._expected(expected)
+        self._both(lambda: self.store.activate(name, wanted), lambda: self.model.activate(name, wanted))
+
+    @rule()
+    def rollback(self) -> None:
+        self._both(lambda: rollback(self.store), self.model.rollback)
+
+    @rule(i=which)
+    def delete(self, i: int) -> None:
+        self._both(lambda: self.store.delete(self._name(i)), lambda: self.model.delete(self._name(i)))
+
+    @rule(keep=st.integers(0, 3))
+    def prune(self, keep: int) -> None:
+        self._both(lambda: prune(self.store, keep), lambda: self.model.prune(keep))
+        self._settle(None)
+        self.model.half.clear()
+        assert self._stored() == self.model.versions
+
+    @rule(held=st.sets(which))
+    def hold(self, held: set[int]) -> None:
+        self.model.held["somebody"] = {self._name(i) for i in held} & self.model.versions
+        self.holder.hold(self.model.held["somebody"])
+
+    @rule(i=which)
+    def load(self, i: int) -> None:
+        def parts() -> dict[str, bytes]:
+            return {part: bytes(content) for part, content in self.store.load(self._name(i)).parts.items()}
+
+        if self._name(i) in self.model.versions:
+            assert parts() == self.world.versions[i].parts
+
+    # -- who dies over it --
+
+    @rule(i=which, moment=moments)
+    def die_publishing(self, i: int, moment: int) -> None:
+        def verb(store: IndexStore) -> None:
+            self._published(i, store.publish(self.world.versions[i]))
+            store.activate(self._name(i))
+
+        self._die(i, moment, verb)
+
+    @rule(i=which, moment=moments)
+    def die_deleting(self, i: int, moment: int) -> None:
+        self._die(i, moment, lambda store: store.delete(self._name(i)))
+
+    # -- the service --
+
+    @rule()
+    def follow(self) -> None:
+        self.world.runner.run(self.reloader.follow())
+        assert self.reloader._troubles == {}
+        if self.model.current is not None:
+            self._serves(self.model.current)
+        self.query()
+
+    @rule(i=which, expected=st.one_of(st.just(...), expectations))
+    def swap(self, i: int, expected: int | str | EllipsisType | None) -> None:
+        name, wanted = self._name(i), self._expected(expected)
+
+        def swap() -> str | None:
+            previous: str | None = self.world.runner.run(self.reloader.swap(name, wanted))["previous"]
+            return previous
+
+        if wanted is not ... and wanted != self.model.current:  # told first, though the version is unknown too
+            with pytest.raises(PointerMoved):
+                swap()
+            return
+        self._both(swap, lambda: self.model.activate(name, wanted))
+        if name in self.model.versions:
+            self._serves(name)
+
+    @rule(asks=st.booleans())
+    def restart(self, asks: bool) -> None:
+        """It dies, and another begins to serve; with `asks` at once."""
+        self.gone[uuid.uuid4().hex] = self.replica
+        self.model.held[list(self.gone)[-1]] = self.model.held.pop("replica", set())
+        self.replica, self.serving = open_store(self.url), []
+        self.reloader = self._start()
+        if asks:
+            self.follow()
+
+    @rule()
+    def leases_end(self) -> None:
+        for name, replica in self.gone.items():
+            replica.hold([])
+            del self.model.held[name]
+        self.gone.clear()
+
+    @rule()
+    def query(self) -> None:
+        if not self.serving:
+            with pytest.raises(NotReady):
+                self.reloader.retriever  # noqa: B018 -- looking raises
+            return
+        retriever = self.reloader.retriever
+        assert retriever.name == self.serving[-1]
+        assert answer(retriever) == self.world.answers[content(retriever.name)]
+
+    @invariant()
+    def agrees(self) -> None:
+        self.world.steps += 1
+        assert [manifest.version for manifest in self.store.versions()] == self.model.names()
+        assert (self.store.current(), self.store.previous()) == (self.model.current, self.model.previous)
+
+    def teardown(self) -> None:
+        """Nothing is held any more, so all but the current version and the one before can go, and goes."""
+        for store in (self.holder, self.replica, *self.gone.values()):
+            store.hold([])
+        self.model.held.clear()
+        self.prune(0)
+        if isinstance(self.store, FolderStore):
+            shutil.rmtree(self.store.folder, ignore_errors=True)
+
+    # -- how --
+
+    def _start(self) -> Reloader:
+        return Reloader(self.replica, 60, Metrics())
+
+    def _name(self, i: int) -> str:
+        """What the store calls the content, or called it last."""
+        return self.names[self.world.versions[i].manifest.fingerprint[:12]]
+
+    def _published(self, i: int, name: str) -> None:
+        self.model.publish(self.world.versions[i].manifest.fingerprint[:12], name)
+        self.names[content(name)] = name
+
+    def _expected(self, expected: int | str | EllipsisType | None) -> str | EllipsisType | None:
+        if isinstance(expected, int):
+            return self._name(expected)
+        return self.model.current if expected == "the current" else ... if expected is ... else None
+
+    def _both(self, real: Callable[[], Any], wanted: Callable[[], Any]) -> None:
+        """The same answer, or the same refusal."""
+        outcomes: list[Any] = []
+        for verb in (real, wanted):
+            try:
+                outcomes.append(verb())
+            except IndexStoreError as error:
+                outcomes.append(type(error))
+        assert outcomes[0] == outcomes[1]
+
+    def _serves(self, name: str) -> None:
+        if self.serving[-1:] != [name]:
+            self.serving = [*self.serving[-1:], name]
+        self.world.runner.run(self.reloader._hold())  # as `keep` does now and then
+        self.model.held["replica"] = set(self.serving)
+
+    def _die(self, i: int, moment: int, verb: Callable[[IndexStore], None]) -> None:
+        """A process of its own does it, and is killed at that moment, if it lives so long."""
+        dying, what = open_store(self.url), self.world.versions[i].manifest.fingerprint[:12]
+        leases = self._leases()
+        self.model.half.add(what)
+        with deadly(1 + moment * self.world.calls // 100):
+            try:
+                verb(dying)
+            except Died:
+                self.world.deaths += 1
+            except (VersionInUse, VersionNotFound):
+                pass  # refused
+        if isinstance(self.store, ServerStore) and (left := self._leases() - leases):
+            self.store._server.release(self.store._keys.leases, sorted(left))  # as they end, some seconds later
+        self._settle(what)
+        self.load(i)
+
+    def _settle(self, dying: str | None) -> None:
+        names = [manifest.version for manifest in self.store.versions()]
+        self.names |= {content(name): name for name in names}
+        self.model.settle(names, self.store.current(), self.store.previous(), dying)
+
+    def _leases(self) -> set[str]:
+        return set(self.store._listing._leases()) if isinstance(self.store, ServerStore) else set()
+
+    def _stored(self) -> set[str]:
+        """The versions of which anything is stored, whole or not; a name that is none for what is left over."""
+        if isinstance(self.store, FolderStore):
+            folder = self.store.folder / "versions"
+            return {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+        assert isinstance(self.store, ServerStore)
+        keys = list(self.store._server.scan(self.store._keys.pattern()))
+        return {str(self.store._keys.version_of(key)) for key in keys} | self.store._listing.listed()
+
+
+def answer(retriever: Retriever) -> list[ItemId]:
+    """The items for HISTORY, which every version knows by its own ids."""
+    names = np.array(retriever.names(np.arange(retriever.manifest.items)))
+    query, _ = retriever.prepare(
+        history=names[HISTORY].tolist(),
+        context={},
+        k=None,
+        beam=None,
+        per_path=None,
+        exclude=[],
+        exclude_history=True,
+        rerank=True,
+    )
+    return retriever.names(retriever.answer([query])[0].items)
+
+
+@contextmanager
+def deadly(moment: float) -> Iterator[Iterator[int]]:
+    """Within, everything dies from the call to the system or the server numbered `moment` on. Gives their count."""
+    calls = itertools.count(1)
+
+    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) >= moment:
+                raise Died
+            return call(*args, **kwargs)
+
+        return wrapped
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (*CALLS, (Connection, "send_packed_command")):
+            patch.setattr(module, name, dying(getattr(module, name)))
+        yield calls
+
+
+@pytest.fixture(params=["folder", "redis", "valkey", "cluster"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
+    """Where a new, empty store of each backend is."""
+    if request.param == "folder":
+        return lambda: str(tmp_path / uuid.uuid4().hex)
+    if request.param == "cluster":
+        address = f"redis+cluster://127.0.0.1:{request.getfixturevalue('redis_cluster')[0].port}"
+    else:
+        address = request.getfixturevalue(f"{request.param}_server").url
+    return lambda: f"{address}?namespace=t{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def versions(planted: Planted) -> list[Version]:
+    """Versions that know the same items by other ids: what is answered tells which it was."""
+    ids = planted.version.item_ids
+    assert isinstance(ids, np.ndarray)
+    return [changed(planted.version, item_ids=npy(ids + 1000 * i)) for i in range(CONTENTS)]
+
+
+# Who died cannot tidy up its connections any more.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <function Pipeline:pytest.PytestUnraisableExceptionWarning")
+def test_a_random_walk_is_that_of_the_model(
+    place: Callable[[], str],
+    versions: list[Version],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    goal: Goal,
+) -> None:
+    """Publish, activate, roll back, delete, prune, hold, die, restart, follow and ask, in any order."""
+    monkeypatch.setattr(server_module, "HOLD_MS", LONG_MS)
+    monkeypatch.setattr(server_module, "PUBLISH_MS", LONG_MS)
+    monkeypatch.setattr(server_module, "BATCH", 8)  # keys at once: more steps to die at
+    monkeypatch.setattr(reloader_module, "try_model", lambda version: None)  # in a process of its own: too slow
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # processes die here, not the machine
+    answers = {version.manifest.fingerprint[:12]: answer(Retriever(version)) for version in versions}
+    assert len({tuple(items) for items in answers.values()}) == CONTENTS
+    with asyncio.Runner() as runner:
+        with deadly(math.inf) as calls:
+            store = open_store(place())
+            store.activate(store.publish(versions[0]))
+        here = World(place, versions, answers, runner, next(calls))
+
+        class WalkHere(Walk):
+            world = here
+
+        run_state_machine_as_test(
+            WalkHere,
+            settings=settings(
+                max_examples=-(-STEPS * 5 // (4 * WALK)),  # some walks are shorter
+                stateful_step_count=WALK,
+                derandomize=True,
+                database=None,
+                deadline=None,
+                phases=[Phase.generate, Phase.shrink],
+                report_multiple_bugs=False,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    backend = request.node.callspec.params["place"]
+    goal(
+        "B12",
+        f"10,000 random steps of publish, activate, rollback, delete, prune, hold, kill, restart and query equal a "
+        f"reference model ({backend})",
+        f"{here.steps:,} steps, {here.deaths:,} deaths, all equal",
+        here.steps >= STEPS and here.deaths > STEPS / 100,
+    )
