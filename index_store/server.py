@@ -212,9 +212,9 @@ class ServerStore:
                 with suppress(VersionInUse, VersionNotFound):
                     self.delete(name)
         found = {version for key in self._server.scan(self._keys.pattern()) if (version := self._keys.version_of(key))}
-        # Looked at after the scan: who publishes lists a version before its first key. What is in use is kept even
-        # so, whatever became of the list.
-        for orphan in sorted(found - self._listing.listed() - self._used()):
+        # Looked at after the scan: who publishes lists a version before its first key. What is served is kept even
+        # so, whatever became of the list; the version before, if a dead deleter had unlisted it, is lost anyway.
+        for orphan in sorted(found - self._listing.listed() - self._listing.leased() - {str(self.current())}):
             self._erase(orphan)
         self._listing.forget_leases()
 

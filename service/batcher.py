@@ -14,12 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from starlette.requests import ClientDisconnect
-
 from index_store.errors import IndexStoreError, StoreUnavailable
 from index_store.index import MAX_READS
 from index_store.retrieval import Answer, Query
-from service.errors import DeadlineExceeded, Overloaded
+from service.errors import ClientGone, DeadlineExceeded, Overloaded
 from service.metrics import Metrics
 from service.retriever import Retriever
 
@@ -98,7 +96,7 @@ class Batcher:
         """The answers of `queries`, in their order. All or none are admitted.
 
         gone: returns when nobody waits for the answer any more. Raises Overloaded when the queue has no room or time
-        for them, DeadlineExceeded after `timeout` seconds, ClientDisconnect when nobody waits. Who stops waiting
+        for them, DeadlineExceeded after `timeout` seconds, ClientGone when nobody waits. Who stops waiting
         leaves the queue, and costs nothing if not yet searched.
         """
         # Into an empty queue anything goes, or a large request could never be answered.
@@ -121,7 +119,7 @@ class Batcher:
             raise DeadlineExceeded("no answer within the request's timeout_ms") from None
         except asyncio.CancelledError:
             if watch and watch.done():
-                raise ClientDisconnect from None
+                raise ClientGone from None
             raise
         except IndexStoreError:  # counted here, where each request comes by once, and not who has gone
             self._metrics.store_faults.inc()

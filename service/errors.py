@@ -6,7 +6,8 @@ ServiceError
 ├── DeadlineExceeded   no answer within the request's timeout
 ├── BadQuery           a value that this version does not take
 ├── AdminOff           no admin token is set
-└── Unauthorized       the admin token is missing or wrong
+├── Unauthorized       the admin token is missing or wrong
+└── ClientGone         nobody waits for the answer any more
 """
 
 
@@ -36,3 +37,7 @@ class AdminOff(ServiceError):
 
 class Unauthorized(ServiceError):
     """The admin token is missing or wrong."""
+
+
+class ClientGone(ServiceError):
+    """Nobody waits for the answer any more, and it is not worth its search."""

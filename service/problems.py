@@ -11,7 +11,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from index_store import errors as store
 from service import errors as service
@@ -23,6 +22,7 @@ STATUS: dict[type[Exception], int] = {
     service.NotReady: 503,
     service.Overloaded: 429,
     service.DeadlineExceeded: 504,
+    service.ClientGone: 499,  # proxies' word for it; nobody hears it
     service.BadQuery: 422,
     service.AdminOff: 403,
     service.Unauthorized: 401,
@@ -81,7 +81,7 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(error, _domain)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(service.ClientGone, _gone)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -135,7 +135,7 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)  # nobody hears it; it is what proxies write in their logs, and we count
+    return Response(status_code=STATUS[service.ClientGone])
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

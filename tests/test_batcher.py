@@ -12,12 +12,11 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from starlette.requests import ClientDisconnect
 
 from index_store.errors import StoreUnavailable
 from index_store.retrieval import Answer, Query
 from service.batcher import Batcher, _Entry
-from service.errors import DeadlineExceeded, Overloaded
+from service.errors import ClientGone, DeadlineExceeded, Overloaded
 from service.metrics import Metrics
 from service.pace import Pace
 from service.retriever import Retriever
@@ -234,7 +233,7 @@ def test_who_hangs_up_behind_others_is_not_searched() -> None:
         await until(lambda: len(batcher._queue) == 3)
         tasks = asyncio.all_tasks()
         hung_up.set()
-        with pytest.raises(ClientDisconnect):
+        with pytest.raises(ClientGone):
             await third
         gated.gate.set()
         await asyncio.gather(first, second, fourth)

@@ -97,6 +97,8 @@ def test_killed_before_any_step_of_publish_and_activate(place: str, client: Any,
             assert left_over(f"{place}{steps}", client) == set()
         repeat(store, version)
         assert left_over(f"{place}{steps}", client) == set()
+        if "://" in place:  # sweeps look at all keys of a server, so the fewer there are the sooner the next is over
+            client.delete(*keys_of(client, f"{place.partition('namespace=')[2]}{steps}"))
     kind = "folder" if "://" not in place else "Redis"
     goal(
         "A3",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from index_store.errors import StoreMisconfigured
@@ -86,8 +87,8 @@ class Faults:
 
 
 def refused_rightly(reply: Reply) -> bool:
-    """What a client may be told while Redis is not well."""
-    return reply.status == 503 and reply.header("retry-after") == "1" and len(reply.body) < 4096
+    """What a client may be told while Redis is not well: also that too many wait, when it answers byte by byte."""
+    return reply.status in {429, 503} and reply.header("retry-after") == "1" and len(reply.body) < 4096
 
 
 def test_redis_faults(goal: Goal, own: RedisServer, planted: Planted, tmp_path: Path) -> None:
@@ -97,7 +98,10 @@ def test_redis_faults(goal: Goal, own: RedisServer, planted: Planted, tmp_path: 
     store.activate(name)
     expected = {name: answers_of(planted.version)}
     rounds = amount(20, 1)
-    slow, refusals, problems = [], Counter[str](), []
+    slow: list[float] = []
+    seconds: list[float] = []
+    problems: list[str] = []
+    refusals: Counter[str] = Counter()
     with delay_proxy(own.port) as proxy:
         url = f"redis://127.0.0.1:{proxy.port}"
         settings = {"store_timeout_ms": STORE_TIMEOUT_MS, "timeout_ms": 1000}
@@ -121,16 +125,16 @@ def test_redis_faults(goal: Goal, own: RedisServer, planted: Planted, tmp_path: 
                     slow.append(_recovery(remote))
                 problems += [f"{fault}: {one}" for one in kept.failed + kept.wrong + read.failed + read.wrong]
                 refusals[fault] += len(read.refused)
-                latest = max([0.0, *(reply.seconds for reply in read.refused), *read.seconds])
-                if latest > 1.05:
-                    problems.append(f"{fault}: {latest:.2f} s")
+                seconds += read.seconds
     print(problems[:5])
     goal(
         "A4",
-        f"{len(faults.all)} kinds of faults x {rounds}: wrong, failed other than 503 with Retry-After, or too late",
-        f"{len(problems)}; 503: " + ", ".join(f"{fault} {count}" for fault, count in refusals.items() if count),
+        f"{len(faults.all)} kinds of faults x {rounds}: wrong, or refused other than by 503 or 429 with Retry-After",
+        f"{len(problems)}; refused: " + ", ".join(f"{fault} {count}" for fault, count in refusals.items() if count),
         reached=not problems,
     )
+    late = 1000 * float(np.percentile(seconds, 99))
+    goal("A4", "p99 of answers within the deadline of 1,000 ms and 50", f"{late:.0f} ms", late <= 1050, timing=True)
     goal(
         "A4",
         f"right again within {RECOVERED_SECONDS:.0f} s of recovery, at the slowest",
