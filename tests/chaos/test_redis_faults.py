@@ -115,7 +115,7 @@ def test_redis_faults(goal: Goal, own: RedisServer, planted: Planted, tmp_path: 
                 with Traffic([resident.port], RATE, expected) as kept:
                     with Traffic([remote.port], RATE, expected, refused_rightly) as read:
                         strike()
-                        time.sleep(1)
+                        time.sleep(0.6)
                         if fault == "frozen":  # also who waits less long than the service does for Redis
                             hurried = remote.client.post("/v1/retrieve", json=BODIES[0] | {"timeout_ms": 50})
                             assert (hurried.status_code, hurried.headers["retry-after"]) == (503, "1")

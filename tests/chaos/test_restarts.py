@@ -15,7 +15,7 @@ from tests.planted import changed
 from tests.proxy import proxied
 
 RATE = 200
-DRAIN_SECONDS = 1.5
+DRAIN_SECONDS = 1.0
 
 
 def test_restarts_behind_the_proxy(goal: Goal, planted: Planted, other: Planted, tmp_path: Path) -> None:
