@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import mmap
 import os
 import shutil
 import time
@@ -40,6 +39,7 @@ from index_store.errors import (
     VersionInUse,
     VersionNotFound,
 )
+from index_store.files import map_file, sync_folder
 from index_store.index import PathReader, Postings
 from index_store.version import NAME, Buffer, Manifest, Progress, Version, check_name, parts_here
 
@@ -47,7 +47,6 @@ MANIFEST = "manifest.json"
 CHUNK = 16 * 2**20  # bytes written between two progress reports
 MAX_MANIFEST = 16 * 2**20  # bytes; a manifest is a few KB
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
-MADV_POPULATE_READ = 22  # Linux 5.14: read a map now and tell what fails; later that would be a signal, and the end
 
 
 class FolderStore:
@@ -78,7 +77,7 @@ class FolderStore:
                 self._remove_leftovers()
                 for manifest in self.versions():
                     if manifest.fingerprint == version.manifest.fingerprint and self._is_whole(manifest):
-                        _sync_folder(self._versions)  # its publisher may have died before that
+                        sync_folder(self._versions)  # its publisher may have died before that
                         return manifest.version
                 # Counted over the folders: also a damaged version's name is never given again.
                 taken = [_counter(entry.name) for entry in self._versions.iterdir()]
@@ -117,9 +116,9 @@ class FolderStore:
                 raise VersionNotFound(f"{version}: deleted meanwhile")
             self._remove_left_pointers()
             if current != version:
-                _sync_folder(self._versions)  # a pointer must not outlast what it names; its publisher may have died
+                sync_folder(self._versions)  # a pointer must not outlast what it names; its publisher may have died
                 self._replace_pointer(version, current)
-            _sync_folder(self.folder)  # also where it was moved before, by somebody who could not do this any more
+            sync_folder(self.folder)  # also where it was moved before, by somebody who could not do this any more
             return current
 
     def copy(
@@ -161,7 +160,7 @@ class FolderStore:
         version, folder = manifest.version, self._path(manifest.version)
         with self._errors("load"):
             try:
-                parts = {part: _map(folder / part) for part in parts_here(manifest, read_paths)}
+                parts = {part: map_file(folder / part) for part in parts_here(manifest, read_paths)}
             except FileNotFoundError as error:
                 raise VersionDamaged(f"{version}: {Path(error.filename).name} is missing; publish again") from None
         loaded = Version(manifest, parts, str(folder), read_paths)
@@ -215,7 +214,7 @@ class FolderStore:
         if not any(self._versions.iterdir()):
             for folder in self._versions.parents:
                 with contextlib.suppress(PermissionError):  # not to be read, so not made here
-                    _sync_folder(folder)
+                    sync_folder(folder)
 
     def _is_whole(self, manifest: Manifest) -> bool:
         try:
@@ -258,13 +257,13 @@ class FolderStore:
                 file.write(manifest.to_json())
                 file.flush()
                 os.fsync(file.fileno())
-            _sync_folder(partial)
+            sync_folder(partial)
             if hold:  # before it has its name: nobody deletes it in between
                 self._hold_file(manifest.version, partial / MANIFEST)
             if final.exists():  # a copy that is damaged
                 self._move_away(manifest.version)
             partial.rename(final)
-            _sync_folder(self._versions)
+            sync_folder(self._versions)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -293,7 +292,7 @@ class FolderStore:
         """Take the version's name from its folder, for good; the next sweep removes it."""
         deleted = self._versions / f".deleted-{uuid.uuid4().hex}"
         self._path(version).rename(deleted)
-        _sync_folder(self._versions)
+        sync_folder(self._versions)
         return deleted
 
     def _remove_leftovers(self) -> None:
@@ -375,26 +374,3 @@ def _counter(version: str) -> int:
 def _pieces(part: Buffer) -> Iterator[Buffer]:
     for start in range(0, len(part), CHUNK):
         yield part[start : start + CHUNK]
-
-
-def _map(path: Path) -> Buffer:
-    """The file as a read-only memory map, all of it read. Deleting the file later does not take it away."""
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return b""
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    try:
-        mapped.madvise(MADV_POPULATE_READ)
-    except OSError as error:
-        if error.errno == errno.EFAULT:  # else the kernel is older
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from None
-    return memoryview(mapped)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable, not just the bytes of its files."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

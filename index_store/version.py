@@ -56,8 +56,6 @@ PARTS = (
 
 #: The part that a version may leave where it is stored, to be read a few path lists at a time.
 LISTS = "path_items.npy"
-#: Fields of a manifest that count something there must be at least one of.
-COUNTS = tuple("depth width paths_per_item embedding history items paths postings k beam per_path max_beam".split())
 BLOCK = 4096  # rows of an array looked at together
 
 Buffer = bytes | memoryview
@@ -132,13 +130,18 @@ class Manifest:
                 f"{name}: format {found_format!r}, but this release reads format {FORMAT}; "
                 + ("upgrade it" if newer else "train again")
             )
-        if stated != _sha256(_canonical(fields)):
-            raise VersionDamaged(f"{name}: manifest.json does not match its own digest; publish again")
         try:
+            digest = _sha256(_canonical(fields))
             parts = {part: PartInfo(**info) for part, info in fields.pop("parts").items()}
             manifest = cls(parts=parts, **fields)
-        except (TypeError, AttributeError) as error:
+            if not all(isinstance(text, str) for text in (manifest.version, manifest.fingerprint, manifest.created)):
+                raise TypeError("a name that is no text")
+            if not all(isinstance(info.sha256, str) and type(info.size) is int for info in parts.values()):
+                raise TypeError("a part's size is no number or its digest no text")
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise VersionDamaged(f"{name}: manifest.json lacks or has unknown fields ({error})") from None
+        if stated != digest:
+            raise VersionDamaged(f"{name}: manifest.json does not match its own digest; publish again")
         if manifest.version != name or not name.endswith(f"-{manifest.fingerprint[:12]}"):
             raise VersionDamaged(f"{name}: manifest.json is that of {manifest.version}")
         if manifest.fingerprint != fingerprint(parts):
@@ -229,9 +232,10 @@ class Version:
 
     def _validate(self) -> None:
         manifest = self.manifest
-        for name in COUNTS:
-            if type(count := getattr(manifest, name)) is not int or count < 1:
-                raise VersionDamaged(f"{name}: expected a whole number from 1, found {count!r}")
+        for count in dataclasses.fields(Manifest):
+            found = getattr(manifest, count.name)
+            if count.type == "int" and (type(found) is not int or found < 1):
+                raise VersionDamaged(f"{count.name}: expected a whole number from 1, found {found!r}")
         if manifest.beam > manifest.max_beam:
             raise VersionDamaged(f"beam: expected at most max_beam, {manifest.max_beam}, found {manifest.beam}")
         ids_part = {"item_ids.npy", "item_ids.json"} & set(self.parts)

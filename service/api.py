@@ -167,7 +167,7 @@ admin = APIRouter(prefix="/admin/v1", dependencies=[Depends(_require_admin)], ta
 @router.post(
     "/v1/retrieve",
     response_model=RetrieveResponse,
-    responses=_problems(400, 413, 422, 429, 500, 503, 504),
+    responses=_problems(400, 408, 413, 422, 429, 500, 503, 504),
     tags=["retrieval"],
 )
 async def retrieve(body: RetrieveRequest, request: Request, reloader: ReloaderDep) -> Response:
@@ -184,7 +184,7 @@ async def retrieve(body: RetrieveRequest, request: Request, reloader: ReloaderDe
 @router.post(
     "/v1/retrieve:batch",
     response_model=BatchResponse,
-    responses=_problems(400, 413, 422, 429, 500, 503, 504),
+    responses=_problems(400, 408, 413, 422, 429, 500, 503, 504),
     tags=["retrieval"],
 )
 async def retrieve_batch(body: BatchRequest, request: Request, reloader: ReloaderDep) -> Response:
@@ -244,7 +244,7 @@ async def versions(reloader: ReloaderDep) -> dict[str, Any]:
     return await reloader.versions()
 
 
-@admin.post("/swap", response_model=SwapResponse, responses=_problems(400, 401, 403, 404, 409, 413, 422, 500, 503))
+@admin.post("/swap", response_model=SwapResponse, responses=_problems(400, 401, 403, 404, 408, 409, 413, 422, 500, 503))
 async def swap(body: SwapRequest, reloader: ReloaderDep) -> dict[str, Any]:
     """Load and verify a version, make it current, serve it. Answered once this replica serves it."""
     for name in (body.version, body.expected):

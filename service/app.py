@@ -39,7 +39,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
         # Where a version is current, the first request finds it loaded; but who asks for liveness does not wait for a
         # long load, or for a store that does not answer.
         await asyncio.wait([first_look], timeout=FIRST_LOOK_SECONDS)
-        # What lives as long as the process is not looked through for garbage any more: 150,000 objects, 40 ms a time.
+        # What has been imported is not looked through for garbage any more: 150,000 objects, 40 ms a time.
         gc.collect()
         gc.freeze()
         try:

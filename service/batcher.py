@@ -75,16 +75,17 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._max_queue, self._max_batch, self._max_wait = max_queue, max_batch, max_wait
         self._metrics = metrics
+        self._searching = False
 
     @property
     def full(self) -> bool:
-        """Whether one query more would be refused: too many are waiting, or the first has waited too long.
+        """Whether one query more would be refused: too many are waiting, or a batch is and its first has too long.
 
         By count alone, a machine slower than expected would admit more than it can answer in time.
         """
-        if len(self._queue) >= self._max_queue:
-            return True
-        return bool(self._queue) and time.monotonic() > self._queue[0].since + self._max_wait
+        if len(self._queue) < min(self._max_batch, self._max_queue):
+            return False
+        return len(self._queue) >= self._max_queue or time.monotonic() > self._queue[0].since + self._max_wait
 
     async def submit(
         self,
@@ -105,8 +106,9 @@ class Batcher:
         loop = asyncio.get_running_loop()
         now = time.monotonic()
         entries = [_Entry(retriever, query, now, now + timeout, loop.create_future()) for query in queries]
-        # To hear of a client that hangs up takes a task: worth it for who waits behind others.
-        watch = loop.create_task(self._cancel_after(gone(), entries)) if self._queue and gone else None
+        # To hear of a client that hangs up takes a task: worth it for who will wait.
+        waits = self._searching or self._queue or len(queries) > 1
+        watch = loop.create_task(self._cancel_after(gone(), entries)) if gone and waits else None
         self._queue.extend(entries)
         self._arrived.set()
         try:
@@ -144,7 +146,9 @@ class Batcher:
                 entries, queries = self._take()
                 if entries:
                     self._metrics.batch_size.observe(len(entries))
+                    self._searching = True
                     await self._search(entries, queries, thread)
+                    self._searching = False
                 else:
                     self._arrived.clear()
                 del entries  # or an idle process would keep an old version alive

@@ -43,7 +43,9 @@ class Metrics:
             registry=self.registry,
         )
         self.store_faults = Counter(
-            "deepretrieval_store_faults", "Requests refused because the store failed", registry=self.registry
+            "deepretrieval_store_faults",
+            "Requests refused because the store failed, or did not answer within their own timeout_ms",
+            registry=self.registry,
         )
         self.swaps = Counter(
             "deepretrieval_index_swaps", "Versions loaded or refused", ["result"], registry=self.registry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 import time
@@ -16,6 +17,7 @@ from service.metrics import Metrics
 from service.problems import problem
 
 REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
+BODY_SECONDS = 5.0  # from a request's head to the end of its body; later is answered 408
 RETRIEVALS = {"/v1/retrieve", "/v1/retrieve:batch"}
 
 
@@ -34,19 +36,13 @@ class RequestMiddleware:
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if REQUEST_ID.match(given) else f"{random.getrandbits(128):032x}"
         scope["request_id"] = request_id
-        status, received = 500, 0
+        status = 500
         stated = headers.get(b"content-length", b"")
         # The parser lets go of the connection at such a head; of what follows, even the body would be the next request.
         upgrading = b"upgrade" in headers
         too_long = stated.isdigit() and int(stated[:20]) > self._max_body_bytes
 
-        async def limited_receive() -> Message:
-            nonlocal received
-            message = {} if too_long else await receive()
-            received += len(message.get("body", b""))
-            if too_long or received > self._max_body_bytes:
-                raise HTTPException(413)
-            return message
+        body = _Body(receive, started, 0 if too_long else self._max_body_bytes)
 
         async def named_send(message: Message) -> None:
             nonlocal status
@@ -63,15 +59,41 @@ class RequestMiddleware:
                 raise ClientDisconnect from None  # of requests in a pipeline, the server tells only the last
 
         # Before its body is read: to parse and check what is then refused would leave no time for those waiting.
-        refused = scope["path"] in RETRIEVALS and scope["state"]["batcher"].full
+        asked = scope["path"] in RETRIEVALS and scope["method"] == "POST"
+        refused = asked and scope["state"]["batcher"].full
         try:
             with suppress(ClientDisconnect):
                 if refused:
                     response = problem(Request(scope), 429, "too many requests are waiting; try again later")
-                    await response(scope, limited_receive, named_send)
+                    await response(scope, body.receive, named_send)
                 else:
-                    await self._app(scope, limited_receive, named_send)
+                    await self._app(scope, body.receive, named_send)
         finally:
             route = getattr(scope.get("route"), "path", scope["path"] if refused else "unmatched")
             self._metrics.requests.labels(route, status).inc()
             self._metrics.duration.labels(route).observe(time.perf_counter() - started)
+
+
+class _Body:
+    """A request's body as it arrives: neither longer nor later than allowed. most: bytes; 0 refuses it unread."""
+
+    def __init__(self, receive: Receive, started: float, most: int) -> None:
+        self._receive, self._end, self._most = receive, started + BODY_SECONDS, most
+        self._received, self._whole = 0, False
+
+    async def receive(self) -> Message:
+        """The next piece. Raises HTTPException."""
+        if not self._most:
+            raise HTTPException(413)
+        if self._whole:
+            return await self._receive()
+        try:  # who sends it drop by drop keeps one of the proxy's connections from others
+            async with asyncio.timeout(max(0.0, self._end - time.perf_counter())):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, headers={"connection": "close"}) from None
+        self._whole = not message.get("more_body", False)
+        self._received += len(message.get("body", b""))
+        if self._received > self._most:
+            raise HTTPException(413)
+        return message

@@ -1,6 +1,7 @@
-"""A model first runs in a process of its own, with little memory and time: one that would hurt the service ends there.
+"""A model first runs in a process of its own, with little memory and time: one too large or endless ends there.
 
-A file of 200 bytes can ask for 16 GB, or for hours; everything else in a version is bounded by its own size.
+A file of 200 bytes can ask for 16 GB, or for hours; everything else in a version is bounded by its own size. It is a
+guard against mistakes, not against somebody who may publish and means harm: what a model does may depend on its input.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from index_store.version import Version
 MEMORY = 2**30  # bytes of address space, and four times the model's own; the runtime alone takes 200 MB
 SECONDS = 20  # of processor time, and three times as long in all
 BATCHES = (1, 8)  # queries at once, with the widest beam
+#: Without the service's secrets; and libraries map memory for each thread that they might start.
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def try_model(version: Version) -> None:
@@ -34,13 +37,14 @@ def try_model(version: Version) -> None:
             capture_output=True,
             timeout=3 * SECONDS,
             check=False,
+            env={name: value for name, value in os.environ.items() if not name.startswith("DR_")} | ENVIRONMENT,
         )
     except subprocess.TimeoutExpired:
         reason = f"it took longer than {3 * SECONDS} s"
     else:
         if done.returncode == 0:
             return
-        said = done.stdout.decode(errors="replace").strip()
+        said = (done.stdout or done.stderr[-200:]).decode(errors="replace").strip()
         reason = f"signal {-done.returncode}" if done.returncode < 0 else said or f"exit status {done.returncode}"
     raise VersionDamaged(
         f"{manifest.version}: model.onnx cannot be run in a process of its own with {(MEMORY + 4 * size) / 2**20:,.0f} "
@@ -51,9 +55,10 @@ def try_model(version: Version) -> None:
 def main(file: str, memory: int, seconds: int, history: int, beam: int) -> int:
     """Run a model, from standard input if it is no file. Returns the exit status; prints what was wrong."""
     os.nice(10)  # requests come first
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for limit, wanted in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
+        allowed = resource.getrlimit(limit)[1]
+        most = wanted if allowed == resource.RLIM_INFINITY else min(wanted, allowed)
+        resource.setrlimit(limit, (most, most))
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -71,17 +76,17 @@ def main(file: str, memory: int, seconds: int, history: int, beam: int) -> int:
 
 
 def _input(wanted: Any, batch: int, history: int, beam: int) -> np.ndarray[Any, Any]:
-    """Zeros of the shape and type of one input of a version's model."""
+    """Ones of the shape and type of one input of a version's model, categories none."""
     width = wanted.shape[-1] if wanted.shape else 0
     match wanted.name:
         case "history":
-            return np.zeros((batch, history, width), np.float16)
+            return np.ones((batch, history, width), np.float16)
         case "length":
             return np.full(batch, history, np.int64)
         case "categories":
             return np.zeros((batch, width), np.int64)
         case "numbers":
-            return np.zeros((batch, width), np.float32)
+            return np.ones((batch, width), np.float32)
         case "beam":
             return np.array(beam, np.int64)
     raise ValueError

@@ -53,6 +53,7 @@ class Connection(asyncio.Protocol):
         length = int(self._buffer[start:].split(b"\r\n", 1)[0])
         if len(self._buffer) < head + 4 + length:
             return
+        assert len(self._buffer) == head + 4 + length, "more than was asked for"
         body = bytes(self._buffer[head + 4 :])
         reply = Reply(int(self._buffer[9:12]), bytes(self._buffer[:head]), body, 0.0)
         self._buffer.clear()

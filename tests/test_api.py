@@ -306,7 +306,7 @@ def test_every_documented_response_is_what_comes(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
 
     retrieve = schema["paths"]["/v1/retrieve"]["post"]["responses"]
-    assert set(retrieve) == {"200", "400", "413", "422", "429", "500", "503", "504"}
+    assert set(retrieve) == {"200", "400", "408", "413", "422", "429", "500", "503", "504"}
     for status in set(retrieve) - {"200"}:
         assert "application/problem+json" in retrieve[status]["content"]
     assert set(schema["paths"]) == {

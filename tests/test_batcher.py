@@ -165,7 +165,7 @@ def test_a_full_queue_refuses_at_once() -> None:
 
 
 def test_a_slow_queue_refuses_though_it_has_room() -> None:
-    """Once the first has waited too long nobody is admitted behind it; who is searched waits no more."""
+    """Once a batch waits and its first for too long, nobody is admitted behind; who is searched waits no more."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         first = submit(batcher, gated, query(1))
@@ -181,7 +181,7 @@ def test_a_slow_queue_refuses_though_it_has_room() -> None:
         assert not batcher.full
         assert gated.batches == [[1], [2]]
 
-    with_batcher(test, max_wait=1e-6)
+    with_batcher(test, max_batch=1, max_wait=1e-6)
 
 
 def test_an_empty_queue_takes_anything() -> None:

@@ -58,6 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
             assert run is not None
             return _fit(options, run)
         return {"evaluate": _evaluate, "benchmark": _benchmark, "sensitivity": _sensitivity}[options.command](options)
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (TrainerError, IndexStoreError, OSError) as error:  # the last: a temporary folder that is full, and the like
         print(f"dr-trainer: {error}", file=sys.stderr)
         return 1

@@ -73,7 +73,9 @@ class Run:
         try:
             with safe_open(file, "pt") as stored:
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-                epoch, digest = int(stored.metadata()["epoch"]), stored.metadata()["sha256"]
+                epoch, digest = int(stored.metadata()["epoch"]), stored.metadata().get("sha256")
+            if digest is None:
+                raise ValueError("it is of an earlier release and has no SHA-256")
             if digest != _digest(epoch, tensors):
                 raise ValueError("its SHA-256 is another")
             assigner.paths = tensors.pop("paths").numpy()

@@ -1,13 +1,14 @@
 """How long the tests here take, and the table of what they showed.
 
-`make test` runs each at about a tenth of its length; `make chaos` runs all of it and writes tests/chaos/REPORT.md.
+`make test` runs each at about a tenth of its length; `make chaos` runs all of it and writes the report that it names in
+DR_CHAOS.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +16,11 @@ import pytest
 
 from tests.benchmarks.measure import machine
 
-FULL = os.environ.get("DR_CHAOS") == "full"
-REPORT = Path(__file__).parent / "REPORT.md"
+REPORT = os.environ.get("DR_CHAOS", "")
+FULL = bool(REPORT)
+
+
+OUTCOME = pytest.StashKey[str]()
 
 
 def amount(full: int, short: int | None = None) -> int:
@@ -38,6 +42,7 @@ class Goals:
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, str, str, bool]] = []
+        self.without: dict[str, str] = {}  # tests that did not come to an end: failed or skipped
 
     def table(self) -> str:
         """Markdown."""
@@ -53,6 +58,7 @@ class Goals:
         ]
         for name, asked, seen, reached in sorted(self.rows, key=lambda row: (row[0][0], int(row[0][1:]))):
             lines.append(f"| {name} | {asked} | {seen} | {'pass' if reached else '**fail**'} |")
+        lines += [f"| | {test} | {outcome} | **fail** |" for test, outcome in self.without.items()]
         return "\n".join(lines) + "\n"
 
 
@@ -62,11 +68,19 @@ def goals() -> Iterator[Goals]:
     found = Goals()
     yield found
     if FULL:
-        REPORT.write_text(found.table())
+        Path(REPORT).write_text(found.table())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Leave with the test what became of it."""
+    report = yield
+    item.stash[OUTCOME] = report.outcome if report.outcome != "passed" else item.stash.get(OUTCOME, "passed")
+    return report
 
 
 @pytest.fixture
-def goal(goals: Goals) -> Iterator[Goal]:
+def goal(goals: Goals, request: pytest.FixtureRequest) -> Iterator[Goal]:
     """See Goal. What was missed fails the test at its end, so that all figures are seen."""
     missed: list[str] = []
 
@@ -77,4 +91,7 @@ def goal(goals: Goals) -> Iterator[Goal]:
             missed.append(f"{name}: {asked}; seen: {seen}")
 
     yield record
+    outcome = request.node.stash.get(OUTCOME, "passed")
+    if outcome != "passed":
+        goals.without[request.node.name] = outcome
     assert not missed, "\n".join(missed)

@@ -132,6 +132,7 @@ def wrong_versions(version: Version, other: Version) -> dict[str, tuple[Parts, d
         "a history of a billion": {"history": 10**9},
         "a k that is text": {"k": "5"},
         "paths read to depth -1": {"per_path": -1},
+        "a time that is none": {"created": 5},
     }
     found |= {what: (parts, changed) for what, changed in facts.items()}
     fewer = npy(index.path_ids[:-1]), npy(np.delete(index.path_offsets, -2))

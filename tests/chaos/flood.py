@@ -28,11 +28,11 @@ async def flood(port: int, requests: list[bytes], rate: float, seconds: float) -
     statuses: Counter[str] = Counter()
     took: dict[str, list[float]] = {"answered": [], "refused": []}
     lags: list[float] = []
-    unexplained = under_way = 0
+    unexplained = under_way = opened = 0
     done = loop.create_future()
 
     def finish(answer: asyncio.Future[Reply], connection: Connection, due: float) -> None:
-        nonlocal unexplained, under_way
+        nonlocal unexplained, under_way, opened
         under_way -= 1
         if answer.exception():
             statuses[type(answer.exception()).__name__] += 1
@@ -43,12 +43,14 @@ async def flood(port: int, requests: list[bytes], rate: float, seconds: float) -
             if kind:
                 took[kind].append(loop.time() - due)
             unexplained += kind == "refused" and b"retry-after" not in reply.head.lower()
-            if connection.open:
-                free.append(connection)
+        if connection.open:
+            free.append(connection)
+        else:
+            opened -= 1
         if number == total and not under_way:
             done.set_result(None)
 
-    total, number, opened = int(rate * seconds), 0, 0
+    total, number = int(rate * seconds), 0
     start = loop.time()
     while number < total:
         due = start + number / rate
@@ -75,6 +77,7 @@ async def flood(port: int, requests: list[bytes], rate: float, seconds: float) -
             await asyncio.sleep(0)
     await done
     return {
+        "seconds": loop.time() - start,
         "statuses": dict(sorted(statuses.items())),
         "unexplained": unexplained,
         "lag_ms": _p99(lags),

@@ -63,16 +63,29 @@ def test_five_times_the_peak(way: str, goal: Goal, asked: tuple[str, Path], tmp_
         after = _client(*load, "--seconds", "2", "--rate", str(peak / 4))
 
     statuses = found["statuses"]
+    times, lasted = sum(statuses.values()) / found["seconds"] / peak, f"{found['seconds']:.0f} s"
     goal(
         "A6",
-        f"{way}: 5 times the peak for {seconds} s: answered, refused, or (without the proxy) too late; nothing else",
+        f"{way}: {times:.1f} times the peak for {lasted}: answered, refused, or told that it is too late",
         ", ".join(f"{count:,} x {status}" for status, count in statuses.items()),
-        reached=statuses["200"] and set(statuses) <= {"200", "429", "503"} | ({"504"} if way == "direct" else set()),
+        reached=statuses["200"] and set(statuses) <= {"200", "429", "503", "504"},
     )
     goal("A6", f"{way}: refusals without Retry-After", found["unexplained"], reached=found["unexplained"] == 0)
-    share = statuses["200"] / seconds / peak
+    assert found["alive"] == int(5 * seconds)
+    goal("A6", f"{way}: memory grows at most 64 MB", f"{memory.grown:.0f} MB", memory.grown <= 64)
+    goal("A6", f"{way}: all is answered afterwards", f"{after['failed']} were not", after["failed"] == 0, timing=True)
+    share = statuses["200"] / found["seconds"] / peak
+    if way == "direct":
+        goal("A6", "direct: some is answered", f"{share:.2f} of the peak, {peak:,.0f}/s", reached=share)
+        return
+    late = statuses.get("504", 0)
+    goal("A6", f"{way}: admitted, and answered too late", late, reached=not late, timing=True)
     goal(
-        "A6", f"{way}: answered at least 0.85 of the peak", f"{share:.2f} of {peak:,.0f}/s", share >= 0.85, timing=True
+        "A6",
+        f"{way}: answered, of the peak, at least 0.85",
+        f"{share:.2f} of {peak:,.0f}/s",
+        share >= 0.85,
+        timing=True,
     )
     for what, kind, bar in (
         ("p99 of the answered within the deadline", "answered_ms", TIMEOUT_MS),
@@ -81,16 +94,15 @@ def test_five_times_the_peak(way: str, goal: Goal, asked: tuple[str, Path], tmp_
     ):
         figure = f"{found[kind]:.0f} ms (the client was {found['lag_ms']:.0f} ms late)"
         goal("A6", f"{way}: {what}", figure, found[kind] <= bar, timing=True)
-    assert found["alive"] == int(5 * seconds)
-    goal("A6", f"{way}: memory grows at most 64 MB", f"{memory.grown:.0f} MB", memory.grown <= 64)
-    goal("A6", f"{way}: all is answered afterwards", f"{after['failed']} were not", after["failed"] == 0)
 
 
 def _client(*command: str) -> dict[str, Any]:
     """What a client says that has a process and a core of its own."""
     program = [sys.executable, "-m", *command]
     core = str(sorted(os.sched_getaffinity(0))[-1])
-    done = subprocess.run(["taskset", "--cpu-list", core, *program], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["taskset", "--cpu-list", core, *program], check=True, capture_output=True, text=True, timeout=600
+    )
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

@@ -25,6 +25,8 @@ from tests.redis_servers import RedisServer
 RATE = 50
 STORE_TIMEOUT_MS = 200
 RECOVERED_SECONDS = 2.0
+#: Faults that a replica cannot answer through that reads path lists from Redis.
+REFUSING = ("refused", "frozen", "much too late", "reset in an answer", "half open", "restarted empty")
 
 
 class Faults:
@@ -104,10 +106,9 @@ def test_redis_faults(goal: Goal, own: RedisServer, planted: Planted, tmp_path: 
     refusals: Counter[str] = Counter()
     with delay_proxy(own.port) as proxy:
         url = f"redis://127.0.0.1:{proxy.port}"
-        settings = {"store_timeout_ms": STORE_TIMEOUT_MS, "timeout_ms": 1000}
         with (
-            fleet(tmp_path / "a", url, count=1, **settings) as (resident,),
-            fleet(tmp_path / "b", url, count=1, residency="remote", **settings) as (remote,),
+            fleet(tmp_path / "a", url, count=1, timeout_ms=10_000) as (resident,),
+            fleet(tmp_path / "b", url, count=1, residency="remote", store_timeout_ms=STORE_TIMEOUT_MS) as (remote,),
         ):
             faults = Faults(own, proxy, planted)
             for fault in list(faults.all) * rounds:
@@ -125,16 +126,22 @@ def test_redis_faults(goal: Goal, own: RedisServer, planted: Planted, tmp_path: 
                     slow.append(_recovery(remote))
                 problems += [f"{fault}: {one}" for one in kept.failed + kept.wrong + read.failed + read.wrong]
                 refusals[fault] += len(read.refused)
-                seconds += read.seconds
+                seconds += [*read.seconds, *(reply.seconds for reply in read.refused)]
     print(problems[:5])
     goal(
         "A4",
         f"{len(faults.all)} kinds of faults x {rounds}: wrong, or refused other than by 503 or 429 with Retry-After",
         f"{len(problems)}; refused: " + ", ".join(f"{fault} {count}" for fault, count in refusals.items() if count),
-        reached=not problems,
+        reached=not problems and all(refusals[fault] for fault in REFUSING),
     )
     late = 1000 * float(np.percentile(seconds, 99))
-    goal("A4", "p99 of answers within the deadline of 1,000 ms and 50", f"{late:.0f} ms", late <= 1050, timing=True)
+    goal(
+        "A4",
+        "p99 of answers and refusals within the deadline of 1,000 ms and 50",
+        f"{late:.0f} ms",
+        late <= 1050,
+        timing=True,
+    )
     goal(
         "A4",
         f"right again within {RECOVERED_SECONDS:.0f} s of recovery, at the slowest",
@@ -166,7 +173,7 @@ def test_no_publish_where_versions_may_decay(policy: str, own: RedisServer, plan
 
 
 def test_lost_keys_are_a_fault(goal: Goal, own: RedisServer, planted: Planted, tmp_path: Path) -> None:
-    """One in a hundred of a version's path lists is removed by hand: nobody is answered as if it were empty."""
+    """Some of a version's path lists are removed by hand: nobody is answered as if they were empty."""
     store = open_store(own.url)
     name = store.publish(planted.version)
     store.activate(name)

@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 
 from index_store import redis as redis_module
 from index_store import server as server_module
-from index_store.errors import StoreUnavailable, VersionDamaged, VersionInUse
+from index_store.errors import StoreUnavailable, VersionDamaged
 from index_store.folder import FolderStore
 from index_store.retrieval import Answer, Query
 from index_store.server import ServerStore
@@ -216,23 +216,25 @@ def test_a_sweep_beside_a_publish_lists_nothing_half(url: str, monkeypatch: pyte
     assert [manifest.version for manifest in store.versions()] == [name]
 
 
-def test_what_is_held_again_and_again_stays(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For longer than a lease lasts: who holds it renews it in time."""
-    monkeypatch.setattr(server_module, "HOLD_MS", 300)
-    store, replica = open_store(url), open_store(url)
+def test_what_is_held_again_and_again_stays(
+    url: str, client: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than a lease lasts: it is taken again before it ends, though what is held is the same."""
+    store = open_store(url)
+    assert isinstance(store, server_module.ServerStore)
     name = store.publish(small_version())
-    end = time.monotonic() + 0.9
-    while time.monotonic() < end:
-        replica.hold([name])
-        time.sleep(0.01)
+    store.hold([name])
+    client.delete(f"{namespace}:leases")
+    later = time.monotonic() + 30
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    store.hold([name])
 
-    with pytest.raises(VersionInUse):
-        store.delete(name)
+    assert store._listing.leased() == {name}
 
 
 def test_a_request_tries_a_frozen_server_once(own: RedisServer, tmp_path: Path) -> None:
     """Who comes after it would wait for every further try."""
-    store = open_store(own.url, cache=str(tmp_path / "cache"), remote=True, timeout=0.5)
+    store = open_store(own.url, cache=str(tmp_path / "cache"), remote=True, timeout=2)
     index = store.load(store.publish(small_version())).index
     index.lookup(np.array([3]), 10)
     own.freeze()
@@ -243,7 +245,7 @@ def test_a_request_tries_a_frozen_server_once(own: RedisServer, tmp_path: Path) 
     finally:
         own.thaw()
 
-    assert 0.5 <= time.monotonic() - started < 1.0
+    assert 2 <= time.monotonic() - started < 4
 
 
 def test_more_threads_than_connections_wait_for_one(

@@ -10,7 +10,7 @@ from index_store.store import open_store
 from tests.chaos.conftest import Goal, amount
 from tests.chaos.traffic import Traffic, answers_of
 from tests.conftest import Planted
-from tests.fleet import fleet
+from tests.fleet import Replica, fleet
 from tests.planted import changed
 from tests.proxy import proxied
 
@@ -46,7 +46,7 @@ def test_restarts_behind_the_proxy(goal: Goal, planted: Planted, other: Planted,
             took.append(time.monotonic() - told)
             leaving.start()
             leaving.wait_until("/readyz")
-            time.sleep(1)  # the proxy looks every half second
+            _wait_for_requests(leaving)
 
     goal(
         "A9",
@@ -64,3 +64,11 @@ def test_restarts_behind_the_proxy(goal: Goal, planted: Planted, other: Planted,
         reached=max(took) <= DRAIN_SECONDS + 2,
         timing=True,
     )
+
+
+def _wait_for_requests(replica: Replica) -> None:
+    """Until the proxy has seen that it is back, and gives it requests again."""
+    end = time.monotonic() + 60
+    while 'route="/v1/retrieve"' not in replica.client.get("/metrics").text:
+        assert time.monotonic() < end, "the proxy gives it none"
+        time.sleep(0.05)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
 import httpx
+import numpy as np
 
 from index_store.folder import FolderStore
 from index_store.store import open_store
-from tests.chaos.conftest import Goal, amount
+from index_store.version import Version, npy
+from tests.chaos.conftest import FULL, Goal, amount
 from tests.chaos.traffic import Traffic, answers_of
 from tests.conftest import Planted
 from tests.fleet import ADMIN, Replica, fleet
@@ -26,17 +30,26 @@ RATE = 200
 def three(planted: Planted, other: Planted, url: str) -> list[str]:
     """Three versions in a store, the first current: with two, a replica would have the next one loaded always."""
     store = open_store(url)
-    context = bytes(planted.version.parts["context.json"])
-    versions = [planted.version, other.version, changed(planted.version, context=context + b" ")]
-    names = [store.publish(version) for version in versions]
+    names = [store.publish(version) for version in versions(planted, other)]
     store.activate(names[0])
     return names
+
+
+def versions(planted: Planted, other: Planted) -> list[Version]:
+    """Three that answer every body differently: the third has the first one's items under other ids."""
+    ids = np.asarray(planted.version.item_ids)
+    found = [planted.version, other.version, changed(planted.version, item_ids=npy(ids + 1000 * (ids >= 36)))]
+    answers = [answers_of(version) for version in found]
+    assert all(
+        one != another for pair in itertools.combinations(answers, 2) for one, another in zip(*pair, strict=True)
+    )
+    return found
 
 
 def test_swaps_under_load(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
     """Swaps among three versions by turns of two replicas, as fast as they are answered, at 200 requests a second."""
     names = three(planted, other, own.url)
-    expected = dict(zip(names, map(answers_of, (planted.version, other.version, planted.version)), strict=True))
+    expected = dict(zip(names, map(answers_of, versions(planted, other)), strict=True))
     statuses: Counter[int] = Counter()
     swaps = amount(1000)
     with fleet(tmp_path, own.url, timeout_ms=10_000) as replicas:
@@ -75,79 +88,78 @@ def test_all_converge(goal: Goal, planted: Planted, other: Planted, own: RedisSe
     took: list[float] = []
     backwards = 0
     flips = amount(200)
-    fresh = httpx.Limits(max_keepalive_connections=0)  # each look may meet another worker
-    with fleet(tmp_path, own.url.replace("//", "//deaf:pw@"), workers=2, poll_seconds=0.5) as replicas:
+    with (
+        fleet(tmp_path, own.url.replace("//", "//deaf:pw@"), workers=2, poll_seconds=0.5) as replicas,
+        contextlib.ExitStack() as stack,
+    ):
+        # A connection stays with its worker: of twelve, all are with the same one once in 2,000 times.
         clients = [
-            httpx.Client(base_url=replica.address, trust_env=False, timeout=30, limits=fresh) for replica in replicas
+            stack.enter_context(httpx.Client(base_url=replica.address, trust_env=False, timeout=30))
+            for replica in replicas
+            for _ in range(12)
         ]
         for flip in range(flips):
             before, wanted = names[flip % 3], names[(flip + 1) % 3]
             store.activate(wanted)
             moved = time.monotonic()
             for client in clients:
-                in_a_row = 0
-                while in_a_row < 12:  # both workers, but once in 4,000 times
-                    version = client.get("/v1/info").json()["version"]
-                    assert version in {before, wanted}
-                    backwards += in_a_row > 6 and version == before
-                    in_a_row = in_a_row + 1 if version == wanted else 0
+                while (version := client.get("/v1/info").json()["version"]) != wanted:
+                    assert version == before
                     assert time.monotonic() < moved + 60
             took.append(time.monotonic() - moved)
-        for client in clients:
-            client.close()
-    took.sort()
-    p99 = took[int(0.99 * len(took))]
-    goal(
-        "B1",
-        f"{flips} flips, no hints: all workers of two replicas follow, p99 at most 2 s",
-        f"{p99:.1f} s",
-        p99 <= 2,
-        timing=True,
-    )
+            backwards += sum(client.get("/v1/info").json()["version"] != wanted for client in clients)
+    p99 = float(np.percentile(took, 99))
+    goal("B1", f"{flips} flips, no hints: processes that went back to the version before", backwards, backwards == 0)
+    goal("B1", "all workers of two replicas follow, p99 at most 2 s", f"{p99:.1f} s", p99 <= 2, timing=True)
 
 
 def test_swaps_from_everywhere(goal: Goal, planted: Planted, other: Planted, tmp_path: Path) -> None:
     """32 threads swap to valid and invalid versions: each is told what came of it, and one load runs at a time."""
     url = str(tmp_path / "store")
     names = three(planted, other, url)
-    random = Random(0)
     requests = amount(1024, 32)
-    statuses: Counter[int] = Counter()
-    accepted: list[tuple[float, str]] = []
+    threads = 32
     bodies = [{"version": name} for name in names]
     bodies += [{"version": name, "expected": before} for name, before in itertools.permutations(names, 2)]
-    bodies += [{"version": "v9-000000000000"}, {"version": "../../etc/passwd"}, {"version": "v" * 65}]
+    wrong = [{"version": "v9-000000000000"}, {"version": "../../etc/passwd"}, {"version": "v" * 65}]
+    counted: list[Counter[tuple[bool, int]]] = []
 
     with fleet(tmp_path / "fleet", url, count=1) as (replica,):
 
         def hammer(seed: int) -> None:
-            mine = Random(seed)
+            mine, seen = Random(seed), Counter[tuple[bool, int]]()
             with httpx.Client(base_url=replica.address, trust_env=False, timeout=120, headers=ADMIN) as client:
                 for _ in range(requests):
-                    reply = client.post("/admin/v1/swap", json=mine.choice(bodies))
-                    statuses[reply.status_code] += 1
-                    if reply.status_code == 200:
-                        accepted.append((time.monotonic(), reply.json()["version"]))
+                    body = mine.choice(bodies + wrong)
+                    seen[body in wrong, client.post("/admin/v1/swap", json=body).status_code] += 1
+            counted.append(seen)
 
-        threads = [threading.Thread(target=hammer, args=(random.random(),)) for _ in range(32)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(hammer, range(threads)))
         current = FolderStore(url).current()
         served = replica.served()
+        last = replica.swap(names[0])
+        loads = replica.log().count("serving v")
+    seen = sum(counted, Counter[tuple[bool, int]]())
+    accepted = seen[False, 200]
+    told = ", ".join(f"{count:,} x {status}" for (_, status), count in sorted(seen.items()))
     goal(
         "B2",
-        f"32 threads x {requests} swaps, valid and not: statuses other than 200, 404, 409, 422; served is current",
-        f"{dict(sorted(statuses.items()))}, {served == current}",
-        reached=set(statuses) <= {200, 404, 409, 422} and served == current and current in names,
+        f"{threads} threads x {requests} swaps, valid and not: each is told what came of it, and served is current",
+        f"{told}; {loads} moves",
+        reached=seen.total() == threads * requests
+        and set(seen) == {(False, 200), (False, 409), (True, 404), (True, 422)}
+        and served == current
+        and current in names
+        and last.status_code == 200
+        and 1 < loads <= accepted + 2,
     )
 
 
 def test_rollback_at_once(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
     """The version before stays loaded: a rollback under load takes no longer than its messages."""
     names = three(planted, other, own.url)
-    expected = dict(zip(names, map(answers_of, (planted.version, other.version, planted.version)), strict=True))
+    expected = dict(zip(names, map(answers_of, versions(planted, other)), strict=True))
     took: list[float] = []
     rounds = amount(50)
     with (
@@ -188,13 +200,19 @@ def test_swaps_keep_nothing(goal: Goal, planted: Planted, other: Planted, tmp_pa
                 seen.append(_held(replica))
     memory, descriptors, threads = zip(*seen, strict=True)
     third = max(1, len(memory) // 3)
-    slope = (max(memory[-third:]) - max(memory[:third])) / (len(memory) - third)
-    goal("B4", f"{swaps} swaps: memory grows at most 0.1 MB a swap", f"{slope:.3f} MB", slope <= 0.1)
+
+    def more(seen: Sequence[float]) -> float:
+        return max(seen[-third:]) - max(seen[:third])
+
+    slope = more(memory) / (len(memory) - third)
+    # In a few swaps what is freed late counts for more, and threads are still being started.
+    megabytes, started = (0.1, 0) if FULL else (0.5, 3)
+    goal("B4", f"{swaps} swaps: memory grows at most {megabytes} MB a swap", f"{slope:.3f} MB", slope <= megabytes)
     goal(
         "B4",
         f"{swaps} swaps: descriptors and threads more at the end than at the beginning",
-        f"{max(descriptors[-third:]) - max(descriptors[:third])}, {max(threads[-third:]) - max(threads[:third])}",
-        reached=max(descriptors[-third:]) <= max(descriptors[:third]) and max(threads[-third:]) <= max(threads[:third]),
+        f"{more(descriptors)}, {more(threads)}",
+        reached=more(descriptors) <= 0 and more(threads) <= started,
     )
 
 

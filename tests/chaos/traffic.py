@@ -16,6 +16,8 @@ from service.retriever import Retriever
 from tests.fleet import same
 from tests.http_client import Pool, Reply, post
 
+#: Seconds after which a request counts as failed: longer than any deadline.
+PATIENCE = 60.0
 Candidates = list[dict[str, Any]]
 
 #: Users of each planted group, with short and long histories.
@@ -110,20 +112,22 @@ class Traffic:
 
     async def _ask(self, pool: Pool, request: bytes, place: int, due: float) -> None:
         try:
-            reply = await pool.ask(request)
-        except OSError as error:
-            self.failed.append(repr(error))
-            return
-        if reply.status != 200:
-            if self._refusal(reply):
-                self.refused.append(reply)
+            async with asyncio.timeout(PATIENCE):
+                reply = await pool.ask(request)
+            seconds = asyncio.get_running_loop().time() - due
+            if reply.status != 200:
+                if self._refusal(reply):
+                    self.refused.append(reply._replace(seconds=seconds))
+                else:
+                    self.failed.append(str(reply))
+                return
+            answer = json.loads(reply.body)
+            if same(answer["candidates"], self._expected[answer["version"]][place]):
+                self.seconds.append(seconds)
+                self.seen.add((pool.port, answer["version"]))
             else:
-                self.failed.append(str(reply))
-            return
-        answer = json.loads(reply.body)
-        expected = self._expected.get(answer["version"])
-        if expected is None or not same(answer["candidates"], expected[place]):
-            self.wrong.append(reply.body.decode())
-            return
-        self.seconds.append(asyncio.get_running_loop().time() - due)
-        self.seen.add((pool.port, answer["version"]))
+                self.wrong.append(reply.body.decode())
+        except (OSError, TimeoutError) as error:
+            self.failed.append(repr(error))
+        except Exception as error:  # noqa: BLE001 -- an answer that is none
+            self.wrong.append(repr(error))
