@@ -82,7 +82,7 @@ def test_five_times_the_peak(way: str, goal: Goal, asked: tuple[str, Path], tmp_
     goal("A6", f"{way}: admitted, and answered too late", late, reached=not late, timing=True)
     goal(
         "A6",
-        f"{way}: answered, of the peak, at least 0.85",
+        f"{way}: at least 0.85 of the peak",
         f"{share:.2f} of {peak:,.0f}/s",
         share >= 0.85,
         timing=True,
