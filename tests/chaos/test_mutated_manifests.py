@@ -1,0 +1,70 @@
+"""Goal C2: whatever is in a manifest, reading it ends in one of the store's own errors, or it is a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from random import Random
+from typing import Any
+
+from index_store.errors import IndexStoreError
+from index_store.version import Manifest, Version
+from tests.chaos.conftest import Goal, amount
+from tests.conftest import Planted
+
+MUTATED = 100_000
+SIGNED = 20_000
+JUNK: list[Any] = [None, True, 0, -1, 2**70, 1.5, float("inf"), "", "v1", [], [[]], {}, {"size": "x"}, {"": None}]
+
+
+def test_mutated_bytes_are_refused(goal: Goal, planted: Planted) -> None:
+    """Bytes changed, left out, put in, or a piece moved: its own digest tells."""
+    random, count = Random(0), amount(MUTATED)
+    manifest = planted.version.named(1).manifest
+    text, accepted = manifest.to_json(), 0
+    for _ in range(count):
+        changed = bytearray(text)
+        for _ in range(random.randint(1, 4)):
+            at = random.randrange(len(changed))
+            how = random.randrange(4)
+            if how == 0:
+                changed[at] = random.randrange(256)
+            elif how == 1:
+                del changed[at : at + random.randint(1, 20)]
+            elif how == 2:
+                changed[at:at] = random.choice([b"{", b"[", b'"', b"\\u0000", b"NaN", b"\xff", random.randbytes(4)])
+            else:
+                other = random.randrange(len(changed))
+                changed[at:at] = changed[other : other + random.randint(1, 50)]
+        try:
+            accepted += Manifest.from_json(bytes(changed), manifest.version) != manifest
+        except IndexStoreError:
+            continue
+    goal("C2", f"{count:,} mutated manifests: accepted, or an error that is not the store's", accepted, accepted == 0)
+
+
+def test_signed_junk_is_refused_or_harmless(goal: Goal, planted: Planted) -> None:
+    """A field or a part's entry is junk, with a digest that fits: no error but the store's, until it is validated."""
+    random, count = Random(0), amount(SIGNED)
+    version = planted.version.named(1)
+    fields = json.loads(version.manifest.to_json())
+    del fields["manifest_sha256"]
+    valid = 0
+    for _ in range(count):
+        junk = json.loads(json.dumps(fields))
+        where = random.choice([junk, junk, junk["parts"], junk["parts"][random.choice(sorted(junk["parts"]))]])
+        where[random.choice([*where, "new"])] = random.choice(JUNK)
+        canonical = json.dumps(junk, sort_keys=True, separators=(",", ":")).encode()
+        text = json.dumps(junk | {"manifest_sha256": hashlib.sha256(canonical).hexdigest()}).encode()
+        try:
+            manifest = Manifest.from_json(text, version.manifest.version)
+            sum(info.size for info in manifest.parts.values())
+            Version(manifest, version.parts).verify_digests()
+            Version(manifest, version.parts).validate()
+        except IndexStoreError:
+            continue
+        valid += 1
+        assert [getattr(manifest, name) for name in ("items", "paths", "postings", "embedding", "parts")] == [
+            getattr(version.manifest, name) for name in ("items", "paths", "postings", "embedding", "parts")
+        ]
+    goal("C2", f"{count:,} manifests with signed junk: errors that are not the store's", 0, reached=valid < count)
