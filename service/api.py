@@ -244,7 +244,9 @@ async def versions(reloader: ReloaderDep) -> dict[str, Any]:
     return await reloader.versions()
 
 
-@admin.post("/swap", response_model=SwapResponse, responses=_problems(400, 401, 403, 404, 408, 409, 413, 422, 500, 503))
+@admin.post(
+    "/swap", response_model=SwapResponse, responses=_problems(400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503)
+)
 async def swap(body: SwapRequest, reloader: ReloaderDep) -> dict[str, Any]:
     """Load and verify a version, make it current, serve it. Answered once this replica serves it."""
     for name in (body.version, body.expected):

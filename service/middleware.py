@@ -7,6 +7,7 @@ import random
 import re
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -18,6 +19,8 @@ from service.problems import problem
 
 REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
 BODY_SECONDS = 5.0  # from a request's head to the end of its body; later is answered 408
+SHORT_BODY_BYTES = 65_536  # a request with 1,000 items of history and a few hundred to exclude is shorter
+LONG_BODIES_BYTES = 16 * 2**20  # of longer ones, together
 RETRIEVALS = {"/v1/retrieve", "/v1/retrieve:batch"}
 
 
@@ -26,6 +29,7 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, metrics: Metrics, draining: Draining, max_body_bytes: int) -> None:
         self._app, self._metrics, self._draining, self._max_body_bytes = app, metrics, draining, max_body_bytes
+        self._room = _Room(LONG_BODIES_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,7 +46,7 @@ class RequestMiddleware:
         upgrading = b"upgrade" in headers
         too_long = stated.isdigit() and int(stated[:20]) > self._max_body_bytes
 
-        body = _Body(receive, started, 0 if too_long else self._max_body_bytes)
+        body = _Body(receive, started, 0 if too_long else self._max_body_bytes, self._room)
 
         async def named_send(message: Message) -> None:
             nonlocal status
@@ -69,17 +73,25 @@ class RequestMiddleware:
                 else:
                     await self._app(scope, body.receive, named_send)
         finally:
+            body.close()
             route = getattr(scope.get("route"), "path", scope["path"] if refused else "unmatched")
             self._metrics.requests.labels(route, status).inc()
             self._metrics.duration.labels(route).observe(time.perf_counter() - started)
 
 
+@dataclass
+class _Room:
+    """Bytes that long bodies may take together while they arrive."""
+
+    left: int
+
+
 class _Body:
     """A request's body as it arrives: neither longer nor later than allowed. most: bytes; 0 refuses it unread."""
 
-    def __init__(self, receive: Receive, started: float, most: int) -> None:
-        self._receive, self._end, self._most = receive, started + BODY_SECONDS, most
-        self._received, self._whole = 0, False
+    def __init__(self, receive: Receive, started: float, most: int, room: _Room) -> None:
+        self._receive, self._end, self._most, self._room = receive, started + BODY_SECONDS, most, room
+        self._received, self._taken, self._whole = 0, 0, False
 
     async def receive(self) -> Message:
         """The next piece. Raises HTTPException."""
@@ -93,7 +105,17 @@ class _Body:
         except TimeoutError:
             raise HTTPException(408, headers={"connection": "close"}) from None
         self._whole = not message.get("more_body", False)
-        self._received += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        self._received += size
         if self._received > self._most:
             raise HTTPException(413)
+        if self._received > SHORT_BODY_BYTES:
+            self._room.left -= size
+            self._taken += size
+            if self._room.left < 0:
+                raise HTTPException(429)
         return message
+
+    def close(self) -> None:
+        """The request is done with."""
+        self._room.left += self._taken

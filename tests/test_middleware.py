@@ -3,48 +3,89 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.types import Message
 
+from index_store.folder import FolderStore
 from service import middleware
 from service.app import create_app
 from service.settings import Settings
 
+SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/v1/retrieve",
+    "raw_path": b"/v1/retrieve",
+    "query_string": b"",
+    "headers": [(b"content-type", b"application/json")],
+}
+#: Sends pieces of a body, then waits for the event, then hangs up; the messages that it is answered.
+Ask = Callable[[list[bytes], asyncio.Event], Coroutine[Any, Any, list[Message]]]
 
-@pytest.mark.parametrize("sent", [b"", b'{"history": [1'])
-def test_a_body_that_does_not_come_is_408(sent: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """Whoever stops sending keeps a connection from others, so it is closed; the head alone is enough to begin."""
-    from index_store.folder import FolderStore
 
-    monkeypatch.setattr(middleware, "BODY_SECONDS", 0.01)
-    app = create_app(Settings(store=str(tmp_path)), FolderStore(str(tmp_path)))
-    told: list[Message] = []
-    pieces = [{"type": "http.request", "body": sent, "more_body": True}] if sent else []
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/retrieve",
-        "raw_path": b"/v1/retrieve",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json"), (b"content-length", b"20000")],
-    }
+def with_app(folder: Path, test: Callable[[Ask], Coroutine[Any, Any, None]]) -> None:
+    """Run `test` beside a running service that has no version yet."""
+    app = create_app(Settings(store=str(folder)), FolderStore(str(folder)))
 
-    async def receive() -> Message:
-        if pieces:
-            return pieces.pop()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    async def send(message: Message) -> None:
-        told.append(message)
-
-    async def ask() -> None:
+    async def run() -> None:
         async with app.router.lifespan_context(app) as state:
-            await app({**scope, "state": dict(state or {})}, receive, send)
 
-    asyncio.run(ask())
+            async def ask(pieces: list[bytes], hung_up: asyncio.Event) -> list[Message]:
+                told: list[Message] = []
+                left = list(pieces)
 
-    assert told[0]["status"] == 408
-    assert (b"connection", b"close") in told[0]["headers"]
+                async def receive() -> Message:
+                    if left:
+                        return {"type": "http.request", "body": left.pop(0), "more_body": True}
+                    await hung_up.wait()
+                    return {"type": "http.disconnect"}
+
+                async def send(message: Message) -> None:
+                    told.append(message)
+
+                await app({**SCOPE, "state": dict(state or {})}, receive, send)
+                return told
+
+            await test(ask)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("sent", [[], [b'{"history": [1']])
+def test_a_body_that_does_not_come_is_408(sent: list[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever stops sending keeps a connection from others, so it is closed."""
+    monkeypatch.setattr(middleware, "BODY_SECONDS", 0.01)
+
+    async def test(ask: Ask) -> None:
+        begin, *_ = await ask(sent, asyncio.Event())
+
+        assert begin["status"] == 408
+        assert (b"connection", b"close") in begin["headers"]
+
+    with_app(tmp_path, test)
+
+
+def test_long_bodies_share_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """While one has nearly all of it the next is 429, short ones are read; when it has gone, so is the next."""
+    monkeypatch.setattr(middleware, "SHORT_BODY_BYTES", 10)
+    monkeypatch.setattr(middleware, "LONG_BODIES_BYTES", 20)
+
+    async def test(ask: Ask) -> None:
+        hung_up, at_once = asyncio.Event(), asyncio.Event()
+        at_once.set()
+        first = asyncio.create_task(ask([b" " * 15], hung_up))
+        await asyncio.sleep(0)
+        refused = await ask([b" " * 15], at_once)
+        short = await ask([b" " * 10], at_once)
+        hung_up.set()
+        await first
+        after = await ask([b" " * 15], at_once)
+
+        assert [told[0]["status"] for told in (refused, short, after)] == [429, 400, 400]
+        assert (b"retry-after", b"1") in refused[0]["headers"]
+
+    with_app(tmp_path, test)
