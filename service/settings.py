@@ -29,8 +29,8 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         512,
         ge=1,
-        description="requests waiting; one more is answered 429, as is who comes when the first has waited half of "
-        "DR_TIMEOUT_MS",
+        description="requests waiting; one more is answered 429, as is who comes when a batch is waiting and its first "
+        "has waited half of DR_TIMEOUT_MS",
     )
     max_batch: int = Field(32, ge=1, le=1024, description="requests searched together")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="longest request body; a longer one is answered 413")

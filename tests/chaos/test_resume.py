@@ -110,7 +110,7 @@ def fresh(planted: Planted) -> tuple[PathModel, torch.optim.Optimizer, PathAssig
 
 
 def test_a_damaged_checkpoint_is_refused(planted: Planted, tmp_path: Path) -> None:
-    """Cut short anywhere, or any bit flipped: an error that says what to do, or nothing has changed."""
+    """Cut short anywhere, or any bit flipped: an error that says what to do."""
     random = Random(0)
     run = Run(tmp_path, SMALL, planted.dataset)
     model, optimizer, assigner = fresh(planted)
