@@ -170,7 +170,7 @@ def test_a_mapped_page_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick_disk")
 @pytest.mark.parametrize("full", ["store", "run"])
 def test_fit_on_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], full: str) -> None:
-    """At every so-manyth operation: exit 1, a message, nothing on stdout, nothing half; with room again it goes on to the end."""
+    """At some operations: exit 1, a message, nothing on stdout, nothing half; with room again it goes on to the end."""
     file = write_interactions(tmp_path)
     store, run = tmp_path / "store", tmp_path / "run"
     command = ["fit", str(file), *QUICK, "--store", str(store), "--resume", str(run)]

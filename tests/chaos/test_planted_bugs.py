@@ -40,7 +40,12 @@ def test_every_planted_bug_is_caught(goal: Goal) -> None:
     outcomes = hunt(bugs, print)
 
     caught = sum(bool(outcome.caught_by) for outcome in outcomes)
-    goal("C1", f"{len(bugs)} planted bugs, each caught by a test named beforehand", f"{caught} of {len(bugs)} caught", caught == len(bugs))
+    goal(
+        "C1",
+        f"{len(bugs)} planted bugs, each caught by a test named beforehand",
+        f"{caught} of {len(bugs)} caught",
+        caught == len(bugs),
+    )
     assert [outcome.bug.name for outcome in outcomes if not outcome.caught_by] == []
 
 

@@ -184,7 +184,7 @@ def test_after_a_power_failure_the_store_has_before_or_after(
 
     goal(
         "B8",
-        f"power loss at drawn steps of publish, activate and delete, {len(seen)} different legal states of the disk: "
+        f"power loss at drawn steps of publish, activate and delete, {len(seen)} different states of the disk: "
         "half versions accepted, promises broken, repeats that failed",
         "0, 0, 0",
         reached=True,
