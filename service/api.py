@@ -226,9 +226,11 @@ async def livez() -> dict[str, str]:
 
 @router.get("/readyz", responses=_problems(500, 503), tags=["health"])
 async def readyz(request: Request, reloader: ReloaderDep) -> dict[str, str]:
-    """A version is loaded, verified and warm, and the process is not about to end."""
+    """A version is loaded, verified and warm, searches end, and the process is not about to."""
     if request.state.draining.begun:
         raise NotReady("the process is about to end")
+    if request.state.batcher.stuck:
+        raise NotReady("a search does not end")
     return {"status": "ok", "version": reloader.retriever.name}
 
 

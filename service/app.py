@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 
 from index_store.store import IndexStore
 from service import api, problems
-from service.batcher import Batcher
+from service.batcher import STUCK_SECONDS, Batcher
 from service.draining import Draining
 from service.metrics import Metrics
 from service.middleware import RequestMiddleware
@@ -33,7 +33,10 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[api.State]:
         reloader = Reloader(store, settings.poll_seconds, metrics)
-        batcher = Batcher(settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics)
+        store_seconds = settings.store_timeout_ms / 1000 if settings.residency == "remote" else 0
+        batcher = Batcher(
+            settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics, STUCK_SECONDS + store_seconds
+        )
         first_look = asyncio.create_task(reloader.follow())
         tasks = [first_look] + [asyncio.create_task(run()) for run in (reloader.run, reloader.keep, batcher.run)]
         # Where a version is current, the first request finds it loaded; but who asks for liveness does not wait for a

@@ -7,6 +7,7 @@ means refused. Who would probably be answered too late is searched with a narrow
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -21,8 +22,12 @@ from service.errors import ClientGone, DeadlineExceeded, Overloaded
 from service.metrics import Metrics
 from service.retriever import Retriever
 
+log = logging.getLogger(__name__)
+
 #: A lone search that takes no longer is done at once: to wake a thread and be woken by it may take as long.
 AT_ONCE_SECONDS = 0.002
+#: A batch takes a tenth of it; what takes longer may never end.
+STUCK_SECONDS = 1.5
 #: Where a query reads no more items, its time is that of its paths; others are neither done at once nor learned from.
 LIGHT_READS = 5000
 
@@ -70,12 +75,15 @@ class _Entry:
 class Batcher:
     """Searches a batch at a time, in a thread unless it is one short search. `run` is a task; cancel it to stop."""
 
-    def __init__(self, max_queue: int, max_batch: int, max_wait: float, metrics: Metrics) -> None:
+    def __init__(
+        self, max_queue: int, max_batch: int, max_wait: float, metrics: Metrics, longest_search: float = STUCK_SECONDS
+    ) -> None:
         self._queue: deque[_Entry] = deque()
         self._arrived = asyncio.Event()
         self._max_queue, self._max_batch, self._max_wait = max_queue, max_batch, max_wait
-        self._metrics = metrics
-        self._searching = False
+        self._metrics, self._longest_search = metrics, longest_search
+        self._searching_since: float | None = None
+        self._ended = False
 
     @property
     def full(self) -> bool:
@@ -86,6 +94,12 @@ class Batcher:
         if len(self._queue) < min(self._max_batch, self._max_queue):
             return False
         return len(self._queue) >= self._max_queue or time.monotonic() > self._queue[0].since + self._max_wait
+
+    @property
+    def stuck(self) -> bool:
+        """Whether no answer is to be expected: a search has lasted longer than any should, or none will be begun."""
+        since = self._searching_since
+        return self._ended or (since is not None and time.monotonic() > since + self._longest_search)
 
     async def submit(
         self,
@@ -107,7 +121,7 @@ class Batcher:
         now = time.monotonic()
         entries = [_Entry(retriever, query, now, now + timeout, loop.create_future()) for query in queries]
         # To hear of a client that hangs up takes a task: worth it for who will wait.
-        waits = self._searching or self._queue or len(queries) > 1
+        waits = self._searching_since is not None or self._queue or len(queries) > 1
         watch = loop.create_task(self._cancel_after(gone(), entries)) if gone and waits else None
         self._queue.extend(entries)
         self._arrived.set()
@@ -140,18 +154,22 @@ class Batcher:
 
     async def run(self) -> None:
         """Search batches until cancelled."""
-        with ThreadPoolExecutor(1, "search") as thread:
-            while True:
-                await self._arrived.wait()
-                entries, queries = self._take()
-                if entries:
-                    self._metrics.batch_size.observe(len(entries))
-                    self._searching = True
-                    await self._search(entries, queries, thread)
-                    self._searching = False
-                else:
-                    self._arrived.clear()
-                del entries  # or an idle process would keep an old version alive
+        try:
+            with ThreadPoolExecutor(1, "search") as thread:
+                while True:
+                    await self._arrived.wait()
+                    entries, queries = self._take()
+                    if entries:
+                        self._metrics.batch_size.observe(len(entries))
+                        await self._search(entries, queries, thread)
+                        self._searching_since = None
+                    else:
+                        self._arrived.clear()
+                    del entries  # or an idle process would keep an old version alive
+        except Exception:
+            log.exception("no request will be searched any more")
+        finally:
+            self._ended = True
 
     async def _search(self, entries: list[_Entry], queries: list[Query], thread: ThreadPoolExecutor) -> None:
         """Answer every entry, or tell it what went wrong."""
@@ -159,7 +177,7 @@ class Batcher:
         light = max(entry.reads for entry in entries) <= LIGHT_READS
         alone = len(queries) == 1 and not self._queue and not retriever.remote
         found: list[Answer] = []
-        started = time.monotonic()
+        self._searching_since = started = time.monotonic()
         try:
             if alone and light and retriever.pace.seconds(1, beam) <= AT_ONCE_SECONDS:
                 found = retriever.answer([replace(queries[0], widen=False)])

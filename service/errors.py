@@ -1,7 +1,7 @@
 """What a request can be refused for, as one tree. `problems.py` maps each to its HTTP status.
 
 ServiceError
-├── NotReady           no version is loaded yet, or the process is about to end
+├── NotReady           no version is loaded yet, searches do not end, or the process is about to
 ├── Overloaded         the queue is full
 ├── DeadlineExceeded   no answer within the request's timeout
 ├── BadQuery           a value that this version does not take
@@ -16,7 +16,7 @@ class ServiceError(Exception):
 
 
 class NotReady(ServiceError):
-    """No version is loaded yet, or the process is about to end."""
+    """No version is loaded yet, searches do not end, or the process is about to."""
 
 
 class Overloaded(ServiceError):

@@ -341,15 +341,6 @@ def test_metrics_count_what_was_answered(planted: Planted, tmp_path: Path) -> No
     assert "made" not in text
 
 
-def test_without_a_version_it_lives_but_is_not_ready(tmp_path: Path) -> None:
-    """Livez 200, readyz and retrieve 503 with Retry-After."""
-    with TestClient(make_app(FolderStore(str(tmp_path / "empty")))) as client:
-        assert client.get("/livez").status_code == 200
-        for response in (client.get("/readyz"), client.post("/v1/retrieve", json={}), client.get("/v1/info")):
-            assert_problem(response, 503)
-            assert response.headers["retry-after"] == "1"
-
-
 @pytest.mark.parametrize(
     "headers",
     [

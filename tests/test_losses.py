@@ -11,6 +11,7 @@ from trainer.config import TrainConfig
 from trainer.context import ContextSchema
 from trainer.losses import PATH_STEP, PathLoss, SoftmaxHead, draw
 from trainer.model import PathModel
+from trainer.train import make_optimizers
 
 
 @pytest.mark.parametrize("sampled", [False, True])
@@ -43,6 +44,38 @@ def test_sampled_softmax_tends_to_the_full_one() -> None:
         assert sampled.loss(model, user, targets).item() == pytest.approx(
             full.loss(model, user, targets).item(), abs=0.01
         )
+
+
+def test_a_step_with_sampled_negatives_is_of_the_items_it_has_read() -> None:
+    """Their gradient is that of a whole table; all other items stay where they are, and so do their moments."""
+    clicks = np.ones(50, np.int64)
+    config = TrainConfig(embedding=4, hidden=4, dropout=0.0, full_softmax_items=1, negatives=5)
+    whole = config.replace(full_softmax_items=50)
+    nothing = torch.zeros(2, 0, dtype=torch.int64)
+    batch = Batch(torch.tensor([[1, 2], [3, -1]]), torch.tensor([[1, 2, 4], [3, 5, -1]]), nothing, nothing.float())
+    models, tables = [], []
+    for settings in (config, whole):
+        torch.manual_seed(0)
+        model = PathModel(settings, 10, clicks, ContextSchema({}, {}))
+        torch.manual_seed(1)
+        ((loss, _),) = SoftmaxHead(config, clicks).losses(model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        models.append(model)
+        tables.append(model.encoder.item_embedding.weight)
+    sparse, dense = (table.grad for table in tables)
+    assert sparse is not None
+    assert dense is not None
+    before = tables[0].detach().clone()
+    read = dense.abs().sum(dim=1) > 0  # the start item is the last
+
+    for optimizer in make_optimizers(models[0], config):
+        optimizer.step()
+
+    assert sparse.is_sparse
+    assert torch.allclose(sparse.to_dense(), dense, atol=1e-7)
+    assert 6 <= read.sum() <= 5 + 5 + 1
+    assert torch.equal((tables[0] != before).any(dim=1), read)
+    assert [len(make_optimizers(model, config)) for model in models] == [2, 1]
 
 
 def test_draws_follow_the_probabilities_of_their_row() -> None:

@@ -39,6 +39,17 @@ def fingerprint(planted: Planted, config: TrainConfig, run: Run) -> str:
     return make_version(config, planted.dataset, planted.split, trained, SilentProgress()).manifest.fingerprint
 
 
+def test_an_interrupted_run_with_sampled_negatives_continues(planted: Planted, tmp_path: Path) -> None:
+    """There the item vectors have an optimiser of their own."""
+    config = SMALL.replace(full_softmax_items=1, negatives=20, epochs=4, warmup_epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, planted.dataset, planted.split, Run(tmp_path / "a", config, planted.dataset), Interrupt(1))
+
+    one, two = (fingerprint(planted, config, Run(tmp_path / name, config, planted.dataset)) for name in "ab")
+
+    assert one == two
+
+
 def test_an_interrupted_run_continues_to_the_same_version(planted: Planted, tmp_path: Path) -> None:
     """Stopped after the reassignment and again later, then resumed: the fingerprint of an uninterrupted run."""
     for epoch in (3, 6):
@@ -135,7 +146,7 @@ def test_the_learning_rate_falls_in_each_round() -> None:
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
     rates = []
     for done in (0, 2, 4, 5, 6, 7.5):
-        set_learning_rate(optimizer, config, done)
+        set_learning_rate([optimizer], config, done)
         rates.append(optimizer.param_groups[0]["lr"])
 
     assert rates == pytest.approx([1, 0.55, 1, 0.55, 1, 0.325])

@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.optim import Optimizer
 
 from trainer.assignment import PathAssigner
 from trainer.config import TrainConfig
@@ -65,7 +67,7 @@ class Run:
         """Remember that the run is over. facts: version, fingerprint, activated, ..."""
         _replace(self.folder / "published.json", json.dumps(facts).encode())
 
-    def restore(self, model: PathModel, optimizer: torch.optim.Optimizer, assigner: PathAssigner) -> int:
+    def restore(self, model: PathModel, optimizers: Sequence[Optimizer], assigner: PathAssigner) -> int:
         """Set all three to the last checkpoint and return its epoch; 0 if there is none."""
         file = self.folder / "checkpoint.safetensors"
         if not file.exists():
@@ -80,7 +82,8 @@ class Run:
                 raise ValueError("its SHA-256 is another")
             assigner.paths = tensors.pop("paths").numpy()
             model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-            _load_optimizer(optimizer, tensors)
+            for number, optimizer in enumerate(optimizers):
+                _load_optimizer(optimizer, number, tensors)
             records = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
             self.history = [record for record in records if record["epoch"] <= epoch]
         except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -88,23 +91,25 @@ class Run:
         return epoch
 
     def save(
-        self, record: dict[str, Any], model: PathModel, optimizer: torch.optim.Optimizer, assigner: PathAssigner
+        self, record: dict[str, Any], model: PathModel, optimizers: Sequence[Optimizer], assigner: PathAssigner
     ) -> None:
         """Add an epoch's record and replace the checkpoint. A kill between the two repeats the epoch."""
         self.history.append(record)
         try:
-            self._write(record, model, optimizer, assigner)
+            self._write(record, model, optimizers, assigner)
         except (OSError, SafetensorError) as error:
             raise ResumeError(f"{self.folder}: the checkpoint could not be written: {error}") from None
 
     def _write(
-        self, record: dict[str, Any], model: PathModel, optimizer: torch.optim.Optimizer, assigner: PathAssigner
+        self, record: dict[str, Any], model: PathModel, optimizers: Sequence[Optimizer], assigner: PathAssigner
     ) -> None:
         metrics = b"".join(json.dumps(line).encode() + b"\n" for line in self.history)
         _replace(self.folder / "metrics.jsonl", metrics)
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+        for number, optimizer in enumerate(optimizers):
+            for index, state in optimizer.state_dict()["state"].items():
+                values = {name: torch.as_tensor(value) for name, value in state.items()}
+                tensors |= {f"optimizer.{number}.{index}.{name}": value for name, value in values.items()}
         tensors["paths"] = torch.from_numpy(assigner.paths)
         temporary = self.folder / "checkpoint.partial"
         epoch = record["epoch"]
@@ -123,12 +128,13 @@ def _digest(epoch: int, tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
+def _load_optimizer(optimizer: Optimizer, number: int, tensors: dict[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor | int]] = {}
     for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = tensor
+        if name.startswith(f"optimizer.{number}."):
+            *_, index, key = name.split(".")
+            # SparseAdam counts its steps as an int.
+            state.setdefault(int(index), {})[key] = int(tensor) if tensor.dtype == torch.int64 else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

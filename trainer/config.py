@@ -142,6 +142,10 @@ class TrainConfig:
         """Interactions a step of the encoder. auto: so few that an epoch of few of them has a hundred steps too."""
         return min(2048, max(256, interactions // 100)) if self.batch == "auto" else self.batch
 
+    def samples_negatives(self, items: int) -> bool:
+        """Whether the head learns from sampled negatives; then a step changes the vectors of the items it has read."""
+        return items > self.full_softmax_items
+
     @property
     def passes(self) -> int:
         """The epochs there really are: two at least."""

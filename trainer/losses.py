@@ -28,8 +28,7 @@ class UserModel(Protocol):
     @property
     def encoder(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]: ...
 
-    @property
-    def item_vectors(self) -> Tensor: ...
+    def vectors_of(self, items: Tensor) -> Tensor: ...
 
     def head_logits(self, user: Tensor) -> Tensor: ...
 
@@ -38,7 +37,7 @@ class SoftmaxHead:
     """The softmax head over items: full, or over sampled negatives with log-Q correction for large V."""
 
     def __init__(self, config: TrainConfig, clicks: NDArray[np.int64]) -> None:
-        self._sampled = len(clicks) > config.full_softmax_items
+        self._sampled = config.samples_negatives(len(clicks))
         self._negatives = config.negatives
         # Items are drawn as they are clicked, each at least as if clicked once.
         share = torch.from_numpy(np.maximum(clicks, 1) / np.maximum(clicks, 1).sum())
@@ -55,7 +54,7 @@ class SoftmaxHead:
             return F.cross_entropy(model.head_logits(user), targets)
         drawn, negative = self._draw(model, user)
         # The target stands for itself alone, the drawn for all other items.
-        positive = (user * model.item_vectors[targets]).sum(1) + model.item_bias[targets]
+        positive = (user * model.vectors_of(targets)).sum(1) + model.item_bias[targets]
         negative = negative.masked_fill(drawn == targets[:, None], -torch.inf)  # (N, M)
         logits = torch.cat([positive[:, None], negative], dim=1)
         return F.cross_entropy(logits, torch.zeros_like(targets))
@@ -74,7 +73,7 @@ class SoftmaxHead:
         """
         drawn = draw(self._cumulative, self._negatives)  # (M,)
         correction = self._share[drawn].log() + math.log(self._negatives)
-        return drawn, user @ model.item_vectors[drawn].T + model.item_bias[drawn] - correction
+        return drawn, user @ model.vectors_of(drawn).T + model.item_bias[drawn] - correction
 
 
 def draw(cumulative: Tensor, count: int) -> Tensor:

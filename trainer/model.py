@@ -38,7 +38,7 @@ class UserEncoder(nn.Module):
         super().__init__()
         size = config.embedding
         self.start = items  # the row of item_embedding past the items
-        self.item_embedding = nn.Embedding(items + 1, size)
+        self.item_embedding = nn.Embedding(items + 1, size, sparse=config.samples_negatives(items))
         categories = [nn.Embedding(len(values) + 1, min(16, size)) for values in schema.categorical.values()]
         self.category_embeddings = nn.ModuleList(categories)
         self.gru = nn.GRU(size, size, batch_first=True)
@@ -203,6 +203,11 @@ class PathModel(nn.Module):
     def item_vectors(self) -> Tensor:
         """The softmax head's, (V, E): the very vectors by which the encoder reads the history."""
         return self.encoder.item_embedding.weight[: len(self.item_bias)]
+
+    def vectors_of(self, items: Tensor) -> Tensor:
+        """Of `items`, (..., E); its gradient is of these alone."""
+        vectors: Tensor = self.encoder.item_embedding(items)
+        return vectors
 
     def start_from(self, vectors: NDArray[np.float32]) -> None:
         """Set the item vectors, (V, E), that training starts from."""

@@ -8,16 +8,18 @@ some of them a pass scores paths for every click and the items' paths are reassi
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from trainer.assignment import Occupancy, PathAssigner
 from trainer.batches import Batch, Batches
@@ -70,9 +72,9 @@ def fit(
     generator = np.random.default_rng([config.seed, 1])
     paths = random_paths(items, config.paths_per_item, config.depth, width, generator)
     assigner = PathAssigner(paths, config.candidate_paths, config.eta)
-    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    optimizers = make_optimizers(model, config)
     batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.later)
-    done = run.restore(model, optimizer, assigner)
+    done = run.restore(model, optimizers, assigner)
     if not done and encoder:
         model.encoder.load_state_dict(encoder.state_dict())
         done = config.warmup
@@ -103,7 +105,7 @@ def fit(
         learner = head if warm else PathLoss(head, assigner.paths, config.taught)
         with progress.task(f"epoch {epoch}/{config.passes}: learning", batches.predictions) as advance:
             losses = functools.partial(learner.losses, model)
-            loss = gradient_epoch(config, losses, optimizer, batches, epoch, generator, advance)
+            loss = gradient_epoch(config, losses, optimizers, batches, epoch, generator, advance)
         record: dict[str, Any] = {"epoch": epoch, "head_loss" if warm else "path_loss": loss}
 
         # M-step: score paths for every click, then move the items, the network fixed.
@@ -117,17 +119,26 @@ def fit(
 
         occupancy = Occupancy.of(assigner.paths)
         record |= {**occupancy.to_json(), "entropy": occupancy.entropy, "seconds": round(time.monotonic() - started, 2)}
-        run.save(record, model, optimizer, assigner)
+        run.save(record, model, optimizers, assigner)
         progress.say(_line(record, config.passes))
         for fault in collapse(occupancy, config) if not warm else ():
             progress.say(f"warning: the index is collapsing: {fault}; raise warmup_epochs or alpha")
     return Trained(model.eval(), assigner.paths, run.history)
 
 
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
+    """Adam, and for item vectors of which a step reads few (`samples_negatives`) Adam of just those."""
+    sparse = [part.weight for part in model.modules() if isinstance(part, nn.Embedding) and part.sparse]
+    chosen = set(map(id, sparse))
+    dense = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    adam = torch.optim.Adam(dense, config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    return [adam, torch.optim.SparseAdam(sparse, config.learning_rate)] if sparse else [adam]
+
+
 def gradient_epoch(
     config: TrainConfig,
     losses: Losses,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[Optimizer],
     batches: Batches,
     epoch: int,
     generator: np.random.Generator,
@@ -137,12 +148,14 @@ def gradient_epoch(
     total, done = 0.0, 0
     for batch in batches.epoch(generator):
         for loss, count in losses(batch):
-            set_learning_rate(optimizer, config, epoch - 1 + done / batches.predictions)
+            set_learning_rate(optimizers, config, epoch - 1 + done / batches.predictions)
             if not math.isfinite(loss.item()):
                 raise TrainerError(f"epoch {epoch}: the loss is {loss.item()}; lower learning_rate")
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             total += count * loss.item()
             done += count
             advance(count)
@@ -208,12 +221,12 @@ def expected_reads(paths: NDArray[np.int64], beams: NDArray[np.int64], beam: int
     return beam * float(sizes[place[live]].mean()) if live.any() else 0.0
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, done: float) -> None:
+def set_learning_rate(optimizers: Sequence[Optimizer], config: TrainConfig, done: float) -> None:
     """Falls linearly to a tenth in each round: the warm-up, then from one reassignment to the next. done: epochs."""
     ends = sorted({config.warmup, *config.reassignment_epochs(), config.passes})
     end = next(end for end in ends if done < end)
     start = max((e for e in ends if e <= done), default=0)
-    for group in optimizer.param_groups:
+    for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
         group["lr"] = config.learning_rate * (1 - 0.9 * (done - start) / (end - start))
 
 

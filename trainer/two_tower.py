@@ -22,7 +22,7 @@ from trainer.measures import Answers, Items
 from trainer.model import log_share
 from trainer.progress import Progress
 from trainer.requests import Requests
-from trainer.train import gradient_epoch
+from trainer.train import gradient_epoch, make_optimizers
 
 LINKS = 32  # of a node of the HNSW graph
 
@@ -33,8 +33,9 @@ class TwoTower(nn.Module):
     def __init__(self, config: TrainConfig, clicks: NDArray[np.int64], schema: ContextSchema) -> None:
         super().__init__()
         items, size = len(clicks), config.embedding
-        self.history_embedding = nn.Embedding(items + 1, size, padding_idx=items)
-        self.item_embedding = nn.Embedding(items, size)
+        sparse = config.samples_negatives(items)
+        self.history_embedding = nn.Embedding(items + 1, size, padding_idx=items, sparse=sparse)
+        self.item_embedding = nn.Embedding(items, size, sparse=sparse)
         self.category_embeddings = nn.ModuleList(
             nn.Embedding(len(values) + 1, min(16, size)) for values in schema.categorical.values()
         )
@@ -49,6 +50,11 @@ class TwoTower(nn.Module):
     @property
     def item_vectors(self) -> Tensor:
         return self.item_embedding.weight
+
+    def vectors_of(self, items: Tensor) -> Tensor:
+        """Of `items`, (..., E)."""
+        vectors: Tensor = self.item_embedding(items)
+        return vectors
 
     def encoder(self, history: Tensor, categories: Tensor, numbers: Tensor) -> Tensor:
         """User vectors (B, T + 1, E); [:, t] has seen the first t items. history: (B, T), -1 after its end."""
@@ -75,11 +81,11 @@ def train_two_tower(config: TrainConfig, dataset: Dataset, split: Split, progres
     config = config.replace(reassignments=0)
     batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.later)
     losses = functools.partial(head.losses, model)
-    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    optimizers = make_optimizers(model, config)
     for epoch in range(1, config.warmup + 1):
         generator = np.random.default_rng([config.seed, 6, epoch])
         with progress.task(f"two-tower: epoch {epoch}/{config.warmup}", batches.predictions) as advance:
-            gradient_epoch(config, losses, optimizer, batches, epoch, generator, advance)
+            gradient_epoch(config, losses, optimizers, batches, epoch, generator, advance)
     return model.eval()
 
 

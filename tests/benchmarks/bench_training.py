@@ -33,7 +33,7 @@ from trainer.export import make_version
 from trainer.losses import PathLoss, SoftmaxHead
 from trainer.model import PathModel, random_paths
 from trainer.progress import PlainProgress
-from trainer.train import fit, gradient_epoch, score_paths
+from trainer.train import fit, gradient_epoch, make_optimizers, score_paths
 
 CONFIG = TrainConfig(k=200, test_users=200, epochs=2)
 SESSION = 50  # interactions a user
@@ -77,12 +77,12 @@ def rates(dataset: Dataset) -> dict[str, float]:
     paths = random_paths(len(clicks), CONFIG.paths_per_item, CONFIG.depth, width, rng)
     assigner = PathAssigner(paths, SCORED, CONFIG.eta)
     head = SoftmaxHead(CONFIG, clicks)
-    optimizer = torch.optim.Adam(model.parameters(), CONFIG.learning_rate, fused=True)
+    optimizers = make_optimizers(model, CONFIG)
     batches = Batches(dataset, split, CONFIG.history, CONFIG.resolve_batch(int(clicks.sum())), CONFIG.later)
 
     def learn(learner: SoftmaxHead | PathLoss, epoch: int) -> None:
         losses = functools.partial(learner.losses, model)
-        gradient_epoch(CONFIG, losses, optimizer, batches, epoch, rng, _nobody)
+        gradient_epoch(CONFIG, losses, optimizers, batches, epoch, rng, _nobody)
 
     passes: dict[str, Callable[[], object]] = {
         "encoder_steps": lambda: learn(head, 1),

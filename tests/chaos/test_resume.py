@@ -20,6 +20,7 @@ from trainer.checkpoint import Run
 from trainer.config import TrainConfig
 from trainer.errors import ResumeError
 from trainer.model import PathModel
+from trainer.train import make_optimizers
 
 SETTINGS = [
     f"--set={field.name}={getattr(SMALL, field.name)}"
@@ -100,24 +101,27 @@ def test_a_killed_training_continues_to_the_same_bytes(tmp_path: Path, goal: Goa
     )
 
 
-def fresh(planted: Planted) -> tuple[PathModel, torch.optim.Optimizer, PathAssigner]:
+def fresh(planted: Planted) -> tuple[PathModel, list[torch.optim.Optimizer], PathAssigner]:
     """What a run begins with, to be overwritten by a checkpoint."""
     torch.manual_seed(1)
     clicks = torch.ones(len(planted.dataset.item_ids)).numpy()
     model = PathModel(SMALL, SMALL.resolve_width(len(clicks)), clicks, planted.dataset.schema)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    return model, optimizer, PathAssigner(planted.trained.paths * 0, SMALL.candidate_paths, SMALL.eta)
+    return (
+        model,
+        make_optimizers(model, SMALL),
+        PathAssigner(planted.trained.paths * 0, SMALL.candidate_paths, SMALL.eta),
+    )
 
 
 def test_a_damaged_checkpoint_is_refused(planted: Planted, tmp_path: Path) -> None:
     """Cut short anywhere, or any bit flipped: an error that says what to do."""
     random = Random(0)
     run = Run(tmp_path, SMALL, planted.dataset)
-    model, optimizer, assigner = fresh(planted)
+    model, optimizers, assigner = fresh(planted)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    run.save({"epoch": 3}, model, optimizer, assigner)
+    optimizers[0].step()
+    run.save({"epoch": 3}, model, optimizers, assigner)
     file = tmp_path / "checkpoint.safetensors"
     content = file.read_bytes()
     header = int.from_bytes(content[:8], "little") + 8

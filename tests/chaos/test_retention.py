@@ -1,0 +1,129 @@
+"""Goal B5: versions come and go, what is in use stays, and the deleting is not felt."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from index_store.server import ServerStore
+from index_store.store import open_store, prune
+from index_store.version import Version
+from tests.chaos.conftest import Goal, amount
+from tests.chaos.traffic import Traffic, answers_of
+from tests.conftest import Planted
+from tests.fleet import Replica, fleet
+from tests.planted import changed
+from tests.redis_servers import RedisServer
+
+RATE = 100
+#: Of these some read all keys, some delete what is in use, and some run what nobody has read.
+FORBIDDEN = {"KEYS", "DEL", "FLUSHALL", "FLUSHDB", "EVAL", "EVALSHA", "FCALL", "SCRIPT", "FUNCTION", "CONFIG", "RENAME"}
+
+
+class Cycles:
+    """Versions published one after the other: other bytes each time, all with the same answers."""
+
+    def __init__(self, url: str, version: Version, replica: Replica) -> None:
+        self._version, self._replica, self._number = version, replica, 0
+        store = open_store(url)
+        assert isinstance(store, ServerStore)
+        self.store = store
+        self.expected = dict[str, list[list[dict[str, object]]]]()
+        self._answers = answers_of(version)
+        self.most = 0  # versions there after a prune beside those that are leased
+        self.deleted = 0
+
+    def one(self, *, pruned: bool) -> str:
+        """Publish, make current, wait until the replica serves it, and prune."""
+        self._number += 1
+        context = bytes(self._version.parts["context.json"]) + b" " * self._number
+        name = self.store.publish(changed(self._version, context=context))
+        self.expected[name] = self._answers
+        self.store.activate(name)
+        end = time.monotonic() + 60
+        while self._replica.served() != name:
+            assert time.monotonic() < end, self._replica.log()
+            time.sleep(0.01)
+        if pruned:
+            leased = self.store._listing.leased()
+            gone = prune(self.store, keep=1)
+            assert not leased & set(gone)
+            self.deleted += len(gone)
+            kept = {manifest.version for manifest in self.store.versions()}
+            self.most = max(self.most, len(kept - leased))
+        return name
+
+
+@pytest.mark.parametrize("residency", ["resident", "remote"])
+def test_old_versions_go(residency: str, goal: Goal, own: RedisServer, planted: Planted, tmp_path: Path) -> None:
+    """A slow replica holds the first version all the while; another follows, and is asked all the time."""
+    cycles = amount(100)  # of each residency
+    seen = Counter[str]()
+    store = open_store(own.url)
+    store.activate(store.publish(planted.version))
+    with (
+        _monitored(own, seen),
+        fleet(tmp_path, own.url, count=1, residency=residency, store_timeout_ms=10_000, timeout_ms=60_000) as (
+            replica,
+        ),
+    ):
+        work = Cycles(own.url, planted.version, replica)
+        first = work.one(pruned=False)
+        slow = open_store(own.url)
+        slow.hold([first])
+        with Traffic([replica.port], RATE, work.expected) as without:
+            for _ in range(cycles // 2):
+                work.one(pruned=False)
+        with Traffic([replica.port], RATE, work.expected) as traffic:
+            for _ in range(cycles):
+                slow.hold([first])
+                work.one(pruned=True)
+    slow.load(first)
+
+    problems = traffic.failed + traffic.wrong + without.failed + without.wrong
+    goal(
+        "B5",
+        f"{cycles} versions published and pruned ({residency}): kept beside the leased ones, at most 3; the leased "
+        f"deleted; requests failed or wrong; commands forbidden to us",
+        f"{work.most}; 0; {len(problems)}; {len(FORBIDDEN & set(seen))}",
+        reached=work.most <= 3 and not problems and not FORBIDDEN & set(seen) and work.deleted >= cycles,
+    )
+    goal(
+        "B5",
+        f"deleting adds at most 5 ms to the p99 ({residency})",
+        f"{traffic.p99() - without.p99():+.1f} ms, {without.p99():.1f} without",
+        reached=traffic.p99() <= without.p99() + 5,
+        timing=True,
+    )
+
+
+class _monitored:  # noqa: N801 -- a context
+    """Counts the commands that a server is given."""
+
+    def __init__(self, server: RedisServer, seen: Counter[str]) -> None:
+        self._server, self._seen = server, seen
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._listen)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+        assert self._started.wait(30)
+
+    def __exit__(self, *_: object) -> None:
+        with self._server.client() as client:
+            client.echo("that is all")
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    def _listen(self) -> None:
+        with self._server.client() as client, client.monitor() as monitor:
+            self._started.set()
+            while True:
+                command = monitor.next_command()["command"]
+                if command == "ECHO that is all":
+                    return
+                self._seen[command.partition(" ")[0].upper()] += 1

@@ -1,0 +1,116 @@
+"""Goal B13: who sends nothing more, or drop by drop, is cut off by the shipped proxy, and costs others nothing."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from index_store.store import open_store
+from tests.chaos.conftest import FULL, Goal, amount
+from tests.chaos.traffic import BODIES
+from tests.conftest import Planted
+from tests.fleet import fleet
+from tests.http_client import Pool, Reply, at_rate, post
+from tests.proxy import proxied
+
+HALF_OPEN, DRIPPING = amount(500), amount(50)
+CUT_SECONDS = 10.0
+RATE = 100
+#: What a client has sent when it sends no more: nothing, half a head, a head, half a body.
+BEGINNINGS = [
+    b"",
+    b"POST /v1/retrieve HT",
+    b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\n",
+    b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 400\r\n\r\n{",
+    b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+]
+
+
+def test_slow_clients(goal: Goal, planted: Planted, tmp_path: Path) -> None:
+    """Requests at a fixed rate through the proxy, before and while the slow ones hold their connections."""
+    store = open_store(str(tmp_path / "store"))
+    store.activate(store.publish(planted.version))
+    bodies = [post("/v1/retrieve", body) for body in BODIES]
+    with fleet(tmp_path, str(tmp_path / "store"), count=1) as (replica,), proxied(tmp_path, [replica.port]) as port:
+        quiet = asyncio.run(_others(port, bodies))
+        slow = subprocess.Popen([sys.executable, "-m", __name__, str(port)], stdout=subprocess.PIPE, text=True)
+        assert slow.stdout
+        assert slow.stdout.readline() == "all connected\n"
+        busy = asyncio.run(_others(port, bodies))
+        cut = json.loads(slow.communicate(timeout=60)[0])
+
+    clients = HALF_OPEN + DRIPPING
+    goal(
+        "B13",
+        f"{HALF_OPEN} half-open and {DRIPPING} dripping clients through the proxy: others not answered 200",
+        quiet.count(None) + busy.count(None),
+        reached=None not in quiet + busy,
+    )
+    before, meanwhile = (1000 * float(np.percentile([s for s in seconds if s], 99)) for seconds in (quiet, busy))
+    goal(
+        "B13",
+        "p99 of others at most 1.5 times the quiet one, or 2 ms more",
+        f"{meanwhile:.1f} ms, {before:.1f}",
+        reached=meanwhile <= max(1.5 * before, before + 2),
+        timing=True,
+    )
+    goal(
+        "B13",
+        f"all {clients} are cut off; the last within {CUT_SECONDS:.0f} s",
+        f"{len(cut)}, {max(cut):.1f} s",
+        reached=len(cut) == clients and (max(cut) <= CUT_SECONDS or not FULL),
+    )
+
+
+async def _others(port: int, bodies: list[bytes]) -> list[float | None]:
+    """Seconds of each answer; None of what was none."""
+    pool = Pool(port)
+    replies = await at_rate(RATE, 5, bodies, pool)
+    pool.close()
+    return [reply.seconds if isinstance(reply, Reply) and reply.status == 200 else None for reply in replies]
+
+
+async def _until_cut(port: int, number: int, all_here: asyncio.Barrier) -> float:
+    """Seconds until a client that is never done is cut off."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(BEGINNINGS[number % len(BEGINNINGS)])
+    begun = time.monotonic()
+    await all_here.wait()
+    dripping = asyncio.ensure_future(_drip(writer)) if number < DRIPPING else None
+    with contextlib.suppress(OSError):
+        while await reader.read(65536):
+            pass
+    if dripping:
+        dripping.cancel()
+    writer.transport.abort()
+    return time.monotonic() - begun
+
+
+async def _drip(writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            await asyncio.sleep(0.1)
+            writer.write(b"a")
+
+
+async def _slow(port: int) -> list[float]:
+    clients = HALF_OPEN + DRIPPING
+    all_here = asyncio.Barrier(clients + 1)
+    waiting = [asyncio.ensure_future(_until_cut(port, number, all_here)) for number in range(clients)]
+    await all_here.wait()
+    print("all connected", flush=True)
+    return list(await asyncio.gather(*waiting))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Slow clients; prints a JSON list, the seconds until each was cut.")
+    parser.add_argument("port", type=int)
+    print(json.dumps(asyncio.run(_slow(parser.parse_args().port))))
