@@ -13,7 +13,7 @@ help:
 	@echo "make lint      lint and types only"
 	@echo "make bench     how fast it is, beside alternatives (minutes; nothing else should run)"
 	@echo "make chaos     faults, overload and hostile input at full length; writes tests/chaos/REPORT.md (40 minutes)"
-	@echo "make system    install the programs that tests start: redis-server, haproxy, wget (root on Debian)"
+	@echo "make system    install the programs that tests start: redis-server, haproxy, wget, faketime (root on Debian)"
 
 install: $(INSTALLED)
 
@@ -41,12 +41,12 @@ chaos: install system
 
 # Without them the Valkey of the test dependencies stands in for Redis, and the rehearsal of the compose file is skipped.
 system:
-	@for program in redis-server redis-cli haproxy wget; do command -v $$program >/dev/null || missing=yes; done; \
+	@for program in redis-server redis-cli haproxy wget faketime; do command -v $$program >/dev/null || missing=yes; done; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
-			redis-server haproxy wget >/dev/null; \
-	else echo "make: install redis-server, haproxy and wget to run every test" >&2; fi
+			redis-server haproxy wget faketime >/dev/null; \
+	else echo "make: install redis-server, haproxy, wget and faketime to run every test" >&2; fi
 
 lint: install
 	$(BIN)/ruff check .

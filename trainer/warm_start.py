@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import scipy.sparse
+from numba import njit
 from numpy.typing import NDArray
 from sklearn.utils.extmath import randomized_svd
 
@@ -93,10 +94,10 @@ def _centres(vectors: Vectors, width: int, generator: np.random.Generator) -> Ve
         sample = vectors[generator.choice(len(vectors), SAMPLE * width, replace=False)]
     k = min(width, len(sample))
     centres = sample[generator.choice(len(sample), k, replace=False)].astype(np.float32)
+    squares = (sample**2).sum(axis=1)
     for _ in range(ROUNDS):
-        (member,) = _spread(_distances(sample, centres), 1)
-        size = np.bincount(member, minlength=k)
-        sums = np.stack([np.bincount(member, column, k) for column in sample.T], axis=1)
+        member = _spread(_distances(sample, squares, centres), 1)[:, 0]
+        sums, size = _sums(sample, member, k)
         centres[size > 0] = (sums / np.maximum(size, 1)[:, None])[size > 0]
     return centres
 
@@ -106,39 +107,93 @@ def _nearest(vectors: Vectors, centres: Vectors, count: int, generator: np.rando
     rows = max(1, BLOCK // len(centres))
     found = np.empty((len(vectors), count), np.int64)
     for block in np.array_split(generator.permutation(len(vectors)), -(-len(vectors) // rows)):
-        found[block] = np.stack(_spread(_distances(vectors[block], centres), count), axis=1)
+        members = vectors[block]
+        found[block] = _spread(_distances(members, (members**2).sum(axis=1), centres), count)
     return found
 
 
-def _spread(cost: Vectors, count: int) -> list[Nodes]:
-    """`count` times a column for each row of `cost` (N, k), another each time, cheap, and each column about as often.
+# A large catalogue has a hundred thousand prefixes to divide, each small: numpy's calls would take most of the time.
+
+
+@njit(cache=True)
+def _sums(vectors, member, clusters):  # type: ignore[no-untyped-def]
+    """The sum of each cluster's vectors, (k, E), and how many they are, (k,). member: (N,), the cluster of each."""
+    sums, size = np.zeros((clusters, vectors.shape[1])), np.zeros(clusters, np.int64)
+    for i in range(len(vectors)):
+        size[member[i]] += 1
+        for e in range(vectors.shape[1]):
+            sums[member[i], e] += vectors[i, e]
+    return sums, size
+
+
+@njit(cache=True)
+def _spread(cost, count):  # type: ignore[no-untyped-def]
+    """`count` different columns for each row of `cost` (N, k), cheap, and each column about as often: (N, count).
 
     A column takes the rows to which it is cheapest, up to its capacity; who is refused asks the next. Overwrites cost.
     """
-    rounds = []
-    everyone = np.arange(len(cost))
-    for _ in range(count):
-        left = np.full(cost.shape[1], math.ceil(SLACK * len(cost) / cost.shape[1]))
-        chosen = np.empty(len(cost), np.int64)
-        waiting, offers = everyone, cost.copy()
-        while len(waiting):
-            best = offers.argmin(axis=1)
-            order = np.lexsort((offers[np.arange(len(waiting)), best], best))
-            place = np.arange(len(order)) - np.searchsorted(best[order], best[order])
-            taken = place < left[best[order]]
-            accepted = order[taken]
-            chosen[waiting[accepted]] = best[accepted]
-            left -= np.bincount(best[accepted], minlength=len(left))
-            refused = np.sort(order[~taken])
-            waiting, offers = waiting[refused], offers[refused]
-            offers[:, left == 0] = np.inf
-        cost[everyone, chosen] = 1e30  # not infinite: rather twice than where there is no room
-        rounds.append(chosen)
-    return rounds
+    found = np.empty((len(cost), count), np.int64)
+    for place in range(count):
+        found[:, place] = _spread_once(cost.copy())
+        for row in range(len(cost)):
+            cost[row, found[row, place]] = 1e30  # not infinite: rather twice than where there is no room
+    return found
 
 
-def _distances(vectors: Vectors, centres: Vectors) -> Vectors:
-    """Squared, (N, k)."""
-    squares = (vectors**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1)
-    distances: Vectors = squares - 2 * vectors @ centres.T
+@njit(cache=True)
+def _spread_once(offers):  # type: ignore[no-untyped-def]
+    """A column for each row, (N,); see _spread. Overwrites offers (N, k)."""
+    rows, columns = offers.shape
+    left = np.full(columns, math.ceil(SLACK * rows / columns), np.int64)
+    chosen, best = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    waiting = np.arange(rows)
+    while len(waiting):
+        ends = np.zeros(columns + 1, np.int64)  # of those who ask a column, among all who are grouped by what they ask
+        for row in waiting:
+            best[row] = _cheapest(offers[row])
+            ends[best[row] + 1] += 1
+        ends = np.cumsum(ends)
+        asking, place = np.empty(len(waiting), np.int64), ends[:-1].copy()
+        for row in waiting:
+            asking[place[best[row]]] = row
+            place[best[row]] += 1
+        refused = np.empty(len(waiting), np.int64)
+        count = 0
+        for column in range(columns):
+            ours = asking[ends[column] : ends[column + 1]]
+            if len(ours) > left[column]:
+                costs = np.empty(len(ours), offers.dtype)
+                for i, row in enumerate(ours):
+                    costs[i] = offers[row, column]
+                ours = ours[np.argsort(costs, kind="mergesort")]
+            for i, row in enumerate(ours):
+                if i < left[column]:
+                    chosen[row] = column
+                else:
+                    refused[count] = row
+                    count += 1
+            left[column] = max(0, left[column] - len(ours))
+        waiting = np.sort(refused[:count])
+        for row in waiting:
+            for column in range(columns):
+                if not left[column]:
+                    offers[row, column] = np.inf
+    return chosen
+
+
+@njit(cache=True, fastmath={"nnan", "nsz"})
+def _cheapest(offers):  # type: ignore[no-untyped-def]
+    """The first of the least."""
+    least = offers[0]
+    for offer in offers:
+        least = min(least, offer)
+    place = 0
+    while offers[place] != least:
+        place += 1
+    return place
+
+
+def _distances(vectors: Vectors, squares: Vectors, centres: Vectors) -> Vectors:
+    """Squared, (N, k). squares: (N,), the vectors' squared lengths."""
+    distances: Vectors = squares[:, None] + (centres**2).sum(axis=1) - 2 * vectors @ centres.T
     return distances

@@ -1,0 +1,116 @@
+"""Goal B10: who says that it is ready answers at once, and who cannot answer says that it is not."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from index_store.folder import FolderStore
+from index_store.store import open_store
+from tests.chaos.conftest import Goal, amount
+from tests.chaos.traffic import BODIES, Candidates, answers_of
+from tests.conftest import Planted
+from tests.fleet import Replica, same
+from tests.test_api import make_app
+
+AT_ONCE = 5  # replicas that start together
+PATIENCE = 60.0  # s
+NOT_READY_SECONDS = 2.0
+
+
+def first_answer(replica: Replica, wanted: Candidates) -> tuple[int, bool, float]:
+    """After the first "ready": how often it was not before, whether the first request was answered rightly, and when.
+
+    The last in seconds.
+    """
+    end, refused = time.monotonic() + PATIENCE, 0
+    while time.monotonic() < end:
+        connection = http.client.HTTPConnection("127.0.0.1", replica.port, timeout=PATIENCE)
+        try:
+            connection.request("GET", "/readyz")
+            response = connection.getresponse()
+            response.read()
+            if response.status != 200:
+                refused += 1
+                continue
+            started = time.monotonic()
+            connection.request("POST", "/v1/retrieve", json.dumps(BODIES[0]), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+            seconds = time.monotonic() - started
+            return refused, response.status == 200 and same(answer["candidates"], wanted), seconds
+        except ConnectionError:
+            time.sleep(0.01)
+        finally:
+            connection.close()
+    raise AssertionError(replica.log())
+
+
+def test_who_is_ready_answers(goal: Goal, planted: Planted, tmp_path: Path) -> None:
+    """Replicas are asked from before they listen on; the first request after the first "ready" is answered."""
+    store = open_store(str(tmp_path / "store"))
+    store.activate(store.publish(planted.version))
+    (wanted, *_) = answers_of(planted.version)
+    found = []
+    for number in range(amount(50) // AT_ONCE):
+        replicas = [Replica(tmp_path / f"{number}-{i}", str(tmp_path / "store")) for i in range(AT_ONCE)]
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            for replica in replicas:
+                replica.start()
+            found += list(threads.map(lambda replica: first_answer(replica, wanted), replicas))
+        for replica in replicas:
+            replica.stop()
+    right = [right for _, right, _ in found]
+    seconds = [seconds for _, _, seconds in found]
+    goal(
+        "B10",
+        f"{len(found)} starts: the first request after the first ready not answered rightly; its median time",
+        f"{right.count(False)}; {1000 * float(np.median(seconds)):.0f} ms",
+        reached=all(right),
+    )
+
+
+def test_who_does_not_answer_is_not_ready(
+    goal: Goal, planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search hangs: seconds until /readyz says so, while /livez does not; ready again when it ends."""
+    store = FolderStore(str(tmp_path))
+    store.activate(store.publish(planted.version))
+    with TestClient(make_app(store)) as client, ThreadPoolExecutor(1) as thread:
+        retriever = client.app_state["reloader"].retriever
+        began, gate, answer = threading.Event(), threading.Event(), retriever.answer
+
+        def hang(queries: Any) -> Any:
+            began.set()
+            assert gate.wait(PATIENCE)
+            return answer(queries)
+
+        monkeypatch.setattr(retriever, "answer", hang)
+        asked = thread.submit(client.post, "/v1/retrieve:batch", json={"requests": [{}, {}]})
+        assert began.wait(PATIENCE)
+        started, statuses = time.monotonic(), []
+        try:
+            while client.get("/readyz").status_code == 200 and time.monotonic() < started + PATIENCE:
+                statuses.append(client.get("/livez").status_code)
+            seconds = time.monotonic() - started
+            statuses.append(client.get("/livez").status_code)
+        finally:
+            gate.set()
+        assert asked.result().status_code == 200
+        after = client.get("/readyz").status_code
+    goal(
+        "B10",
+        f"a search hangs: not ready within {NOT_READY_SECONDS:.0f} s, alive all the while, ready when it ends",
+        f"{seconds:.2f} s, {set(statuses) == {200}}, {after == 200}",
+        reached=seconds < PATIENCE and set(statuses) == {200} and after == 200,
+    )
+    goal("B10", "within 2 s", f"{seconds:.2f} s", seconds <= NOT_READY_SECONDS, timing=True)
