@@ -68,21 +68,31 @@ class RedisServer:
 
     def start(self) -> RedisServer:
         """Start it empty and wait until it answers."""
+        self.launch()
+        self.wait()
+        return self
+
+    def launch(self, *arguments: str) -> None:
+        """Start it with what is in its folder; it may not answer yet."""
         places = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--logfile", "log"]
-        self.process = subprocess.Popen([self.binary, *places, "--save", "", *self.arguments])
+        self.process = subprocess.Popen([self.binary, *places, "--save", "", *self.arguments, *arguments])
+
+    def wait(self) -> None:
+        """Return when it answers."""
+        assert self.process
         end = time.monotonic() + 20
         while True:
             try:
                 with self.client() as client:
                     client.ping()
             except redis.AuthenticationError:
-                return self
+                return
             except NOT_YET:
                 if self.process.poll() is not None or time.monotonic() > end:
                     raise RuntimeError(f"no server: {(self.folder / 'log').read_text()[-500:]}") from None
                 time.sleep(0.01)
             else:
-                return self
+                return
 
     def client(self) -> Any:
         """A client of its own; close it, or use it as a context."""

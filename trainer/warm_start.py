@@ -134,7 +134,7 @@ def _spread(cost, count):  # type: ignore[no-untyped-def]
     """
     found = np.empty((len(cost), count), np.int64)
     for place in range(count):
-        found[:, place] = _spread_once(cost.copy())
+        found[:, place] = _spread_once(cost if place == count - 1 else cost.copy())
         for row in range(len(cost)):
             cost[row, found[row, place]] = 1e30  # not infinite: rather twice than where there is no room
     return found
@@ -157,8 +157,8 @@ def _spread_once(offers):  # type: ignore[no-untyped-def]
         for row in waiting:
             asking[place[best[row]]] = row
             place[best[row]] += 1
-        refused = np.empty(len(waiting), np.int64)
-        count = 0
+        refused, closed = np.empty(len(waiting), np.int64), np.empty(columns, np.int64)
+        count = full = 0
         for column in range(columns):
             ours = asking[ends[column] : ends[column + 1]]
             if len(ours) > left[column]:
@@ -172,12 +172,14 @@ def _spread_once(offers):  # type: ignore[no-untyped-def]
                 else:
                     refused[count] = row
                     count += 1
+            if left[column] and len(ours) >= left[column]:
+                closed[full] = column
+                full += 1
             left[column] = max(0, left[column] - len(ours))
         waiting = np.sort(refused[:count])
         for row in waiting:
-            for column in range(columns):
-                if not left[column]:
-                    offers[row, column] = np.inf
+            for column in closed[:full]:
+                offers[row, column] = np.inf
     return chosen
 
 
@@ -195,5 +197,6 @@ def _cheapest(offers):  # type: ignore[no-untyped-def]
 
 def _distances(vectors: Vectors, squares: Vectors, centres: Vectors) -> Vectors:
     """Squared, (N, k). squares: (N,), the vectors' squared lengths."""
-    distances: Vectors = squares[:, None] + (centres**2).sum(axis=1) - 2 * vectors @ centres.T
+    distances: Vectors = squares[:, None] + (centres**2).sum(axis=1)
+    distances += vectors @ (-2 * centres.T)
     return distances

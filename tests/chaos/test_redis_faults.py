@@ -26,11 +26,11 @@ RATE = 50
 STORE_TIMEOUT_MS = 200
 RECOVERED_SECONDS = 2.0
 #: Faults that a replica cannot answer through that reads path lists from Redis.
-REFUSING = ("refused", "frozen", "much too late", "reset in an answer", "half open", "restarted empty")
+REFUSING = ("refused", "frozen", "much too late", "reset in an answer", "half open", "restarted empty", "loading")
 
 
 class Faults:
-    """Twelve things that a server, its network or its operator does: `strike` and `heal` by name."""
+    """Thirteen things that a server, its network or its operator does: `strike` and `heal` by name."""
 
     def __init__(self, server: RedisServer, proxy: DelayProxy, planted: Planted) -> None:
         self._server, self._proxy, self._planted = server, proxy, planted
@@ -44,6 +44,7 @@ class Faults:
             "half open": (lambda: self._mode("mute"), lambda: self._mode("")),
             "byte by byte": (lambda: self._mode("drip"), lambda: self._mode("")),
             "restarted empty": (self._restart, self._publish_again),
+            "loading": (self._load, self._loaded),
             "no more clients": (lambda: self._set("maxclients", 1), lambda: self._set("maxclients", 10_000)),
             "another password": (lambda: self._set("requirepass", "other"), lambda: self._set("requirepass", "")),
             "out of memory": (lambda: self._set("maxmemory", 1), lambda: self._set("maxmemory", 0)),
@@ -61,6 +62,19 @@ class Faults:
     def _restart(self) -> None:
         self._server.stop()
         self._server.start()
+
+    def _load(self) -> None:
+        """Started again with all its data, which it reads slowly."""
+        with self._server.client() as client:
+            client.save()
+        self._server.stop()
+        self._server.launch("--key-load-delay", "50000", "--loading-process-events-interval-bytes", "1024")
+
+    def _loaded(self) -> None:
+        self._server.wait()
+        (self._server.folder / "dump.rdb").unlink()
+        with self._server.client() as client:
+            client.config_set("key-load-delay", 0)
 
     def _set(self, name: str, value: object) -> None:
         with self._client() as client:

@@ -19,7 +19,7 @@ from index_store.folder import FolderStore
 from index_store.store import open_store
 from index_store.version import Version, npy
 from tests.chaos.conftest import FULL, Goal, amount
-from tests.chaos.traffic import Traffic, answers_of
+from tests.chaos.traffic import BODIES, Traffic, answers_of
 from tests.conftest import Planted
 from tests.fleet import ADMIN, Replica, fleet
 from tests.planted import changed
@@ -64,6 +64,7 @@ def test_swaps_under_load(goal: Goal, planted: Planted, other: Planted, own: Red
                 statuses[replicas[number % 2].swap(names[(number + 1) % 3]).status_code] += 1
                 time.sleep(0.03)  # else the admin connection alone would load the replicas
         seen = {(port, name) for port in ports for name in names}
+        first, later = _after_a_swap(replicas[0], names, amount(50))
 
     goal(
         "A1",
@@ -78,6 +79,26 @@ def test_swaps_under_load(goal: Goal, planted: Planted, other: Planted, own: Red
         reached=traffic.p99() <= max(1.5 * quiet.p99(), quiet.p99() + 10),
         timing=True,
     )
+    goal(
+        "A1",
+        "the first request after a swap takes at most twice the median of others, at the median",
+        f"{first:.2f} ms, others {later:.2f} ms",
+        reached=first <= 2 * later,
+        timing=True,
+    )
+
+
+def _after_a_swap(replica: Replica, names: Sequence[str], swaps: int) -> tuple[float, float]:
+    """Median milliseconds of the first request after a swap, and of the ten after it."""
+    took: list[list[float]] = []
+    for number in range(swaps):
+        assert replica.swap(names[number % len(names)]).status_code == 200
+        took.append([])
+        for body in BODIES[:11]:
+            started = time.perf_counter()
+            assert replica.client.post("/v1/retrieve", json=body).status_code == 200
+            took[-1].append(1000 * (time.perf_counter() - started))
+    return float(np.median([one[0] for one in took])), float(np.median([one[1:] for one in took]))
 
 
 def test_all_converge(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
