@@ -57,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     import uvicorn
 
+    from service.connection import Connection
+
     # The server raises the signal that ended it once more when all is done; that is our exit.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
@@ -68,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         access_log=False,
         server_header=False,
         log_config=None,
+        http=Connection,
         ws="none",  # it would log the path, and leave a POST that asks for it unanswered
         timeout_graceful_shutdown=60,  # as long as a request may take
         timeout_worker_healthcheck=60,  # a worker that loads a large version is not dead

@@ -20,7 +20,7 @@ from service.problems import problem
 REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
 BODY_SECONDS = 10.0  # from a request's head to the end of its body; later is answered 408
 SHORT_BODY_BYTES = 65_536  # a request with 1,000 items of history and a few hundred to exclude is shorter
-LONG_BODIES_BYTES = 16 * 2**20  # of longer ones, together
+LONG_BODIES_BYTES = 8 * 2**20  # of longer ones, together
 RETRIEVALS = {"/v1/retrieve", "/v1/retrieve:batch"}
 
 

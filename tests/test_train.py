@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
+from trainer import config as config_module
 from trainer.assignment import PathAssigner
 from trainer.checkpoint import Run
 from trainer.config import TrainConfig
@@ -39,8 +40,11 @@ def fingerprint(planted: Planted, config: TrainConfig, run: Run) -> str:
     return make_version(config, planted.dataset, planted.split, trained, SilentProgress()).manifest.fingerprint
 
 
-def test_an_interrupted_run_with_sampled_negatives_continues(planted: Planted, tmp_path: Path) -> None:
+def test_an_interrupted_run_of_sparse_steps_continues(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """There the item vectors have an optimiser of their own."""
+    monkeypatch.setattr(config_module, "DENSE_ITEMS", 10)
     config = SMALL.replace(full_softmax_items=1, negatives=20, epochs=4, warmup_epochs=2)
     with pytest.raises(KeyboardInterrupt):
         fit(config, planted.dataset, planted.split, Run(tmp_path / "a", config, planted.dataset), Interrupt(1))

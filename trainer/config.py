@@ -16,6 +16,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from index_store.index import MAX_READS
 from trainer.errors import ConfigError
 
+#: Up to so many items a gradient step moves all their vectors, as Adam does, also of those it has not read: a little
+#: more is found of a catalogue of 50,000 (README, What was tried). Of a million, it would take seventeen times as long.
+DENSE_ITEMS = 200_000
 #: Widest beam a version answers. Bounds what one request can cost.
 MAX_BEAM = 256
 #: The least K that width = "auto" gives.
@@ -143,8 +146,12 @@ class TrainConfig:
         return min(2048, max(256, interactions // 100)) if self.batch == "auto" else self.batch
 
     def samples_negatives(self, items: int) -> bool:
-        """Whether the head learns from sampled negatives; then a step changes the vectors of the items it has read."""
+        """Whether the head learns from sampled negatives instead of from all items."""
         return items > self.full_softmax_items
+
+    def steps_are_sparse(self, items: int) -> bool:
+        """Whether a gradient step changes the vectors of the items it has read alone."""
+        return self.samples_negatives(items) and items > DENSE_ITEMS
 
     @property
     def passes(self) -> int:

@@ -38,7 +38,7 @@ class UserEncoder(nn.Module):
         super().__init__()
         size = config.embedding
         self.start = items  # the row of item_embedding past the items
-        self.item_embedding = nn.Embedding(items + 1, size, sparse=config.samples_negatives(items))
+        self.item_embedding = nn.Embedding(items + 1, size, sparse=config.steps_are_sparse(items))
         categories = [nn.Embedding(len(values) + 1, min(16, size)) for values in schema.categorical.values()]
         self.category_embeddings = nn.ModuleList(categories)
         self.gru = nn.GRU(size, size, batch_first=True)

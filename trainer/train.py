@@ -127,7 +127,7 @@ def fit(
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
-    """Adam, and for item vectors of which a step reads few (`samples_negatives`) Adam of just those."""
+    """Adam, and for item vectors of which a step reads few (`steps_are_sparse`) Adam of just those."""
     sparse = [part.weight for part in model.modules() if isinstance(part, nn.Embedding) and part.sparse]
     chosen = set(map(id, sparse))
     dense = [parameter for parameter in model.parameters() if id(parameter) not in chosen]

@@ -33,7 +33,7 @@ class TwoTower(nn.Module):
     def __init__(self, config: TrainConfig, clicks: NDArray[np.int64], schema: ContextSchema) -> None:
         super().__init__()
         items, size = len(clicks), config.embedding
-        sparse = config.samples_negatives(items)
+        sparse = config.steps_are_sparse(items)
         self.history_embedding = nn.Embedding(items + 1, size, padding_idx=items, sparse=sparse)
         self.item_embedding = nn.Embedding(items, size, sparse=sparse)
         self.category_embeddings = nn.ModuleList(
