@@ -17,7 +17,7 @@ from index_store.index import MAX_READS
 from trainer.errors import ConfigError
 
 #: Up to so many items a gradient step moves all their vectors, as Adam does, also of those it has not read: a little
-#: more is found of a catalogue of 50,000 (README, What was tried). Of a million, it would take seventeen times as long.
+#: more is found in a catalogue of 50,000, but with 1.5 million an epoch takes an order longer (README, Decisions).
 DENSE_ITEMS = 200_000
 #: Widest beam a version answers. Bounds what one request can cost.
 MAX_BEAM = 256
