@@ -1,10 +1,10 @@
-# make install | demo | test | lint | bench | chaos | system. All but system lives in .venv; delete it to start over.
+# make install | demo | test | lint | bench | chaos | soak | system. All but system lives in .venv; delete it to start over.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test lint bench chaos system
+.PHONY: help install demo test lint bench chaos soak system
 
 help:
 	@echo "make install   make .venv with everything"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint      lint and types only"
 	@echo "make bench     how fast it is, beside alternatives (minutes; nothing else should run)"
 	@echo "make chaos     faults, overload and hostile input at full length; writes tests/chaos/REPORT.md (40 minutes)"
+	@echo "make soak      the same things for half an hour; writes tests/chaos/SOAK.md"
 	@echo "make system    install the programs that tests start: redis-server, haproxy, wget, faketime (root on Debian)"
 
 install: $(INSTALLED)
@@ -38,6 +39,9 @@ bench: install
 
 chaos: install system
 	DR_CHAOS=tests/chaos/REPORT.md $(BIN)/pytest -v tests/chaos
+
+soak: install system
+	DR_CHAOS=tests/chaos/SOAK.md DR_SOAK_SECONDS=1800 $(BIN)/pytest -v tests/chaos/test_soak.py
 
 # Without them the Valkey of the test dependencies stands in for Redis, and the rehearsal of the compose file is skipped.
 system:

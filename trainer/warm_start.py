@@ -24,6 +24,7 @@ SAMPLE = 256  # vectors a node, from which its centre is found
 ROUNDS = 8  # of k-means
 SLACK = 1.3  # a cluster takes at most so many times its share
 BLOCK = 50_000_000  # distances held at once
+AHEAD = 16  # nodes that one looks for at once which has been refused
 
 
 def spectral_vectors(clicked: scipy.sparse.csr_array, size: int, seed: int) -> Vectors:
@@ -134,37 +135,40 @@ def _spread(cost, count):  # type: ignore[no-untyped-def]
     """
     found = np.empty((len(cost), count), np.int64)
     for place in range(count):
-        found[:, place] = _spread_once(cost if place == count - 1 else cost.copy())
+        found[:, place] = _spread_once(cost)
         for row in range(len(cost)):
             cost[row, found[row, place]] = 1e30  # not infinite: rather twice than where there is no room
     return found
 
 
 @njit(cache=True)
-def _spread_once(offers):  # type: ignore[no-untyped-def]
-    """A column for each row, (N,); see _spread. Overwrites offers (N, k)."""
-    rows, columns = offers.shape
+def _spread_once(cost):  # type: ignore[no-untyped-def]
+    """A column for each row, (N,); see _spread."""
+    rows, columns = cost.shape
     left = np.full(columns, math.ceil(SLACK * rows / columns), np.int64)
-    chosen, best = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    chosen, asked = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    # Of a row that was refused, the next columns that it will ask: how many are known, and how many it has asked.
+    ranked, known, done = np.empty((rows, AHEAD), np.int32), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
     waiting = np.arange(rows)
-    while len(waiting):
-        ends = np.zeros(columns + 1, np.int64)  # of those who ask a column, among all who are grouped by what they ask
+    for row in waiting:
+        asked[row] = _cheapest(cost[row])
+    while True:
+        ends = np.zeros(columns + 1, np.int64)  # of those who ask a column, among all by what they ask
         for row in waiting:
-            best[row] = _cheapest(offers[row])
-            ends[best[row] + 1] += 1
+            ends[asked[row] + 1] += 1
         ends = np.cumsum(ends)
         asking, place = np.empty(len(waiting), np.int64), ends[:-1].copy()
         for row in waiting:
-            asking[place[best[row]]] = row
-            place[best[row]] += 1
-        refused, closed = np.empty(len(waiting), np.int64), np.empty(columns, np.int64)
-        count = full = 0
+            asking[place[asked[row]]] = row
+            place[asked[row]] += 1
+        refused = np.empty(len(waiting), np.int64)
+        count = 0
         for column in range(columns):
             ours = asking[ends[column] : ends[column + 1]]
             if len(ours) > left[column]:
-                costs = np.empty(len(ours), offers.dtype)
+                costs = np.empty(len(ours), cost.dtype)
                 for i, row in enumerate(ours):
-                    costs[i] = offers[row, column]
+                    costs[i] = cost[row, column]
                 ours = ours[np.argsort(costs, kind="mergesort")]
             for i, row in enumerate(ours):
                 if i < left[column]:
@@ -172,15 +176,16 @@ def _spread_once(offers):  # type: ignore[no-untyped-def]
                 else:
                     refused[count] = row
                     count += 1
-            if left[column] and len(ours) >= left[column]:
-                closed[full] = column
-                full += 1
             left[column] = max(0, left[column] - len(ours))
+        if not count:
+            return chosen
         waiting = np.sort(refused[:count])
         for row in waiting:
-            for column in closed[:full]:
-                offers[row, column] = np.inf
-    return chosen
+            while done[row] < known[row] and not left[ranked[row, done[row]]]:
+                done[row] += 1
+            if done[row] == known[row]:
+                known[row], done[row] = _rank(cost[row], left, ranked[row]), 0
+            asked[row] = ranked[row, done[row]]
 
 
 @njit(cache=True, fastmath={"nnan", "nsz"})
@@ -190,9 +195,25 @@ def _cheapest(offers):  # type: ignore[no-untyped-def]
     for offer in offers:
         least = min(least, offer)
     place = 0
-    while offers[place] != least:
+    while place < len(offers) - 1 and offers[place] != least:
         place += 1
     return place
+
+
+@njit(cache=True)
+def _rank(offers, left, ranked):  # type: ignore[no-untyped-def]
+    """Fill `ranked` (AHEAD,) with the cheapest columns that have room, cheapest first; returns how many there are."""
+    count = 0
+    for column, offer in enumerate(offers):
+        if not left[column] or (count == AHEAD and not offer < offers[ranked[AHEAD - 1]]):
+            continue
+        count = min(count + 1, AHEAD)
+        place = count - 1
+        while place and offer < offers[ranked[place - 1]]:
+            ranked[place] = ranked[place - 1]
+            place -= 1
+        ranked[place] = column
+    return count
 
 
 def _distances(vectors: Vectors, squares: Vectors, centres: Vectors) -> Vectors:

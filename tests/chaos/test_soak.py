@@ -1,0 +1,154 @@
+"""Goal B11: hours of swaps, restarts of Redis and clients that hang up leave the service as it was at first.
+
+A minute of it belongs to `make chaos`; `make soak` takes half an hour.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from index_store.store import IndexStore, open_store
+from index_store.version import Version
+from tests.chaos.conftest import Goal, amount
+from tests.chaos.test_redis_faults import refused_rightly
+from tests.chaos.test_swaps import _held, versions
+from tests.chaos.traffic import BODIES, Traffic, answers_of
+from tests.conftest import Planted
+from tests.fleet import Replica, fleet
+from tests.http_client import Connection, post
+from tests.redis_servers import RedisServer
+
+SECONDS = int(os.environ.get("DR_SOAK_SECONDS", amount(60)))
+RATE = 200  # a replica
+PARTS = 6  # of the time; Redis restarts in each, and the last is compared with the first
+SWAP_SECONDS = min(10.0, SECONDS / (4 * PARTS))
+RECOVERY_SECONDS = 2.0
+
+
+def test_soak(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
+    """A replica with a copy and one that reads Redis, asked at a fixed rate all the time."""
+    wanted = versions(planted, other)
+    store = open_store(own.url)
+    names = _publish(store, wanted)
+    expected = dict(zip(names, map(answers_of, wanted), strict=True))
+    fault = threading.Event()
+    memory: list[list[float]] = [[], []]
+    with (
+        fleet(tmp_path / "a", own.url, 1, timeout_ms=10_000) as (resident,),
+        fleet(tmp_path / "b", own.url, 1, timeout_ms=10_000, residency="remote") as (remote,),
+    ):
+        replicas = [resident, remote]
+        with Traffic([replica.port for replica in replicas], RATE, expected):  # first use of everything
+            time.sleep(min(5.0, SECONDS / PARTS))
+        with (
+            Traffic([resident.port], RATE, expected) as kept,
+            Traffic([remote.port], RATE, expected, lambda reply: fault.is_set() and refused_rightly(reply)) as read,
+            _hanging_up([replica.port for replica in replicas]),
+        ):
+            swaps = _live_through(own, store, wanted, names, replicas, fault, memory)
+    problems = [*kept.failed, *kept.wrong, *read.failed, *read.wrong]
+    goal(
+        "B11",
+        f"{SECONDS} s, {swaps} swaps, {PARTS} restarts of an empty Redis, {2 * RATE} requests a second, 1 % of them "
+        "hung up on: failed, wrong, or refused but in a restart",
+        f"{len(problems)} of {kept.answered + read.answered + len(read.refused):,}; refused in one {len(read.refused)}",
+        reached=not problems,
+    )
+    first, last = (_p99(kept.seconds[part]) for part in _first_and_last(len(kept.seconds)))
+    goal(
+        "B11",
+        "p99 in the last sixth at most 1.2 times that in the first, or 2 ms more",
+        f"{last:.1f} ms, {first:.1f}",
+        reached=last <= max(1.2 * first, first + 2),
+        timing=True,
+    )
+    slopes = [60 * (max(seen[len(seen) // 2 :]) - max(seen[: len(seen) // 2])) / (SECONDS / 2) for seen in memory]
+    goal(
+        "B11",
+        "memory of a replica grows less than 1 MB a minute in the second half",
+        ", ".join(f"{slope:.2f} MB" for slope in slopes),
+        reached=max(slopes) < 1 or SECONDS < 600,
+    )
+
+
+def _publish(store: IndexStore, wanted: list[Version]) -> list[str]:
+    names = [store.publish(version) for version in wanted]
+    store.activate(names[0])
+    return names
+
+
+def _live_through(
+    server: RedisServer,
+    store: IndexStore,
+    wanted: list[Version],
+    names: list[str],
+    replicas: list[Replica],
+    fault: threading.Event,
+    memory: list[list[float]],
+) -> int:
+    """Swap, restart and look at the memory until the time is over. Returns how many swaps there were."""
+    start, swaps = time.monotonic(), 0
+    for part in range(1, PARTS + 1):
+        while time.monotonic() < start + SECONDS * part / PARTS - RECOVERY_SECONDS:
+            swaps += 1
+            assert replicas[swaps % 2].swap(names[swaps % 3]).status_code == 200
+            for seen, replica in zip(memory, replicas, strict=True):
+                seen.append(_held(replica)[0])
+            time.sleep(SWAP_SECONDS)
+        fault.set()
+        server.stop()
+        server.start()
+        assert _publish(store, wanted) == names
+        while {replica.served() for replica in replicas} != {names[0]} or not _answers(replicas[1]):
+            assert time.monotonic() < start + SECONDS + 60
+            time.sleep(0.02)
+        time.sleep(0.5)  # what was asked before it was well
+        fault.clear()
+    return swaps
+
+
+def _answers(replica: Replica) -> bool:
+    return all(replica.client.post("/v1/retrieve", json=body).status_code == 200 for body in BODIES)
+
+
+class _hanging_up:  # noqa: N801 -- a context
+    """One request in a hundred is sent and not waited for."""
+
+    def __init__(self, ports: list[int]) -> None:
+        self._ports, self._stop = ports, threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    async def _run(self) -> None:
+        loop, number = asyncio.get_running_loop(), 0
+        while not self._stop.is_set():
+            await asyncio.sleep(100 / (RATE * len(self._ports)))
+            number += 1
+            with contextlib.suppress(OSError):
+                port = self._ports[number % len(self._ports)]
+                connection = (await loop.create_connection(Connection, "127.0.0.1", port))[1]
+                connection.send(post("/v1/retrieve", BODIES[number % len(BODIES)])).cancel()
+                await asyncio.sleep(0)
+                connection.abort()
+
+
+def _first_and_last(count: int) -> tuple[slice, slice]:
+    part = max(1, count // PARTS)
+    return slice(0, part), slice(count - part, count)
+
+
+def _p99(seconds: list[float]) -> float:
+    return 1000 * float(np.percentile(seconds, 99))
