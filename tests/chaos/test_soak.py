@@ -25,11 +25,11 @@ from tests.fleet import Replica, fleet
 from tests.http_client import Connection, post
 from tests.redis_servers import RedisServer
 
-SECONDS = int(os.environ.get("DR_SOAK_SECONDS", amount(60)))
+SECONDS = int(os.environ.get("DR_SOAK_SECONDS", amount(60, 12)))
 RATE = 200  # a replica
 PARTS = 6  # of the time; Redis restarts in each, and the last is compared with the first
 SWAP_SECONDS = min(10.0, SECONDS / (4 * PARTS))
-RECOVERY_SECONDS = 2.0
+RECOVERY_SECONDS = 1.0
 
 
 def test_soak(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
