@@ -152,14 +152,18 @@ class Listing:
         key = self._keys.leases
         return {self._ours(key, lease, LEASE) or "": left for lease, left in self._server.leases(key).items()}
 
-    def abandoned(self, version: str) -> bool:
-        """Whether nobody publishes `version`: waits for a lease that is not renewed to end."""
+    def abandoned(self, version: str, longest: int) -> bool:
+        """Whether nobody publishes `version`: waits for a lease that is not renewed to end.
+
+        longest: ms of any lease, and so of the wait, even if the server's clock has been set back.
+        """
+        end = time.monotonic() + longest / 1000
 
         def left() -> float:
             return max((ms for lease, ms in self._leases().items() if lease.startswith(f"{version} ")), default=0.0)
 
         before = left()
-        while (now := left()) > 0:
+        while (now := left()) > 0 and time.monotonic() < end:
             if now > before:  # renewed
                 return False
             before = now

@@ -203,7 +203,7 @@ class ServerStore:
             (manifest,) = self._get([self._keys.manifest(name)])  # written last
             if manifest and name in self._used():  # whole: its delete gives way, or died before it could
                 self._listing.seal(name)
-            elif self._listing.abandoned(name):
+            elif self._listing.abandoned(name, HOLD_MS):
                 self._give_up(name)
         names = sorted(self._listing.published() - self._used())
         for name, text in zip(names, self._get([self._keys.manifest(name) for name in names]), strict=True):

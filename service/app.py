@@ -36,7 +36,8 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[api.State]:
         reloader = Reloader(store, settings.poll_seconds, metrics)
-        store_seconds = settings.store_timeout_ms / 1000 if settings.residency == "remote" else 0
+        # Where path lists are remote, a search reads the store again each time it is widened: from 1 to 256 paths.
+        store_seconds = 9 * settings.store_timeout_ms / 1000 if settings.residency == "remote" else 0
         batcher = Batcher(
             settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics, STUCK_SECONDS + store_seconds
         )

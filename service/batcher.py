@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,7 +83,6 @@ class Batcher:
         self._max_queue, self._max_batch, self._max_wait = max_queue, max_batch, max_wait
         self._metrics, self._longest_search = metrics, longest_search
         self._searching_since: float | None = None
-        self._ended = False
 
     @property
     def full(self) -> bool:
@@ -97,9 +96,9 @@ class Batcher:
 
     @property
     def stuck(self) -> bool:
-        """Whether no answer is to be expected: a search has lasted longer than any should, or none will be begun."""
+        """Whether no answer is to be expected: a search has lasted longer than any should."""
         since = self._searching_since
-        return self._ended or (since is not None and time.monotonic() > since + self._longest_search)
+        return since is not None and time.monotonic() > since + self._longest_search
 
     async def submit(
         self,
@@ -146,6 +145,8 @@ class Batcher:
             left = [entry.result.cancel() or entry.result.cancelled() for entry in entries]
             if any(left):
                 self._queue = deque(entry for entry in self._queue if not entry.result.done())
+            # What was raised names this frame; if that named what was raised, an old version would stay in memory.
+            del entries
 
     async def _cancel_after(self, gone: Coroutine[Any, Any, None], entries: list[_Entry]) -> None:
         await gone
@@ -154,22 +155,24 @@ class Batcher:
 
     async def run(self) -> None:
         """Search batches until cancelled."""
-        try:
-            with ThreadPoolExecutor(1, "search") as thread:
-                while True:
-                    await self._arrived.wait()
+        with ThreadPoolExecutor(1, "search") as thread:
+            while True:
+                await self._arrived.wait()
+                try:
                     entries, queries = self._take()
-                    if entries:
-                        self._metrics.batch_size.observe(len(entries))
-                        await self._search(entries, queries, thread)
-                        self._searching_since = None
-                    else:
-                        self._arrived.clear()
-                    del entries  # or an idle process would keep an old version alive
-        except Exception:
-            log.exception("no request will be searched any more")
-        finally:
-            self._ended = True
+                except Exception as error:  # a fault of our own: who waits is told, who comes later is searched
+                    log.exception("the queue is emptied")
+                    _tell(self._queue, error)
+                    self._queue.clear()
+                    self._arrived.clear()
+                    continue
+                if entries:
+                    self._metrics.batch_size.observe(len(entries))
+                    await self._search(entries, queries, thread)
+                    self._searching_since = None
+                else:
+                    self._arrived.clear()
+                del entries, queries  # or an idle process would keep an old version alive
 
     async def _search(self, entries: list[_Entry], queries: list[Query], thread: ThreadPoolExecutor) -> None:
         """Answer every entry, or tell it what went wrong."""
@@ -190,16 +193,19 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 -- whatever it is, every waiter is told
             if isinstance(error, IndexStoreError) and len(queries) > 1:
                 # One path list may be at fault, and then only who needs it goes without an answer.
-                for entry, query in zip(entries, queries, strict=True):
-                    await self._search([entry], [query], thread)
-                return
-            for entry in entries:
-                if not entry.result.done():
-                    entry.result.set_exception(error)
+                await self._search_each(entries, queries, thread)
+            else:
+                _tell(entries, error)
         else:
             for entry, answer in zip(entries, found, strict=True):
                 if not entry.result.done():
                     entry.result.set_result(answer._replace(narrowed=beam < entry.query.beam))
+        finally:
+            del entries, queries, retriever  # as in `submit`
+
+    async def _search_each(self, entries: list[_Entry], queries: list[Query], thread: ThreadPoolExecutor) -> None:
+        for entry, query in zip(entries, queries, strict=True):
+            await self._search([entry], [query], thread)
 
     def _take(self) -> tuple[list[_Entry], list[Query]]:
         """The oldest entry and those behind it that fit, and how they are searched; who is too late leaves the queue.
@@ -221,3 +227,9 @@ class Batcher:
         searched = {id(entry) for entry, _ in taken}
         self._queue = deque(entry for entry in self._queue if id(entry) not in searched)
         return [entry for entry, _ in taken], [query for _, query in taken]
+
+
+def _tell(entries: Iterable[_Entry], error: Exception) -> None:
+    for entry in entries:
+        if not entry.result.done():
+            entry.result.set_exception(error)

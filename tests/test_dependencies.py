@@ -1,4 +1,4 @@
-"""Goal C5: no floor below a version that mended a known fault; what is pinned and installed is above them all."""
+"""Goal C5, without its list of parts: no floor below a version that mended a known fault, no pin below a floor."""
 
 from __future__ import annotations
 

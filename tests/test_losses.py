@@ -48,7 +48,7 @@ def test_sampled_softmax_tends_to_the_full_one() -> None:
 
 
 def test_a_sparse_step_is_of_the_items_it_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their gradient is that of a whole table; all other items stay where they are, and so do their moments."""
+    """Their gradient is that of a whole table; all other items stay where they are."""
     monkeypatch.setattr(config_module, "DENSE_ITEMS", 10)
     clicks = np.ones(50, np.int64)
     config = TrainConfig(embedding=4, hidden=4, dropout=0.0, full_softmax_items=1, negatives=5)

@@ -62,6 +62,21 @@ def test_a_dead_publishers_claim_is_swept_when_its_lease_ends(url: str, client: 
     assert keys_of(client, namespace) == set()
 
 
+def test_a_clock_set_back_keeps_no_dead_publisher_alive(
+    url: str, client: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the server's clock its lease lasts for another day; by ours none lasts so long."""
+    monkeypatch.setattr(server_module, "HOLD_MS", 300)
+    client.sadd(f"{namespace}:publishing:{{{namespace}:versions}}", "v1-0123456789ab")
+    client.set(f"{namespace}:v1-0123456789ab:path:5", b"1234")
+    seconds, _ = client.time()
+    client.zadd(f"{namespace}:leases", {f"v1-0123456789ab {'0' * 32}": (seconds + 86_400) * 1000})
+
+    open_store(url).sweep()
+
+    assert not versions_with_keys(client, namespace)
+
+
 def test_a_version_in_use_that_a_dead_deleter_had_unlisted_is_listed_again(
     url: str, client: Any, namespace: str
 ) -> None:

@@ -86,18 +86,36 @@ def test_the_same_draw_gives_the_same_paths() -> None:
     assert np.array_equal(one, two)
 
 
-@given(rows=st.integers(1, 60), columns=st.integers(1, 8), seed=st.integers(0, 999))
+@given(
+    rows=st.integers(1, 200),
+    columns=st.integers(1, 50),
+    count=st.integers(1, 3),
+    costs=st.sampled_from([1, 3, 100, 10**6]),
+    seed=st.integers(0, 999),
+)
 @settings(max_examples=100, deadline=None)
-def test_spreading_is_what_asking_in_turn_gives(rows: int, columns: int, seed: int) -> None:
-    """The slow twin: rows ask the cheapest column that has room; it takes those to whom it is cheapest."""
-    cost = np.random.default_rng(seed).random((rows, columns)).astype(np.float32)
+def test_spreading_is_what_asking_in_turn_gives(rows: int, columns: int, count: int, costs: int, seed: int) -> None:
+    """The slow twin, also where many costs are equal, and many rows are refused again and again."""
+    rng = np.random.default_rng(seed)
+    cost = rng.integers(costs, size=(rows, columns)).astype(np.float32) + rng.integers(costs, size=columns)
+
+    found = _spread(cost.copy(), min(count, columns))
+
+    for place in range(min(count, columns)):
+        assert found[:, place].tolist() == ask_in_turn(cost)
+        cost[np.arange(rows), found[:, place]] = 1e30
+
+
+def ask_in_turn(cost: np.ndarray) -> list[int]:
+    """Rows ask the cheapest column that has room; it takes those to whom it is cheapest."""
+    rows, columns = cost.shape
     capacity = math.ceil(SLACK * rows / columns)
     holders: list[list[int]] = [[] for _ in range(columns)]
     waiting = list(range(rows))
     while waiting:
         asked: dict[int, list[int]] = {}
+        free = [c for c in range(columns) if len(holders[c]) < capacity]
         for row in waiting:
-            free = [c for c in range(columns) if len(holders[c]) < capacity]
             asked.setdefault(min(free, key=lambda c: cost[row, c]), []).append(row)
         waiting = []
         for column, asking in asked.items():
@@ -105,10 +123,8 @@ def test_spreading_is_what_asking_in_turn_gives(rows: int, columns: int, seed: i
             room = capacity - len(holders[column])
             holders[column] += asking[:room]
             waiting += asking[room:]
-
-    found = _spread(cost.copy(), 1)
-
-    assert found[:, 0].tolist() == [next(c for c in range(columns) if row in holders[c]) for row in range(rows)]
+        waiting.sort()
+    return [next(c for c in range(columns) if row in holders[c]) for row in range(rows)]
 
 
 def test_spreading_gives_each_row_other_columns() -> None:

@@ -131,8 +131,10 @@ def _digest(epoch: int, tensors: dict[str, torch.Tensor]) -> str:
 def _load_optimizer(optimizer: Optimizer, number: int, tensors: dict[str, torch.Tensor]) -> None:
     state: dict[int, dict[str, torch.Tensor | int]] = {}
     for name, tensor in tensors.items():
-        if name.startswith(f"optimizer.{number}."):
-            *_, index, key = name.split(".")
+        if name.startswith("optimizer."):
+            _, owner, index, key = name.split(".")  # of an earlier release: too few
+            if int(owner) != number:
+                continue
             # SparseAdam counts its steps as an int.
             state.setdefault(int(index), {})[key] = int(tensor) if tensor.dtype == torch.int64 else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

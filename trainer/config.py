@@ -51,7 +51,7 @@ class TrainConfig:
     taught: float = 0.5  # share of the path layers' targets drawn from the head's softmax instead of the clicks
     batch: int | Literal["auto"] = "auto"  # interactions a step of the encoder; auto: a hundredth of all, 256 to 2048
     learning_rate: float = 0.003  # Adam's, at first; falls to a tenth
-    weight_decay: float = 0.00001  # L2, in Adam's gradient
+    weight_decay: float = 0.00001  # L2, in Adam's gradient; not of item vectors beyond 200,000 items
     later: float = 0.5  # share of predictions of any later item instead of the next
     full_softmax_items: int = 10_000  # V above which the head learns from sampled negatives
     negatives: int = 2000  # sampled a step, shared by the batch

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +92,30 @@ def test_a_request_swapped_under_is_of_one_version(swapping: TestClient, path: s
     for one in answer.get("responses", [answer]):
         assert one["version"] == "v1-000000000000"
         assert [c["item_id"] for c in one["candidates"]] == ["v1-000000000000: 1"] * 2
+
+
+@pytest.mark.parametrize("path", ["/v1/retrieve", "/v1/retrieve:batch"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_failed_search_keeps_no_version(swapping: TestClient, path: str, *, remote: bool) -> None:
+    """What was raised names where it was raised, and so, in a circle, all that the search had: none is left."""
+
+    class Failing(Stamped):
+        def answer(self, queries: Sequence[Query]) -> list[Answer]:
+            raise StoreUnavailable("a list is missing")
+
+    body: dict[str, Any] = {} if path == "/v1/retrieve" else {"requests": [{}, {}]}
+    reloader = SimpleNamespace(retriever=Failing(1))
+    reloader.retriever.remote = remote
+    swapping.app_state["reloader"] = reloader
+    version = weakref.ref(reloader.retriever)
+    gc.disable()
+    try:
+        assert_problem(swapping.post(path, json=body), 503)
+        reloader.retriever = Stamped(2)
+        assert swapping.post(path, json=body).status_code == 200
+        assert version() is None
+    finally:
+        gc.enable()
 
 
 def test_who_is_about_to_end_is_not_ready_and_answers(swapping: TestClient) -> None:
@@ -202,7 +228,7 @@ def test_a_sweep_beside_a_publish_lists_nothing_half(url: str, monkeypatch: pyte
     """Whenever it looks: a version is not there before its publisher says that it is whole."""
     store, sweeper = open_store(url), open_store(url)
     assert isinstance(sweeper, ServerStore)
-    monkeypatch.setattr(sweeper._listing, "abandoned", lambda _: False)  # its publisher lives
+    monkeypatch.setattr(sweeper._listing, "abandoned", lambda *_: False)  # its publisher lives
     seen: list[Any] = []
 
     def sweep(done: int, total: int) -> None:
