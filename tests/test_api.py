@@ -341,38 +341,6 @@ def test_metrics_count_what_was_answered(planted: Planted, tmp_path: Path) -> No
     assert "made" not in text
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"Authorization": ""},
-        {"Authorization": "Bearer"},
-        {"Authorization": "Bearer "},
-        {"Authorization": f"Basic {TOKEN}"},
-        {"Authorization": f"Bearer {TOKEN[:-1]}"},
-        {"Authorization": f"Bearer {TOKEN}x"},
-        {"Authorization": "Bearer \xe9".encode("latin-1")},
-    ],
-)
-def test_admin_needs_the_token(client: TestClient, headers: Any) -> None:
-    """Anything else is 401, whatever the bytes."""
-    for method, path in (("GET", "versions"), ("POST", "swap"), ("POST", "rollback")):
-        response = client.request(method, f"/admin/v1/{path}", headers=headers)
-        assert_problem(response, 401)
-        assert response.headers["www-authenticate"] == "Bearer"
-
-
-@pytest.mark.parametrize("token", [None, ""])
-def test_admin_is_off_without_a_token(tmp_path: Path, token: str | None) -> None:
-    """Not open: 403, even for an empty credential."""
-    store = FolderStore(str(tmp_path))
-    with TestClient(
-        create_app(Settings.model_validate({"store": str(tmp_path), "admin_token": token}), store)
-    ) as client:
-        for headers in ({}, {"Authorization": "Bearer "}, ADMIN):
-            assert_problem(client.get("/admin/v1/versions", headers=headers), 403)
-
-
 def test_string_ids_and_context_end_to_end(tmp_path: Path) -> None:
     """Trained with strings: they come back as strings; a context feature is taken, checked and has an effect."""
     import pyarrow as pa
