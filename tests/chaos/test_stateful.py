@@ -339,7 +339,9 @@ def versions(planted: Planted) -> list[Version]:
 
 
 # Who died cannot tidy up its connections any more.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <function (Cluster)?Pipeline:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function (Cluster)?Pipeline:pytest.PytestUnraisableExceptionWarning"
+)
 def test_a_random_walk_is_that_of_the_model(
     place: Callable[[], str],
     versions: list[Version],
