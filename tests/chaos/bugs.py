@@ -57,7 +57,7 @@ SERVICE = (
         "service/settings.py",
         "return token if token and token.get_secret_value() else None",
         "return token",
-        "tests/test_api.py::test_admin_is_off_without_a_token",
+        "tests/test_admin.py::test_admin_is_off_without_a_token",
     ),
     Bug(
         "only the latest history excluded",
