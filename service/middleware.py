@@ -29,7 +29,7 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, metrics: Metrics, draining: Draining, max_body_bytes: int) -> None:
         self._app, self._metrics, self._draining, self._max_body_bytes = app, metrics, draining, max_body_bytes
-        self._room = _Room(max(LONG_BODIES_BYTES, max_body_bytes))
+        self._room = _Room(LONG_BODIES_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
