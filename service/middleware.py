@@ -7,7 +7,8 @@ import random
 import re
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -20,8 +21,10 @@ from service.problems import problem
 REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
 BODY_SECONDS = 10.0  # from a request's head to the end of its body; later is answered 408
 SHORT_BODY_BYTES = 65_536  # a request with 1,000 items of history and a few hundred to exclude is shorter
-LONG_BODIES_BYTES = 8 * 2**20  # of longer ones, together
+LONG_BODIES_BYTES = 4 * 2**20  # of longer ones, together
 RETRIEVALS = {"/v1/retrieve", "/v1/retrieve:batch"}
+#: Of what is refused by its head alone.
+REFUSALS = {413: HTTPStatus(413).description, 429: "too many requests are waiting; try again later"}
 
 
 class RequestMiddleware:
@@ -29,7 +32,7 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, metrics: Metrics, draining: Draining, max_body_bytes: int) -> None:
         self._app, self._metrics, self._draining, self._max_body_bytes = app, metrics, draining, max_body_bytes
-        self._room = _Room(LONG_BODIES_BYTES)
+        self._room = _Room(max(LONG_BODIES_BYTES, max_body_bytes))  # the longest has room when it is alone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,11 +67,13 @@ class RequestMiddleware:
 
         # Before its body is read: to parse and check what is then refused would leave no time for those waiting.
         asked = scope["path"] in RETRIEVALS and scope["method"] == "POST"
-        refused = asked and scope["state"]["batcher"].full
+        refused = asked and (413 if too_long else 429 if scope["state"]["batcher"].full else 0)
         try:
             with suppress(ClientDisconnect):
                 if refused:
-                    response = problem(Request(scope), 429, "too many requests are waiting; try again later")
+                    if too_long:
+                        await self._room.others_first()
+                    response = problem(Request(scope), refused, REFUSALS[refused])
                     await response(scope, body.receive, named_send)
                 else:
                     await self._app(scope, body.receive, named_send)
@@ -81,9 +86,18 @@ class RequestMiddleware:
 
 @dataclass
 class _Room:
-    """Bytes that long bodies may take together while they arrive."""
+    """What bodies in pieces share. left: bytes that long ones may take together, each until it is answered."""
 
     left: int
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def others_first(self) -> None:
+        """Return when the event loop has been through what else is ready; of those who wait here, one each time.
+
+        A hundred long bodies would otherwise all be read before another's answer is written.
+        """
+        async with self._turn:
+            await asyncio.sleep(0)
 
 
 class _Body:
@@ -114,6 +128,8 @@ class _Body:
             self._taken += size
             if self._room.left < 0:
                 raise HTTPException(429)
+        if not self._whole:
+            await self._room.others_first()
         return message
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,16 @@ SCOPE = {
 Ask = Callable[[list[bytes], asyncio.Event], Coroutine[Any, Any, list[Message]]]
 
 
-def with_app(folder: Path, test: Callable[[Ask], Coroutine[Any, Any, None]]) -> None:
+def with_app(folder: Path, test: Callable[[Ask], Coroutine[Any, Any, None]], **settings: Any) -> None:
     """Run `test` beside a running service that has no version yet."""
-    app = create_app(Settings(store=str(folder)), FolderStore(str(folder)))
+    app = create_app(Settings(store=str(folder), **settings), FolderStore(str(folder)))
 
     async def run() -> None:
         async with app.router.lifespan_context(app) as state:
 
             async def ask(pieces: list[bytes], hung_up: asyncio.Event) -> list[Message]:
                 told: list[Message] = []
-                left = list(pieces)
+                left = copy.copy(pieces)
 
                 async def receive() -> Message:
                     if left:
@@ -70,22 +71,49 @@ def test_a_body_that_does_not_come_is_408(sent: list[bytes], monkeypatch: pytest
 
 
 def test_long_bodies_share_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """While one has nearly all of it the next is 429, short ones are read; when it has gone, so is the next."""
+    """While one has nearly all of it the next is 429, short ones are read; when it has gone, so is the next.
+
+    What there is has room for the longest body that is allowed.
+    """
     monkeypatch.setattr(middleware, "SHORT_BODY_BYTES", 10)
     monkeypatch.setattr(middleware, "LONG_BODIES_BYTES", 20)
 
     async def test(ask: Ask) -> None:
         hung_up, at_once = asyncio.Event(), asyncio.Event()
         at_once.set()
-        first = asyncio.create_task(ask([b" " * 15], hung_up))
+        first = asyncio.create_task(ask([b" " * 1024], hung_up))
         await asyncio.sleep(0)
         refused = await ask([b" " * 15], at_once)
         short = await ask([b" " * 10], at_once)
         hung_up.set()
         await first
-        after = await ask([b" " * 15], at_once)
+        after = await ask([b" " * 1024], at_once)
 
         assert [told[0]["status"] for told in (refused, short, after)] == [429, 400, 400]
         assert (b"retry-after", b"1") in refused[0]["headers"]
+
+    with_app(tmp_path, test, max_body_bytes=1024)
+
+
+def test_of_many_bodies_in_pieces_one_piece_is_read_at_a_time(tmp_path: Path) -> None:
+    """Twenty bodies of five pieces: while the event loop goes round once, no two of their further pieces are taken."""
+    rounds, taken = 0, []
+
+    class Pieces(list[bytes]):
+        def pop(self, *_: Any) -> bytes:
+            taken.append((rounds, len(self)))
+            return super().pop()
+
+    async def test(ask: Ask) -> None:
+        nonlocal rounds
+        at_once = asyncio.Event()
+        at_once.set()
+        asks = [asyncio.create_task(ask(Pieces([b" "] * 5), at_once)) for _ in range(20)]
+        while not all(one.done() for one in asks):
+            rounds += 1
+            await asyncio.sleep(0)
+
+        further = [number for number, left in taken if left < 5]
+        assert len(further) == len(set(further)) == 80
 
     with_app(tmp_path, test)
