@@ -38,6 +38,15 @@ def _compiled(*arguments: Any, fastmath: frozenset[str] = frozenset()) -> Callab
     return compile_one
 
 
+@_compiled(_array(int32, 2), int64, int64)
+def all_within(numbers, least, end):  # type: ignore[no-untyped-def]
+    """Whether `least` <= each number < `end`."""
+    inside = True
+    for number in numbers.ravel():
+        inside &= least <= number < end
+    return inside
+
+
 @_compiled(_array(int64), _array(int32), _array(int64), _array(int64))
 def read_lists(offsets, items, rows, n):  # type: ignore[no-untyped-def]
     """The first n[i] items of each of the paths in `rows`, end to end, and how many each has; row -1 is no path."""

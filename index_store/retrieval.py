@@ -21,6 +21,10 @@ from index_store.errors import VersionDamaged
 from index_store.index import BY_PATH, MAX_READS, Index, Reranker
 
 
+#: Of user, paths and path_log_probs.
+TYPES = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.float32)
+
+
 @dataclass(frozen=True)
 class Beams:
     """What the ONNX model answers for B requests.
@@ -208,9 +212,9 @@ def search(
         or beams.paths.ndim != 2
         or len(beams.paths) != len(histories)
         or beams.log_probs.shape != beams.paths.shape
-        or [one.dtype.name for one in (beams.user, beams.paths, beams.log_probs)] != ["float32", "int32", "float32"]
+        or (beams.user.dtype, beams.paths.dtype, beams.log_probs.dtype) != TYPES
     ):
         raise VersionDamaged("model.onnx answers in other shapes or types than a version's; publish again")
-    if beams.paths.size and (beams.paths.min() < -1 or beams.paths.max() >= len(index.path_ids)):
+    if not kernels.all_within(beams.paths, -1, len(index.path_ids)):
         raise VersionDamaged("model.onnx names a path that the version has not; publish again")
     return beams
