@@ -20,7 +20,6 @@ from index_store import kernels
 from index_store.errors import VersionDamaged
 from index_store.index import BY_PATH, MAX_READS, Index, Reranker
 
-
 #: Of user, paths and path_log_probs.
 TYPES = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.float32)
 
