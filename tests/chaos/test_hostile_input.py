@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import schemathesis
-from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
@@ -23,18 +22,16 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from index_store.folder import FolderStore
 from tests.chaos.conftest import Goal, amount
 from tests.chaos.wire import MARK, Judge, Target, target
 from tests.conftest import SMALL, Planted, train_planted
 from tests.fleet import ADMIN
-from tests.test_api import make_app
 
 LIMIT = 1_048_576  # the default of max_body_bytes
 JSON_HEADERS = {"content-type": "application/json"}
 RETRIEVE, BATCH, SWAP = "/v1/retrieve", "/v1/retrieve:batch", "/admin/v1/swap"
 
-# -- generated bodies, in process --
+# -- generated bodies --
 
 TEXTS = st.text(max_size=12).map(lambda text: MARK + text) | st.sampled_from(["item-003", "5", "B", ""])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
@@ -62,25 +59,26 @@ BATCHES = st.builds(lambda requests: {"requests": requests}, st.lists(BODIES, ma
 
 
 @pytest.fixture(scope="module")
-def clients(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, TestClient]]:
-    """A service of a version with integer ids, and one of a version with text ids and context."""
+def live(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """A process that serves the planted version, whose ids are integers."""
+    with target(planted, tmp_path_factory.mktemp("live")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """A process that serves a version with text ids and context."""
     folder = tmp_path_factory.mktemp("texts")
     columns = {"user_id": np.arange(120), "country": ["AB"[i % 2] for i in range(120)], "age": np.arange(120.0)}
     pq.write_table(pa.table(columns), folder / "users.parquet")
     config = SMALL.replace(context=("country", "age"), epochs=2, warmup_epochs=1)
-    texts = train_planted(folder, config, text_ids=True, users=folder / "users.parquet")
-    opened = []
-    for each in (planted, texts):
-        store = FolderStore(str(tmp_path_factory.mktemp("store")))
-        store.activate(store.publish(each.version))
-        opened.append(TestClient(make_app(store), raise_server_exceptions=False))
-    with opened[0], opened[1]:
-        yield opened[0], opened[1]
+    with target(train_planted(folder, config, text_ids=True, users=folder / "users.parquet"), folder) as opened:
+        yield opened
 
 
-def test_generated_bodies(clients: tuple[TestClient, TestClient], goal: Goal) -> None:
+def test_generated_bodies(live: Target, texts: Target, goal: Goal) -> None:
     """Nearly right ones and arbitrary JSON, for one user and for several."""
-    judge = Judge(clients[0].get("/openapi.json").json())
+    judge = Judge(live.openapi)
 
     @settings(
         max_examples=amount(50_000, 1500),
@@ -89,15 +87,17 @@ def test_generated_bodies(clients: tuple[TestClient, TestClient], goal: Goal) ->
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(number=st.integers(0, 1), call=st.tuples(st.just(RETRIEVE), BODIES) | st.tuples(st.just(BATCH), BATCHES))
-    def ask(number: int, call: tuple[str, Any]) -> None:
+    @given(st.sampled_from([live, texts]), st.tuples(st.just(RETRIEVE), BODIES) | st.tuples(st.just(BATCH), BATCHES))
+    def ask(asked: Target, call: tuple[str, Any]) -> None:
         path, body = call
         content = json.dumps(body).encode()
-        response = clients[number].post(path, content=content, headers=JSON_HEADERS)
+        response = asked.replica.client.post(path, content=content, headers=JSON_HEADERS)
         judge.see(("POST", path), response.status_code, response.content, content)
 
     ask()
 
+    live.check_unharmed()
+    texts.check_unharmed()
     assert judge.statuses[RETRIEVE] == judge.statuses[BATCH] == {200, 422}
     asked = f"{judge.answers:,} generated bodies: server errors, echoes, bodies over 4 KB, undocumented statuses"
     goal("A7", asked, judge.faults(), judge.content)
@@ -155,13 +155,6 @@ ANSWERED = [
     *in_history(MARKED, b"9223372036854775807", b"-9223372036854775808", b'"-0"', b'"007"', b'"1e3"',
                 b'"' + b"9" * 256 + b'"', rb'"\u0000"', rb'"\ud83d\ude00"', '"\u0665\u202e\ufeff"'.encode()),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def live(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """A process that serves the planted version."""
-    with target(planted, tmp_path_factory.mktemp("live")) as opened:
-        yield opened
 
 
 def test_hand_made_bodies(live: Target, goal: Goal) -> None:
