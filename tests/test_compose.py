@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import redis
 import yaml
 
 from service.metrics import Metrics
+from service.problems import HEADERS, Problem
 from tests.planted import write_interactions
-from tests.proxy import proxy_config
+from tests.proxy import CONFIG, proxy_config
 from tests.redis_servers import free_port, program, redis_binary
 from tests.test_commands import QUICK
 
@@ -222,6 +224,19 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
             process.wait()
 
 
+def test_what_the_proxy_says_is_a_problem_as_the_services_are() -> None:
+    """Its every error has the body that the OpenAPI documents, and the headers that the service gives it."""
+    said = re.findall(r"(?m)^    http-error status (\d+) content-type (\S+)(.*?) lf-string '(.*)'$", CONFIG.read_text())
+
+    assert {int(status) for status, *_ in said} == {400, 404, 408, 413, 429, 502, 503, 504}
+    for status, kind, headers, body in said:
+        problem = Problem.model_validate_json(body)
+        assert kind == "application/problem+json"
+        assert (problem.status, problem.title) == (int(status), HTTPStatus(int(status)).phrase)
+        wanted = HEADERS.get(problem.status, {}) | {"X-Request-ID": problem.request_id}
+        assert dict(re.findall(r" hdr (\S+) (\S+)", headers)) == wanted
+
+
 def test_the_rehearsal(stack: Stack) -> None:
     """Up, trained, healthy; an answer through the proxy; a swap that both replicas follow; down without a failure."""
     command = stack.services["redis"]["command"]
@@ -242,8 +257,12 @@ def test_the_rehearsal(stack: Stack) -> None:
         answer = client.post("/v1/retrieve", json={"history": [0, 4], "context": {"country": "France"}}).json()
         assert answer["version"] == first
         assert len(answer["candidates"]) == 5
-        for path in ("/metrics", "/%6detrics"):
-            assert client.get(path).status_code == 404
+        for path, given in (("/metrics", "mine"), ("/%6detrics", 'm"ine')):
+            refused = client.get(path, headers={"X-Request-ID": given})
+            named = Problem.model_validate(refused.json()).request_id
+            assert refused.status_code == 404
+            assert named == refused.headers["x-request-id"]
+            assert (named == given) == (given == "mine")
         assert client.post("/v1/retrieve", content=b" " * 2_000_000).status_code == 413
 
         # A second training, not activated: other settings need another folder to resume from.
