@@ -13,7 +13,7 @@ help:
 	@echo "make lint      lint and types only"
 	@echo "make bench     how fast it is, beside alternatives (minutes; nothing else should run)"
 	@echo "make chaos     faults, overload and hostile input at full length; writes tests/chaos/REPORT.md (40 minutes)"
-	@echo "make soak      the same things for half an hour; writes tests/chaos/SOAK.md"
+	@echo "make soak      swaps, restarts of Redis, clients that hang up for half an hour; writes tests/chaos/SOAK.md"
 	@echo "make system    install the programs that tests start: redis-server, haproxy, wget, faketime (root on Debian)"
 
 install: $(INSTALLED)

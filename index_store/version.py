@@ -73,7 +73,7 @@ class PartInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a version is, small enough to read without loading it. Counts are V, P and so on as in DESIGN."""
+    """What a version is, small enough to read without loading it."""
 
     depth: int  # D
     width: int  # K

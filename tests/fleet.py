@@ -15,11 +15,14 @@ from typing import Any
 
 import httpx
 
+from index_store.retrieval import Query
+from service.retriever import Retriever
 from tests.redis_servers import free_port
 
 BIN = Path(sys.executable).parent
 TOKEN = "a-token-of-the-tests"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
+Candidates = list[dict[str, Any]]
 
 
 class Replica:
@@ -105,6 +108,28 @@ async def open_loop(rate: float, seconds: float, ask: Callable[[int], Awaitable[
         await asyncio.sleep(max(0.0, start + number / rate - loop.time()))
         tasks.append(asyncio.ensure_future(ask(number)))
     return list(await asyncio.gather(*tasks))
+
+
+def query_of(retriever: Retriever, history: Sequence[Any], k: int | None = None, exclude: Sequence[Any] = ()) -> Query:
+    """A request that names nothing else, as the service searches it."""
+    query, _ = retriever.prepare(
+        history=history,
+        context={},
+        k=k,
+        beam=None,
+        per_path=None,
+        exclude=exclude,
+        exclude_history=True,
+        rerank=True,
+    )
+    return query
+
+
+def answer_of(retriever: Retriever, **asked: Any) -> Candidates:
+    """What a service of this version must answer to such a request, searched alone: the oracle."""
+    (answer,) = retriever.answer([query_of(retriever, **asked)])
+    rows = zip(retriever.names(answer.items), answer.scores.tolist(), answer.path_log_probs.tolist(), strict=True)
+    return [{"item_id": item, "score": score, "path_log_prob": log_prob} for item, score, log_prob in rows]
 
 
 def same(found: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> bool:

@@ -59,7 +59,7 @@ def items_of(response: Any) -> list[Any]:
 
 
 def test_an_answer_has_the_shape_that_others_rely_on(client: TestClient, planted: Planted) -> None:
-    """Exactly the keys of DESIGN, best first, from the version served."""
+    """Exactly these keys, best first, from the version served."""
     body = client.post("/v1/retrieve", json={"history": [1, 5, 9], "k": 4}).json()
 
     assert set(body) == {"version", "request_id", "took_ms", "candidates", "coverage", "degraded"}
@@ -301,7 +301,7 @@ def test_a_request_id_is_kept_if_it_is_sane(client: TestClient) -> None:
     assert replaced.json()["request_id"] == replaced.headers["x-request-id"] != "a b\tc"
 
 
-def test_every_documented_response_is_what_comes(client: TestClient) -> None:
+def test_the_openapi_names_every_status_and_route(client: TestClient) -> None:
     """The OpenAPI schema names problem+json for each error and the models for the answers."""
     schema = client.get("/openapi.json").json()
 

@@ -155,7 +155,7 @@ def test_index_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
-    """`dr-index list | head -0` ends quietly."""
+    """`dr-index list | true` ends quietly."""
     store = FolderStore(str(tmp_path))
     store.publish(small_version())
     command = f"{BIN / 'dr-index'} list --store {tmp_path} | true"

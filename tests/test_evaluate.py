@@ -25,7 +25,7 @@ def test_planted_groups_are_found(planted: Planted) -> None:
 
 
 def test_the_document_has_the_keys_that_others_rely_on(planted: Planted) -> None:
-    """Exactly as DESIGN fixes them."""
+    """Exactly these: other programs read them."""
     result = evaluate(planted.version, planted.dataset, planted.split, 5, SilentProgress())
     measures = {"precision", "recall", "f_measure"}
 

@@ -1,11 +1,16 @@
-"""The README is true: every setting, route and command is in it, its links lead somewhere, its example works."""
+"""The README is whole: every setting, route, file, command and flag is in it, and its links lead somewhere."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 from pathlib import Path
 
+import pytest
+
+import index_store.__main__
+import trainer.__main__
 from index_store.folder import FolderStore
 from service.app import create_app
 from service.settings import Settings
@@ -38,11 +43,22 @@ def test_every_route_is_there(tmp_path: Path) -> None:
 
 
 def test_every_file_of_the_packages_is_there() -> None:
-    """With a line of its own."""
+    """Each in its package's list, and nothing that is not there."""
     for package in ("index_store", "trainer", "service"):
-        for file in (ROOT / package).glob("*.py"):
-            if file.name != "__init__.py":
-                assert re.search(rf"^  {re.escape(file.name)} +\S", README, re.MULTILINE), file.name
+        (listed,) = re.findall(rf"^{package}/.*\n((?:  .*\n)+)", README, re.MULTILINE)
+        files = {file.name for file in (ROOT / package).glob("*.py")} - {"__init__.py"}
+        assert set(re.findall(r"^  (\w+\.py) +\S", listed, re.MULTILINE)) == files, package
+
+
+@pytest.mark.parametrize("parser", [trainer.__main__._parser(), index_store.__main__._parser()])
+def test_every_command_and_flag_is_there(parser: argparse.ArgumentParser) -> None:
+    """In the row of its command, but for those that are said of all of them."""
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for name, command in commands.choices.items():
+        (row,) = re.findall(rf"^\| `(?:{parser.prog} {name}\b|{parser.prog} .*\| {name}\b).*$", README, re.MULTILINE)
+        for action in command._actions:
+            for flag in action.option_strings[-1:]:
+                assert flag in row or flag in {"--help", "--json"}, f"{name} {flag}"
 
 
 def test_every_make_target_is_there() -> None:

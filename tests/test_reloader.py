@@ -232,8 +232,9 @@ def test_what_is_in_use_is_held_also_while_a_version_loads(
         await reloader.swap(third, ...)
         request.clear()
         gc.collect()
-        while held[-1] != {names[1], third}:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            while held[-1] != {names[1], third}:
+                await asyncio.sleep(0)
         keeping.cancel()
 
     asyncio.run(swap_twice())

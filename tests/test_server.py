@@ -1,4 +1,4 @@
-"""The store on a server: its keys, what it refuses, kills, leases, copies of a host, and reading lists remotely."""
+"""The store on a server: its keys, what it refuses, and what is damaged there."""
 
 from __future__ import annotations
 

@@ -27,20 +27,28 @@ def versions_with_keys(client: Any, namespace: str) -> set[str]:
 def test_a_publisher_that_lives_is_not_swept(
     url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However long others prune meanwhile."""
-    monkeypatch.setattr(server_module, "PUBLISH_MS", 500)
+    """However long others prune meanwhile: here longer than a lease that is not renewed."""
+    monkeypatch.setattr(server_module, "PUBLISH_MS", 1000)
     store, other = open_store(url), open_store(url)
-    calls = 0
+    calls, published = 0, threading.Event()
 
-    def sweep(done: int, total: int) -> None:
+    def slowly(done: int, total: int) -> None:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls == 1:
             thread.start()
+        if calls <= 6:
+            time.sleep(0.25)
 
-    thread = threading.Thread(target=other.sweep)
-    name = store.publish(large_version(), sweep)
+    def sweep() -> None:
+        while not published.is_set():
+            other.sweep()
+
+    thread = threading.Thread(target=sweep)
+    name = store.publish(large_version(), slowly)
+    published.set()
     thread.join()
+    assert calls >= 6
 
     assert name.startswith("v1-")
     assert "swept" not in caplog.text
@@ -52,9 +60,9 @@ def test_a_dead_publishers_claim_is_swept_when_its_lease_ends(url: str, client: 
     lease = f"v1-0123456789ab {'0' * 32}"
     client.sadd(f"{namespace}:publishing:{{{namespace}:versions}}", "v1-0123456789ab")
     client.set(f"{namespace}:v1-0123456789ab:path:5", b"1234")
+    started = time.monotonic()
     seconds, microseconds = client.time()
     client.zadd(f"{namespace}:leases", {lease: seconds * 1000 + microseconds // 1000 + 700})
-    started = time.monotonic()
 
     open_store(url).sweep()
 

@@ -38,7 +38,7 @@ from trainer.train import fit, gradient_epoch, make_optimizers, score_paths
 CONFIG = TrainConfig(k=200, test_users=200, epochs=2)
 SESSION = 50  # interactions a user
 RATED = 100_000  # items, at most, of what is measured apart
-SCORED, KEPT, SWEEPS = 30, 50, 3  # S while scoring, S and T of the descent: of the and the paper's order
+SCORED, KEPT, SWEEPS = 30, 50, 3  # S while scoring, S and T of the descent: of the paper's order
 
 
 def main() -> None:

@@ -31,9 +31,8 @@ async def closed_loop(connections: list[Connection], requests: list[bytes], seco
         while time.perf_counter() < end:
             fine = (await connection.ask(requests[number % len(requests)])).status == 200
             number += len(connections)
-            if time.perf_counter() >= begin:
-                answered += fine
-                failed += not fine
+            answered += fine and begin <= time.perf_counter() < end
+            failed += not fine
 
     await asyncio.gather(*(keep_asking(connection, i) for i, connection in enumerate(connections)))
     return {"per_second": answered / seconds, "failed": failed}

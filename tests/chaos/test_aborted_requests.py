@@ -19,7 +19,7 @@ from service.retriever import Retriever
 from tests.chaos.conftest import Goal, amount
 from tests.conftest import Planted
 from tests.delay_proxy import delay_proxy
-from tests.fleet import Replica, fleet, same
+from tests.fleet import Candidates, Replica, answer_of, fleet, same
 from tests.http_client import Pool, post
 from tests.redis_servers import RedisServer
 from tests.test_batcher import GatedRetriever, query, submit, until, with_batcher
@@ -30,8 +30,6 @@ HANG_UP_SECONDS = 0.02  # at the latest
 DELAY = 0.003  # s that an answer of Redis is on its way
 SETTINGS = {"store_timeout_ms": 10_000, "timeout_ms": 60_000, "max_queue": 10_000}
 
-Candidates = list[dict[str, Any]]
-
 
 def distinct_requests(planted: Planted) -> list[tuple[dict[str, Any], Candidates]]:
     """Requests and their right answers, computed one by one: no two of them have the same items."""
@@ -39,23 +37,9 @@ def distinct_requests(planted: Planted) -> list[tuple[dict[str, Any], Candidates
     found: dict[tuple[Any, ...], tuple[dict[str, Any], Candidates]] = {}
     for _ in range(1500):
         history, exclude = random.sample(range(40), 4), random.sample(range(40), 12)
-        prepared, _ = retriever.prepare(
-            history=history,
-            context={},
-            k=5,
-            beam=None,
-            per_path=None,
-            exclude=exclude,
-            exclude_history=True,
-            rerank=True,
-        )
-        (answer,) = retriever.answer([prepared])
-        names = retriever.names(answer.items)
-        rows = zip(names, answer.scores.tolist(), answer.path_log_probs.tolist(), strict=True)
-        found[tuple(names)] = (
-            {"history": history, "exclude": exclude, "k": 5},
-            [{"item_id": item, "score": score, "path_log_prob": log_prob} for item, score, log_prob in rows],
-        )
+        asked = {"history": history, "exclude": exclude, "k": 5}
+        answer = answer_of(retriever, **asked)
+        found[tuple(candidate["item_id"] for candidate in answer)] = asked, answer
     return list(found.values())
 
 

@@ -18,9 +18,9 @@ from fastapi.testclient import TestClient
 from index_store.folder import FolderStore
 from index_store.store import open_store
 from tests.chaos.conftest import Goal, amount
-from tests.chaos.traffic import BODIES, Candidates, answers_of
+from tests.chaos.traffic import BODIES, answers_of
 from tests.conftest import Planted
-from tests.fleet import Replica, same
+from tests.fleet import Candidates, Replica, same
 from tests.test_api import make_app
 
 AT_ONCE = 5  # replicas that start together

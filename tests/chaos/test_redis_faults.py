@@ -178,7 +178,7 @@ def _recovery(replica: Replica) -> float:
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
 def test_no_publish_where_versions_may_decay(policy: str, own: RedisServer, planted: Planted) -> None:
-    """A server that evicts would lose a third of a version without a word (reliability notes, L4)."""
+    """A server that evicts would lose a third of a version without a word."""
     with own.client() as client:
         client.config_set("maxmemory-policy", policy)
 

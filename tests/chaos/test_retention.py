@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -101,29 +103,24 @@ def test_old_versions_go(residency: str, goal: Goal, own: RedisServer, planted: 
     )
 
 
-class _monitored:  # noqa: N801 -- a context
-    """Counts the commands that a server is given."""
+@contextmanager
+def _monitored(server: RedisServer, seen: Counter[str]) -> Iterator[None]:
+    """Count the commands that the server is given within."""
+    started = threading.Event()
 
-    def __init__(self, server: RedisServer, seen: Counter[str]) -> None:
-        self._server, self._seen = server, seen
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=self._listen)
+    def listen() -> None:
+        with server.client() as client, client.monitor() as monitor:
+            started.set()
+            while (command := monitor.next_command()["command"]) != "ECHO that is all":
+                seen[command.partition(" ")[0].upper()] += 1
 
-    def __enter__(self) -> None:
-        self._thread.start()
-        assert self._started.wait(30)
-
-    def __exit__(self, *_: object) -> None:
-        with self._server.client() as client:
+    thread = threading.Thread(target=listen)
+    thread.start()
+    try:
+        assert started.wait(30)
+        yield
+    finally:
+        with server.client() as client:
             client.echo("that is all")
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-
-    def _listen(self) -> None:
-        with self._server.client() as client, client.monitor() as monitor:
-            self._started.set()
-            while True:
-                command = monitor.next_command()["command"]
-                if command == "ECHO that is all":
-                    return
-                self._seen[command.partition(" ")[0].upper()] += 1
+        thread.join(30)
+    assert not thread.is_alive()

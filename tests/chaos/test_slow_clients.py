@@ -39,13 +39,16 @@ def test_slow_clients(goal: Goal, planted: Planted, tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
     store.activate(store.publish(planted.version))
     bodies = [post("/v1/retrieve", body) for body in BODIES]
-    with fleet(tmp_path, str(tmp_path / "store"), count=1) as (replica,), proxied(tmp_path, [replica.port]) as port:
+    with (
+        fleet(tmp_path, str(tmp_path / "store"), count=1, timeout_ms=10_000) as (replica,),
+        proxied(tmp_path, [replica.port]) as port,
+    ):
         quiet = asyncio.run(_others(port, bodies))
-        slow = subprocess.Popen([sys.executable, "-m", __name__, str(port)], stdout=subprocess.PIPE, text=True)
-        assert slow.stdout
-        assert slow.stdout.readline() == "all connected\n"
-        busy = asyncio.run(_others(port, bodies))
-        cut = json.loads(slow.communicate(timeout=60)[0])
+        with subprocess.Popen([sys.executable, "-m", __name__, str(port)], stdout=subprocess.PIPE, text=True) as slow:
+            assert slow.stdout
+            assert slow.stdout.readline() == "all connected\n"
+            busy = asyncio.run(_others(port, bodies))
+            cut = json.loads(slow.communicate(timeout=60)[0])
 
     clients = HALF_OPEN + DRIPPING
     goal(

@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_soak(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tm
     memory: list[list[float]] = [[], []]
     with (
         fleet(tmp_path / "a", own.url, 1, timeout_ms=10_000) as (resident,),
-        fleet(tmp_path / "b", own.url, 1, timeout_ms=10_000, residency="remote") as (remote,),
+        fleet(tmp_path / "b", own.url, 1, timeout_ms=10_000, residency="remote", store_timeout_ms=5_000) as (remote,),
     ):
         replicas = [resident, remote]
         with Traffic([replica.port for replica in replicas], RATE, expected):  # first use of everything
@@ -126,31 +127,29 @@ def _answers(replica: Replica) -> bool:
     return all(replica.client.post("/v1/retrieve", json=body).status_code == 200 for body in BODIES)
 
 
-class _hanging_up:  # noqa: N801 -- a context
-    """One request in a hundred is sent and not waited for."""
+@contextlib.contextmanager
+def _hanging_up(ports: list[int]) -> Iterator[None]:
+    """Within, one request in a hundred is sent and not waited for."""
+    stop = threading.Event()
 
-    def __init__(self, ports: list[int]) -> None:
-        self._ports, self._stop = ports, threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    async def _run(self) -> None:
+    async def run() -> None:
         loop, number = asyncio.get_running_loop(), 0
-        while not self._stop.is_set():
-            await asyncio.sleep(100 / (RATE * len(self._ports)))
+        while not stop.is_set():
+            await asyncio.sleep(100 / (RATE * len(ports)))
             number += 1
             with contextlib.suppress(OSError):
-                port = self._ports[number % len(self._ports)]
-                connection = (await loop.create_connection(Connection, "127.0.0.1", port))[1]
+                connection = (await loop.create_connection(Connection, "127.0.0.1", ports[number % len(ports)]))[1]
                 connection.send(post("/v1/retrieve", BODIES[number % len(BODIES)])).cancel()
                 await asyncio.sleep(0)
                 connection.abort()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _first_and_last(count: int) -> tuple[slice, slice]:

@@ -37,6 +37,7 @@ from service.retriever import ItemId, Retriever
 from tests.chaos.conftest import Goal, amount
 from tests.chaos.reference_store import ReferenceStore, content
 from tests.conftest import Planted
+from tests.fleet import answer_of
 from tests.planted import changed
 
 STEPS = amount(10_000, 500)  # on each backend, a quarter where another has the same code
@@ -286,17 +287,7 @@ class Walk(RuleBasedStateMachine):
 def answer(retriever: Retriever) -> list[ItemId]:
     """The items for HISTORY, which every version knows by its own ids."""
     names = np.array(retriever.names(np.arange(retriever.manifest.items)))
-    query, _ = retriever.prepare(
-        history=names[HISTORY].tolist(),
-        context={},
-        k=None,
-        beam=None,
-        per_path=None,
-        exclude=[],
-        exclude_history=True,
-        rerank=True,
-    )
-    return retriever.names(retriever.answer([query])[0].items)
+    return [candidate["item_id"] for candidate in answer_of(retriever, history=names[HISTORY].tolist())]
 
 
 @contextmanager

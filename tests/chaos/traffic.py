@@ -13,12 +13,11 @@ import numpy as np
 
 from index_store.version import Version
 from service.retriever import Retriever
-from tests.fleet import same
+from tests.fleet import Candidates, answer_of, same
 from tests.http_client import Pool, Reply, post
 
 #: Seconds after which a request counts as failed: longer than any deadline.
 PATIENCE = 60.0
-Candidates = list[dict[str, Any]]
 
 #: Users of each planted group, with short and long histories.
 BODIES: list[dict[str, Any]] = [
@@ -27,24 +26,9 @@ BODIES: list[dict[str, Any]] = [
 
 
 def answers_of(version: Version) -> list[Candidates]:
-    """What a service of this version must answer to BODIES, one search each: the oracle."""
+    """What a service of this version must answer to BODIES."""
     retriever = Retriever(version)
-    found = []
-    for body in BODIES:
-        query, _ = retriever.prepare(
-            history=body["history"],
-            context={},
-            k=body["k"],
-            beam=None,
-            per_path=None,
-            exclude=[],
-            exclude_history=True,
-            rerank=True,
-        )
-        (answer,) = retriever.answer([query])
-        rows = zip(retriever.names(answer.items), answer.scores.tolist(), answer.path_log_probs.tolist(), strict=True)
-        found.append([{"item_id": item, "score": score, "path_log_prob": log_prob} for item, score, log_prob in rows])
-    return found
+    return [answer_of(retriever, **body) for body in BODIES]
 
 
 class Traffic:
@@ -76,6 +60,7 @@ class Traffic:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
+        assert kind or self.seconds or self.refused or self.failed or self.wrong, "nothing was asked"
         for problem in (self.failed + self.wrong)[:4]:
             print(problem)
 
