@@ -129,8 +129,9 @@ class Listing:
         return replaced
 
     def lease(self, version: str, holder: str, milliseconds: int) -> None:
-        """Say that `holder`, 32 hexadecimal digits, uses `version` for so long."""
-        self._server.lease(self._keys.leases, f"{version} {holder}", milliseconds)
+        """Say that `holder`, 32 hexadecimal digits, uses `version` for so long; not of a name that is none of ours."""
+        if OURS.fullmatch(version):
+            self._server.lease(self._keys.leases, f"{version} {holder}", milliseconds)
 
     def release(self, version: str, holder: str) -> None:
         """Say that it does no more."""

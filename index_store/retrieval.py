@@ -132,7 +132,7 @@ def answer(
     """Answer queries that agree in `beam` and `rerank`, all at once.
 
     One that may widen and finds fewer than k is searched again with twice the beam, as far as `max_beam` and MAX_READS
-    let it. longest: history items the model reads.
+    let it, with others that may read as much together. longest: history items the model reads.
     """
     beam = queries[0].beam
     answers = _answer_once(session, index, reranker, queries, longest, beam)
@@ -144,9 +144,12 @@ def answer(
         ]
         if not waiting:
             break
-        again = _answer_once(session, index, reranker, [queries[i] for i in waiting], longest, beam)
-        for i, found in zip(waiting, again, strict=True):
-            answers[i] = found._replace(read=answers[i].read + found.read)
+        together = MAX_READS // (beam * max(queries[i].per_path for i in waiting))  # at least one
+        for start in range(0, len(waiting), together):
+            group = waiting[start : start + together]
+            again = _answer_once(session, index, reranker, [queries[i] for i in group], longest, beam)
+            for i, found in zip(group, again, strict=True):
+                answers[i] = found._replace(read=answers[i].read + found.read)
     return answers
 
 

@@ -6,11 +6,13 @@ import functools
 import hashlib
 import hmac
 import time
+from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from index_store.errors import InvalidName
 from index_store.retrieval import Answer, Query
@@ -39,8 +41,24 @@ Name = Annotated[str, Field(max_length=128)]
 Value = IntegerId | float | bool | Annotated[str, Field(max_length=256)] | None
 
 
+def _few(most: int) -> Callable[[Any], Any]:
+    """A check before any entry of an object is looked at: not all of a million are, to say what is wrong with each."""
+
+    def check(found: Any) -> Any:
+        if isinstance(found, dict) and len(found) > most:
+            raise PydanticCustomError("too_many", "at most {most} entries", {"most": most})
+        return found
+
+    return check
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, body: Any) -> Any:
+        return _few(len(cls.model_fields))(body)
 
 
 class RetrieveRequest(_Strict):
@@ -50,12 +68,18 @@ class RetrieveRequest(_Strict):
         json_schema_extra={"examples": [{"history": ["85123A", "22423"], "context": {"country": "France"}, "k": 10}]}
     )
 
-    history: list[ItemId] = Field([], max_length=MAX_HISTORY, description="item ids, oldest first; may be empty")
-    context: dict[Name, Value] = Field({}, max_length=MAX_CONTEXT, description="the user's features, see /v1/info")
+    history: Annotated[list[ItemId], FailFast()] = Field(
+        [], max_length=MAX_HISTORY, description="item ids, oldest first; may be empty"
+    )
+    context: Annotated[dict[Name, Value], BeforeValidator(_few(MAX_CONTEXT))] = Field(
+        {}, max_length=MAX_CONTEXT, description="the user's features, see /v1/info"
+    )
     k: int | None = Field(None, ge=1, le=MAX_K, description="candidates wanted; default: the version's")
     beam: int | None = Field(None, ge=1, le=MAX_BEAM, description="paths searched; default: fitting k, wider if short")
     per_path: int | None = Field(None, ge=1, le=MAX_PER_PATH, description="items read of each path")
-    exclude: list[ItemId] = Field([], max_length=MAX_EXCLUDE, description="item ids not to return")
+    exclude: Annotated[list[ItemId], FailFast()] = Field(
+        [], max_length=MAX_EXCLUDE, description="item ids not to return"
+    )
     exclude_history: bool = Field(True, description="do not return items of the history")
     timeout_ms: int | None = Field(
         None, ge=1, le=60_000, description="searched narrower to meet it, answered 504 after it"
@@ -103,7 +127,7 @@ class RetrieveResponse(BaseModel):
 class BatchRequest(_Strict):
     """Several users at once. They are admitted together and fail together."""
 
-    requests: list[RetrieveRequest] = Field(min_length=1, max_length=MAX_BATCH)
+    requests: Annotated[list[RetrieveRequest], FailFast()] = Field(min_length=1, max_length=MAX_BATCH)
 
 
 class BatchResponse(BaseModel):

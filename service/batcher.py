@@ -143,6 +143,9 @@ class Batcher:
             if watch:
                 watch.cancel()
             left = [entry.result.cancel() or entry.result.cancelled() for entry in entries]
+            for entry, cancelled in zip(entries, left, strict=True):
+                if not cancelled:
+                    entry.result.exception()  # one has been raised: the others need not be heard of
             if any(left):
                 self._queue = deque(entry for entry in self._queue if not entry.result.done())
             # What was raised names this frame; if that named what was raised, an old version would stay in memory.
@@ -205,7 +208,9 @@ class Batcher:
 
     async def _search_each(self, entries: list[_Entry], queries: list[Query], thread: ThreadPoolExecutor) -> None:
         for entry, query in zip(entries, queries, strict=True):
-            await self._search([entry], [query], thread)
+            await asyncio.sleep(0)  # who was told of a fault just now may have been waiting for this one too
+            if entry.left > 0:
+                await self._search([entry], [query], thread)
 
     def _take(self) -> tuple[list[_Entry], list[Query]]:
         """The oldest entry and those behind it that fit, and how they are searched; who is too late leaves the queue.

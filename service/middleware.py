@@ -71,8 +71,6 @@ class RequestMiddleware:
         try:
             with suppress(ClientDisconnect):
                 if refused:
-                    if too_long:
-                        await self._room.others_first()
                     response = problem(Request(scope), refused, REFUSALS[refused])
                     await response(scope, body.receive, named_send)
                 else:
@@ -86,7 +84,7 @@ class RequestMiddleware:
 
 @dataclass
 class _Room:
-    """What bodies in pieces share. left: bytes that long ones may take together, each until it is answered."""
+    """What long bodies share. left: bytes that they may take together, each until it is answered."""
 
     left: int
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -128,8 +126,10 @@ class _Body:
             self._taken += size
             if self._room.left < 0:
                 raise HTTPException(429)
-        if not self._whole:
-            await self._room.others_first()
+            if not self._whole:
+                waits = time.perf_counter()
+                await self._room.others_first()
+                self._end += time.perf_counter() - waits
         return message
 
     def close(self) -> None:

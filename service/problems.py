@@ -140,4 +140,6 @@ async def _gone(_: Request, __: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("request %s failed", request.scope.get("request_id"), exc_info=error)
-    return problem(request, 500, "an error on our side; the log has it under this request_id")
+    response = problem(request, 500, "an error on our side; the log has it under this request_id")
+    response.headers["X-Request-ID"] = request.scope.get("request_id", "")  # it is made outside of the middleware
+    return response

@@ -18,7 +18,6 @@ from types import EllipsisType
 from typing import Any
 
 from index_store.errors import (
-    IndexStoreError,
     PointerMoved,
     StoreFull,
     StoreMisconfigured,
@@ -69,8 +68,16 @@ class Reloader:
             await self.follow()
             next_look = time.monotonic() + self._poll_seconds
             while (left := next_look - time.monotonic()) > 0:
-                if await asyncio.to_thread(self._store.wait, min(left, WAIT_SECONDS)):
+                if await self._wait(min(left, WAIT_SECONDS)):
                     break
+
+    async def _wait(self, seconds: float) -> bool:
+        try:
+            return await asyncio.to_thread(self._store.wait, seconds)
+        except Exception as error:  # noqa: BLE001 -- as when no thread can be started; the next one may be
+            self._complain("wait", f"hints of the store are not heard: {type(error).__name__}: {error}")
+            await asyncio.sleep(seconds)
+            return False
 
     async def keep(self) -> None:
         """Hold what is in use until cancelled; also while a long load is under way."""
@@ -156,7 +163,7 @@ class Reloader:
 
     async def let_go(self) -> None:
         """The process ends: hold nothing any more."""
-        with suppress(IndexStoreError):
+        with suppress(Exception):
             await asyncio.to_thread(self._store.hold, [])
 
     async def _hold(self) -> None:
@@ -167,8 +174,8 @@ class Reloader:
                 if self._loading:
                     names.add(self._loading)
                 await asyncio.to_thread(self._store.hold, names)
-        except IndexStoreError as error:  # a version may be served without, and most likely nobody deletes it
-            self._complain("hold", f"versions in use cannot be held: {error}")
+        except Exception as error:  # noqa: BLE001 -- a version may be served without; most likely nobody deletes it
+            self._complain("hold", f"versions in use cannot be held: {type(error).__name__}: {error}")
         else:
             self._troubles.pop("hold", None)
 

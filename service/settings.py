@@ -19,7 +19,7 @@ class Settings(BaseSettings):
         "resident", description="path lists: copied to this host (resident), or read from Redis a request (remote)"
     )
     cache: str = Field("~/.cache/deep-retrieval", description="folder that versions of a Redis store are copied to")
-    store_timeout_ms: int = Field(100, ge=1, le=60_000, description="remote: how long a request waits for Redis")
+    store_timeout_ms: int = Field(100, ge=1, le=60_000, description="remote: how long an answer of Redis may take")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     workers: int = Field(1, ge=1, le=256, description="processes, each with its own beam search")

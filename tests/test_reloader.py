@@ -8,7 +8,7 @@ import dataclasses
 import gc
 import json
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,43 @@ def test_a_store_that_does_not_answer_changes_nothing(
         return [*seen, reloader.retriever.name]
 
     assert asyncio.run(follow()) == list(names)
+
+
+def test_a_thread_that_cannot_be_started_ends_nothing(
+    store: FolderStore, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pointer is followed, and versions are held, when there is room for threads again."""
+    failed: set[str] = set()
+
+    def once(name: str) -> Callable[..., Any]:
+        work = getattr(store, name)
+
+        def fail_once(*arguments: Any) -> Any:
+            if name not in failed:
+                failed.add(name)
+                raise RuntimeError("can't start new thread")
+            return work(*arguments)
+
+        return fail_once
+
+    async def follow() -> str:
+        reloader = Reloader(store, 0.01, Metrics())
+        for name in ("wait", "hold"):
+            monkeypatch.setattr(store, name, once(name))
+        monkeypatch.setattr("service.reloader.HOLD_SECONDS", 0.01)
+        tasks = [asyncio.create_task(reloader.run()), asyncio.create_task(reloader.keep())]
+        async with asyncio.timeout(30):
+            while failed != {"wait", "hold"}:
+                await asyncio.sleep(0)
+            store.activate(names[1])
+            while reloader._serving is None or reloader.retriever.name != names[1] or names[1] not in store._held:
+                await asyncio.sleep(0)
+        assert not any(task.done() for task in tasks)
+        for task in tasks:
+            task.cancel()
+        return reloader.retriever.name
+
+    assert asyncio.run(follow()) == names[1]
 
 
 def third_version(version: Version) -> Version:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from index_store import retrieval
 from index_store.errors import VersionDamaged
 from index_store.index import SOFTMAX, Index, Reranker
 from index_store.retrieval import Beams, Query, answer, fetch, pad_histories, rerank, search
@@ -185,6 +186,32 @@ def test_what_no_version_answers_is_refused(paths: Any) -> None:
     nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
     with pytest.raises(VersionDamaged):
         search(Session(), index, np.array([[0, 1]]), *nothing, 2)
+
+
+def test_who_is_widened_together_reads_no_more_than_one_may(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven that never find enough: searched again in groups, with the answers that each has alone."""
+    version = planted.version
+    session = open_session(bytes(version.parts["model.onnx"]))
+    parts = session, version.index, version.reranker
+    queries = [Query(np.array([i]), [], [], 40, 2, 5, np.array([i])) for i in range(7)]
+    monkeypatch.setattr(retrieval, "MAX_READS", 100)
+    reads: list[int] = []
+    search_once = retrieval._answer_once
+
+    def watched(*arguments: Any) -> Any:
+        reads.append(sum(query.per_path * arguments[-1] for query in arguments[3]))
+        return search_once(*arguments)
+
+    monkeypatch.setattr(retrieval, "_answer_once", watched)
+    together = answer(*parts, queries, version.manifest.history, 20)
+
+    # All seven with 2 paths; then with 4 (20 each), 8 (40 each), 16 (80 each), and 20 (100 each).
+    assert reads == [70, 100, 40, 80, 80, 80, 40, *[80] * 7, *[100] * 7]
+    monkeypatch.undo()
+    alone = [answer(*parts, [query], version.manifest.history, 20)[0] for query in queries]
+    for found, wanted in zip(together, alone, strict=True):
+        assert found.items.tolist() == wanted.items.tolist()
+        assert found.read == wanted.read
 
 
 def test_a_widened_request_has_read_all_it_read(planted: Planted) -> None:

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from index_store import server as server_module
-from index_store.errors import PointerMoved, VersionDamaged, VersionInUse
+from index_store.errors import PointerMoved, VersionDamaged, VersionInUse, VersionNotFound
 from index_store.server import ServerStore
 from index_store.store import open_store
 from tests.planted import large_version, small_version
@@ -292,6 +292,17 @@ def test_a_delete_that_loses_the_race_gives_way(
         store.delete(name)
 
     replica.load(name).verify_digests()
+
+
+def test_a_name_that_is_none_is_not_leased(url: str, client: Any, namespace: str) -> None:
+    """It would be taken for another application's, and nothing could be published or deleted any more."""
+    store = open_store(url)
+    store.hold(["v3", "no-such"])
+    with pytest.raises(VersionNotFound):
+        store.activate("v3")
+
+    assert client.zcard(f"{namespace}:leases") == 0
+    assert store.publish(small_version())
 
 
 def test_a_lease_ends_by_itself(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

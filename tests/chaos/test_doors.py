@@ -336,7 +336,7 @@ def test_nothing_is_unpickled_where_requests_are_served(
 NEEDED = {
     "auth", "hello", "ping", "select", "multi", "exec", "discard", "watch", "unwatch", "get", "getrange", "strlen",
     "smembers", "set", "unlink", "time", "zadd", "zrem", "publish", "subscribe", "unsubscribe", "cluster|slots",
-    "cluster|shards", "cluster|nodes", "quit", "reset",
+    "asking", "cluster|shards", "cluster|nodes", "quit", "reset",
 }  # fmt: skip
 
 

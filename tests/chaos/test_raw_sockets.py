@@ -192,6 +192,22 @@ def test_a_length_that_never_comes_is_refused_at_once(live: Target) -> None:
     live.check_unharmed()
 
 
+def test_what_is_refused_is_not_read_forever(live: Target) -> None:
+    """Who sends on after the answer is cut off; who ends the body may use the connection again."""
+    head = post(b"Content-Length: 1048577\r\n", b"")
+    with socket.create_connection(("127.0.0.1", live.port), timeout=30) as connection:
+        connection.sendall(head)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 413 ")
+        connection.sendall(b" ")
+        assert connection.recv(1) == b""  # with neither the rest of the body nor a close it would wait for both
+    with socket.create_connection(("127.0.0.1", live.port), timeout=30) as connection:
+        connection.sendall(head)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 413 ")
+        connection.sendall(b" " * 1048577 + get(b"/livez"))
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+    live.check_unharmed()
+
+
 def test_a_request_may_come_drip_by_drip(live: Target) -> None:
     """Byte by byte, head and body: answered when it is whole, and others meanwhile."""
     reply = ask_once(live.port, *(bytes([byte]) for byte in post(LENGTH)))
