@@ -143,9 +143,6 @@ class Batcher:
             if watch:
                 watch.cancel()
             left = [entry.result.cancel() or entry.result.cancelled() for entry in entries]
-            for entry, cancelled in zip(entries, left, strict=True):
-                if not cancelled:
-                    entry.result.exception()  # one has been raised: the others need not be heard of
             if any(left):
                 self._queue = deque(entry for entry in self._queue if not entry.result.done())
             # What was raised names this frame; if that named what was raised, an old version would stay in memory.
