@@ -155,7 +155,8 @@ class Batcher:
 
     async def run(self) -> None:
         """Search batches until cancelled."""
-        with ThreadPoolExecutor(1, "search") as thread:
+        thread = ThreadPoolExecutor(1, "search")
+        try:
             while True:
                 await self._arrived.wait()
                 try:
@@ -173,6 +174,8 @@ class Batcher:
                 else:
                     self._arrived.clear()
                 del entries, queries  # or an idle process would keep an old version alive
+        finally:
+            thread.shutdown(wait=False)  # a search that hangs keeps nobody from tidying up
 
     async def _search(self, entries: list[_Entry], queries: list[Query], thread: ThreadPoolExecutor) -> None:
         """Answer every entry, or tell it what went wrong."""

@@ -1,99 +1,23 @@
-"""Admission and grouping, with a retriever whose answers are known and whose pace the test sets."""
+"""Admission and grouping."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 import pytest
 
 from index_store.errors import StoreUnavailable
-from index_store.retrieval import Answer, Query
+from index_store.retrieval import Answer
 from service.batcher import Batcher, _Entry
 from service.errors import ClientGone, DeadlineExceeded, Overloaded
 from service.metrics import Metrics
 from service.pace import Pace
 from service.retriever import Retriever
-
-NOTHING = np.empty(0, np.int64)
-LONG = 30.0  # seconds; nothing here waits that long
-
-
-def query(k: int, beam: int = 5, *, rerank: bool = True) -> Query:
-    """A query that is told from others by its k."""
-    return Query(NOTHING, [], [], k, beam, 1, NOTHING, rerank)
-
-
-class GatedRetriever:
-    """Answers query k with k; each batch waits for the gate."""
-
-    remote = False
-    manifest = SimpleNamespace(max_beam=256)
-
-    def __init__(self) -> None:
-        self.pace = Pace(0.1, 0.0, 0.0)  # s a search: too long to keep others waiting
-        self.gate = threading.Event()
-        self.started = threading.Event()
-        self.threads: list[int] = []
-        self.batches: list[list[int]] = []
-        self.beams: list[list[int]] = []
-        self.widen: list[list[bool]] = []
-
-    def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """One batch."""
-        self.threads.append(threading.get_ident())
-        self.batches.append([q.k for q in queries])
-        self.beams.append([q.beam for q in queries])
-        self.widen.append([q.widen for q in queries])
-        self.started.set()
-        assert self.gate.wait(LONG)
-        if any(q.k == 13 for q in queries):
-            raise ValueError("thirteen")
-        if any(q.k == 14 for q in queries):
-            raise StoreUnavailable("a list is missing")
-        nothing = NOTHING.astype(np.float32)
-        return [Answer(np.array([q.k]), nothing, nothing, 0, 0, 0) for q in queries]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let other tasks run until `condition` holds."""
-    async with asyncio.timeout(LONG):
-        while not condition():
-            await asyncio.sleep(0)
-
-
-def with_batcher(
-    test: Callable[[Batcher, GatedRetriever], Coroutine[Any, Any, None]],
-    *,
-    max_queue: int = 100,
-    max_batch: int = 100,
-    max_wait: float = LONG,
-) -> None:
-    """Run `test` beside a running batcher."""
-
-    async def run() -> None:
-        batcher, gated = Batcher(max_queue, max_batch, max_wait, Metrics()), GatedRetriever()
-        task = asyncio.create_task(batcher.run())
-        try:
-            await test(batcher, gated)
-        finally:
-            gated.gate.set()
-            task.cancel()
-
-    asyncio.run(run())
-
-
-def submit(
-    batcher: Batcher, gated: GatedRetriever, *queries: Query, timeout: float = LONG
-) -> asyncio.Task[list[Answer]]:
-    """A request under way."""
-    return asyncio.create_task(batcher.submit(cast("Retriever", gated), list(queries), timeout))
+from tests.gated import LONG, GatedRetriever, query, submit, until, with_batcher
 
 
 def test_what_queued_meanwhile_is_the_next_batch() -> None:
@@ -399,3 +323,22 @@ def test_a_lone_short_search_wakes_no_thread() -> None:
         assert [thread == here for thread in gated.threads] == [True, False, False]
 
     with_batcher(test)
+
+
+def test_a_search_that_hangs_keeps_nobody_from_ending() -> None:
+    """The batcher ends while the thread still searches."""
+
+    async def test() -> None:
+        batcher, gated = Batcher(10, 10, LONG, Metrics()), GatedRetriever()
+        running = asyncio.create_task(batcher.run())
+        asked = submit(batcher, gated, query(1))
+        await until(gated.started.is_set)
+        try:
+            running.cancel()
+            await asyncio.wait([running])
+            assert any(thread.name.startswith("search") for thread in threading.enumerate())
+        finally:
+            gated.gate.set()
+            asked.cancel()
+
+    asyncio.run(test())

@@ -20,9 +20,9 @@ from tests.chaos.conftest import Goal, amount
 from tests.conftest import Planted
 from tests.delay_proxy import delay_proxy
 from tests.fleet import Candidates, Replica, answer_of, fleet, same
+from tests.gated import GatedRetriever, query, submit, until, with_batcher
 from tests.http_client import Pool, post
 from tests.redis_servers import RedisServer
-from tests.test_batcher import GatedRetriever, query, submit, until, with_batcher
 
 REQUESTS = amount(50_000)  # of each residency
 CLIENTS = 12  # at once

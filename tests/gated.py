@@ -1,0 +1,92 @@
+"""A batcher with a retriever whose answers are known, and whose pace and end the test sets."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+from index_store.errors import StoreUnavailable
+from index_store.retrieval import Answer, Query
+from service.batcher import Batcher
+from service.metrics import Metrics
+from service.pace import Pace
+from service.retriever import Retriever
+
+NOTHING = np.empty(0, np.int64)
+LONG = 30.0  # seconds; nothing here waits that long
+
+
+def query(k: int, beam: int = 5, *, rerank: bool = True) -> Query:
+    """A query that is told from others by its k."""
+    return Query(NOTHING, [], [], k, beam, 1, NOTHING, rerank)
+
+
+class GatedRetriever:
+    """Answers query k with k; each batch waits for the gate."""
+
+    remote = False
+    manifest = SimpleNamespace(max_beam=256)
+
+    def __init__(self) -> None:
+        self.pace = Pace(0.1, 0.0, 0.0)  # s a search: too long to keep others waiting
+        self.gate = threading.Event()
+        self.started = threading.Event()
+        self.threads: list[int] = []
+        self.batches: list[list[int]] = []
+        self.beams: list[list[int]] = []
+        self.widen: list[list[bool]] = []
+
+    def answer(self, queries: Sequence[Query]) -> list[Answer]:
+        """One batch."""
+        self.threads.append(threading.get_ident())
+        self.batches.append([q.k for q in queries])
+        self.beams.append([q.beam for q in queries])
+        self.widen.append([q.widen for q in queries])
+        self.started.set()
+        assert self.gate.wait(LONG)
+        if any(q.k == 13 for q in queries):
+            raise ValueError("thirteen")
+        if any(q.k == 14 for q in queries):
+            raise StoreUnavailable("a list is missing")
+        nothing = NOTHING.astype(np.float32)
+        return [Answer(np.array([q.k]), nothing, nothing, 0, 0, 0) for q in queries]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let other tasks run until `condition` holds."""
+    async with asyncio.timeout(LONG):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def with_batcher(
+    test: Callable[[Batcher, GatedRetriever], Coroutine[Any, Any, None]],
+    *,
+    max_queue: int = 100,
+    max_batch: int = 100,
+    max_wait: float = LONG,
+) -> None:
+    """Run `test` beside a running batcher."""
+
+    async def run() -> None:
+        batcher, gated = Batcher(max_queue, max_batch, max_wait, Metrics()), GatedRetriever()
+        task = asyncio.create_task(batcher.run())
+        try:
+            await test(batcher, gated)
+        finally:
+            gated.gate.set()
+            task.cancel()
+
+    asyncio.run(run())
+
+
+def submit(
+    batcher: Batcher, gated: GatedRetriever, *queries: Query, timeout: float = LONG
+) -> asyncio.Task[list[Answer]]:
+    """A request under way."""
+    return asyncio.create_task(batcher.submit(cast("Retriever", gated), list(queries), timeout))
