@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import gc
-import json
 import threading
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -23,7 +20,7 @@ from service import reloader as reloader_module
 from service.metrics import Metrics
 from service.reloader import Reloader
 from tests.conftest import Planted
-from tests.planted import changed, facts_of_version
+from tests.planted import changed
 from tests.test_api import ADMIN, assert_problem, make_app
 
 
@@ -294,12 +291,3 @@ def test_of_racing_swaps_all_but_one_are_told(client: TestClient, store: FolderS
 
     assert sorted(statuses) == [200] + [409] * 7
     assert served(client) == names[1]
-
-
-def test_the_facts_helper_matches_the_manifest() -> None:
-    """The tests' own list of manifest fields is complete."""
-    from index_store.version import Manifest
-
-    with contextlib.suppress(json.JSONDecodeError):
-        fields = {field.name for field in dataclasses.fields(Manifest)}
-        assert set(facts_of_version(1, 1, 1)) == fields - {"parts", "version", "fingerprint", "format"}

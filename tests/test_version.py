@@ -177,3 +177,10 @@ def test_only_what_is_finite_is_taken_for_it(value: float, dtype: type[np.floati
     array[4999, 2] = value
 
     assert _is_finite(array) == bool(np.isfinite(value))
+
+
+def test_the_tests_own_list_of_a_manifests_fields_is_whole() -> None:
+    """Or what they build would be no version's."""
+    fields = {field.name for field in dataclasses.fields(Manifest)}
+
+    assert set(facts_of_version(1, 1, 1)) == fields - {"parts", "version", "fingerprint", "format"}

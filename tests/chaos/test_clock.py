@@ -50,6 +50,7 @@ def test_clocks_that_jump(
         monkeypatch.setenv(name, value)
     rounds = amount(10, 1)
     wanted = versions(planted, other)
+    answers = [answers_of(version) for version in wanted]
     deleted = 0
     # Redis as Debian builds it does not start with such a clock: its memory allocator asks for the time too early.
     monkeypatch.setenv("LD_PRELOAD", library())
@@ -58,7 +59,7 @@ def test_clocks_that_jump(
         store = open_store(server.url)
         first = store.publish(wanted[0])
         store.activate(first)
-        expected = {first: answers_of(wanted[0])}
+        expected = {first: answers[0]}
         settings = {"store_timeout_ms": 10_000, "timeout_ms": 60_000}
         with (
             fleet(tmp_path / "a", server.url, 1, **settings) as (resident,),
@@ -69,9 +70,8 @@ def test_clocks_that_jump(
                 for number, jump in enumerate(JUMPS * rounds):
                     clock.write_text(f"{jump:+d}")
                     _until(functools.partial(_all_at, jump, server, replicas))
-                    version = wanted[(number + 1) % 3]
-                    name = store.publish(version)
-                    expected[name] = answers_of(version)
+                    name = store.publish(wanted[(number + 1) % 3])
+                    expected[name] = answers[(number + 1) % 3]
                     store.activate(name)
                     _until(functools.partial(_all_serve, name, replicas))
                     deleted += len(prune(store, keep=1))
