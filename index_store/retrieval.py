@@ -8,7 +8,7 @@ Shapes: B requests, W paths a request, n items a path, N candidates of all reque
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -132,7 +132,8 @@ def answer(
     """Answer queries that agree in `beam` and `rerank`, all at once.
 
     One that may widen and finds fewer than k is searched again with twice the beam, as far as `max_beam` and MAX_READS
-    let it, with others that may read as much together. longest: history items the model reads.
+    let it; where lists are resident, with no more others than may read MAX_READS together. longest: history items the
+    model reads.
     """
     beam = queries[0].beam
     answers = _answer_once(session, index, reranker, queries, longest, beam)
@@ -144,13 +145,25 @@ def answer(
         ]
         if not waiting:
             break
-        together = MAX_READS // (beam * max(queries[i].per_path for i in waiting))  # at least one
-        for start in range(0, len(waiting), together):
-            group = waiting[start : start + together]
+        # Where lists are remote, waiting for them takes longer than reading many together.
+        for group in [waiting] if index.read_paths else _groups(waiting, queries, beam):
             again = _answer_once(session, index, reranker, [queries[i] for i in group], longest, beam)
             for i, found in zip(group, again, strict=True):
                 answers[i] = found._replace(read=answers[i].read + found.read)
     return answers
+
+
+def _groups(waiting: Sequence[int], queries: Sequence[Query], beam: int) -> Iterator[list[int]]:
+    """Those who wait, in order, in groups that read no more than MAX_READS together."""
+    group: list[int] = []
+    reads = 0
+    for i in waiting:
+        reads += beam * queries[i].per_path
+        if group and reads > MAX_READS:
+            yield group
+            group, reads = [], beam * queries[i].per_path
+        group.append(i)
+    yield group
 
 
 def _answer_once(

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, LiteralString, TypedDict
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
@@ -41,15 +41,18 @@ Name = Annotated[str, Field(max_length=128)]
 Value = IntegerId | float | bool | Annotated[str, Field(max_length=256)] | None
 
 
-def _few(most: int) -> Callable[[Any], Any]:
+def _few(most: int, otherwise: LiteralString) -> Callable[[Any], Any]:
     """A check before any entry of an object is looked at: not all of a million are, to say what is wrong with each."""
 
     def check(found: Any) -> Any:
         if isinstance(found, dict) and len(found) > most:
-            raise PydanticCustomError("too_many", "at most {most} entries", {"most": most})
+            raise PydanticCustomError("too_many", otherwise)
         return found
 
     return check
+
+
+Context = Annotated[dict[Name, Value], BeforeValidator(_few(MAX_CONTEXT, "more features than any version has"))]
 
 
 class _Strict(BaseModel):
@@ -58,7 +61,7 @@ class _Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _few_fields(cls, body: Any) -> Any:
-        return _few(len(cls.model_fields))(body)
+        return _few(len(cls.model_fields), "a field that is not in the schema")(body)
 
 
 class RetrieveRequest(_Strict):
@@ -71,9 +74,7 @@ class RetrieveRequest(_Strict):
     history: Annotated[list[ItemId], FailFast()] = Field(
         [], max_length=MAX_HISTORY, description="item ids, oldest first; may be empty"
     )
-    context: Annotated[dict[Name, Value], BeforeValidator(_few(MAX_CONTEXT))] = Field(
-        {}, max_length=MAX_CONTEXT, description="the user's features, see /v1/info"
-    )
+    context: Context = Field({}, max_length=MAX_CONTEXT, description="the user's features, see /v1/info")
     k: int | None = Field(None, ge=1, le=MAX_K, description="candidates wanted; default: the version's")
     beam: int | None = Field(None, ge=1, le=MAX_BEAM, description="paths searched; default: fitting k, wider if short")
     per_path: int | None = Field(None, ge=1, le=MAX_PER_PATH, description="items read of each path")

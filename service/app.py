@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,8 @@ from service.metrics import Metrics
 from service.middleware import RequestMiddleware
 from service.reloader import Reloader
 from service.settings import Settings
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = """Candidates for a user from a learned retrieval structure (Deep Retrieval, arXiv 2007.07203).
 Every answer names the version that made all of it. Errors are `application/problem+json`."""
@@ -62,7 +65,9 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for ended in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(ended, Exception):  # none should have ended by itself
+                    log.error("a task had failed", exc_info=ended)
             await reloader.let_go()
 
     app: FastAPI = FastAPIOffline(

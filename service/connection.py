@@ -10,7 +10,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 #: Bytes that the system holds for us of a connection. By itself it holds megabytes, and the server reads 256 KB of them
 #: at once: of a hundred long bodies more than all that they may take together.
 READ_AHEAD = 32_768
-#: How long the rest of a body is read once it has been answered, so that who sends it can see the answer.
+#: How long the rest of a body is read once it has been answered, so that who sends it can see the answer, and a
+#: connection is kept for what comes after it.
 LINGER_SECONDS = 2.0
 
 
@@ -30,9 +31,9 @@ class Connection(HttpToolsProtocol):
         if self.cycle.response_complete and self.cycle.more_body:
             self._lingering = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
-    def on_message_complete(self) -> None:
-        """The connection can be used again."""
-        super().on_message_complete()
+    def on_message_begin(self) -> None:
+        """The rest had an end: the connection is used again."""
+        super().on_message_begin()
         if self._lingering:
             self._lingering.cancel()
             self._lingering = None

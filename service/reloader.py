@@ -73,11 +73,13 @@ class Reloader:
 
     async def _wait(self, seconds: float) -> bool:
         try:
-            return await asyncio.to_thread(self._store.wait, seconds)
+            moved = await asyncio.to_thread(self._store.wait, seconds)
         except Exception as error:  # noqa: BLE001 -- as when no thread can be started; the next one may be
             self._complain("wait", f"hints of the store are not heard: {type(error).__name__}: {error}")
             await asyncio.sleep(seconds)
             return False
+        self._troubles.pop("wait", None)
+        return moved
 
     async def keep(self) -> None:
         """Hold what is in use until cancelled; also while a long load is under way."""

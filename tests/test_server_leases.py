@@ -45,8 +45,10 @@ def test_a_publisher_that_lives_is_not_swept(
             other.sweep()
 
     thread = threading.Thread(target=sweep)
-    name = store.publish(large_version(), slowly)
-    published.set()
+    try:
+        name = store.publish(large_version(), slowly)
+    finally:
+        published.set()
     thread.join()
     assert calls >= 6
 

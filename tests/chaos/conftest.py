@@ -66,7 +66,7 @@ FOUND = Goals()
 
 def pytest_sessionfinish() -> None:
     """Write down what a full run has found."""
-    if FULL:
+    if FULL and (FOUND.rows or FOUND.without):
         Path(REPORT).write_text(FOUND.table())
 
 

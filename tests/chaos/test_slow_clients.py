@@ -24,12 +24,13 @@ from tests.proxy import proxied
 HALF_OPEN, DRIPPING = amount(500), amount(50)
 CUT_SECONDS = 10.0
 RATE = 100
+HALF_A_BODY = b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nX-Request-ID: slow\r\nContent-Length: 400\r\n\r\n{"
 #: What a client has sent when it sends no more: nothing, half a head, a head, half a body.
 BEGINNINGS = [
     b"",
     b"POST /v1/retrieve HT",
     b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\n",
-    b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 400\r\n\r\n{",
+    HALF_A_BODY,
     b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
 ]
 
@@ -88,11 +89,16 @@ async def _until_cut(port: int, number: int, all_here: asyncio.Barrier) -> float
     begun = time.monotonic()
     await all_here.wait()
     dripping = asyncio.ensure_future(_drip(writer)) if number < DRIPPING else None
+    said = b""
     with contextlib.suppress(OSError):
-        while await reader.read(65536):
-            pass
+        while piece := await reader.read(65536):
+            said += piece
     if dripping:
         dripping.cancel()
+    elif BEGINNINGS[number % len(BEGINNINGS)] == HALF_A_BODY:
+        assert all(part in said for part in (b"application/problem+json", b'"status":408', b'"request_id":"slow"')), (
+            said
+        )
     writer.transport.abort()
     return time.monotonic() - begun
 
