@@ -4,7 +4,7 @@ The interactions are drawn, so nothing can be learned from them; what a step cos
 one pass each. The last figure is a whole `fit` with as few epochs as there can be, two: what more of them take
 follows from the rates.
 
-python -m tests.benchmarks.bench_training [--items 1500000] [--interactions 1000000]
+python -m tests.benchmarks.bench_training [--items 1500000] [--interactions 10000000]
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from trainer.train import fit, gradient_epoch, make_optimizers, score_paths
 CONFIG = TrainConfig(k=200, test_users=200, epochs=2)
 SESSION = 50  # interactions a user
 RATED = 100_000  # items, at most, of what is measured apart
+RATED_INTERACTIONS = 250_000  # at most
 SCORED, KEPT, SWEEPS = 30, 50, 3  # S while scoring, S and T of the descent: of the paper's order
 
 
@@ -45,7 +46,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, default=1_500_000, help="V; default 1.5 million")
-    parser.add_argument("--interactions", type=int, default=1_000_000, help="default a million")
+    parser.add_argument("--interactions", type=int, default=10_000_000, help="default 10 million")
     options = parser.parse_args()
     print_figures(bench(options.items, options.interactions))
 
@@ -53,7 +54,8 @@ def main() -> None:
 def bench(items: int, interactions: int) -> dict[str, Any]:
     """The figures."""
     rated = min(items, RATED)
-    dataset = make_dataset(rated, max(CLUSTER, interactions // (4 * SESSION)), SESSION, np.random.default_rng(0))
+    users = max(CLUSTER, min(interactions, RATED_INTERACTIONS) // SESSION)
+    dataset = make_dataset(rated, users, SESSION, np.random.default_rng(0))
     rate, _ = floor_rates()
     return {
         "items": items,
