@@ -1,13 +1,18 @@
-"""What is wrong with a body is found and said briefly, however much is wrong with it."""
+"""What is wrong is found and said briefly, however much is wrong."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
+from index_store.folder import FolderStore
 from service.api import BatchRequest
+from tests.conftest import Planted
+from tests.test_api import make_app
 
 #: Each of nearly a megabyte. Every mistake that is found becomes two objects: with all of them, hundreds of megabytes.
 WRONG: dict[str, list[dict[str, Any]]] = {
@@ -26,3 +31,22 @@ def test_of_a_million_mistakes_few_are_looked_at(what: str) -> None:
         BatchRequest.model_validate({"requests": WRONG[what]})
 
     assert found.value.error_count() <= 64 * 5  # an error a type that a feature may have
+
+
+def test_a_fault_of_ours_carries_the_request_id(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In header and body, as all other answers do: the log has it under that."""
+    store = FolderStore(str(tmp_path))
+    store.activate(store.publish(planted.version))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("s3cret")
+
+    monkeypatch.setattr("service.api._prepare", fail)
+    with TestClient(make_app(store), raise_server_exceptions=False) as client:
+        response = client.post("/v1/retrieve", json={}, headers={"x-request-id": "abc"})
+
+    assert response.status_code == 500
+    assert response.headers["x-request-id"] == response.json()["request_id"] == "abc"
+    assert "s3cret" not in response.text
