@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from index_store.errors import VersionDamaged
 from index_store.index import Index, Reranker
-from index_store.retrieval import fetch, pad_histories, rerank, search
+from index_store.retrieval import fetch, rerank, search
 
 #: Log-probabilities and scores may differ this much between processors, relative to values above 1.
 TOLERANCE = 1e-3
@@ -78,15 +78,13 @@ def _answers(session: Any, index: Index, reranker: Reranker, queries: Any) -> li
     beams = search(
         session,
         index,
-        pad_histories(histories, max(map(len, histories))),
+        histories,
         np.array(queries["categories"], np.int64).reshape(len(histories), -1),
         np.array(queries["numbers"], np.float32).reshape(len(histories), -1),
         queries["beam"],
     )
-    candidates, read = fetch(index, beams, queries["per_path"])
-    k = [queries["k"]] * len(histories)
-    paths = (beams.paths >= 0).sum(axis=1)
-    answers = rerank(candidates, paths, read, reranker, k, histories)
+    postings = fetch(index, beams, queries["per_path"])
+    answers = rerank(index, beams, postings, reranker, [queries["k"]] * len(histories), histories)
     return [
         {
             "log_probs": log_probs[rows >= 0].astype(float).tolist(),

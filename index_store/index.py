@@ -70,18 +70,14 @@ class Index:
 
 @dataclass(frozen=True)
 class Reranker:
-    """A linear score of a candidate's features: the fitted logistic regression's, or the softmax head's logit."""
+    """A linear score of a candidate's features; higher is better.
+
+    lr: log-odds of a click; softmax: the unnormalised log-probability.
+    """
 
     kind: str  # "lr" or "softmax"
     weights: NDArray[np.float32]  # (4,)
     intercept: float
-
-    def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Of candidates' features (N, 4), see FEATURES: (N,), higher is better.
-
-        lr: log-odds of a click; softmax: the unnormalised log-probability.
-        """
-        return features @ self.weights + np.float32(self.intercept)
 
     def to_json(self) -> dict[str, Any]:
         weights = dict(zip(FEATURES, map(float, self.weights), strict=True))

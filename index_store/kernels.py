@@ -47,6 +47,21 @@ def all_within(numbers, least, end):  # type: ignore[no-untyped-def]
     return inside
 
 
+@_compiled(_array(uint16, 2), _array(int64), _array(int64))
+def padded(vectors, items, lengths):  # type: ignore[no-untyped-def]
+    """The vectors of B histories, (B, T, E), 0 after each one's end; T is the longest there is, at least 1.
+
+    vectors: (V, E). items: those of the histories, end to end; lengths: (B,), how many each has.
+    """
+    found = np.zeros((len(lengths), max(1, lengths.max()), vectors.shape[1]), np.uint16)
+    start = 0
+    for b in range(len(lengths)):
+        for t in range(lengths[b]):
+            found[b, t] = vectors[items[start + t]]
+        start += lengths[b]
+    return found
+
+
 @_compiled(_array(int64), _array(int32), _array(int64), _array(int64))
 def read_lists(offsets, items, rows, n):  # type: ignore[no-untyped-def]
     """The first n[i] items of each of the paths in `rows`, end to end, and how many each has; row -1 is no path."""
@@ -79,17 +94,17 @@ def join(items, lengths, log_probs):  # type: ignore[no-untyped-def]
         place = 0
         for w in range(width):
             for _ in range(lengths[b, w]):
-                keys[place] = np.int64(items[start + place]) * width + w
+                keys[place] = np.int64(items[start + place]) << 32 | w
                 place += 1
         start += place
         keys.sort()
         i = 0
         while i < place:
-            found = keys[i] // width
-            most = log_probs[b, keys[i] - found * width]
+            found = keys[i] >> 32
+            most = log_probs[b, keys[i] & 0xFFFFFFFF]
             end, total_prob = i + 1, 1.0
-            while end < place and keys[end] < (found + 1) * width:
-                total_prob += np.exp(np.float64(log_probs[b, keys[end] - found * width] - most))
+            while end < place and keys[end] >> 32 == found:
+                total_prob += np.exp(np.float64(log_probs[b, keys[end] & 0xFFFFFFFF] - most))
                 end += 1
             request[count], item[count] = b, found
             log_prob[count], paths[count] = (most + np.log(total_prob) if end > i + 1 else most), end - i
@@ -117,9 +132,10 @@ def features(vectors, bias, user, request, item, log_prob, paths):  # type: igno
     found = np.empty((len(item), 4), np.float32)
     bits = np.empty(size, np.uint32)
     numbers = bits.view(np.float32)
-    # Looks at each vector once before: they lie anywhere in memory, and so the processor waits for many at a time.
+    # Looks at each item once before: they lie anywhere in memory, and so the processor waits for many at a time.
     touched = np.uint32(0)
     for i in range(len(item)):
+        touched += np.uint32(bias[item[i]] > 0)
         for e in range(0, size, 32):  # a cache line
             touched += vectors[item[i], e]
     bits[0] = touched
@@ -138,53 +154,66 @@ def features(vectors, bias, user, request, item, log_prob, paths):  # type: igno
     return found
 
 
-@_compiled(float32)
-def _descending(score):  # type: ignore[no-untyped-def]
-    """An int64 that falls as a float32 rises; 0 and -0 are one."""
-    number = np.empty(1, np.float32)
-    number[0] = score + np.float32(0)
-    bits = np.int64(number.view(np.int32)[0])
-    return ~(bits ^ 0x7FFFFFFF if bits < 0 else bits)
+@_compiled(int32)
+def _descending(bits):  # type: ignore[no-untyped-def]
+    """An int64 that falls as the float32 of these bits rises; 0 and -0 are one."""
+    wide = np.int64(bits)
+    return ~(np.int64(-0x80000000) - wide if wide < 0 else wide)
 
 
 @_compiled(
-    _array(int64),
-    _array(int64),
+    _array(int32),
+    _array(int64, 2),
+    _array(float32, 2),
+    _array(uint16, 2),
     _array(float32),
-    _array(float32, layout="A"),
+    _array(float32, 2),
+    _array(float32),
+    float32,
     _array(int64),
     _array(int64),
     _array(int64),
 )
-def best(request, item, scores, log_prob, k, excluded, bounds):  # type: ignore[no-untyped-def]
+def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- by name they would take longer than the work
+    items, lengths, log_probs, vectors, bias, user, weights, intercept, k, excluded, bounds
+):
     """Each request's k[b] best candidates that are not among excluded[bounds[b] : bounds[b + 1]].
 
-    Returns their items, scores and log_probs, best first and equal ones by item, where each request's end among
-    them (B,), and how many candidates it had (B,).
+    items, lengths, log_probs: see `join`; vectors, bias, user: see `features`; weights (4,), intercept: Reranker's.
+    Returns their items, scores and log_probs, best first and equal ones by item, and of each request (4, B): where its
+    items end among them, how many paths it searched, items it read and candidates it had.
     """
+    request, item, log_prob, paths = join(items, lengths, log_probs)
+    seen = features(vectors, bias, user, request, item, log_prob, paths)
+    scores = np.empty(len(item), np.float32)
+    for i in range(len(item)):
+        scores[i] = intercept
+        for f in range(len(weights)):
+            scores[i] += weights[f] * seen[i, f]
     batch = len(k)
-    chosen, ends, had = np.empty(len(item), np.int64), np.empty(batch, np.int64), np.empty(batch, np.int64)
+    chosen, counts = np.empty(len(item), np.int64), np.empty((4, batch), np.int64)
+    bits = scores.view(np.int32)
     count = start = 0
     for b in range(batch):
         end = start
         while end < len(request) and request[end] == b:
             end += 1
-        keep = np.ones(end - start, np.bool_)
-        for i in range(bounds[b], bounds[b + 1]):
-            place = start + np.searchsorted(item[start:end], excluded[i])
-            if place < end and item[place] == excluded[i]:
-                keep[place - start] = False
-        order = np.empty(keep.sum(), np.int64)
-        kept = 0
+        out = np.sort(excluded[bounds[b] : bounds[b + 1]])
+        order = np.empty(end - start, np.int64)
+        kept = nearest = 0
         for i in range(start, end):
-            if keep[i - start]:
-                order[kept] = _descending(scores[i]) << 32 | i
+            while nearest < len(out) and out[nearest] < item[i]:
+                nearest += 1
+            if nearest == len(out) or out[nearest] != item[i]:
+                order[kept] = _descending(bits[i]) << 32 | i
                 kept += 1
+        order = order[:kept]
         order.sort()
         for i in range(min(k[b], kept)):
             chosen[count] = order[i] & 0xFFFFFFFF
             count += 1
-        ends[b], had[b] = count, end - start
+        counts[0, b], counts[1, b] = count, (lengths[b] > 0).sum()
+        counts[2, b], counts[3, b] = lengths[b].sum(), end - start
         start = end
     chosen = chosen[:count]
-    return item[chosen], scores[chosen], log_prob[chosen], ends, had
+    return item[chosen], scores[chosen], log_prob[chosen], counts

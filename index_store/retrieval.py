@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from index_store import kernels
 from index_store.errors import VersionDamaged
-from index_store.index import BY_PATH, MAX_READS, Index, Reranker
+from index_store.index import BY_PATH, MAX_READS, Index, Postings, Reranker
 
 #: Of user, paths and path_log_probs.
 TYPES = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.float32)
@@ -48,10 +48,6 @@ class Candidates:
     request: NDArray[np.int64]
     item: NDArray[np.int64]
     features: NDArray[np.float32]
-
-    @property
-    def path_log_prob(self) -> NDArray[np.float32]:
-        return self.features[:, 2]
 
 
 @dataclass(frozen=True)
@@ -85,43 +81,52 @@ class Answer(NamedTuple):
     narrowed: bool = False
 
 
-def fetch(index: Index, beams: Beams, n: int | NDArray[np.int64]) -> tuple[Candidates, NDArray[np.int64]]:
-    """The candidates of B beams, and how many items each request read, (B,)."""
-    batch, width = beams.paths.shape
-    postings = index.read(beams.paths.ravel(), n if isinstance(n, int) else np.repeat(n, width))
-    lengths = postings.lengths.reshape(batch, width)
-    request, item, log_prob, paths = kernels.join(postings.items, lengths, np.ascontiguousarray(beams.log_probs))
+def fetch(index: Index, beams: Beams, n: int | NDArray[np.int64]) -> Postings:
+    """The first n items of each path of B beams, n or n[b] of each; their lengths are (B, W)."""
+    width = beams.paths.shape[1]
+    found = index.read(beams.paths.ravel(), n if isinstance(n, int) else np.repeat(n, width))
+    return Postings(found.items, found.lengths.reshape(beams.paths.shape))
+
+
+def candidates(index: Index, beams: Beams, postings: Postings) -> Candidates:
+    """What was fetched for B beams, each item once a request."""
+    request, item, log_prob, paths = kernels.join(
+        postings.items, postings.lengths, np.ascontiguousarray(beams.log_probs)
+    )
     vectors, user = index.item_vectors.view(np.uint16), np.ascontiguousarray(beams.user)
-    features = kernels.features(vectors, index.item_bias, user, request, item, log_prob, paths)
-    return Candidates(request, item, features), lengths.sum(axis=1)
+    return Candidates(request, item, kernels.features(vectors, index.item_bias, user, request, item, log_prob, paths))
 
 
 def rerank(
-    candidates: Candidates,
-    paths: NDArray[np.int64],
-    read: NDArray[np.int64],
+    index: Index,
+    beams: Beams,
+    postings: Postings,
     reranker: Reranker,
     k: Sequence[int],
     excluded: Sequence[NDArray[np.int64]],
 ) -> list[Answer]:
-    """Each request's k[b] best candidates that are not excluded[b] (item indices). paths, read: see Answer.
+    """Of what was fetched each request's k[b] best items that are not excluded[b] (item indices).
 
     What is excluded is left out before the cut, so it costs no place among the k. Equal scores go by item index.
     """
-    items, scores, log_probs, ends, found = kernels.best(
-        candidates.request,
-        candidates.item,
-        reranker.scores(candidates.features),
-        candidates.path_log_prob,
+    items, scores, log_probs, counts = kernels.rerank(
+        postings.items,
+        postings.lengths,
+        np.ascontiguousarray(beams.log_probs),
+        index.item_vectors.view(np.uint16),
+        index.item_bias,
+        np.ascontiguousarray(beams.user),
+        reranker.weights,
+        reranker.intercept,
         np.array(k, np.int64),
         excluded[0] if len(excluded) == 1 else np.concatenate([np.empty(0, np.int64), *excluded]),
         np.array([0, *accumulate(map(len, excluded))]),
     )
     answers = []
     start = 0
-    for b, end in enumerate(ends.tolist()):
+    for end, *others in counts.T.tolist():
         best = slice(start, end)
-        answers.append(Answer(items[best], scores[best], log_probs[best], int(paths[b]), int(read[b]), int(found[b])))
+        answers.append(Answer(items[best], scores[best], log_probs[best], *others))
         start = end
     return answers
 
@@ -172,50 +177,38 @@ def _answer_once(
     beams = search(
         session,
         index,
-        pad_histories([query.history for query in queries], longest),
+        [query.history[-longest:] for query in queries],
         np.array([query.categories for query in queries], np.int64).reshape(len(queries), -1),
         np.array([query.numbers for query in queries], np.float32).reshape(len(queries), -1),
         beam,
     )
-    candidates, read = fetch(index, beams, np.array([query.per_path for query in queries]))
     return rerank(
-        candidates,
-        (beams.paths >= 0).sum(axis=1),
-        read,
+        index,
+        beams,
+        fetch(index, beams, np.array([query.per_path for query in queries])),
         reranker if queries[0].rerank else BY_PATH,
         [query.k for query in queries],
         [query.excluded for query in queries],
     )
 
 
-def pad_histories(histories: Sequence[NDArray[np.int64]], longest: int) -> NDArray[np.int64]:
-    """The last `longest` items of each history, (B, T), -1 after its end. T is the longest there is, at least 1."""
-    histories = [history[-longest:] for history in histories]
-    padded = np.full((len(histories), max(1, *map(len, histories))), -1, np.int64)
-    for row, history in zip(padded, histories, strict=True):
-        row[: len(history)] = history
-    return padded
-
-
 def search(
     session: Any,
     index: Index,
-    histories: NDArray[np.int64],
+    histories: Sequence[NDArray[np.int64]],
     categories: NDArray[np.int64],
     numbers: NDArray[np.float32],
     beam: int,
 ) -> Beams:
-    """Run model.onnx in `session`, an onnxruntime.InferenceSession. Shapes (B, T), (B, C), (B, M).
+    """Run model.onnx in `session`, an onnxruntime.InferenceSession.
 
-    Raises VersionDamaged if it names a path that is none of the index's.
+    histories: of B requests, item indices, no more than the model reads. categories, numbers: (B, C), (B, M). Raises
+    VersionDamaged if it names a path that is none of the index's.
     """
-    there = histories >= 0
-    lengths = there.sum(axis=1)
-    vectors = index.item_vectors.take(histories, axis=0, mode="wrap")
-    if lengths.min(initial=histories.shape[1]) < histories.shape[1]:
-        vectors[~there] = 0
+    lengths = np.array(list(map(len, histories)))
+    items = histories[0] if len(histories) == 1 else np.concatenate(histories)
     feeds = {
-        "history": vectors,
+        "history": kernels.padded(index.item_vectors.view(np.uint16), items, lengths).view(np.float16),
         "length": lengths,
         "categories": categories,
         "numbers": numbers,

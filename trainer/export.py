@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from index_store.golden import record
 from index_store.index import SOFTMAX, Index, Reranker
-from index_store.retrieval import pad_histories, search
+from index_store.retrieval import search
 from index_store.version import Version, npy
 from trainer.config import MAX_BEAM, TrainConfig
 from trainer.data import Dataset, Split, click_counts
@@ -33,7 +33,7 @@ from trainer.frontier import choose_beam
 from trainer.health import REACH_USERS, Health, churn, measure_health
 from trainer.model import PathModel, Retrieval, path_trie
 from trainer.progress import Progress
-from trainer.requests import Requests, history_requests, training_requests, tuning_requests
+from trainer.requests import Requests, history_requests, pad_histories, training_requests, tuning_requests
 from trainer.rerank import fit_reranker
 from trainer.train import Trained
 
@@ -254,12 +254,12 @@ def check_parity(
     Equal means: the same user vectors, the same log-probability rank by rank, and each path that ONNX names has
     in torch the log-probability that ONNX gives it.
     """
-    histories = [*requests.histories, np.empty(0, np.int64)]
+    histories = [*(history[-config.history :] for history in requests.histories), np.empty(0, np.int64)]
     categories = np.concatenate([requests.categories, requests.categories[:1] * 0])
     numbers = np.concatenate([requests.numbers, requests.numbers[:1] * 0])
     for batch in sorted({1, 2, len(histories)}):
         chosen = slice(len(histories) - batch, None)
-        padded = pad_histories(histories[chosen], config.history)
+        padded = pad_histories(histories[chosen])
         there = padded >= 0
         inputs = [
             torch.from_numpy(index.item_vectors[padded] * there[:, :, None]),
@@ -268,7 +268,7 @@ def check_parity(
             torch.from_numpy(numbers[chosen]),
         ]
         for beam in (1, 10, 50, MAX_BEAM):
-            found = search(session, index, padded, categories[chosen], numbers[chosen], beam)
+            found = search(session, index, histories[chosen], categories[chosen], numbers[chosen], beam)
             with torch.inference_mode():
                 user, _, log_probs = retrieval(*inputs, torch.tensor(beam))
                 again = retrieval.model.path_log_probs(user, torch.from_numpy(index.path_ids[found.paths]))

@@ -11,7 +11,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from index_store.index import Index
-from index_store.retrieval import Beams, pad_histories, search
+from index_store.retrieval import Beams, search
 from trainer.data import Dataset, Split
 
 BATCH = 256  # requests searched at once, at most
@@ -35,8 +35,8 @@ class Requests:
     def beams(self, session: Any, index: Index, longest: int, beam: int) -> Iterator[Beams]:
         """The model's answers, a batch after another as `parts` has them. longest: history items the model reads."""
         for part in self.parts():
-            padded = pad_histories(self.histories[part], longest)
-            yield search(session, index, padded, self.categories[part], self.numbers[part], beam)
+            histories = [history[-longest:] for history in self.histories[part]]
+            yield search(session, index, histories, self.categories[part], self.numbers[part], beam)
 
     def parts(self) -> Iterator[slice]:
         """The batches: so many requests that a score of every item for each fits in memory."""
@@ -88,6 +88,14 @@ def _requests(
         dataset.categories[users],
         dataset.numbers[users],
     )
+
+
+def pad_histories(histories: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The histories, (B, T), -1 after each one's end. T is the longest there is, at least 1."""
+    padded = np.full((len(histories), max(1, *map(len, histories))), -1, np.int64)
+    for row, history in zip(padded, histories, strict=True):
+        row[: len(history)] = history
+    return padded
 
 
 def history_matrix(histories: Sequence[NDArray[np.int64]], items: int) -> scipy.sparse.csr_array:

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from index_store.index import SOFTMAX, Index, Reranker
-from index_store.retrieval import fetch
+from index_store.retrieval import candidates, fetch
 from trainer.requests import Requests
 
 PRIOR = 300.0  # clicks: with as many, a weight is about half of what the clicks say
@@ -30,12 +30,12 @@ def fit_reranker(index: Index, session: Any, requests: Requests, longest: int, b
     done = 0
     items = len(index.item_bias)
     for beams in requests.beams(session, index, longest, beam):
-        candidates, _ = fetch(index, beams, per_path)
+        met = candidates(index, beams, fetch(index, beams, per_path))
         batch = range(done, done + len(beams.user))
         done = batch.stop
-        key = candidates.request * items + candidates.item
+        key = met.request * items + met.item
         new = ~np.isin(key, _keys([requests.histories[r] for r in batch], items))
-        request, x = candidates.request[new], candidates.features[new].astype(float)
+        request, x = met.request[new], met.features[new].astype(float)
         y = np.isin(key[new], _keys([requests.truths[r] for r in batch], items))
         clicks = np.bincount(request, y, len(batch))[request]
         features.append(_centred(x, request, len(batch)))

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from index_store.retrieval import pad_histories
 from trainer.batches import Batches
 from trainer.config import TrainConfig
 from trainer.context import ContextSchema
@@ -21,7 +20,7 @@ from trainer.losses import SoftmaxHead
 from trainer.measures import Answers, Items
 from trainer.model import log_share
 from trainer.progress import Progress
-from trainer.requests import Requests
+from trainer.requests import Requests, pad_histories
 from trainer.train import gradient_epoch, make_optimizers
 
 LINKS = 32  # of a node of the HNSW graph
@@ -95,7 +94,7 @@ def encode(model: TwoTower, requests: Requests, history: int) -> tuple[NDArray[n
     started = time.perf_counter()
     with torch.inference_mode():
         for part in requests.parts():
-            padded = torch.from_numpy(pad_histories(requests.histories[part], history))
+            padded = torch.from_numpy(pad_histories([one[-history:] for one in requests.histories[part]]))
             vectors = model.encoder(
                 padded, torch.from_numpy(requests.categories[part]), torch.from_numpy(requests.numbers[part])
             )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from index_store.retrieval import Beams, pad_histories, search
+from index_store.retrieval import Beams, search
 from tests.benchmarks.catalogue import CONFIG, Catalogue, make_catalogue
 from tests.benchmarks.measure import report, take_turns
 
@@ -59,7 +59,7 @@ def _open(catalogue: Catalogue, provider: str) -> onnxruntime.InferenceSession:
 
 
 def _searching(catalogue: Catalogue, session: onnxruntime.InferenceSession, batch: int) -> Callable[[int], Beams]:
-    histories = pad_histories(catalogue.requests.histories[:batch], CONFIG.history)
+    histories = catalogue.requests.histories[:batch]
     nothing = np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32)
     one = functools.partial(search, session, catalogue.version.index, histories, *nothing, int(CONFIG.beam))
     return lambda _number: one()

@@ -16,7 +16,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from index_store.retrieval import Answer, Query, fetch, pad_histories, rerank, search
+from index_store import kernels
+from index_store.retrieval import Answer, Query, fetch, rerank, search
 from index_store.version import Version
 from service.retriever import Retriever
 from tests.benchmarks.catalogue import CONFIG, Catalogue, make_catalogue
@@ -110,22 +111,16 @@ def our_steps(
     session = retriever._session
 
     def search_one(number: int) -> Any:
-        return search(session, index, pad_histories([histories[number]], manifest.history), *nothing, manifest.beam)
+        return search(session, index, [histories[number]], *nothing, manifest.beam)
 
     beams = [search_one(number) for number in range(len(histories))]
     fetched = [fetch(index, one, manifest.per_path) for one in beams]
-    paths = np.array([manifest.beam])
     return {
         "encode": encode,
         "search": search_one,
         "fetch": lambda number: fetch(index, beams[number], manifest.per_path),
         "rerank": lambda number: rerank(
-            fetched[number][0],
-            paths,
-            fetched[number][1],
-            reranker,
-            [manifest.k],
-            [histories[number]],
+            index, beams[number], fetched[number], reranker, [manifest.k], [histories[number]]
         ),
     }
 
@@ -142,7 +137,7 @@ def split_steps(timed: dict[str, float]) -> dict[str, float]:
 
 def encoder_of(version: Version) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
     """The encoder alone, cut out of the version's network: a history to a user vector (1, E)."""
-    vectors = version.index.item_vectors
+    vectors = version.index.item_vectors.view(np.uint16)
     whole = onnx.load_from_string(bytes(version.parts["model.onnx"]))
     inputs = [value.name for value in whole.graph.input if value.name in {"history", "length"}]
     part = onnx.utils.Extractor(whole).extract_model(inputs, ["user"])
@@ -151,10 +146,9 @@ def encoder_of(version: Version) -> Callable[[NDArray[np.int64]], NDArray[np.flo
     session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def encode(history: NDArray[np.int64]) -> NDArray[np.float32]:
-        padded = pad_histories([history], len(history))
-        found = vectors.take(padded, axis=0, mode="wrap")
-        found[padded < 0] = 0
-        user: NDArray[np.float32] = session.run(["user"], {"history": found, "length": np.array([len(history)])})[0]
+        length = np.array([len(history)])
+        found = kernels.padded(vectors, history, length).view(np.float16)
+        user: NDArray[np.float32] = session.run(["user"], {"history": found, "length": length})[0]
         return user
 
     return encode
