@@ -154,7 +154,7 @@ class Retriever:
         assert not isinstance(self._ids, list)
         numbers = ids if all(isinstance(item, int) for item in ids) else map(_as_integer, ids)
         wanted = np.array([number for number in numbers if number is not None], np.int64)
-        places = np.minimum(np.searchsorted(self._ids, wanted), len(self._ids) - 1)
+        places = np.minimum(self._ids.searchsorted(wanted), len(self._ids) - 1)
         known: NDArray[np.int64] = places[self._ids[places] == wanted]
         return known
 

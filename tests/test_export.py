@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from index_store.golden import replay
-from index_store.retrieval import pad_histories, search
+from index_store.retrieval import search
 from tests.conftest import Planted
 from trainer.config import TrainConfig
 from trainer.context import ContextSchema
@@ -34,12 +34,13 @@ def retrieval_of(planted: Planted) -> Retrieval:
 def test_onnx_equals_torch(planted: Planted, batch: int, beam: int) -> None:
     """User vectors, paths and log-probabilities, whatever the batch, the lengths and the beam."""
     rng = np.random.default_rng(batch)
-    histories = pad_histories([rng.integers(40, size=rng.integers(0, 7)) for _ in range(batch)], 6)
+    histories = [rng.integers(40, size=rng.integers(0, 7)) for _ in range(batch)]
     index, nothing = planted.version.index, (np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32))
     found = search(open_session(bytes(planted.version.parts["model.onnx"])), index, histories, *nothing, beam)
-    vectors = np.zeros((*histories.shape, 16), np.float16)
-    vectors[histories >= 0] = index.item_vectors[histories[histories >= 0]]
-    inputs = vectors, (histories >= 0).sum(axis=1), *nothing
+    vectors = np.zeros((batch, 6, 16), np.float16)
+    for row, history in zip(vectors, histories, strict=True):
+        row[: len(history)] = index.item_vectors[history]
+    inputs = vectors, np.array([len(history) for history in histories]), *nothing
     with torch.inference_mode():
         user, rows, log_probs = retrieval_of(planted)(*map(torch.from_numpy, inputs), torch.tensor(beam))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from index_store import retrieval
 from index_store.errors import VersionDamaged
 from index_store.index import SOFTMAX, Index, Reranker
-from index_store.retrieval import Beams, Query, answer, fetch, pad_histories, rerank, search
+from index_store.retrieval import Beams, Query, answer, candidates, fetch, rerank, search
 from tests.conftest import Planted
 from trainer.export import open_session
 
@@ -71,13 +71,14 @@ def test_answers_equal_the_slow_twin(seed: int, batch: int, n: int, k: int) -> N
     weights = rng.normal(size=4)
     excluded = [rng.integers(ITEMS, size=rng.integers(4)) for _ in range(batch)]
 
-    candidates, read = fetch(index, beams, n)
-    answers = rerank(candidates, read, read, Reranker("lr", weights.astype(np.float32), 0.0), [k] * batch, excluded)
+    reranker = Reranker("lr", weights.astype(np.float32), 0.5)
+    answers = rerank(index, beams, fetch(index, beams, n), reranker, [k] * batch, excluded)
 
     for row in range(batch):
         expected = slow_answer(index, lists, beams, row, n, k, excluded[row].tolist(), weights)
         assert answers[row].items.tolist() == [item for item, _ in expected]
-        assert np.allclose(answers[row].scores, [score for _, score in expected], atol=1e-4)
+        assert np.allclose(answers[row].scores, [score + 0.5 for _, score in expected], atol=1e-4)
+        assert answers[row].paths == (beams.paths[row] >= 0).sum()
         assert answers[row].read == sum(
             len(lists[int(index.path_ids[place])][:n]) for place in beams.paths[row].tolist() if place >= 0
         )
@@ -94,12 +95,13 @@ def test_an_item_on_several_paths_is_one_candidate() -> None:
     )
     beams = Beams(np.ones((1, 2), np.float32), np.array([[0, 1]]), np.log(np.array([[0.5, 0.25]], np.float32)))
 
-    candidates, read = fetch(index, beams, 10)
+    postings = fetch(index, beams, 10)
+    found = candidates(index, beams, postings)
 
-    assert candidates.item.tolist() == [0, 1]
-    assert np.exp(candidates.path_log_prob) == pytest.approx([0.75, 0.5])
-    assert candidates.features[:, 3].tolist() == [2, 1]
-    assert read.tolist() == [3]
+    assert found.item.tolist() == [0, 1]
+    assert np.exp(found.features[:, 2]) == pytest.approx([0.75, 0.5])
+    assert found.features[:, 3].tolist() == [2, 1]
+    assert postings.lengths.tolist() == [[2, 1]]
 
 
 def test_what_is_excluded_costs_no_place() -> None:
@@ -112,9 +114,8 @@ def test_what_is_excluded_costs_no_place() -> None:
         np.zeros(4, np.float32),
     )
     beams = Beams(np.array([[4, 3, 2, 1]], np.float32), np.array([[0]]), np.zeros((1, 1), np.float32))
-    candidates, read = fetch(index, beams, 10)
 
-    (found,) = rerank(candidates, read, read, SOFTMAX, [2], [np.array([0, 1])])
+    (found,) = rerank(index, beams, fetch(index, beams, 10), SOFTMAX, [2], [np.array([0, 1])])
 
     assert found.items.tolist() == [2, 3]
 
@@ -123,20 +124,11 @@ def test_a_beam_that_meets_no_path_finds_nothing() -> None:
     """No path in use: an empty answer, no error."""
     index, _ = random_index(np.random.default_rng(0), 3)
     beams = Beams(np.ones((1, SIZE), np.float32), np.array([[-1, -1]]), np.full((1, 2), -np.inf, np.float32))
-    candidates, read = fetch(index, beams, 10)
 
-    (found,) = rerank(candidates, read, read, SOFTMAX, [5], [np.empty(0, np.int64)])
+    (found,) = rerank(index, beams, fetch(index, beams, 10), SOFTMAX, [5], [np.empty(0, np.int64)])
 
     assert found.items.tolist() == []
-    assert (found.read, found.candidates) == (0, 0)
-
-
-def test_histories_are_cut_to_the_latest_and_padded() -> None:
-    """Oldest first, -1 after the end, at least one column."""
-    padded = pad_histories([np.array([1, 2, 3]), np.array([], np.int64), np.array([4])], 2)
-
-    assert padded.tolist() == [[2, 3], [-1, -1], [4, -1]]
-    assert pad_histories([np.array([], np.int64)], 5).tolist() == [[-1]]
+    assert (found.paths, found.read, found.candidates) == (0, 0, 0)
 
 
 def test_padding_reaches_the_model_as_nothing() -> None:
@@ -150,7 +142,7 @@ def test_padding_reaches_the_model_as_nothing() -> None:
             return [np.zeros((2, SIZE), np.float32), np.zeros((2, 1), np.int32), np.zeros((2, 1), np.float32)]
 
     nothing = np.zeros((2, 0), np.int64), np.zeros((2, 0), np.float32)
-    search(Session(), index, np.array([[3, -1, -1], [1, 2, 3]]), *nothing, 1)
+    search(Session(), index, [np.array([3]), np.array([1, 2, 3])], *nothing, 1)
 
     assert fed["length"].tolist() == [1, 3]
     assert fed["history"][1].tolist() == index.item_vectors[[1, 2, 3]].tolist()
@@ -185,7 +177,7 @@ def test_what_no_version_answers_is_refused(paths: Any) -> None:
 
     nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
     with pytest.raises(VersionDamaged):
-        search(Session(), index, np.array([[0, 1]]), *nothing, 2)
+        search(Session(), index, [np.array([0, 1])], *nothing, 2)
 
 
 def test_who_is_widened_together_reads_no_more_than_one_may(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +222,7 @@ def test_a_widened_request_has_read_all_it_read(planted: Planted) -> None:
     reads, beam = 0, 1
     while True:
         nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
-        beams = search(session, index, pad_histories([history], 6), *nothing, beam)
+        beams = search(session, index, [history], *nothing, beam)
         items = index.read(beams.paths[0], 2).items
         reads += len(items)
         if beam == 1:
