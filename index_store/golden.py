@@ -82,6 +82,7 @@ def _answers(session: Any, index: Index, reranker: Reranker, queries: Any) -> li
         np.array(queries["categories"], np.int64).reshape(len(histories), -1),
         np.array(queries["numbers"], np.float32).reshape(len(histories), -1),
         queries["beam"],
+        max(1, *map(len, histories)),
     )
     postings = fetch(index, beams, queries["per_path"])
     answers = rerank(index, beams, postings, reranker, [queries["k"]] * len(histories), histories)

@@ -24,7 +24,7 @@ class Postings(NamedTuple):
     """The items of some paths, end to end.
 
     items: int32 (total,), the first path's items, then the second's, ...
-    lengths: int64 (len(path_ids),), how many of them belong to each path; 0 for a path not in use.
+    lengths: int64 (W,), or (B, W) of `retrieval.fetch`: how many of them belong to each path; 0 for one not in use.
     """
 
     items: NDArray[np.int32]

@@ -1,9 +1,10 @@
-"""The loops over items that a request waits for, compiled: what numpy needs forty calls for takes one.
+"""The loops over items that a request waits for, compiled: what numpy needs forty calls for takes four.
 
 They take microseconds a request, 5 ms for one of 50,000 items, and keep the interpreter's lock: to let go of it and
-wait for it again takes longer, and the service bounds what is read together. The first import compiles them (seconds),
-later ones read what numba kept beside Python's own compiled files or in NUMBA_CACHE_DIR; where it can write nowhere,
-every process compiles. Their slow twins are in tests/test_retrieval.py.
+wait for it again takes longer, and the service bounds what is read together, but for remote lists in a widened search.
+A call from Python takes 8 us, mostly for its arguments, so `rerank` is all that follows the reading. The first import
+compiles them (seconds), later ones read what numba kept beside Python's own compiled files or in NUMBA_CACHE_DIR; where
+it can write nowhere, every process compiles. Their slow twins are in tests/test_retrieval.py.
 
 Shapes as in retrieval.py.
 """
@@ -11,7 +12,7 @@ Shapes as in retrieval.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numba import njit, types
@@ -21,9 +22,9 @@ from numba.core.types import float32, int32, int64, uint16
 HALF = np.float32(2.0**112)
 
 
-def _array(kind: Any, dimensions: int = 1, layout: Literal["C", "A"] = "C") -> Any:
+def _array(kind: Any, dimensions: int = 1) -> Any:
     """An array that is only read, so one that cannot be written fits too."""
-    return types.Array(kind, dimensions, layout, readonly=True)
+    return types.Array(kind, dimensions, "C", readonly=True)
 
 
 def _compiled(*arguments: Any, fastmath: frozenset[str] = frozenset()) -> Callable[[Callable[..., Any]], Any]:
@@ -51,7 +52,8 @@ def all_within(numbers, least, end):  # type: ignore[no-untyped-def]
 def padded(vectors, items, lengths):  # type: ignore[no-untyped-def]
     """The vectors of B histories, (B, T, E), 0 after each one's end; T is the longest there is, at least 1.
 
-    vectors: (V, E). items: those of the histories, end to end; lengths: (B,), how many each has.
+    vectors: (V, E). items: those of the histories, end to end, below V, which is not checked; lengths: (B,), how many
+    each has.
     """
     found = np.zeros((len(lengths), max(1, lengths.max()), vectors.shape[1]), np.uint16)
     start = 0
@@ -181,7 +183,7 @@ def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- by name they wou
 
     items, lengths, log_probs: see `join`; vectors, bias, user: see `features`; weights (4,), intercept: Reranker's.
     Returns their items, scores and log_probs, best first and equal ones by item, and of each request (4, B): where its
-    items end among them, how many paths it searched, items it read and candidates it had.
+    items end among them, how many paths with items it searched, items it read and candidates it had.
     """
     request, item, log_prob, paths = join(items, lengths, log_probs)
     seen = features(vectors, bias, user, request, item, log_prob, paths)
@@ -198,13 +200,21 @@ def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- by name they wou
         end = start
         while end < len(request) and request[end] == b:
             end += 1
-        out = np.sort(excluded[bounds[b] : bounds[b + 1]])
+        keep = np.ones(end - start, np.bool_)
+        for i in range(bounds[b], bounds[b + 1]):  # to sort them would take their square, in an order made for it
+            low, high = start, end
+            while low < high:
+                middle = (low + high) // 2
+                if item[middle] < excluded[i]:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low < end and item[low] == excluded[i]:
+                keep[low - start] = False
         order = np.empty(end - start, np.int64)
-        kept = nearest = 0
+        kept = 0
         for i in range(start, end):
-            while nearest < len(out) and out[nearest] < item[i]:
-                nearest += 1
-            if nearest == len(out) or out[nearest] != item[i]:
+            if keep[i - start]:
                 order[kept] = _descending(bits[i]) << 32 | i
                 kept += 1
         order = order[:kept]

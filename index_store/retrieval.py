@@ -88,7 +88,7 @@ def fetch(index: Index, beams: Beams, n: int | NDArray[np.int64]) -> Postings:
     return Postings(found.items, found.lengths.reshape(beams.paths.shape))
 
 
-def candidates(index: Index, beams: Beams, postings: Postings) -> Candidates:
+def join(index: Index, beams: Beams, postings: Postings) -> Candidates:
     """What was fetched for B beams, each item once a request."""
     request, item, log_prob, paths = kernels.join(
         postings.items, postings.lengths, np.ascontiguousarray(beams.log_probs)
@@ -109,6 +109,7 @@ def rerank(
 
     What is excluded is left out before the cut, so it costs no place among the k. Equal scores go by item index.
     """
+    assert len(k) == len(excluded) == len(beams.paths)
     items, scores, log_probs, counts = kernels.rerank(
         postings.items,
         postings.lengths,
@@ -177,10 +178,11 @@ def _answer_once(
     beams = search(
         session,
         index,
-        [query.history[-longest:] for query in queries],
+        [query.history for query in queries],
         np.array([query.categories for query in queries], np.int64).reshape(len(queries), -1),
         np.array([query.numbers for query in queries], np.float32).reshape(len(queries), -1),
         beam,
+        longest,
     )
     return rerank(
         index,
@@ -199,12 +201,14 @@ def search(
     categories: NDArray[np.int64],
     numbers: NDArray[np.float32],
     beam: int,
+    longest: int,
 ) -> Beams:
     """Run model.onnx in `session`, an onnxruntime.InferenceSession.
 
-    histories: of B requests, item indices, no more than the model reads. categories, numbers: (B, C), (B, M). Raises
-    VersionDamaged if it names a path that is none of the index's.
+    histories: item indices of B requests, 0 to V - 1, which is not checked here; the last `longest` of each are read.
+    categories, numbers: (B, C), (B, M). Raises VersionDamaged if it names a path that is none of the index's.
     """
+    histories = [history[-longest:] for history in histories]
     lengths = np.array(list(map(len, histories)))
     items = histories[0] if len(histories) == 1 else np.concatenate(histories)
     feeds = {

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
-from tests.benchmarks import bench_gpu, bench_retrieval, bench_scaling, bench_service, bench_training
+from tests.benchmarks import bench_gpu, bench_retrieval, bench_scaling, bench_service, bench_training, plots
 from tests.benchmarks.measure import take_turns
 
 
@@ -35,6 +39,9 @@ def test_retrieval(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["returned"] == figures["k"]
     assert set(figures["times_faster_than"]) == {"exact_scan", "hnsw", "ivf"}
     assert set(figures["steps_ms"]) == {"encode", "beam", "fetch", "rerank"}
+    contenders, steps = plots.draw(figures).axes
+    assert _labels(contenders) == {"Deep Retrieval", "exact scan", "HNSW", "IVF"}
+    assert _labels(steps) == {"ours", "arithmetic floor"}
 
 
 def test_scaling(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,6 +55,8 @@ def test_scaling(capsys: pytest.CaptureFixture[str]) -> None:
     more = 6000 * large["path_bytes_per_item"] - 3000 * small["path_bytes_per_item"]
     # 3 postings of 4 bytes, a tenth of a path of 16, and at most its row of 100 entries in the last table of the trie
     assert 12 + 1.6 <= more / 3000 <= 12 + 1.6 + 40 + 1
+    times, _ = plots.draw(figures).axes
+    assert list(np.asarray(times.lines[0].get_ydata())) == [small["p50_ms"], large["p50_ms"]]
 
 
 def test_training(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,6 +67,10 @@ def test_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(figures["per_second"]) == {"encoder_steps", "path_steps", "scoring", "descended_items"}
     assert min(figures["per_second"].values()) > 0
     assert set(figures["published"]) == {"fit_seconds", "version_seconds", "publish_seconds"}
+    assert figures["ml1m_shape"]["per_second"]["scoring"] > 0
+    passes, parts = plots.draw(figures).axes
+    assert _labels(passes) == {"encoder steps", "path steps", "scoring", "descended items"}
+    assert _labels(parts) == {"fit", "version", "publish"}
 
 
 def test_service(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,6 +81,9 @@ def test_service(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(figures["peak_per_second"]) == {"empty", "hnsw", "folder", "redis_resident", "redis_remote"}
     assert min(figures["peak_per_second"].values()) > 0
     assert all(0 < one["p50_ms"] <= one["p99_ms"] for one in figures["at_half_of_peak"].values())
+    peaks, _ = plots.draw(figures).axes
+    drawn = [bar.get_window_extent().width for bar in peaks.patches]
+    assert np.argsort(drawn[::-1]).tolist() == np.argsort(list(figures["peak_per_second"].values())).tolist()
 
 
 def test_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,3 +96,30 @@ def test_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     figures = bench_gpu.bench(3000, (1, 4), dict.fromkeys(("gpu", "cpu"), "CPUExecutionProvider"))
     bench_gpu.print_figures(figures)
     assert [row["batch"] for row in figures["batches"]] == [1, 4]
+    batches, _ = plots.draw(json.loads(capsys.readouterr().out.splitlines()[-1])).axes
+    assert [line.get_label() for line in batches.lines] == ["gpu", "cpu"]
+
+
+def test_what_was_printed_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """From a file of several benchmarks' output: a PNG each; none of what measured nothing."""
+    machine = {"processor": "any", "cores": 2, "python": "3"}
+    row = {"items": 10, "p50_ms": 1.0, "publish_seconds": 1.0, "load_seconds": 1.0, "open_seconds": 1.0}
+    printed = [{"benchmark": "scaling", "machine": machine, "rows": [row]}, {"benchmark": "gpu", "batches": []}]
+    output = tmp_path / "bench.txt"
+    output.write_text("\n".join(["a table", *map(json.dumps, printed)]))
+    monkeypatch.setattr("sys.argv", ["plots", str(output), "--folder", str(tmp_path / "drawn")])
+
+    assert plots.main() == 0
+    assert [file.name for file in (tmp_path / "drawn").iterdir()] == ["scaling.png"]
+    assert (tmp_path / "drawn" / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+    output.write_text("a table\n")
+    assert plots.main() == 1
+    assert "has no line of JSON" in capsys.readouterr().err
+    output.unlink()
+    assert plots.main() == 1
+    assert "No such file" in capsys.readouterr().err
+
+
+def _labels(axes: Axes) -> set[str]:
+    return {label.get_text() for label in axes.get_yticklabels()}

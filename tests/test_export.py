@@ -36,7 +36,7 @@ def test_onnx_equals_torch(planted: Planted, batch: int, beam: int) -> None:
     rng = np.random.default_rng(batch)
     histories = [rng.integers(40, size=rng.integers(0, 7)) for _ in range(batch)]
     index, nothing = planted.version.index, (np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32))
-    found = search(open_session(bytes(planted.version.parts["model.onnx"])), index, histories, *nothing, beam)
+    found = search(open_session(bytes(planted.version.parts["model.onnx"])), index, histories, *nothing, beam, 6)
     vectors = np.zeros((batch, 6, 16), np.float16)
     for row, history in zip(vectors, histories, strict=True):
         row[: len(history)] = index.item_vectors[history]

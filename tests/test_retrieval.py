@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from index_store import retrieval
 from index_store.errors import VersionDamaged
 from index_store.index import SOFTMAX, Index, Reranker
-from index_store.retrieval import Beams, Query, answer, candidates, fetch, rerank, search
+from index_store.retrieval import Beams, Query, answer, fetch, join, rerank, search
 from tests.conftest import Planted
 from trainer.export import open_session
 
@@ -79,9 +79,28 @@ def test_answers_equal_the_slow_twin(seed: int, batch: int, n: int, k: int) -> N
         assert answers[row].items.tolist() == [item for item, _ in expected]
         assert np.allclose(answers[row].scores, [score + 0.5 for _, score in expected], atol=1e-4)
         assert answers[row].paths == (beams.paths[row] >= 0).sum()
+        every = slow_answer(index, lists, beams, row, n, ITEMS, [], weights)
+        assert answers[row].candidates == len(every)
         assert answers[row].read == sum(
             len(lists[int(index.path_ids[place])][:n]) for place in beams.paths[row].tolist() if place >= 0
         )
+
+
+def test_equal_scores_go_by_item() -> None:
+    """0 and -0 are equal, and less than nothing is less, the further the less."""
+    index = Index(
+        np.array([1]),
+        np.array([0, 6]),
+        np.array([5, 4, 3, 2, 1, 0], np.int32),
+        np.array([[0.0], [-0.0], [-1.0], [2.0], [-1.0], [-np.inf]], np.float16),
+        np.zeros(6, np.float32),
+    )
+    beams = Beams(np.ones((1, 1), np.float32), np.array([[0]]), np.zeros((1, 1), np.float32))
+    weights = np.array([-0.5, 0, 0, 0], np.float32)
+
+    (found,) = rerank(index, beams, fetch(index, beams, 6), Reranker("lr", weights, -0.0), [6], [np.empty(0, np.int64)])
+
+    assert found.items.tolist() == [5, 2, 4, 0, 1, 3]
 
 
 def test_an_item_on_several_paths_is_one_candidate() -> None:
@@ -96,7 +115,7 @@ def test_an_item_on_several_paths_is_one_candidate() -> None:
     beams = Beams(np.ones((1, 2), np.float32), np.array([[0, 1]]), np.log(np.array([[0.5, 0.25]], np.float32)))
 
     postings = fetch(index, beams, 10)
-    found = candidates(index, beams, postings)
+    found = join(index, beams, postings)
 
     assert found.item.tolist() == [0, 1]
     assert np.exp(found.features[:, 2]) == pytest.approx([0.75, 0.5])
@@ -118,6 +137,24 @@ def test_what_is_excluded_costs_no_place() -> None:
     (found,) = rerank(index, beams, fetch(index, beams, 10), SOFTMAX, [2], [np.array([0, 1])])
 
     assert found.items.tolist() == [2, 3]
+
+
+def test_what_is_excluded_may_come_in_any_order_and_twice() -> None:
+    """First, last, between, often, and what is no candidate."""
+    index = Index(
+        np.array([1]),
+        np.array([0, 6]),
+        np.arange(0, 12, 2, dtype=np.int32),
+        np.zeros((12, 1), np.float16),
+        np.zeros(12, np.float32),
+    )
+    beams = Beams(np.ones((1, 1), np.float32), np.array([[0]]), np.zeros((1, 1), np.float32))
+    excluded = np.array([10, 11, 4, 0, 4, 3])
+
+    (found,) = rerank(index, beams, fetch(index, beams, 6), SOFTMAX, [6], [excluded])
+
+    assert found.items.tolist() == [2, 6, 8]
+    assert found.candidates == 6
 
 
 def test_a_beam_that_meets_no_path_finds_nothing() -> None:
@@ -142,11 +179,19 @@ def test_padding_reaches_the_model_as_nothing() -> None:
             return [np.zeros((2, SIZE), np.float32), np.zeros((2, 1), np.int32), np.zeros((2, 1), np.float32)]
 
     nothing = np.zeros((2, 0), np.int64), np.zeros((2, 0), np.float32)
-    search(Session(), index, [np.array([3]), np.array([1, 2, 3])], *nothing, 1)
+    search(Session(), index, [np.array([3]), np.array([9, 1, 2, 3])], *nothing, 1, 3)
 
     assert fed["length"].tolist() == [1, 3]
-    assert fed["history"][1].tolist() == index.item_vectors[[1, 2, 3]].tolist()
+    assert fed["history"][1].tolist() == index.item_vectors[[1, 2, 3]].tolist()  # the latest, oldest first
     assert fed["history"][0].tolist() == [index.item_vectors[3].tolist(), [0.0] * SIZE, [0.0] * SIZE]
+
+    nobody = np.empty(0, np.int64)
+    search(Session(), index, [nobody, np.array([3])], *nothing, 1, 3)
+    assert fed["length"].tolist() == [0, 1]
+    assert fed["history"].tolist() == [[[0.0] * SIZE], [index.item_vectors[3].tolist()]]
+    search(Session(), index, [nobody, nobody], *nothing, 1, 3)
+    assert fed["length"].tolist() == [0, 0]
+    assert fed["history"].tolist() == [[[0.0] * SIZE]] * 2
 
 
 @pytest.mark.parametrize("document", [None, {}, {"kind": "lr", "weights": {"logit": "x"}, "intercept": 0}])
@@ -177,7 +222,7 @@ def test_what_no_version_answers_is_refused(paths: Any) -> None:
 
     nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
     with pytest.raises(VersionDamaged):
-        search(Session(), index, [np.array([0, 1])], *nothing, 2)
+        search(Session(), index, [np.array([0, 1])], *nothing, 2, 5)
 
 
 def test_who_is_widened_together_reads_no_more_than_one_may(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +267,7 @@ def test_a_widened_request_has_read_all_it_read(planted: Planted) -> None:
     reads, beam = 0, 1
     while True:
         nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
-        beams = search(session, index, [history], *nothing, beam)
+        beams = search(session, index, [history], *nothing, beam, 6)
         items = index.read(beams.paths[0], 2).items
         reads += len(items)
         if beam == 1:

@@ -11,7 +11,7 @@ from tests.conftest import Planted
 from trainer.data import click_counts
 from trainer.measures import new_items, precision_recall_f, tops
 from trainer.progress import SilentProgress
-from trainer.requests import held_out_requests
+from trainer.requests import held_out_requests, pad_histories
 from trainer.two_tower import TwoTower, answer_hnsw, build_hnsw, encode, train_two_tower
 
 
@@ -27,6 +27,14 @@ def test_it_learns_the_planted_groups(planted: Planted) -> None:
 
     assert seconds > 0
     assert precision_recall_f(found.filtered, new_items(requests), 5)["precision"] > 0.6
+
+
+def test_histories_are_cut_to_the_latest_and_padded() -> None:
+    """Oldest first, -1 after the end, at least one column."""
+    padded = pad_histories([np.array([1, 2, 3]), np.array([], np.int64), np.array([4])], 2)
+
+    assert padded.tolist() == [[2, 3], [-1, -1], [4, -1]]
+    assert pad_histories([np.array([], np.int64)], 5).tolist() == [[-1]]
 
 
 def test_the_graph_finds_what_a_scan_finds(planted: Planted) -> None:

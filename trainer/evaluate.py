@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.index import Reranker
-from index_store.retrieval import Answer, Beams, Query, answer, candidates, fetch
+from index_store.retrieval import Answer, Beams, Query, answer, fetch, join
 from index_store.version import Version
 from trainer.assignment import Occupancy
 from trainer.baselines import answer_all, item_cf, popularity
@@ -130,7 +130,7 @@ class Measured:
                     [dataclasses.replace(query, excluded=nothing) for query in queries], reranker
                 )
                 index = self.version.index
-                met = candidates(index, beams, fetch(index, beams, per_path))
+                met = join(index, beams, fetch(index, beams, per_path))
                 exact = self.brute_force.filtered[part]
                 keys = np.concatenate([row * manifest.items + top for row, top in enumerate(exact)])
                 held += int(np.isin(keys, met.request * manifest.items + met.item).sum())

@@ -254,12 +254,12 @@ def check_parity(
     Equal means: the same user vectors, the same log-probability rank by rank, and each path that ONNX names has
     in torch the log-probability that ONNX gives it.
     """
-    histories = [*(history[-config.history :] for history in requests.histories), np.empty(0, np.int64)]
+    histories = [*requests.histories, np.empty(0, np.int64)]
     categories = np.concatenate([requests.categories, requests.categories[:1] * 0])
     numbers = np.concatenate([requests.numbers, requests.numbers[:1] * 0])
     for batch in sorted({1, 2, len(histories)}):
         chosen = slice(len(histories) - batch, None)
-        padded = pad_histories(histories[chosen])
+        padded = pad_histories(histories[chosen], config.history)
         there = padded >= 0
         inputs = [
             torch.from_numpy(index.item_vectors[padded] * there[:, :, None]),
@@ -268,7 +268,7 @@ def check_parity(
             torch.from_numpy(numbers[chosen]),
         ]
         for beam in (1, 10, 50, MAX_BEAM):
-            found = search(session, index, histories[chosen], categories[chosen], numbers[chosen], beam)
+            found = search(session, index, histories[chosen], categories[chosen], numbers[chosen], beam, config.history)
             with torch.inference_mode():
                 user, _, log_probs = retrieval(*inputs, torch.tensor(beam))
                 again = retrieval.model.path_log_probs(user, torch.from_numpy(index.path_ids[found.paths]))

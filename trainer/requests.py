@@ -35,8 +35,8 @@ class Requests:
     def beams(self, session: Any, index: Index, longest: int, beam: int) -> Iterator[Beams]:
         """The model's answers, a batch after another as `parts` has them. longest: history items the model reads."""
         for part in self.parts():
-            histories = [history[-longest:] for history in self.histories[part]]
-            yield search(session, index, histories, self.categories[part], self.numbers[part], beam)
+            histories, categories, numbers = self.histories[part], self.categories[part], self.numbers[part]
+            yield search(session, index, histories, categories, numbers, beam, longest)
 
     def parts(self) -> Iterator[slice]:
         """The batches: so many requests that a score of every item for each fits in memory."""
@@ -90,8 +90,9 @@ def _requests(
     )
 
 
-def pad_histories(histories: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """The histories, (B, T), -1 after each one's end. T is the longest there is, at least 1."""
+def pad_histories(histories: Sequence[NDArray[np.int64]], longest: int) -> NDArray[np.int64]:
+    """The last `longest` items of each history, (B, T), -1 after its end. T is the longest there is, at least 1."""
+    histories = [history[-longest:] for history in histories]
     padded = np.full((len(histories), max(1, *map(len, histories))), -1, np.int64)
     for row, history in zip(padded, histories, strict=True):
         row[: len(history)] = history

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from index_store.index import SOFTMAX, Index, Reranker
-from index_store.retrieval import candidates, fetch
+from index_store.retrieval import fetch, join
 from trainer.requests import Requests
 
 PRIOR = 300.0  # clicks: with as many, a weight is about half of what the clicks say
@@ -30,7 +30,7 @@ def fit_reranker(index: Index, session: Any, requests: Requests, longest: int, b
     done = 0
     items = len(index.item_bias)
     for beams in requests.beams(session, index, longest, beam):
-        met = candidates(index, beams, fetch(index, beams, per_path))
+        met = join(index, beams, fetch(index, beams, per_path))
         batch = range(done, done + len(beams.user))
         done = batch.stop
         key = met.request * items + met.item

@@ -94,7 +94,7 @@ def encode(model: TwoTower, requests: Requests, history: int) -> tuple[NDArray[n
     started = time.perf_counter()
     with torch.inference_mode():
         for part in requests.parts():
-            padded = torch.from_numpy(pad_histories([one[-history:] for one in requests.histories[part]]))
+            padded = torch.from_numpy(pad_histories(requests.histories[part], history))
             vectors = model.encoder(
                 padded, torch.from_numpy(requests.categories[part]), torch.from_numpy(requests.numbers[part])
             )

@@ -8,7 +8,6 @@ python -m tests.benchmarks.bench_gpu [--items 1500000]
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,8 +60,8 @@ def _open(catalogue: Catalogue, provider: str) -> onnxruntime.InferenceSession:
 def _searching(catalogue: Catalogue, session: onnxruntime.InferenceSession, batch: int) -> Callable[[int], Beams]:
     histories = catalogue.requests.histories[:batch]
     nothing = np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32)
-    one = functools.partial(search, session, catalogue.version.index, histories, *nothing, int(CONFIG.beam))
-    return lambda _number: one()
+    given = catalogue.version.index, histories, *nothing, int(CONFIG.beam), CONFIG.history
+    return lambda _number: search(session, *given)
 
 
 def print_figures(figures: dict[str, Any]) -> None:

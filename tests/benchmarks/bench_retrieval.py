@@ -111,7 +111,7 @@ def our_steps(
     session = retriever._session
 
     def search_one(number: int) -> Any:
-        return search(session, index, [histories[number]], *nothing, manifest.beam)
+        return search(session, index, [histories[number]], *nothing, manifest.beam, manifest.history)
 
     beams = [search_one(number) for number in range(len(histories))]
     fetched = [fetch(index, one, manifest.per_path) for one in beams]

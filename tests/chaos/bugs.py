@@ -187,10 +187,10 @@ STORE = (
     ),
     Bug(
         "padding is part of the history",
-        "who is answered together with others is answered as if they had clicked the last item",
+        "who is answered together with others is answered as if they had clicked what the next one did",
         "index_store/kernels.py",
-        "    found = np.zeros((len(lengths), ",
-        "    found = np.ones((len(lengths), ",
+        "        for t in range(lengths[b]):\n            found[b, t] = vectors[items[start + t]]\n",
+        "        for t in range(found.shape[1]):\n            found[b, t] = vectors[items[(start + t) % len(items)]]\n",
         "tests/test_retrieval.py::test_padding_reaches_the_model_as_nothing",
     ),
     Bug(
