@@ -35,10 +35,14 @@ class Draining:
         loop = asyncio.get_running_loop()
 
         def begin(number: int, _: FrameType | None) -> None:
+            # Called between any two steps of the program: to log from here would fail while a line is being written.
             self.begun = True
-            log.info("draining for %g s", seconds)
             signal.signal(signal.SIGTERM, stop)
-            loop.call_soon_threadsafe(loop.call_later, seconds, stop, number, None)
+            loop.call_soon_threadsafe(drain, number)
+
+        def drain(number: int) -> None:
+            loop.call_later(seconds, stop, number, None)
+            log.info("draining for %g s", seconds)
 
         signal.signal(signal.SIGTERM, begin)
         try:

@@ -276,7 +276,9 @@ def test_the_rehearsal(stack: Stack) -> None:
 
         # One replica goes as `docker compose stop` makes it: the proxy lets nobody notice.
         stack.processes["service-1"].terminate()
+        end = time.monotonic() + 60
         while stack.processes["service-1"].poll() is None:
+            assert time.monotonic() < end, "it does not end"
             assert client.post("/v1/retrieve", json={"history": [0]}).status_code == 200
         assert stack.processes["service-1"].returncode == 0
         assert client.post("/v1/retrieve", json={"history": [0]}).status_code == 200

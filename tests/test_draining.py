@@ -1,0 +1,70 @@
+"""SIGTERM in three steps, whenever it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from service.draining import Draining
+
+log = logging.getLogger("tests.draining")
+
+
+class Stream(logging.Handler):
+    """Writes as a stream does: not while it is writing. SIGTERM comes in the middle of its first line."""
+
+    lines = 0
+    writing = False
+
+    def emit(self, _: logging.LogRecord) -> None:
+        """Write a line."""
+        if self.writing:
+            raise RuntimeError("reentrant call")
+        self.writing = True
+        self.lines += 1
+        if self.lines == 1:
+            signal.raise_signal(signal.SIGTERM)
+        self.writing = False
+
+
+@pytest.fixture
+def stream() -> Iterator[Stream]:
+    """What this test and draining log to."""
+    handler, loggers = Stream(), [log, logging.getLogger("service.draining")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    yield handler
+    for logger in loggers:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+
+
+def test_sigterm_may_come_while_a_line_is_logged(stream: Stream) -> None:
+    """It is not ready any more at once, and told to stop when it has drained; so it says in a line of its own."""
+
+    async def serve() -> None:
+        stopped = asyncio.Event()
+
+        def stop(_: int, __: FrameType | None) -> None:
+            stopped.set()
+
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            draining = Draining()
+            with draining.on_sigterm(0):
+                log.info("interrupted")
+                assert draining.begun
+                assert not stopped.is_set()
+                await asyncio.wait_for(stopped.wait(), 30)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    asyncio.run(serve())
+
+    assert stream.lines == 2
