@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
 from index_store.index import MAX_READS, Index, PathReader, Reranker
 
-FORMAT = 2
+FORMAT = 3
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}\Z")
 
 #: Parts every version has. Item ids are one part more: `item_ids.npy` or `item_ids.json`.

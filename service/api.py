@@ -17,6 +17,8 @@ from pydantic_core import PydanticCustomError
 from index_store.errors import InvalidName
 from index_store.retrieval import Answer, Query
 from index_store.version import NAME
+from retrieval import searcher
+from retrieval.searcher import Unknown
 from service.batcher import Batcher
 from service.draining import Draining
 from service.errors import AdminOff, NotReady, Unauthorized
@@ -97,11 +99,16 @@ class Candidate(BaseModel):
 
 
 class Coverage(BaseModel):
-    """paths: searched. items: different ones found on them. unknown_history: ids that this version does not know."""
+    """What was searched, and what of the request this version does not know.
+
+    paths: searched. items: different ones found on them. unknown_history: ids. unknown_context: features, or values of
+    theirs, which count as absent.
+    """
 
     paths: int
     items: int
     unknown_history: int
+    unknown_context: int
 
 
 class Degraded(BaseModel):
@@ -288,16 +295,18 @@ async def rollback(reloader: ReloaderDep) -> dict[str, Any]:
     return await reloader.rollback()
 
 
-def _prepare(retriever: Retriever, body: RetrieveRequest) -> tuple[Query, int]:
-    return retriever.prepare(
-        history=body.history,
-        context=body.context,
-        k=body.k,
-        beam=body.beam,
-        per_path=body.per_path,
-        exclude=body.exclude,
-        exclude_history=body.exclude_history,
-        rerank=body.rerank,
+def _prepare(retriever: Retriever, body: RetrieveRequest) -> tuple[Query, Unknown]:
+    return retriever.searcher.prepare(
+        searcher.Request(
+            body.history,
+            body.context,
+            body.k,
+            body.beam,
+            body.per_path,
+            body.exclude,
+            body.exclude_history,
+            body.rerank,
+        )
     )
 
 
@@ -313,7 +322,7 @@ def _timeout(request: Request, bodies: list[RetrieveRequest]) -> float:
 
 
 def _describe(
-    request: Request, retriever: Retriever, query: Query, unknown: int, found: Answer, started: float
+    request: Request, retriever: Retriever, query: Query, unknown: Unknown, found: Answer, started: float
 ) -> dict[str, Any]:
     """The content of a RetrieveResponse."""
     short = len(found.items) < query.k
@@ -329,10 +338,18 @@ def _describe(
         "candidates": [
             {"item_id": item, "score": score, "path_log_prob": log_prob}
             for item, score, log_prob in zip(
-                retriever.names(found.items), found.scores.tolist(), found.path_log_probs.tolist(), strict=True
+                retriever.searcher.vocabulary.names(found.items),
+                found.scores.tolist(),
+                found.path_log_probs.tolist(),
+                strict=True,
             )
         ],
-        "coverage": {"paths": found.paths, "items": found.candidates, "unknown_history": unknown},
+        "coverage": {
+            "paths": found.paths,
+            "items": found.candidates,
+            "unknown_history": unknown.history,
+            "unknown_context": unknown.context,
+        },
         "degraded": {"short": short, "narrowed": found.narrowed},
     }
 

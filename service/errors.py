@@ -4,7 +4,6 @@ ServiceError
 ├── NotReady           no version is loaded yet, searches do not end, or the process is about to
 ├── Overloaded         the queue is full
 ├── DeadlineExceeded   no answer within the request's timeout
-├── BadQuery           a value that this version does not take
 ├── AdminOff           no admin token is set
 ├── Unauthorized       the admin token is missing or wrong
 └── ClientGone         nobody waits for the answer any more
@@ -25,10 +24,6 @@ class Overloaded(ServiceError):
 
 class DeadlineExceeded(ServiceError):
     """No answer within the request's timeout."""
-
-
-class BadQuery(ServiceError):
-    """A value that this version does not take."""
 
 
 class AdminOff(ServiceError):

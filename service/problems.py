@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from index_store import errors as store
+from retrieval.searcher import BadQuery
 from service import errors as service
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ STATUS: dict[type[Exception], int] = {
     service.Overloaded: 429,
     service.DeadlineExceeded: 504,
     service.ClientGone: 499,  # proxies' word for it; nobody hears it
-    service.BadQuery: 422,
+    BadQuery: 422,
     service.AdminOff: 403,
     service.Unauthorized: 401,
     service.ServiceError: 500,
@@ -77,7 +78,7 @@ def problem(request: Request, status: int, detail: str, errors: list[dict[str, s
 
 def install(app: FastAPI) -> None:
     """Answer every error as a problem."""
-    for error in (service.ServiceError, store.IndexStoreError):
+    for error in (service.ServiceError, store.IndexStoreError, BadQuery):
         app.add_exception_handler(error, _domain)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)

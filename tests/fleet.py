@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from index_store.retrieval import Query
+from retrieval.searcher import Request
 from service.retriever import Retriever
 from tests.redis_servers import free_port
 
@@ -112,23 +113,19 @@ async def open_loop(rate: float, seconds: float, ask: Callable[[int], Awaitable[
 
 def query_of(retriever: Retriever, history: Sequence[Any], k: int | None = None, exclude: Sequence[Any] = ()) -> Query:
     """A request that names nothing else, as the service searches it."""
-    query, _ = retriever.prepare(
-        history=history,
-        context={},
-        k=k,
-        beam=None,
-        per_path=None,
-        exclude=exclude,
-        exclude_history=True,
-        rerank=True,
-    )
+    query, _ = retriever.searcher.prepare(Request(history, k=k, exclude=exclude))
     return query
 
 
 def answer_of(retriever: Retriever, **asked: Any) -> Candidates:
     """What a service of this version must answer to such a request, searched alone: the oracle."""
     (answer,) = retriever.answer([query_of(retriever, **asked)])
-    rows = zip(retriever.names(answer.items), answer.scores.tolist(), answer.path_log_probs.tolist(), strict=True)
+    rows = zip(
+        retriever.searcher.vocabulary.names(answer.items),
+        answer.scores.tolist(),
+        answer.path_log_probs.tolist(),
+        strict=True,
+    )
     return [{"item_id": item, "score": score, "path_log_prob": log_prob} for item, score, log_prob in rows]
 
 

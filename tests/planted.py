@@ -64,7 +64,7 @@ def parts_of_version(
         "reranker.json": json.dumps(
             {"kind": "softmax", "weights": {"logit": 1, "bias": 0, "path_log_prob": 0, "paths": 0}, "intercept": 0}
         ).encode(),
-        "context.json": json.dumps({"categorical": {}, "numeric": {}}).encode(),
+        "context.json": json.dumps({"features": []}).encode(),
         "golden.json": json.dumps(golden or {}).encode(),
     }
 

@@ -239,7 +239,6 @@ BAD_BODIES: list[tuple[str | bytes, int]] = [
     ('{"timeout_ms": 0}', 422),
     ('{"rerank": 1}', 422),
     ('{"no_such_field_s3cret": 1}', 422),
-    ('{"context": {"no_such_feature_s3cret": 1}}', 422),
     ('{"context": {"a": NaN}}', 422),
     ('{"context": {"a": [1]}}', 422),
     ('{"context": {"\\ud800": 1}}', 422),
@@ -370,6 +369,4 @@ def test_string_ids_and_context_end_to_end(tmp_path: Path) -> None:
             answer = items_of(client.post("/v1/retrieve", json=body))
             assert {int(item.removeprefix("item-")) % GROUPS for item in answer} == {group}
         assert len(items_of(client.post("/v1/retrieve", json={"context": {"country": "Z", "age": None}}))) == 5
-        assert_problem(client.post("/v1/retrieve", json={"context": {"age": "old"}}), 422)
-        assert_problem(client.post("/v1/retrieve", json={"context": {"shoe": 1}}), 422)
         assert len(items_of(client.post("/v1/retrieve", json={"context": {"age": 1e300}}))) == 5

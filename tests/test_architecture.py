@@ -1,4 +1,4 @@
-"""trainer -> index_store <- service, and what each may import."""
+"""trainer -> retrieval -> index_store <- retrieval <- service, and what each may import."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service import errors as service_errors
 from service.problems import STATUS, status_of
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("index_store", "trainer", "service")
+PACKAGES = ("index_store", "retrieval", "trainer", "service")
 
 
 def imports(package: str) -> dict[str, set[str]]:
@@ -37,10 +37,11 @@ def imports(package: str) -> dict[str, set[str]]:
     [
         ("trainer", {"service", "fastapi", "uvicorn"}),
         ("service", {"trainer", "torch", "onnx", "sklearn", "pyarrow", "numba"}),
+        ("retrieval", {"service", "trainer", "torch", "fastapi", "pydantic", "onnx", "pyarrow"}),
     ],
 )
 def test_arrows_point_one_way(package: str, forbidden: set[str]) -> None:
-    """Trainer and service never import each other; the service nothing of training."""
+    """Trainer and service never import each other; what both use imports neither."""
     for file, names in imports(package).items():
         assert not names & forbidden, file
 
@@ -52,7 +53,7 @@ def test_the_store_is_numpy_and_the_standard_library() -> None:
         assert names <= {"numpy", "index_store", libraries.get(file, "numpy"), *sys.stdlib_module_names}, file
 
 
-@pytest.mark.parametrize("module", ["service.retriever", "service.trial", "trainer.export"])
+@pytest.mark.parametrize("module", ["service.retriever", "service.trial", "trainer.export", "retrieval.searcher"])
 def test_nothing_is_sent_to_the_runtimes_maker(module: str, tmp_path: Path) -> None:
     """ONNX Runtime would keep an id of this machine and a database of events, and send them."""
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}

@@ -19,7 +19,7 @@ from trainer.baselines import (
     item_similarity,
     popularity,
 )
-from trainer.context import ContextSchema
+from trainer.context import UserContext
 from trainer.data import Dataset, clicked_items
 from trainer.measures import new_items, precision_recall_f
 from trainer.requests import held_out_requests
@@ -29,9 +29,7 @@ DATASET = Dataset(
     np.arange(4),
     np.array([0, 1, 0, 1, 2, 0, 2], np.int32),
     np.array([0, 2, 3, 5, 7]),
-    ContextSchema({}, {}),
-    np.zeros((4, 0), np.int64),
-    np.zeros((4, 0), np.float32),
+    UserContext.none(4),
 )
 
 

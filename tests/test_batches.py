@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from retrieval.context import Category, ContextSchema
 from trainer.batches import Batches
-from trainer.context import ContextSchema
+from trainer.context import UserContext
 from trainer.data import Dataset, Split
 
 
@@ -19,9 +20,9 @@ def dataset_of(sequences: list[list[int]]) -> tuple[Dataset, Split]:
         np.arange(users),
         np.concatenate(sequences).astype(np.int32),
         np.cumsum([0, *lengths]),
-        ContextSchema({"c": ["x"]}, {}),
-        np.arange(users)[:, None],
-        np.zeros((users, 0), np.float32),
+        UserContext(
+            ContextSchema((Category("c", ("x",)),)), np.arange(users)[:, None], np.zeros((users, 0), np.float32)
+        ),
     )
     return dataset, Split(np.arange(users), np.arange(0), lengths, lengths, np.arange(0), lengths)
 

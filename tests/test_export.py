@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from index_store.golden import replay
 from index_store.retrieval import search
+from index_store.version import npy
+from retrieval.context import Category, ContextSchema, Number
+from retrieval.golden import replay
+from retrieval.searcher import Searcher
 from tests.conftest import Planted
+from tests.planted import changed
 from trainer.config import TrainConfig
-from trainer.context import ContextSchema
+from trainer.context import UserContext
 from trainer.data import Dataset
 from trainer.errors import ExportRefused
 from trainer.export import check_parity, make_index, open_session, to_onnx
@@ -53,7 +56,7 @@ def test_onnx_equals_torch(planted: Planted, batch: int, beam: int) -> None:
 def test_onnx_equals_torch_with_three_layers_and_context(width: int) -> None:
     """K tiny and not, so that both ways to bound the beam are exported; lengths mixed, some histories empty."""
     torch.manual_seed(0)
-    schema = ContextSchema({"country": ["a", "b"]}, {"age": (0.0, 1.0)})
+    schema = ContextSchema((Category("country", ("a", "b")), Number("age", 0.0, 1.0)))
     config = TrainConfig(embedding=8, hidden=16, width=width, depth=3, history=6)
     model = PathModel(config, width, np.ones(50, np.int64), schema).eval()
     rng = np.random.default_rng(0)
@@ -62,9 +65,9 @@ def test_onnx_equals_torch_with_three_layers_and_context(width: int) -> None:
     categories, numbers = rng.integers(3, size=(9, 1)), rng.normal(size=(9, 1)).astype(np.float32)
     offsets = np.cumsum([0, *rng.integers(0, 9, size=9)])
     clicks = rng.integers(50, size=offsets[-1]).astype(np.int32)
-    dataset = Dataset(np.arange(50), np.arange(9), clicks, offsets, schema, categories, numbers)
+    dataset = Dataset(np.arange(50), np.arange(9), clicks, offsets, UserContext(schema, categories, numbers))
     histories = [dataset.sequence(user).astype(np.int64) for user in range(9)]
-    requests = Requests(50, histories, histories, categories, numbers)
+    requests = Requests(50, histories, histories, categories, numbers, np.arange(9))
 
     check_parity(retrieval, open_session(to_onnx(retrieval, index.path_ids, dataset)), index, requests, config)
 
@@ -202,20 +205,20 @@ def test_golden_queries_replay(planted: Planted) -> None:
     version = planted.version
     golden = version.document("golden.json")
 
-    replay(open_session(bytes(version.parts["model.onnx"])), version.index, version.reranker, golden, "v")
+    replay(Searcher(version, open_session(bytes(version.parts["model.onnx"]))), golden)
 
-    assert [] in golden["histories"]
+    assert [] in [request["history"] for request in golden["requests"]]
 
 
-@pytest.mark.parametrize("part", ["model", "vectors", "paths", "reranker"])
+@pytest.mark.parametrize("part", ["model", "item_vectors", "item_bias", "path_items", "reranker", "item_ids"])
 def test_golden_queries_notice_what_does_not_belong(planted: Planted, other: Planted, part: str) -> None:
     """Any one part of another version, though whole in itself, gives other answers."""
     from index_store.errors import VersionDamaged
 
     one, two = planted.version, other.version
-    source = {name: two if name == part else one for name in ("model", "vectors", "paths", "reranker")}
-    index = dataclasses.replace(source["paths"].index, item_vectors=source["vectors"].index.item_vectors)
-    session = open_session(bytes(source["model"].parts["model.onnx"]))
+    (name,) = (name for name in one.parts if name.split(".")[0] == part)
+    strange = bytes(two.parts[name]) if part != "item_ids" else npy(np.asarray(one.item_ids) + 1)
+    mixed = changed(one, **{part: strange})
 
-    with pytest.raises(VersionDamaged, match=r"golden|names a path"):
-        replay(session, index, source["reranker"].reranker, one.document("golden.json"), "v")
+    with pytest.raises(VersionDamaged, match=r"golden|other paths"):
+        replay(Searcher(mixed, open_session(bytes(mixed.parts["model.onnx"]))), one.document("golden.json"))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from retrieval.context import ContextSchema
 from trainer import config as config_module
 from trainer.batches import Batch
 from trainer.config import TrainConfig
-from trainer.context import ContextSchema
 from trainer.losses import PATH_STEP, PathLoss, SoftmaxHead, draw
 from trainer.model import PathModel
 from trainer.train import make_optimizers
@@ -21,7 +21,7 @@ def test_what_is_taught_is_the_heads_softmax(*, sampled: bool) -> None:
     torch.manual_seed(0)
     clicks = np.array([50, 1, 9, 30, 5, 5])
     config = TrainConfig(full_softmax_items=1, negatives=2000) if sampled else TrainConfig()
-    model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema({}, {}))
+    model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema())
     user = torch.randn(1, 4)
 
     with torch.no_grad():
@@ -36,7 +36,7 @@ def test_sampled_softmax_tends_to_the_full_one() -> None:
     """With log-Q correction and very many negatives the sampled loss is the full loss."""
     torch.manual_seed(0)
     clicks = np.array([50, 1, 9, 30, 5, 5])
-    model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema({}, {}))
+    model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema())
     user, targets = torch.randn(40, 4), torch.randint(6, (40,))
     full = SoftmaxHead(TrainConfig(), clicks)
     sampled = SoftmaxHead(TrainConfig(full_softmax_items=1, negatives=200_000), clicks)
@@ -58,7 +58,7 @@ def test_a_sparse_step_is_of_the_items_it_has_read(monkeypatch: pytest.MonkeyPat
     models, tables = [], []
     for settings in (config, whole):
         torch.manual_seed(0)
-        model = PathModel(settings, 10, clicks, ContextSchema({}, {}))
+        model = PathModel(settings, 10, clicks, ContextSchema())
         torch.manual_seed(1)
         ((loss, _),) = SoftmaxHead(config, clicks).losses(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -97,7 +97,7 @@ def test_paths_learn_in_steps_of_like_size_from_every_prediction(users: int) -> 
     """A batch's steps have each of its clicks once, and a mean loss that is the batch's own."""
     torch.manual_seed(0)
     clicks = np.array([50, 1, 9, 30, 5, 5])
-    model = PathModel(TrainConfig(embedding=4, hidden=4, dropout=0.0), 10, clicks, ContextSchema({}, {})).eval()
+    model = PathModel(TrainConfig(embedding=4, hidden=4, dropout=0.0), 10, clicks, ContextSchema()).eval()
     paths = np.arange(12).reshape(6, 2)
     nothing = torch.zeros(users, 0, dtype=torch.int64)
     history = torch.randint(6, (users, 1))
@@ -122,7 +122,7 @@ def test_paths_learn_in_steps_of_like_size_from_every_prediction(users: int) -> 
 def test_taught_paths_learn_what_the_head_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """With all targets taught, the clicks are not what the loss is of."""
     clicks = np.array([50, 1, 9, 30, 5, 5])
-    model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema({}, {})).eval()
+    model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema()).eval()
     paths, head = np.arange(12).reshape(6, 2), SoftmaxHead(TrainConfig(), clicks)
     monkeypatch.setattr(head, "sample", lambda _, user: torch.full((len(user),), 4))
     nothing = torch.zeros(300, 0, dtype=torch.int64)

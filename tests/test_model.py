@@ -10,11 +10,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from retrieval.context import Category, ContextSchema, Number
 from trainer.config import TrainConfig
-from trainer.context import ContextSchema
 from trainer.model import PathModel, path_nodes, path_trie, random_paths
 
-SCHEMA = ContextSchema({"country": ["AT", "NL"]}, {"age": (40.0, 10.0)})
+SCHEMA = ContextSchema((Category("country", ("AT", "NL")), Number("age", 40.0, 10.0)))
 
 
 def make_model(depth: int, width: int, seed: int = 0) -> PathModel:

@@ -44,7 +44,7 @@ def test_every_route_is_there(tmp_path: Path) -> None:
 
 def test_every_file_of_the_packages_is_there() -> None:
     """Each in its package's list, and nothing that is not there."""
-    for package in ("index_store", "trainer", "service"):
+    for package in ("index_store", "retrieval", "trainer", "service"):
         (listed,) = re.findall(rf"^{package}/.*\n((?:  .*\n)+)", README, re.MULTILINE)
         files = {file.name for file in (ROOT / package).glob("*.py")} - {"__init__.py"}
         assert set(re.findall(r"^  (\w+\.py) +\S", listed, re.MULTILINE)) == files, package

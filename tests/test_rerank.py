@@ -28,7 +28,9 @@ def requests_of(truths: list[np.ndarray]) -> Requests:
     """Request r has history [r] and no context."""
     count = len(truths)
     histories = [np.array([r]) for r in range(count)]
-    return Requests(60, histories, truths, np.zeros((count, 0), np.int64), np.zeros((count, 0), np.float32))
+    return Requests(
+        60, histories, truths, np.zeros((count, 0), np.int64), np.zeros((count, 0), np.float32), np.arange(count)
+    )
 
 
 def index_of(vectors: np.ndarray, bias: np.ndarray) -> Index:

@@ -59,7 +59,9 @@ def test_the_graph_finds_what_a_scan_finds(planted: Planted) -> None:
 
 def test_a_user_is_the_mean_of_what_was_clicked_so_far(planted: Planted) -> None:
     """In whatever order; what comes later changes nothing before it."""
-    model = TwoTower(planted.config, click_counts(planted.dataset, planted.split), planted.dataset.schema).eval()
+    model = TwoTower(
+        planted.config, click_counts(planted.dataset, planted.split), planted.dataset.context.schema
+    ).eval()
     nothing = torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0)
 
     one = model.encoder(torch.tensor([[3, 5, 7]]), *nothing)

@@ -149,6 +149,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise TrainerError(f"{store!r}: no version is current; publish one with dr-trainer fit, or name --version")
     version = store.load(name)
 
+    from retrieval.context import ContextSchema
     from trainer.config import config_from
     from trainer.data import load_dataset, split_users
     from trainer.evaluate import evaluate, require_same_data
@@ -157,8 +158,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     config = config_from(dict(version.manifest.config))
     if options.k is not None and options.k < 1:
         raise TrainerError(f"--k: expected at least 1, found {options.k}")
-    dataset = load_dataset(options.interactions, config, options.items, options.users)
     progress = choose_progress()
+    # Users are encoded as the version encodes them, not as these files alone would have it.
+    schema = ContextSchema.from_json(version.document("context.json"))
+    dataset = load_dataset(options.interactions, config, options.items, options.users, schema)
     require_same_data(version, dataset, progress)
     result = evaluate(version, dataset, split_users(dataset, config), options.k or version.manifest.k, progress)
     _print(result if options.json else _table(result))

@@ -83,6 +83,6 @@ class Batches:
             torch.from_numpy(
                 targets if history.shape[1] > 1 else np.pad(targets, ((0, 0), (0, 1)), constant_values=-1)
             ),
-            torch.from_numpy(data.categories[users]),
-            torch.from_numpy(data.numbers[users]),
+            torch.from_numpy(data.context.categories[users]),
+            torch.from_numpy(data.context.numbers[users]),
         )

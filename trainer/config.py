@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from index_store.index import MAX_READS
+from retrieval.context import MAX_NAME
 from trainer.errors import ConfigError
 
 #: Up to so many items a gradient step moves all their vectors, as Adam does, also of those it has not read: a little
@@ -41,7 +42,7 @@ class TrainConfig:
     hidden: int = 256  # H, units of each path layer's MLP
     history: int = 69  # most recent items the encoder reads (Sec. 4.1)
     dropout: float = 0.5  # of the encoder's inputs and output
-    context: tuple[str, ...] = ()  # the user's columns the encoder reads: "name" or "name:categorical"
+    context: tuple[str, ...] = ()  # the user's columns the encoder reads: "name", "name:category" or "name:number"
 
     # The gradient steps
     epochs: int = 20  # passes over the interactions, two at least: one for the encoder, one for the paths
@@ -74,6 +75,10 @@ class TrainConfig:
     gate_reach: float = 0.1  # clicked items that training users reach, relative to what as many reads could
 
     # The data
+    item_id: Literal["auto", "integer", "string"] = (
+        "auto"  # type of the ids; auto: integers if all files have only such
+    )
+    user_id: Literal["auto", "integer", "string"] = "auto"  # likewise
     min_rating: float | None = None  # rows rated lower are dropped
     min_interactions: int = 3  # users with fewer are dropped
     split: Literal["users", "last-out"] = "users"  # held-out users' second halves, or everybody's last item
@@ -108,8 +113,10 @@ class TrainConfig:
     def _check_context(self) -> None:
         names = [spec.partition(":")[0] for spec in self.context]
         for spec, name in zip(self.context, names, strict=True):
-            if spec not in {name, f"{name}:categorical"} or not name:
-                raise ConfigError(f'context: expected "column" or "column:categorical", found {spec!r}')
+            if not name or spec not in {name, *(f"{name}:{kind}" for kind in ("category", "categorical", "number"))}:
+                raise ConfigError(f'context: expected "column", "column:category" or "column:number", found {spec!r}')
+            if len(name) > MAX_NAME:
+                raise ConfigError(f"context: a name of {len(name)} characters; expected at most {MAX_NAME}")
             if names.count(name) > 1:
                 raise ConfigError(f"context: {name} is named twice")
 

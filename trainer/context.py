@@ -1,102 +1,127 @@
-"""The user's context features: which columns, how they are encoded, and the codes."""
+"""The users' context features out of the files' columns: fitted, or encoded as a version's schema has them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from retrieval.context import NUMBER, Category, ContextSchema, Number, Value, as_number
+from trainer.columns import Index, plain
 from trainer.errors import DataError
-from trainer.files import Index
-
-MAX_CATEGORIES = 100_000  # different values of a categorical feature
+from trainer.files import Table
 
 
 @dataclass(frozen=True)
-class ContextSchema:
-    """How the user's context features are encoded; goes into the version as context.json.
+class UserRows:
+    """A table that tells of users. rows: (U,), the row that tells of each user; -1: none does."""
 
-    categorical: name -> its values; a value's code is its place plus 1, and 0 is unknown or absent.
-    numeric: name -> (mean, standard deviation) over the users; absent counts as the mean.
-    """
-
-    categorical: dict[str, list[str]]
-    numeric: dict[str, tuple[float, float]]
-
-    def to_json(self) -> dict[str, Any]:
-        numeric = {name: {"mean": mean, "std": std} for name, (mean, std) in self.numeric.items()}
-        return {"categorical": self.categorical, "numeric": numeric}
-
-
-@dataclass(frozen=True)
-class UserColumns:
-    """A file that tells of users. rows: (U,), the row of `table` that tells of each user; -1: none does."""
-
-    file: Path
-    table: pa.Table
+    table: Table
     rows: Index
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """The column's value for each user, null where there is none."""
-        return self.table[name].take(pa.array(self.rows, mask=self.rows < 0))
+        """The column's value for each user as int64, float64, bool or string; null where there is none."""
+        column = plain(self.table.column(name), f"{self.table.file}: column {name}")
+        return column.take(pa.array(self.rows, mask=self.rows < 0))
 
 
-def encode_context(
-    specs: tuple[str, ...], sources: list[UserColumns], users: int
-) -> tuple[ContextSchema, Index, NDArray[np.float32]]:
-    """The schema and the users' codes (U, C) and standardised numbers (U, M), of the columns `specs` names.
+@dataclass(frozen=True)
+class UserContext:
+    """The context of U users: encoded, and as a request would give it.
 
-    The first source that has a column gives it. Integers and floats are numeric, unless the spec ends in
-    ":categorical"; everything else is categorical.
+    categories: int64 (U, C) codes; numbers: float32 (U, M), standardised; columns: a feature each, (U,).
     """
-    schema = ContextSchema({}, {})
-    codes: list[Index] = []
-    numbers: list[NDArray[np.float64]] = []
-    for spec in specs:
+
+    schema: ContextSchema
+    categories: Index
+    numbers: NDArray[np.float32]
+    columns: Sequence[pa.ChunkedArray] = field(default=(), repr=False)
+
+    @classmethod
+    def none(cls, users: int) -> UserContext:
+        """Without any feature."""
+        return cls(ContextSchema(), np.zeros((users, 0), np.int64), np.zeros((users, 0), np.float32))
+
+    def raw(self, user: int) -> dict[str, Value]:
+        """What a request says of the user with that index: values by feature name, None where there is none."""
+        names = [feature.name for feature in self.schema.features]
+        return {name: column[user].as_py() for name, column in zip(names, self.columns, strict=True)}
+
+
+def read_context(
+    specs: Sequence[str], sources: Sequence[UserRows], users: int, schema: ContextSchema | None = None
+) -> UserContext:
+    """The context of the columns that `specs` names. The first of the sources that has a column gives it.
+
+    schema: that of the version that the users are measured with; None: one is fitted. Integers and floats are numbers,
+    unless the spec ends in ":category"; of text a column is one if all its values are written so, which 00123 is not.
+    Everything else is a category.
+    """
+    columns, features = [], []
+    for place, spec in enumerate(specs):
         name, _, kind = spec.partition(":")
-        source = next((source for source in sources if name in source.table.column_names), None)
+        source = next((source for source in sources if name in source.table.names), None)
         if source is None:
-            raise DataError(f"context: column {name} is in none of {', '.join(str(s.file) for s in sources)}")
+            files = ", ".join(str(source.table.file) for source in sources)
+            raise DataError(f"context: column {name} is in none of {files}")
         column = source.column(name)
-        if kind != "categorical" and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            standardised, mean, std = _standardised(column, f"{source.file}: column {name}")
-            schema.numeric[name] = (mean, std)
-            numbers.append(standardised)
-        else:
-            found, values = _coded(column, f"{source.file}: column {name}")
-            schema.categorical[name] = values
-            codes.append(found)
-    return (
-        schema,
+        what = f"{source.table.file}: column {name}"
+        is_number = kind == "number" or (kind == "" and _holds_numbers(column, name in source.table.texts))
+        try:
+            if schema:
+                feature = schema.features[place]
+                if feature.name != name:
+                    raise ValueError(f"the version has {feature.name} in this place")
+            elif is_number:
+                feature = Number.fit(name, _numbers(column, what))
+            else:
+                feature = Category.fit(name, pc.unique(column).to_pylist())
+        except ValueError as error:
+            raise DataError(f"{what}: {error}") from None
+        columns.append(column)
+        features.append(feature)
+    codes = [_codes(f, column) for f, column in zip(features, columns, strict=True) if isinstance(f, Category)]
+    numbers = [
+        feature.encode_all(_numbers(column, f"column {feature.name}", refuse=False))
+        for feature, column in zip(features, columns, strict=True)
+        if isinstance(feature, Number)
+    ]
+    return UserContext(
+        ContextSchema(tuple(features)),
         np.stack(codes, 1) if codes else np.zeros((users, 0), np.int64),
-        np.stack(numbers, 1).astype(np.float32) if numbers else np.zeros((users, 0), np.float32),
+        np.stack(numbers, 1) if numbers else np.zeros((users, 0), np.float32),
+        columns,
     )
 
 
-def _standardised(column: pa.ChunkedArray, what: str) -> tuple[NDArray[np.float64], float, float]:
-    values = column.cast(pa.float64(), safe=False).to_numpy()
-    known = values[np.isfinite(values)]
-    if not len(known):
-        raise DataError(f"{what}: no user has a finite value")
-    with np.errstate(over="ignore"):
-        mean, std = float(known.mean()), float(known.std()) or 1.0
-    if not (np.isfinite(mean) and np.isfinite(std)):
-        raise DataError(f"{what}: its values are too large to standardise")
-    return np.where(np.isfinite(values), (values - mean) / std, 0.0), mean, std
+def _holds_numbers(column: pa.ChunkedArray, is_text: bool) -> bool:
+    if is_text:
+        written = pc.drop_null(pc.utf8_trim_whitespace(column))
+        written = written.filter(pc.not_equal(written, ""))
+        return bool(len(written) and pc.all(pc.match_substring_regex(written, f"^{NUMBER}$")).as_py())
+    return bool(pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
 
 
-def _coded(column: pa.ChunkedArray, what: str) -> tuple[Index, list[str]]:
-    try:
-        texts = column.cast(pa.string())
-    except pa.ArrowException:
-        raise DataError(f"{what}: expected numbers or strings, found {column.type}") from None
-    values = sorted(value for value in pc.unique(texts).to_pylist() if value is not None)
-    if len(values) > MAX_CATEGORIES:
-        raise DataError(f"{what}: {len(values)} values; at most {MAX_CATEGORIES} are learned")
-    place = pc.fill_null(pc.index_in(texts, pa.array(values, pa.string())), -1)
-    return place.to_numpy().astype(np.int64) + 1, values
+def _codes(category: Category, column: pa.ChunkedArray) -> Index:
+    """Each user's code, by the codes of the different values."""
+    values = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    codes = np.array([category.encode(value) for value in values.dictionary.to_pylist()], np.int64)
+    return np.asarray(codes[values.indices.to_numpy(zero_copy_only=False)])
+
+
+def _numbers(column: pa.ChunkedArray, what: str, *, refuse: bool = True) -> NDArray[np.float64]:
+    """Each user's number, NaN where there is none. refuse: raise DataError for the first text that is no number."""
+    if not pa.types.is_string(column.type) and not pa.types.is_boolean(column.type):
+        return np.asarray(column.cast(pa.float64(), safe=False).to_numpy())
+    values = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    texts = values.dictionary.to_pylist()
+    found = [as_number(value) for value in texts]
+    for text, number in zip(texts, found, strict=True):
+        if refuse and number is None and text is not None and not (isinstance(text, str) and not text.strip()):
+            raise DataError(f"{what}: expected numbers, found {text!r}; name it {what.rsplit(' ', 1)[-1]}:category")
+    known = np.array([np.nan if number is None else number for number in found])
+    return np.asarray(known[values.indices.to_numpy(zero_copy_only=False)])

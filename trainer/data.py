@@ -1,4 +1,4 @@
-"""Interactions, items and users from Parquet or CSV: vocabularies, sequences, context features and splits.
+"""Interactions, items and users from their files: vocabularies, sequences, context features and splits.
 
 Interactions have user_id, item_id, timestamp and perhaps rating; items have item_id; users have user_id. Ids are
 integers or strings. Everything ends in a few flat arrays: 4 bytes an interaction, an id an item and a user.
@@ -15,10 +15,13 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
+from retrieval.context import ContextSchema
+from trainer.columns import Ids, Index, encode_ids, numbers
 from trainer.config import TrainConfig
-from trainer.context import ContextSchema, UserColumns, encode_context
+from trainer.context import UserContext, UserRows, read_context
 from trainer.errors import DataError
-from trainer.files import Ids, Index, encode_ids, id_column, numbers, read_table, timestamps
+from trainer.files import Table, read_table
+from trainer.times import timestamps
 
 TUNING_USERS = 1000  # at most, and at most a tenth, of whom training sees a history alone, as of the held-out
 MIN_TUNED = 4  # items of such a user
@@ -29,21 +32,20 @@ class Dataset:
     """The sequences of U users over V items.
 
     item_ids: (V,) and user_ids: (U,), ascending. items: int32 (N,), item indices, user by user, each in time
-    order. offsets: int64 (U + 1,). categories: int64 (U, C) codes; numbers: float32 (U, M), standardised.
+    order. offsets: int64 (U + 1,). context: of each user. said: what a user should know of how the files were read.
     """
 
     item_ids: Ids
     user_ids: Ids
     items: NDArray[np.int32]
     offsets: NDArray[np.int64]
-    schema: ContextSchema
-    categories: NDArray[np.int64]
-    numbers: NDArray[np.float32]
+    context: UserContext
+    said: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """SHA-256 of all of it: what tells one data set from another."""
         digest = hashlib.sha256()
-        for array in (self.items, self.offsets, self.categories, self.numbers):
+        for array in (self.items, self.offsets, self.context.categories, self.context.numbers):
             digest.update(np.ascontiguousarray(array).data)
         for ids in (self.item_ids, self.user_ids):
             digest.update(json.dumps(ids.tolist()).encode())
@@ -102,26 +104,29 @@ def split_users(dataset: Dataset, config: TrainConfig) -> Split:
 
 
 def load_dataset(
-    interactions: Path, config: TrainConfig, items: Path | None = None, users: Path | None = None
+    interactions: Path,
+    config: TrainConfig,
+    items: Path | None = None,
+    users: Path | None = None,
+    schema: ContextSchema | None = None,
 ) -> Dataset:
-    """Read and filter the files. Raises DataError naming file, column and row."""
-    table = read_table(interactions)
-    catalogue = read_table(items) if items else None
-    by_user = read_table(users) if users else None
-    item_columns = [id_column(table, "item_id", interactions)]
-    user_columns = [id_column(table, "user_id", interactions)]
-    times = timestamps(table, interactions)
-    if catalogue is not None and items is not None:
-        item_columns.append(id_column(catalogue, "item_id", items))
-    if by_user is not None and users is not None and config.context:
-        user_columns.append(id_column(by_user, "user_id", users))
-    item_index, item_ids = encode_ids(item_columns, f"{interactions} and {items}: column item_id")
-    user_index, user_ids = encode_ids(user_columns, f"{interactions} and {users}: column user_id")
-    item_of, user_of = item_index[0], user_index[0]  # a row of the interactions
+    """Read and filter the files. Raises DataError naming file, column and row.
+
+    schema: the context schema of a version that is measured; None: one is fitted on these users.
+    """
+    context = {spec.partition(":")[0] for spec in config.context}
+    table = read_table(interactions, {"user_id", "item_id", "timestamp", "rating", "weight", *context})
+    catalogue = read_table(items, {"item_id"}) if items else None
+    by_user = read_table(users, {"user_id", *context}) if users and config.context else None
+    encoded_items = encode_ids([table, catalogue] if catalogue else [table], "item_id", config.item_id)
+    encoded_users = encode_ids([table, by_user] if by_user else [table], "user_id", config.user_id)
+    item_of, user_of = encoded_items.rows[0], encoded_users.rows[0]  # a row of the interactions
+    times = timestamps(table)
     rows = np.arange(len(times))
     if config.min_rating is not None:
-        column = "weight" if "rating" not in table.column_names and "weight" in table.column_names else "rating"
-        rows = rows[numbers(table, column, interactions) >= config.min_rating]
+        column = "weight" if "rating" not in table.names and "weight" in table.names else "rating"
+        rows = rows[numbers(table, column) >= config.min_rating]
+    user_ids = encoded_users.ids
     rows = rows[np.bincount(user_of[rows], minlength=len(user_ids))[user_of[rows]] >= config.min_interactions]
     if not len(rows):
         raise DataError(
@@ -131,22 +136,23 @@ def load_dataset(
     rows = rows[np.lexsort((times[rows], user_of[rows]))]
     kept_users, user_of = np.unique(user_of[rows], return_inverse=True)
     # The catalogue has every item of the items file, clicked or not.
-    kept_items = np.unique(np.concatenate([item_of[rows], *item_index[1:]]))
+    kept_items = np.unique(np.concatenate([item_of[rows], *encoded_items.rows[1:]]))
     offsets = np.searchsorted(user_of, np.arange(len(kept_users) + 1)).astype(np.int64)
-    sources: list[UserColumns] = []
-    if config.context:
-        if by_user is not None and users is not None:
-            sources.append(UserColumns(users, by_user, _rows_of(user_index[1], kept_users, users)))
-        # What the interactions say of a user is read at the end of the history, never in the truth.
-        lengths = np.diff(offsets)
-        seen = np.maximum(lengths // 2 if config.split == "users" else lengths - 1, 1)
-        sources.append(UserColumns(interactions, table, rows[offsets[:-1] + seen - 1]))
+    sources: list[UserRows] = []
+    if by_user:
+        sources.append(UserRows(by_user, _rows_of(encoded_users.rows[1], kept_users, by_user)))
+    # What the interactions say of a user is read at the end of the history, never in the truth.
+    lengths = np.diff(offsets)
+    seen = np.maximum(lengths // 2 if config.split == "users" else lengths - 1, 1)
+    sources.append(UserRows(table, rows[offsets[:-1] + seen - 1]))
+    guessed = [read.guessed for read in (table, catalogue, by_user) if read and read.guessed]
     return Dataset(
-        item_ids[kept_items],
+        encoded_items.ids[kept_items],
         user_ids[kept_users],
         np.searchsorted(kept_items, item_of[rows]).astype(np.int32),
         offsets,
-        *encode_context(config.context, sources, len(kept_users)),
+        read_context(config.context, sources, len(kept_users), schema),
+        (*guessed, *encoded_items.said, *encoded_users.said),
     )
 
 
@@ -179,11 +185,11 @@ def _first_items(dataset: Dataset, users: Index, lengths: Index) -> tuple[Index,
     return np.repeat(np.arange(len(all_lengths)), all_lengths)[kept], dataset.items[kept]
 
 
-def _rows_of(index: Index, users: Index, file: Path) -> Index:
+def _rows_of(index: Index, users: Index, table: Table) -> Index:
     """The row of each of `users` in a file whose row r is of user index[r]; -1 where there is none."""
     rows = np.full(max(index.max(), users.max()) + 1, -1)
     rows[index] = np.arange(len(index))
     if len(np.unique(index)) < len(index):
-        raise DataError(f"{file}: column user_id: a user has more than one row")
+        raise DataError(f"{table.file}: column user_id: a user has more than one row")
     found: Index = rows[users]
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import hashlib
 import io
 import json
@@ -22,10 +23,11 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from index_store.golden import record
 from index_store.index import SOFTMAX, Index, Reranker
 from index_store.retrieval import search
 from index_store.version import Version, npy
+from retrieval.golden import record
+from retrieval.searcher import Request, Searcher
 from trainer.config import MAX_BEAM, TrainConfig
 from trainer.data import Dataset, Split, click_counts
 from trainer.errors import ExportRefused
@@ -100,21 +102,11 @@ def assemble(
 ) -> Version:
     """The version of these parts. width: K. reach: beam and items per path of a request that names neither.
 
-    golden: requests whose answers are recorded; of the last the history is left out.
+    golden: requests whose answers are recorded, as their callers would send them; of the last the history is left out.
+    Raises ExportRefused if a caller's request is encoded otherwise than training did.
     """
     beam, per_path = reach
     ids = dataset.item_ids
-    recorded = record(
-        open_session(onnx_bytes),
-        index,
-        reranker,
-        [h[-config.history :] for h in golden.histories[:-1]] + [np.empty(0, np.int64)],
-        golden.categories,
-        golden.numbers,
-        beam=beam,
-        per_path=per_path,
-        k=config.k,
-    )
     parts = {
         "model.onnx": onnx_bytes,
         "path_ids.npy": npy(index.path_ids),
@@ -123,12 +115,12 @@ def assemble(
         "item_vectors.npy": npy(index.item_vectors),
         "item_bias.npy": npy(index.item_bias),
         "reranker.json": _json(reranker.to_json()),
-        "context.json": _json(dataset.schema.to_json()),
-        "golden.json": _json(recorded),
+        "context.json": _json(dataset.context.schema.to_json()),
+        "golden.json": _json({}),
         **({"item_ids.json": _json(ids.tolist())} if ids.dtype == object else {"item_ids.npy": npy(ids)}),
     }
-    return Version.build(
-        parts,
+    build = functools.partial(
+        Version.build,
         depth=config.depth,
         width=width,
         paths_per_item=config.paths_per_item,
@@ -145,6 +137,30 @@ def assemble(
         config=config.to_json(),
         metrics=metrics,
     )
+    searcher = Searcher(build(parts), open_session(onnx_bytes))
+    asked = [
+        Request(ids[history[-config.history :]].tolist(), dataset.context.raw(user), config.k, beam, per_path)
+        for history, user in zip(golden.histories, golden.users.tolist(), strict=True)
+    ]
+    _check_encoding(searcher, asked, golden, config.history)
+    asked[-1:] = [dataclasses.replace(request, history=[]) for request in asked[-1:]]
+    return build({**parts, "golden.json": _json(record(searcher, asked))})
+
+
+def _check_encoding(searcher: Searcher, asked: list[Request], trained: Requests, longest: int) -> None:
+    """Raise ExportRefused unless the service's encoding of `asked` is training's of the same users, `trained`."""
+    for place, request in enumerate(asked):
+        query, unknown = searcher.prepare(request)
+        if (
+            not np.array_equal(query.history, trained.histories[place][-longest:])
+            or list(query.categories) != trained.categories[place].tolist()
+            or not np.allclose(query.numbers, trained.numbers[place], rtol=1e-6, atol=1e-6)
+            or any(unknown)
+        ):
+            raise ExportRefused(
+                "a request would not be encoded as training encodes the same user: ids or context features do not come "
+                "back as they went in; nothing was published"
+            )
 
 
 def _gate(health: Health, config: TrainConfig, progress: Progress, *, allow_collapsed: bool) -> None:
@@ -192,8 +208,8 @@ def to_onnx(retrieval: Retrieval, path_ids: NDArray[np.int64], dataset: Dataset)
     example = (
         torch.zeros(2, 2, retrieval.start.shape[0], dtype=torch.float16),
         torch.tensor([1, 2]),
-        torch.zeros(2, dataset.categories.shape[1], dtype=torch.int64),
-        torch.zeros(2, dataset.numbers.shape[1]),
+        torch.zeros(2, dataset.context.categories.shape[1], dtype=torch.int64),
+        torch.zeros(2, dataset.context.numbers.shape[1]),
         torch.tensor(2),
     )
     with _quiet(), torch.no_grad():

@@ -1,155 +1,323 @@
-"""Columns out of Parquet and CSV files. What cannot be used is named with file, column and row."""
+"""Tables out of files as people have them: Parquet, or text with columns, compressed or not, in one file or many.
+
+What a file is shows in its first bytes, not in its name. Of text only the columns that are asked for are read, each as
+the text that is there: `007` is not 7, `NA` is a country, and only an empty cell is missing.
+"""
 
 from __future__ import annotations
 
+import bz2
+import codecs
+import csv
+import glob
+import gzip
+import io
+import itertools
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
-from numpy.typing import NDArray
 
 from trainer.errors import DataError
 
-#: int64 (V,), or object (V,) of str. Ascending.
-Ids = NDArray[np.int64] | NDArray[np.object_]
-Index = NDArray[np.int64]
-MAX_ID_LENGTH = 256  # characters of a string id; the service refuses longer ones
-
-
 #: Columns that publishers name otherwise: GroupLens from 20M on, Amazon reviews of 2023.
-ALIASES = {"userId": "user_id", "movieId": "item_id", "parent_asin": "item_id"}
-RATINGS = ["user_id", "item_id", "rating", "timestamp"]  # of files that do not name their columns
+ALIASES = {"userId": "user_id", "movieId": "item_id", "itemId": "item_id", "parent_asin": "item_id"}
+SEPARATORS = (",", "\t", ";", "|", "::")
+ENDINGS = (".csv", ".tsv", ".txt", ".inter", ".dat", ".data")  # of text, where a folder has other files too
+FORMS = f"Parquet, or UTF-8 text with columns parted by one of {' '.join(map(repr, SEPARATORS))}, perhaps compressed"
+BLOCK = 16 * 2**20  # bytes of text parsed at once; a row must fit
+HEAD = 2**20  # bytes in which the first row must end
+LAST = "\u241c the end \u241c"  # cells of a row behind the last one
+
+_UNPACK: dict[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": gzip.decompress,
+    b"BZh": bz2.decompress,
+    b"\xfd7zXZ": lzma.decompress,
+    b"\x28\xb5\x2f\xfd": lambda packed: pa.CompressedInputStream(pa.BufferReader(packed), "zstd").read(),
+    b"\x04\x22\x4d\x18": lambda packed: pa.CompressedInputStream(pa.BufferReader(packed), "lz4").read(),
+}
+#: What the first bytes say of files that are not read.
+_OTHERS = {
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet; unzip it, or save it as CSV",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet; save it as CSV",
+    b"ARROW1": "an Arrow file; write it as Parquet",
+    b"{": "JSON; write it as CSV or Parquet",
+    b"[": "JSON; write it as CSV or Parquet",
+    b"SQLite format": "a database; write the table as CSV or Parquet",
+}
+_TYPED_NAME = re.compile(r"(?P<name>.+):(token|float)(_seq)?\Z")  # of RecBole's .inter
+_NUMBER_OR_DATE = re.compile(r"-?[0-9][0-9.,:/ TZ+-]*\Z")
 
 
-def read_table(file: Path) -> pa.Table:
-    """The file's columns. A name that ends in .csv or .tsv is read as that, .data and .dat as GroupLens writes them.
+@dataclass(frozen=True)
+class Table:
+    """Some columns of a file, and the names of all that it has.
 
-    Any other is read as Parquet. GroupLens' u.data and ratings.dat, and Amazon's ratings of 2014, have no header; their
-    columns are user, item, rating and time.
+    texts: the columns that come from text, so whose types are not known; the others have Parquet's types.
+    guessed: one line on what was guessed of the file, empty if nothing was.
     """
+
+    file: Path
+    columns: pa.Table
+    names: tuple[str, ...]
+    texts: frozenset[str]
+    guessed: str = ""
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column that was asked for. Raises DataError when the file has it not, or twice."""
+        if self.names.count(name) > 1:
+            raise DataError(f"{self.file}: column {name} is there {self.names.count(name)} times; keep one")
+        if name not in self.columns.column_names:
+            raise DataError(f"{self.file}: column {name} is missing; found {', '.join(self.names)}")
+        if not self.columns.num_rows:
+            raise DataError(f"{self.file}: no rows")
+        return self.columns[name]
+
+
+def read_table(file: Path, wanted: Iterable[str]) -> Table:
+    """Those of the `wanted` columns that `file` has: a file, a folder of files that are parts of one table, or a glob.
+
+    Raises DataError for what cannot be read, saying what it was taken for.
+    """
+    wanted = set(wanted)
     try:
-        if _is_csv(file):
-            # Ids stay as they are written: 007 is not 7.
-            ids = {name: pa.string() for name in ("user_id", "item_id", *ALIASES)}
-            nameless = file.suffix.lower() in {".data", ".dat"} or _begins_with_ratings(file)
-            table = pyarrow.csv.read_csv(
-                _tab_separated(file) if file.suffix.lower() == ".dat" else file,
-                read_options=pyarrow.csv.ReadOptions(column_names=RATINGS if nameless else None),
-                parse_options=pyarrow.csv.ParseOptions(delimiter="," if file.suffix.lower() == ".csv" else "\t"),
-                convert_options=pyarrow.csv.ConvertOptions(column_types=ids, strings_can_be_null=True),
-            )
-        else:
-            table = pyarrow.parquet.read_table(file)
-        known = set(table.column_names)
-        return table.rename_columns([n if ALIASES.get(n, n) in known else ALIASES[n] for n in table.column_names])
+        if file.is_dir() or (not file.exists() and glob.has_magic(str(file))):
+            return _read_parts(file, wanted)
+        return _read_file(file, wanted)
     except FileNotFoundError:
         raise DataError(f"{file}: cannot be read: no such file") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
-    except pa.ArrowException as error:
-        kind = "CSV" if _is_csv(file) else "Parquet"
-        raise DataError(f"{file}: not {kind} that can be read: {str(error).splitlines()[0]}") from None
 
 
-def _is_csv(file: Path) -> bool:
-    return file.suffix.lower() in {".csv", ".tsv", ".data", ".dat"}
-
-
-def _begins_with_ratings(file: Path) -> bool:
-    """Whether the first line is data already: four columns of which the last two are numbers."""
-    with file.open("rb") as lines:
-        cells = lines.readline(1000).decode("utf-8", "replace").strip().split(",")
-    try:
-        return len(cells) == len(RATINGS) and len([float(cell) for cell in cells[2:]]) > 0
-    except ValueError:
-        return False
-
-
-def _tab_separated(file: Path) -> pa.BufferReader:
-    """A file of GroupLens whose columns are parted by two colons."""
-    return pa.BufferReader(file.read_bytes().replace(b"::", b"\t"))
-
-
-def _column(table: pa.Table, name: str, file: Path) -> pa.ChunkedArray:
-    """The column, without nulls. Raises DataError when it is missing or has nulls."""
-    if table.column_names.count(name) != 1:
-        raise DataError(f"{file}: column {name} is missing; found {', '.join(table.column_names)}")
-    if not table.num_rows:
-        raise DataError(f"{file}: no rows")
-    column = table[name]
-    if column.null_count:
-        row = pc.index(pc.is_null(column), True).as_py()
-        raise DataError(f"{file}: column {name}, row {row + 1}: null; drop or fill such rows")
-    return column
-
-
-def id_column(table: pa.Table, name: str, file: Path) -> pa.ChunkedArray:
-    """A column of ids: int64, or strings of 1 to 256 characters. In CSV, ids are integers if all are written so."""
-    column = _column(table, name, file)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    kind = column.type
-    if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
-        try:
-            return column.cast(pa.int64())
-        except pa.ArrowInvalid:
-            raise DataError(f"{file}: column {name}: an id does not fit in int64; use strings") from None
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise DataError(f"{file}: column {name}: expected integers or strings, found {kind}")
-    column = column.cast(pa.large_string())
-    lengths = pc.utf8_length(column)
-    bad = pc.or_(pc.less(lengths, 1), pc.greater(lengths, MAX_ID_LENGTH))
-    if pc.any(bad).as_py():
-        row = pc.index(bad, True).as_py() + 1
-        raise DataError(f"{file}: column {name}, row {row}: expected 1 to {MAX_ID_LENGTH} characters")
-    if _is_csv(file) and pc.all(pc.match_substring_regex(column, r"^(0|-?[1-9][0-9]{0,17})$")).as_py():
-        return column.cast(pa.int64())
-    return column
-
-
-def encode_ids(columns: list[pa.ChunkedArray], what: str) -> tuple[list[Index], Ids]:
-    """Each column's rows as indices into the different ids of all of them, and those ids, ascending."""
-    if len({column.type for column in columns}) > 1:
-        raise DataError(f"{what}: integers in one and strings in the other; make both the same")
-    if pa.types.is_integer(columns[0].type):
-        numbers = [column.to_numpy() for column in columns]
-        ids, index = np.unique(np.concatenate(numbers), return_inverse=True)
+def _read_parts(place: Path, wanted: set[str]) -> Table:
+    """All data files below a folder, or those that match a glob, end to end. Names `column=value/` are columns too."""
+    if place.is_dir():
+        found = sorted(path for path in place.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(place)))
+        files = [path for path in found if _begins_with(path, b"PAR1")]
+        files = files or [path for path in found if _looks_like_text(path)]
     else:
-        encoded = pa.chunked_array([chunk for column in columns for chunk in column.chunks]).combine_chunks()
-        encoded = encoded.dictionary_encode()
-        found = np.array(encoded.dictionary.to_pylist(), dtype=object)
-        order = np.argsort(found)
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        ids, index = found[order], rank[encoded.indices.to_numpy(zero_copy_only=False)]
-    return np.split(index, np.cumsum([len(column) for column in columns])[:-1]), ids
+        names = glob.glob(str(place), recursive=True)  # noqa: PTH207 -- Path.glob refuses absolute patterns
+        files = sorted(path for path in map(Path, names) if path.is_file())
+    if not files:
+        raise DataError(f"{place}: no data file is there; expected Parquet, or text that ends in {' '.join(ENDINGS)}")
+    parts = [_read_file(path, wanted) for path in files]
+    tables = []
+    for part in parts:
+        columns = part.columns
+        for name, value in _partition(part.file, place):
+            if name in wanted and name not in columns.column_names:
+                columns = columns.append_column(name, pa.array([value] * columns.num_rows, pa.string()))
+        tables.append(columns)
+    first = tables[0].column_names
+    for part, columns in zip(parts, tables, strict=True):
+        if set(columns.column_names) != set(first):
+            odd = ", ".join(sorted(set(columns.column_names) ^ set(first)))
+            raise DataError(f"{part.file}: has other columns than {parts[0].file}: {odd}")
+    try:
+        whole = pa.concat_tables([columns.select(first) for columns in tables], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"{place}: its files have columns of different types: {_first_line(error)}") from None
+    named = {name for part in parts for name, _ in _partition(part.file, place)}
+    return Table(
+        place,
+        whole,
+        tuple(dict.fromkeys([*parts[0].names, *sorted(named)])),
+        frozenset().union(*(part.texts for part in parts)) | (named & wanted - set(parts[0].names)),
+        parts[0].guessed,
+    )
 
 
-def timestamps(table: pa.Table, file: Path) -> NDArray[Any]:
-    """Something that sorts as the timestamps do. Only their order within a user is used."""
-    column = _column(table, "timestamp", file)
-    kind = column.type
-    if pa.types.is_timestamp(kind) or pa.types.is_date64(kind):
-        return np.asarray(column.cast(pa.int64()).to_numpy())
-    if pa.types.is_date32(kind):
-        return np.asarray(column.cast(pa.int32()).to_numpy())
-    if pa.types.is_integer(kind):
-        return np.asarray(column.to_numpy())
-    if pa.types.is_floating(kind):
-        return numbers(table, "timestamp", file)
-    raise DataError(f"{file}: column timestamp: expected integers or date and time, found {kind}")
+def _is_hidden(path: Path) -> bool:
+    """Spark's _SUCCESS and .crc files, and the like."""
+    return any(name.startswith((".", "_")) for name in path.parts)
 
 
-def numbers(table: pa.Table, name: str, file: Path) -> NDArray[np.float64]:
-    """A column of finite numbers."""
-    column = _column(table, name, file)
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise DataError(f"{file}: column {name}: expected numbers, found {column.type}")
-    values = column.cast(pa.float64(), safe=False).to_numpy()
-    for row in np.flatnonzero(~np.isfinite(values))[:1]:
-        raise DataError(f"{file}: column {name}, row {row + 1}: expected a finite number, found {values[row]}")
-    return np.asarray(values)
+def _looks_like_text(path: Path) -> bool:
+    return any(ending in ENDINGS for ending in path.suffixes) or path.name.startswith("part-")
+
+
+def _partition(file: Path, place: Path) -> list[tuple[str, str]]:
+    """What a path like country=FR/part-0.parquet says of all rows in it."""
+    folders = file.relative_to(place).parts[:-1] if place.is_dir() else file.parts[:-1]
+    pairs = (folder.partition("=") for folder in folders)
+    return [(name, value) for name, separator, value in pairs if separator]
+
+
+def _begins_with(file: Path, magic: bytes) -> bool:
+    with file.open("rb") as content:
+        return content.read(len(magic)) == magic
+
+
+def _read_file(file: Path, wanted: set[str]) -> Table:
+    with file.open("rb") as start:
+        head = start.read(HEAD)
+        whole = None if file.is_file() else head + start.read()  # a pipe cannot be read twice
+    if head.startswith(b"PAR1"):
+        return _read_parquet(file, wanted, whole)
+    for magic, unpack in _UNPACK.items():
+        if head.startswith(magic):
+            try:
+                whole = unpack(file.read_bytes() if whole is None else whole)
+            except (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
+                raise DataError(f"{file}: compressed, and damaged or cut off: {_first_line(error)}") from None
+            head = whole[:HEAD]
+            break
+    if head.startswith(b"PAR1"):
+        return _read_parquet(file, wanted, whole)
+    for magic, kind in _OTHERS.items():
+        if head.lstrip().startswith(magic):
+            raise DataError(f"{file}: {kind}. What is read is {FORMS}")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            whole = (file.read_bytes() if whole is None else whole).decode("utf-16").encode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}: begins as UTF-16 and does not go on so: {error.reason}") from None
+        head = whole[:HEAD]
+    if ".parquet" in file.suffixes:
+        raise DataError(f"{file}: does not begin as Parquet does: another format, or damaged")
+    if b"\0" in head:
+        raise DataError(f"{file}: neither Parquet nor text. What is read is {FORMS}")
+    return _read_text(file, head.decode("utf-8-sig", "replace"), wanted, whole)
+
+
+def _read_parquet(file: Path, wanted: set[str], whole: bytes | None) -> Table:
+    try:
+        source = pa.parquet.ParquetFile(file if whole is None else pa.BufferReader(whole))
+        names = source.schema_arrow.names
+        known = set(names)
+        named = [n if ALIASES.get(n, n) in known else ALIASES[n] for n in names]
+        chosen = [name for name, ours in zip(names, named, strict=True) if ours in wanted and named.count(ours) == 1]
+        table = source.read(columns=chosen)
+    except pa.ArrowException as error:
+        raise DataError(f"{file}: begins as Parquet and cannot be read: {_first_line(error)}") from None
+    ours = dict(zip(names, named, strict=True))
+    # Asked for by name, a column of structs may bring its parts.
+    table = table.rename_columns([ours.get(name, name) for name in table.column_names])
+    return Table(file, table, tuple(named), frozenset())
+
+
+def _read_text(file: Path, head: str, wanted: set[str], whole: bytes | None) -> Table:
+    """head: the beginning. whole: all of it, where that is in memory already."""
+    separator = _separator(head)
+    if len(separator) > 1:  # GroupLens' two colons
+        whole = (file.read_bytes() if whole is None else whole).replace(separator.encode(), b"\t")
+        head, separator = head.replace(separator, "\t"), "\t"
+    rows = csv.reader(io.StringIO(head, newline=""), delimiter=separator)
+    first = next((row for row in rows if row), [])
+    if not first:
+        raise DataError(f"{file}: no rows")
+    skipped = rows.line_num
+    names, guessed = _names(first), ""
+    if not {"user_id", "item_id"} & set(names) and any(_NUMBER_OR_DATE.match(cell.strip()) for cell in first):
+        names = _columns_without_header(file, [first, *itertools.islice(filter(None, rows), 1000)], wanted)
+        skipped, guessed = 0, f"{file}: no header; columns taken as {', '.join(names)}"
+    chosen = [name for name in dict.fromkeys(names) if name in wanted and names.count(name) == 1]
+    # Names that are there twice get a number: all must be told apart.
+    numbered = [name if names.count(name) == 1 else f"{name} {place}" for place, name in enumerate(names)]
+    taken = f"{file}: taken for text with columns parted by {separator!r}"
+    bad_rows: list[str] = []
+
+    def refuse(row: pyarrow.csv.InvalidRow) -> str:
+        shown = row.text if len(row.text) < 60 else row.text[:60] + "..."
+        bad_rows.append(f"{row.actual_columns} cells where the first has {row.expected_columns}: {shown}")
+        return "error"
+
+    with file.open("rb") if whole is None else io.BytesIO(whole) as content:
+        try:
+            columns = pyarrow.csv.read_csv(
+                pa.PythonFile(_WithLastRow(content, separator.join([LAST] * len(names))), mode="r"),
+                read_options=pyarrow.csv.ReadOptions(column_names=numbered, skip_rows=skipped, block_size=BLOCK),
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter=separator, newlines_in_values=True, invalid_row_handler=refuse
+                ),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types=dict.fromkeys(numbered, pa.string()),
+                    include_columns=chosen or numbered[:1],
+                    null_values=[""],
+                    strings_can_be_null=True,
+                ),
+            )
+        except pa.ArrowException as error:
+            if bad_rows:
+                raise DataError(f"{taken}, but a row has {bad_rows[0]}") from None
+            if "UTF8" in str(error):
+                raise DataError(f"{file}: not UTF-8; save it as UTF-8 ({_first_line(error)})") from None
+            if "straddling" in str(error):
+                raise DataError(f"{taken}, but a row is longer than {BLOCK} bytes: is a quote left open?") from None
+            raise DataError(f"{taken}, but cannot be read: {_first_line(error)}") from None
+    if columns[0][-1].as_py() != LAST:
+        raise DataError(f"{taken}, but a quote is left open, and the rest of the file is in it")
+    return Table(file, columns.slice(0, len(columns) - 1).select(chosen), tuple(names), frozenset(chosen), guessed)
+
+
+class _WithLastRow(io.RawIOBase):
+    """A file with one row more. Where that is not the last row read, it is inside of a quote that was never closed."""
+
+    def __init__(self, content: BinaryIO, row: str) -> None:
+        super().__init__()
+        self._content, self._rest = content, b"\n" + row.encode() + b"\n"
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, nothing at the end."""
+        found = self._content.read(size)
+        if not found:
+            found, self._rest = self._rest[:size], self._rest[size:]
+        return found
+
+
+def _separator(head: str) -> str:
+    """What parts the columns: what makes a known name of the header, or else the most cells of the first row."""
+
+    def cells(separator: str) -> list[str]:
+        one = "\t" if len(separator) > 1 else separator
+        rows = csv.reader(io.StringIO(head.replace(separator, one), newline=""), delimiter=one)
+        return _names(next((row for row in rows if row), []))
+
+    found = {separator: cells(separator) for separator in SEPARATORS}
+    return max(SEPARATORS, key=lambda one: (len({"user_id", "item_id"} & set(found[one])), len(found[one])))
+
+
+def _names(cells: list[str]) -> list[str]:
+    """A header's names, without blanks, a type behind them as RecBole has it, and as we call them."""
+    names = [cell.strip() for cell in cells]
+    names = [match["name"] if (match := _TYPED_NAME.match(name)) else name for name in names]
+    return [name if ALIASES.get(name, name) in names else ALIASES[name] for name in names]
+
+
+def _columns_without_header(file: Path, rows: list[list[str]], wanted: set[str]) -> list[str]:
+    """Which column is which, in a file that does not say: user, item, and then the one that holds times."""
+    width = len(rows[0])
+    if "timestamp" not in wanted:
+        raise DataError(f"{file}: no header; put a first line with the columns' names in front")
+
+    def holds_times(place: int) -> bool:
+        """Seconds since 1970 of this century or the last, or dates; never a rating."""
+        cells = [row[place].strip() for row in rows if len(row) == width]
+        return all(
+            _NUMBER_OR_DATE.match(cell) and (len(cell) >= 8 and not re.match(r"[0-9]\.", cell)) for cell in cells
+        )
+
+    times = [place for place in range(2, width) if holds_times(place)]
+    if width in {3, 4} and len(times) == 1:
+        others = ["user_id", "item_id", "rating"][: width - 1]
+        return [*others[: times[0]], "timestamp", *others[times[0] :]]
+    raise DataError(
+        f"{file}: no header, and which column is which does not show; expected user, item, then a time and perhaps a "
+        f"rating, found {width} columns of which {len(times)} have times; put the names in front, as in "
+        "`sed -i '1i user_id,item_id,timestamp' FILE`"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -20,7 +20,9 @@ _SHOWN_ONLY = {"__main__.py", "plots.py", "report.py"}
 _CODE = hashlib.sha256(
     b"".join(
         file.read_bytes()
-        for file in sorted([*_ROOT.glob("*.py"), *_ROOT.parent.glob("index_store/*.py")])
+        for file in sorted(
+            [*_ROOT.glob("*.py"), *_ROOT.parent.glob("index_store/*.py"), *_ROOT.parent.glob("retrieval/*.py")]
+        )
         if file.name not in _SHOWN_ONLY
     )
 ).hexdigest()

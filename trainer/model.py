@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from retrieval.context import ContextSchema
 from trainer.config import MAX_BEAM, TrainConfig
-from trainer.context import ContextSchema
 
 
 class UserEncoder(nn.Module):
@@ -39,10 +39,10 @@ class UserEncoder(nn.Module):
         size = config.embedding
         self.start = items  # the row of item_embedding past the items
         self.item_embedding = nn.Embedding(items + 1, size, sparse=config.steps_are_sparse(items))
-        categories = [nn.Embedding(len(values) + 1, min(16, size)) for values in schema.categorical.values()]
+        categories = [nn.Embedding(len(category.values) + 1, min(16, size)) for category in schema.categories]
         self.category_embeddings = nn.ModuleList(categories)
         self.gru = nn.GRU(size, size, batch_first=True)
-        context_size = sum(embedding.embedding_dim for embedding in categories) + len(schema.numeric)
+        context_size = sum(embedding.embedding_dim for embedding in categories) + len(schema.numbers)
         self.project = nn.Linear(size + context_size, size)
         self.pooled = nn.Linear(size, size, bias=False)
         self.dropout = nn.Dropout(config.dropout)

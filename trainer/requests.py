@@ -22,7 +22,7 @@ BATCH_SCORES = 50_000_000  # scores of requests times items held at once, at mos
 class Requests:
     """R requests with their truth, over V items.
 
-    histories, truths: item indices, oldest first; categories (R, C), numbers (R, M).
+    histories, truths: item indices, oldest first; categories (R, C), numbers (R, M); users: (R,), whose they are.
     """
 
     items: int
@@ -31,6 +31,7 @@ class Requests:
     truths: list[NDArray[np.int64]]
     categories: NDArray[np.int64]
     numbers: NDArray[np.float32]
+    users: NDArray[np.int64]
 
     def beams(self, session: Any, index: Index, longest: int, beam: int) -> Iterator[Beams]:
         """The model's answers, a batch after another as `parts` has them. longest: history items the model reads."""
@@ -47,7 +48,14 @@ class Requests:
     def first(self, count: int) -> Requests:
         """The first `count` of them."""
         few = slice(count)
-        return Requests(self.items, self.histories[few], self.truths[few], self.categories[few], self.numbers[few])
+        return Requests(
+            self.items,
+            self.histories[few],
+            self.truths[few],
+            self.categories[few],
+            self.numbers[few],
+            self.users[few],
+        )
 
 
 def held_out_requests(dataset: Dataset, split: Split) -> Requests:
@@ -85,8 +93,9 @@ def _requests(
         len(dataset.item_ids),
         [sequence[:cut] for sequence, cut in zip(sequences, cuts, strict=True)],
         [sequence[cut:] for sequence, cut in zip(sequences, cuts, strict=True)],
-        dataset.categories[users],
-        dataset.numbers[users],
+        dataset.context.categories[users],
+        dataset.context.numbers[users],
+        users,
     )
 
 

@@ -67,7 +67,7 @@ def fit(
     width = config.resolve_width(items)
     torch.manual_seed(config.seed)
     clicks = click_counts(dataset, split)
-    model = PathModel(config, width, clicks, dataset.schema)
+    model = PathModel(config, width, clicks, dataset.context.schema)
     head = SoftmaxHead(config, clicks)
     generator = np.random.default_rng([config.seed, 1])
     paths = random_paths(items, config.paths_per_item, config.depth, width, generator)

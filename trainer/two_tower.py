@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from retrieval.context import ContextSchema
 from trainer.batches import Batches
 from trainer.config import TrainConfig
-from trainer.context import ContextSchema
 from trainer.data import Dataset, Split, click_counts
 from trainer.losses import SoftmaxHead
 from trainer.measures import Answers, Items
@@ -36,9 +36,9 @@ class TwoTower(nn.Module):
         self.history_embedding = nn.Embedding(items + 1, size, padding_idx=items, sparse=sparse)
         self.item_embedding = nn.Embedding(items, size, sparse=sparse)
         self.category_embeddings = nn.ModuleList(
-            nn.Embedding(len(values) + 1, min(16, size)) for values in schema.categorical.values()
+            nn.Embedding(len(category.values) + 1, min(16, size)) for category in schema.categories
         )
-        inputs = size + sum(min(16, size) for _ in schema.categorical) + len(schema.numeric)
+        inputs = size + sum(min(16, size) for _ in schema.categories) + len(schema.numbers)
         self.dropout = nn.Dropout(config.dropout)
         self.tower = nn.Sequential(nn.Linear(inputs, 4 * size), nn.ReLU(), nn.Linear(4 * size, size))
         self.register_buffer("item_bias", log_share(clicks))
@@ -76,7 +76,7 @@ def train_two_tower(config: TrainConfig, dataset: Dataset, split: Split, progres
     torch.manual_seed(config.seed)
     split = dataclasses.replace(split, train_length=split.visible_length)
     clicks = click_counts(dataset, split)
-    model, head = TwoTower(config, clicks, dataset.schema), SoftmaxHead(config, clicks)
+    model, head = TwoTower(config, clicks, dataset.context.schema), SoftmaxHead(config, clicks)
     config = config.replace(reassignments=0)
     batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.later)
     losses = functools.partial(head.losses, model)

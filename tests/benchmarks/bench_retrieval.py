@@ -108,7 +108,7 @@ def our_steps(
     index, reranker, manifest = catalogue.version.index, catalogue.version.reranker, catalogue.version.manifest
     histories = catalogue.requests.histories
     nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
-    session = retriever._session
+    session = retriever.searcher.session
 
     def search_one(number: int) -> Any:
         return search(session, index, [histories[number]], *nothing, manifest.beam, manifest.history)

@@ -83,7 +83,7 @@ def rates(config: TrainConfig, dataset: Dataset) -> dict[str, float]:
     clicks = click_counts(dataset, split)
     width = config.resolve_width(len(clicks))
     torch.manual_seed(0)
-    model = PathModel(config, width, clicks, dataset.schema)
+    model = PathModel(config, width, clicks, dataset.context.schema)
     rng = np.random.default_rng(0)
     paths = random_paths(len(clicks), config.paths_per_item, config.depth, width, rng)
     assigner = PathAssigner(paths, SCORED, config.eta)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from index_store.index import Index, Reranker
 from index_store.version import Version
+from retrieval.context import ContextSchema
 from trainer.config import TrainConfig
-from trainer.context import ContextSchema
+from trainer.context import UserContext
 from trainer.data import Dataset
 from trainer.export import assemble, path_lists, to_onnx
 from trainer.model import PathModel, Retrieval, path_trie
@@ -46,7 +47,7 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
     slots = used[rng.permutation(items * count) % paths].reshape(items, count)
     bias = np.log(rng.pareto(1.2, items) + 1e-3).astype(np.float32)
     index = Index(*path_lists(slots, bias), _clustered(items, config.embedding, rng), bias)
-    model = PathModel(config, width, np.ones(1, np.int64), ContextSchema({}, {})).eval()
+    model = PathModel(config, width, np.ones(1, np.int64), ContextSchema()).eval()
     dataset = make_dataset(items, users, config.history, rng)
     retrieval = Retrieval(model, path_trie(index.path_ids, config.depth, width)).eval()
     onnx = to_onnx(retrieval, index.path_ids, dataset)
@@ -54,8 +55,9 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
         items,
         [dataset.sequence(user).astype(np.int64) for user in range(users)],
         [np.empty(0, np.int64)] * users,
-        dataset.categories,
-        dataset.numbers,
+        dataset.context.categories,
+        dataset.context.numbers,
+        np.arange(users),
     )
     reranker = Reranker("lr", np.array([1, 0.1, 0.1, 0.1], np.float32), 0.0)
     reach = int(config.beam), int(config.per_path)
@@ -68,16 +70,13 @@ def make_dataset(items: int, users: int, history: int, rng: np.random.Generator)
     first = CLUSTER * rng.integers(max(1, items // CLUSTER), size=(users, 1))
     clicks = first + rng.integers(min(CLUSTER, items), size=(users, history))
     offsets = np.arange(users + 1) * history
-    nothing = np.zeros((users, 0), np.int64)
     ids = np.arange(items)
     return Dataset(
         ids,
         np.arange(users),
         clicks.ravel().astype(np.int32),
         offsets,
-        ContextSchema({}, {}),
-        nothing,
-        nothing.astype(np.float32),
+        UserContext.none(users),
     )
 
 

@@ -39,7 +39,7 @@ SERVICE = (
         "golden queries not replayed",
         "a model with the path lists of another training is served, and answers anything",
         "service/retriever.py",
-        'replay(self._session, version.index, version.reranker, version.document("golden.json"), self.name)',
+        'replay(self.searcher, version.document("golden.json"))',
         "pass",
         "tests/chaos/test_regressions.py::test_what_answers_otherwise_than_recorded_is_not_served",
     ),
@@ -97,7 +97,7 @@ STORE = (
     Bug(
         "the service needs torch",
         "the image of the service has none: it does not start",
-        "index_store/golden.py",
+        "retrieval/golden.py",
         "import numpy as np\n",
         "import numpy as np\nimport torch\n",
         "tests/test_architecture.py::test_importing_the_service_leaves_torch_out",

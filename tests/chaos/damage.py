@@ -18,6 +18,8 @@ from index_store.version import _sha256 as sha256
 
 Parts = dict[str, bytes]
 
+_X = b'{"name": "x", "kind": "category", "values": ["y"]}'
+
 
 def stored_damage(folder: Path, others: Path, random: Random, count: int) -> Iterator[tuple[str, Parts]]:
     """`count` times what a disk, a copy or a hand may do to a version's files: what it is, and the files that change.
@@ -114,9 +116,12 @@ def wrong_versions(version: Version, other: Version) -> dict[str, tuple[Parts, d
             "deep JSON": having(golden=b"[" * 100_000),
             "a NaN in the reranker": having(reranker=json.dumps(reranker).encode()),
             "another reranker": having(reranker=b'{"kind": "lr", "weights": {"clicks": 1}, "intercept": 0}'),
-            "a context it has not": having(context=b'{"categorical": {"x": ["y"]}, "numeric": {}}'),
-            "a broken context": having(context=b'{"categorical": 3}'),
-            "a scale of 0": having(context=b'{"categorical": {}, "numeric": {"age": {"mean": 0, "std": 0}}}'),
+            "a context it has not": having(
+                context=b'{"features": [{"name": "x", "kind": "category", "values": ["y"]}]}'
+            ),
+            "a broken context": having(context=b'{"features": 3}'),
+            "a feature twice": having(context=b'{"features": [%s, %s]}' % (_X, _X)),
+            "a scale of 0": having(context=b'{"features": [{"name": "x", "kind": "number", "mean": 0, "std": 0}]}'),
             "no item vectors": {name: part for name, part in parts.items() if name != "item_vectors.npy"},
             "a part too many": parts | {"extra.npy": npy(np.zeros(3))},
         }.items()

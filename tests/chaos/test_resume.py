@@ -105,7 +105,7 @@ def fresh(planted: Planted) -> tuple[PathModel, list[torch.optim.Optimizer], Pat
     """What a run begins with, to be overwritten by a checkpoint."""
     torch.manual_seed(1)
     clicks = torch.ones(len(planted.dataset.item_ids)).numpy()
-    model = PathModel(SMALL, SMALL.resolve_width(len(clicks)), clicks, planted.dataset.schema)
+    model = PathModel(SMALL, SMALL.resolve_width(len(clicks)), clicks, planted.dataset.context.schema)
     return (
         model,
         make_optimizers(model, SMALL),

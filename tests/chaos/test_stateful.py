@@ -29,11 +29,12 @@ from index_store.folder import FolderStore
 from index_store.server import ServerStore
 from index_store.store import IndexStore, open_store, prune, rollback
 from index_store.version import Version, npy
+from retrieval.vocabulary import ItemId
 from service import reloader as reloader_module
 from service.errors import NotReady
 from service.metrics import Metrics
 from service.reloader import Reloader
-from service.retriever import ItemId, Retriever
+from service.retriever import Retriever
 from tests.chaos.conftest import Goal, amount
 from tests.chaos.reference_store import ReferenceStore, content
 from tests.conftest import Planted
@@ -286,7 +287,7 @@ class Walk(RuleBasedStateMachine):
 
 def answer(retriever: Retriever) -> list[ItemId]:
     """The items for HISTORY, which every version knows by its own ids."""
-    names = np.array(retriever.names(np.arange(retriever.manifest.items)))
+    names = np.array(retriever.searcher.vocabulary.names(np.arange(retriever.manifest.items)))
     return [candidate["item_id"] for candidate in answer_of(retriever, history=names[HISTORY].tolist())]
 
 

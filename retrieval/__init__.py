@@ -1,0 +1,6 @@
+"""What answers: one opened version, from a caller's request to candidates. Never imports torch or fastapi."""
+
+import os
+
+# ONNX Runtime from 1.29 on tells Microsoft what it runs, unless told not to before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

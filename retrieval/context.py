@@ -1,0 +1,225 @@
+"""The user's context features: how a value becomes what the network reads, once for trainer and service.
+
+A feature is a category or a number. The trainer fits a `ContextSchema` on its users' values, encodes them with it, and
+stores it in the version as context.json: a list, in the order of the network's inputs. The service reads it back and
+encodes requests with it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: A feature's value as JSON has it. None, "" and NaN mean that the user has none.
+Value = str | int | float | bool | None
+
+MAX_CATEGORIES = 100_000  # different values of a category
+MAX_TEXT = 256  # characters of a value; the service refuses longer ones
+MAX_NAME = 128  # characters of a feature's name, likewise
+LIMIT = 1e6  # standard deviations from the mean that the network is given at most; float32 must hold them
+
+#: How a number is written. Not 007, which is a text: a post code, say.
+NUMBER = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?"
+_NUMBER = re.compile(NUMBER)
+
+
+def is_absent(value: Value) -> bool:
+    """Whether `value` says that the user has no such value."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value != value  # noqa: PLR0124 -- NaN
+
+
+def as_number(value: Value) -> float | None:
+    """The finite number that `value` is or says ("3.5"); None if it is none. True is no number."""
+    if isinstance(value, str):
+        value = float(value) if _NUMBER.fullmatch(value := value.strip()) else None
+    if value is None or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond what a float holds
+        return None
+    return number if math.isfinite(number) else None
+
+
+def as_text(value: str | float | bool) -> str:
+    """A category's name: the text itself without blanks around it, true for True, 2 for 2 and 2.0."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 2**63 else str(value)
+
+
+def _by_value(text: str) -> str | float | None:
+    """What is equal for texts that say the same number or truth, however they are written; None for other texts."""
+    if text.lower() in {"true", "false"}:
+        return text.lower()
+    if not _NUMBER.fullmatch(text):
+        return None
+    # Integers exactly: as floats, neighbours beyond 2^53 would be one.
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
+
+
+@dataclass(frozen=True)
+class Category:
+    """A feature with one of some values. A value's code is its place in `values` plus 1; 0 is unknown or absent."""
+
+    name: str
+    values: tuple[str, ...]
+
+    @classmethod
+    def fit(cls, name: str, values: Iterable[Value]) -> Category:
+        """The category that has all of `values`. Raises ValueError where there is none, too many, or too long a one."""
+        texts = sorted({as_text(value) for value in values if value is not None and not is_absent(value)})
+        if not texts:
+            raise ValueError("no user has a value")
+        if len(texts) > MAX_CATEGORIES:
+            raise ValueError(f"{len(texts)} different values; at most {MAX_CATEGORIES} are learned")
+        longest = max(map(len, texts))
+        if longest > MAX_TEXT:
+            raise ValueError(f"a value of {longest} characters; expected at most {MAX_TEXT}")
+        return cls(name, tuple(texts))
+
+    @cached_property
+    def _codes(self) -> dict[str, int]:
+        return {text: code for code, text in enumerate(self.values, 1)}
+
+    @cached_property
+    def _codes_by_value(self) -> dict[str | float, int]:
+        known = ((_by_value(text), code) for text, code in reversed(self._codes.items()))
+        return {value: code for value, code in known if value is not None}
+
+    def encode(self, value: Value) -> int:
+        """The code of `value`: as it is written, or else by what it says (2 is "2.0", true is "True")."""
+        if value is None or is_absent(value):
+            return 0
+        text = as_text(value)
+        code = self._codes.get(text)
+        if code is None and (said := _by_value(text)) is not None:
+            code = self._codes_by_value.get(said)
+        return code or 0
+
+
+@dataclass(frozen=True)
+class Number:
+    """A feature that is a number. The network reads it less `mean`, over `std`; absent counts as the mean."""
+
+    name: str
+    mean: float
+    std: float
+
+    @classmethod
+    def fit(cls, name: str, values: NDArray[np.float64]) -> Number:
+        """Mean and standard deviation of the finite ones of `values` (U,). Raises ValueError where there are none."""
+        known = values[np.isfinite(values)]
+        if not len(known):
+            raise ValueError("no user has a finite number")
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = float(known.mean()), float(known.std()) or 1.0
+        if not (math.isfinite(mean) and math.isfinite(std)):
+            raise ValueError("the values are too large to standardise")
+        return cls(name, mean, std)
+
+    def encode(self, value: Value) -> float:
+        """What the network reads for `value`."""
+        number = as_number(value)
+        return 0.0 if number is None else max(-LIMIT, min(LIMIT, (number - self.mean) / self.std))
+
+    def encode_all(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
+        """What it reads for each of `values` (U,), NaN where a user has none."""
+        with np.errstate(invalid="ignore"):
+            encoded = np.clip((values - self.mean) / self.std, -LIMIT, LIMIT)
+        return np.where(np.isfinite(values), encoded, 0.0).astype(np.float32)
+
+
+class Encoded(NamedTuple):
+    """One user's context for the network: codes (C,) and numbers (M,), in the order of the schema's.
+
+    unknown: how many of the given features the version has not, or has without the given value.
+    """
+
+    categories: list[int]
+    numbers: list[float]
+    unknown: int
+
+
+@dataclass(frozen=True)
+class ContextSchema:
+    """The context features of a version, in the order in which they were trained."""
+
+    features: tuple[Category | Number, ...] = ()
+
+    @cached_property
+    def categories(self) -> tuple[Category, ...]:
+        """Those that are categories, in the order of the network's `categories` input."""
+        return tuple(feature for feature in self.features if isinstance(feature, Category))
+
+    @cached_property
+    def numbers(self) -> tuple[Number, ...]:
+        """Those that are numbers, in the order of the network's `numbers` input."""
+        return tuple(feature for feature in self.features if isinstance(feature, Number))
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(feature.name for feature in self.features)
+
+    def encode(self, context: Mapping[str, Any]) -> Encoded:
+        """What the network reads of a user's features, given by name. Never refuses: what is unknown is counted."""
+        unknown = sum(name not in self._names for name in context)
+        codes, numbers = [], []
+        for category in self.categories:
+            value = context.get(category.name)
+            code = category.encode(value)
+            unknown += not code and not is_absent(value)
+            codes.append(code)
+        for number in self.numbers:
+            value = context.get(number.name)
+            unknown += as_number(value) is None and not is_absent(value)
+            numbers.append(number.encode(value))
+        return Encoded(codes, numbers, unknown)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of context.json."""
+        return {
+            "features": [
+                {"name": feature.name, "kind": "category", "values": list(feature.values)}
+                if isinstance(feature, Category)
+                else {"name": feature.name, "kind": "number", "mean": feature.mean, "std": feature.std}
+                for feature in self.features
+            ]
+        }
+
+    @classmethod
+    def from_json(cls, document: Any) -> ContextSchema:
+        """The schema that `to_json` wrote. Raises ValueError for anything else."""
+        try:
+            schema = cls(tuple(map(_feature, document["features"])))
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"not a context schema ({type(error).__name__})") from None
+        if len(schema._names) != len(schema.features):
+            raise ValueError("two context features of one name")
+        return schema
+
+
+def _feature(entry: Any) -> Category | Number:
+    name = entry["name"]
+    if not isinstance(name, str):
+        raise TypeError
+    if entry["kind"] == "category":
+        values = entry["values"]
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise TypeError
+        return Category(name, tuple(values))
+    if entry["kind"] != "number":
+        raise ValueError("a context feature that is neither a category nor a number")
+    mean, std = float(entry["mean"]), float(entry["std"])
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise ValueError("a context feature whose mean or standard deviation is none")
+    return Number(name, mean, std)

@@ -1,0 +1,82 @@
+"""Golden queries: requests with their answers, recorded when a version is made and replayed before it is served.
+
+They are in a caller's terms (item ids, feature names, raw values) and go the way that every request goes. So they show
+that ids, context schema, model, paths, vectors and reranker belong together and work on this machine; digests cannot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from index_store.errors import VersionDamaged
+from retrieval.searcher import Request, Searcher
+
+#: Log-probabilities and scores may differ this much between processors, relative to values above 1.
+TOLERANCE = 1e-3
+
+
+def record(searcher: Searcher, requests: Sequence[Request]) -> dict[str, Any]:
+    """The content of golden.json: the requests, and what the version answers. Each names k, beam and per_path."""
+    return {
+        "requests": [dataclasses.asdict(request) for request in requests],
+        "answers": [_answer(searcher, request) for request in requests],
+    }
+
+
+def replay(searcher: Searcher, golden: Any) -> None:
+    """Raise VersionDamaged unless the golden queries get their recorded answers.
+
+    Values are compared rank by rank; an item may differ where its score ties with another's.
+    """
+    name = searcher.manifest.version
+    try:
+        recorded = golden["answers"]
+        requests = [Request(**request) for request in golden["requests"]]
+        if not recorded or len(recorded) != len(requests):
+            raise VersionDamaged(f"{name}: {len(recorded)} golden answers for {len(requests)} queries")
+        for number, (request, expected) in enumerate(zip(requests, recorded, strict=True)):
+            found = _answer(searcher, request)
+            if not _close(expected["scores"], found["scores"]):
+                raise _other(name, number, "scores")
+            log_probs = dict(zip(found["item_ids"], found["path_log_probs"], strict=True))
+            log_prob_of = dict(zip(expected["item_ids"], expected["path_log_probs"], strict=True))
+            both = [item for item in expected["item_ids"] if item in log_probs]
+            if not _close([log_prob_of[item] for item in both], [log_probs[item] for item in both]):
+                raise _other(name, number, "path log-probabilities")
+            missing = [item not in log_probs for item in expected["item_ids"]]
+            last = min(expected["scores"], default=0.0)
+            if not _close(np.array(expected["scores"])[missing], np.full(sum(missing), last)):
+                raise _other(name, number, "items")
+            if expected["unknown"] != found["unknown"]:
+                raise _other(name, number, "unknown ids or features")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise VersionDamaged(f"{name}: golden.json cannot be replayed ({type(error).__name__})") from None
+
+
+def _answer(searcher: Searcher, request: Request) -> dict[str, Any]:
+    query, unknown = searcher.prepare(request)
+    (answer,) = searcher.answer([query])
+    return {
+        "item_ids": searcher.vocabulary.names(answer.items),
+        "scores": answer.scores.astype(float).tolist(),
+        "path_log_probs": answer.path_log_probs.astype(float).tolist(),
+        "unknown": list(unknown),
+    }
+
+
+def _other(name: str, number: int, what: str) -> VersionDamaged:
+    return VersionDamaged(
+        f"{name}: golden query {number} has other {what} than recorded; ids, context, model, paths, vectors and "
+        "reranker do not belong together, publish again"
+    )
+
+
+def _close(expected: Any, found: Any) -> bool:
+    expected, found = np.asarray(expected, float), np.asarray(found, float)
+    return expected.shape == found.shape and bool(
+        np.isfinite(found).all() and np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    )

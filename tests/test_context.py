@@ -1,0 +1,278 @@
+"""What a file says of a user and what a request says of the same user is the same for the network.
+
+The service's answer to raw values is compared with what torch computes from training's arrays.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from index_store.folder import FolderStore
+from index_store.version import Version
+from retrieval.context import Category, ContextSchema, Number
+from service.app import create_app
+from service.settings import Settings
+from tests.conftest import SMALL, Planted, train_planted
+from tests.planted import write_interactions
+from trainer.data import load_dataset
+from trainer.errors import DataError
+
+TINY = SMALL.replace(epochs=2, warmup_epochs=1, reassignments=0, rerank="softmax", embedding=8, hidden=8, test_users=5)
+
+
+def write_users(folder: Path, columns: Mapping[str, Sequence[str]]) -> Path:
+    """users.csv: user 0, 1, ... with the cells as they are given."""
+    file = folder / "users.csv"
+    with file.open("w", newline="") as text:
+        rows = csv.writer(text)
+        rows.writerow(["user_id", *columns])
+        rows.writerows([user, *cells] for user, cells in enumerate(zip(*columns.values(), strict=True)))
+    return file
+
+
+def train(folder: Path, columns: Mapping[str, Sequence[str]], context: Sequence[str]) -> Planted:
+    """A version whose context features are those columns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return train_planted(folder, TINY.replace(context=tuple(context)), users=write_users(folder, columns))
+
+
+def ask(folder: Path, version: Version, bodies: Sequence[Any]) -> list[Any]:
+    """What a service of that version answers."""
+    store = FolderStore(str(folder / "store"))
+    store.activate(store.publish(version))
+    app = create_app(Settings.model_validate({"store": str(folder / "store")}), store)
+    with TestClient(app) as client:
+        replies = [client.post("/v1/retrieve", json=body) for body in bodies]
+        assert {reply.status_code for reply in replies} == {200}, [reply.text for reply in replies]
+        return [reply.json() for reply in replies]
+
+
+def torch_scores(planted: Planted, categories: Sequence[int], numbers: Sequence[float]) -> dict[int, float]:
+    """Of each item for a user without history: the softmax head's logit, in torch alone."""
+    model = planted.trained.model
+    with torch.inference_mode():
+        user = model.encoder(
+            torch.full((1, 1), -1),
+            torch.tensor(np.array([categories], np.int64)),
+            torch.tensor(np.array([numbers], np.float32)),
+        )[0, 0]
+        logits = model.item_vectors @ user + model.item_bias
+    return dict(zip(planted.dataset.item_ids.tolist(), logits.tolist(), strict=True))
+
+
+def assert_same(planted: Planted, answer: Any, categories: Sequence[int], numbers: Sequence[float]) -> None:
+    """The answer's scores are torch's for that encoding."""
+    scores = torch_scores(planted, categories, numbers)
+    expected = [scores[candidate["item_id"]] for candidate in answer["candidates"]]
+    assert expected
+    assert [candidate["score"] for candidate in answer["candidates"]] == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("context", [["segment", "country"], ["country", "segment"]])
+def test_two_categories_are_served_in_the_order_of_training(tmp_path: Path, context: list[str]) -> None:
+    """B01: whatever the alphabet says; also where one has values enough to be out of the other's bounds."""
+    columns = {"segment": list("AB") * 60, "country": [f"c{user % 7}" for user in range(120)]}
+    planted = train(tmp_path / "run", columns, context)
+    users = range(14)
+    bodies = [{"context": {name: columns[name][user] for name in columns}, "k": 5} for user in users]
+
+    answers = ask(tmp_path, planted.version, bodies)
+
+    for user, answer in zip(users, answers, strict=True):
+        codes = {"segment": 1 + user % 2, "country": 1 + user % 7}
+        assert planted.dataset.context.categories[user].tolist() == [codes[name] for name in context]
+        assert_same(planted, answer, [codes[name] for name in context], [])
+        assert answer["coverage"]["unknown_context"] == 0
+
+
+def test_two_numbers_are_served_in_the_order_of_training(tmp_path: Path) -> None:
+    """B01: score and age, the one a hundred times the other."""
+    columns = {"score": [str(100 * (user % 3)) for user in range(120)], "age": [str(user % 5) for user in range(120)]}
+    planted = train(tmp_path / "run", columns, ["score", "age"])
+    score, age = planted.dataset.context.schema.numbers
+
+    (answer,) = ask(tmp_path, planted.version, [{"context": {"age": 4, "score": 200}, "k": 5}])
+
+    assert (score.name, score.mean, age.name, age.mean) == ("score", 100.0, "age", 2.0)
+    assert_same(planted, answer, [], [100 / (20000 / 3) ** 0.5, 2 / 2**0.5])
+
+
+NAMES = st.lists(
+    st.sampled_from(["zip", "age", "Country", "a", "score", "x y", "é"]), min_size=1, max_size=4, unique=True
+)
+#: Cells of a column as a CSV file has them, and for some of them what a request would send, and what it is then.
+KINDS: dict[str, list[tuple[str, Any]]] = {
+    "number": [("3", 3), ("-2.5", -2.5), ("1e3", 1000), ("40", "40"), ("0", 0), ("", None), ("7", 7.0)],
+    "post code": [("01067", "01067"), ("80331", "80331"), ("00003", "00003"), ("", ""), ("50667", "50667")],
+    "truth": [("True", True), ("False", False), ("", None), ("True", "true")],
+    "text": [("NA", "NA"), ("null", "null"), ("France", "France"), ("", None), ("a,b", "a,b"), ("nan", "nan")],
+}
+
+
+@given(st.data())
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_trainer_and_the_service_agree(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """B01: any order, kinds, missing and unseen values: the service answers what torch gives training's arrays."""
+    folder = tmp_path_factory.mktemp("drawn")
+    kinds = {name: data.draw(st.sampled_from(sorted(KINDS))) for name in data.draw(NAMES)}
+    drawn = {name: [KINDS[kind][(user * 7 + place) % len(KINDS[kind])] for user in range(120)]
+             for place, (name, kind) in enumerate(kinds.items())}  # fmt: skip
+    planted = train(folder / "run", {name: [cell for cell, _ in cells] for name, cells in drawn.items()}, list(kinds))
+    shuffled = data.draw(st.permutations(sorted(kinds)))
+    users = range(8)
+    known = [{name: drawn[name][user][1] for name in shuffled} for user in users]
+    unseen = [{name: f"never {kind}" for name, kind in kinds.items()} | {"never heard of": 1}]
+
+    answers = ask(folder, planted.version, [{"context": context, "k": 5} for context in [*known, *unseen]])
+
+    context = planted.dataset.context
+    for user, answer in zip(users, answers, strict=False):
+        assert_same(planted, answer, context.categories[user].tolist(), context.numbers[user].tolist())
+        assert answer["coverage"]["unknown_context"] == 0
+    assert_same(planted, answers[-1], [0] * len(context.schema.categories), [0] * len(context.schema.numbers))
+    assert answers[-1]["coverage"]["unknown_context"] == len(kinds) + 1
+    assert {feature.name: isinstance(feature, Number) for feature in context.schema.features} == {
+        name: kind == "number" for name, kind in kinds.items()
+    }
+
+
+def test_post_codes_keep_their_zeros(tmp_path: Path) -> None:
+    """B06: a column with 00003 is of categories, said or not, and a request with 3 is counted as unknown."""
+    zips = [f"{user % 6:05}" for user in range(120)]
+    planted = train(tmp_path / "run", {"zip": zips}, ["zip"])
+
+    right, wrong = ask(tmp_path, planted.version, [{"context": {"zip": "00003"}}, {"context": {"zip": 3}}])
+
+    assert planted.dataset.context.schema.features == (Category("zip", tuple(f"{n:05}" for n in range(6))),)
+    assert_same(planted, right, [4], [])
+    assert_same(planted, wrong, [0], [])
+    assert [a["coverage"]["unknown_context"] for a in (right, wrong)] == [0, 1]
+
+
+def test_only_an_empty_cell_is_missing(tmp_path: Path) -> None:
+    """B07: NA is Namibia, quoted or not; null and nan are words."""
+    file = tmp_path / "users.csv"
+    cells = ["NA", '"NA"', "null", "nan", "", "DE"]
+    file.write_text("user_id,country\n" + "".join(f"{user},{cells[user % 6]}\n" for user in range(120)))
+
+    dataset = load_dataset(write_interactions(tmp_path), SMALL.replace(context=("country",)), users=file)
+
+    assert dataset.context.schema.features == (Category("country", ("DE", "NA", "nan", "null")),)
+    assert dataset.context.categories[:6, 0].tolist() == [2, 2, 4, 3, 0, 1]
+
+
+def test_a_feature_that_a_version_has_not_is_counted_not_refused(planted: Planted, tmp_path: Path) -> None:
+    """B32: a rollback does not turn the clients' requests into wrong ones."""
+    (answer,) = ask(tmp_path, planted.version, [{"history": [1], "context": {"country": "France", "age": 3}}])
+
+    assert answer["coverage"]["unknown_context"] == 2
+
+
+def test_a_number_may_be_named_a_category_and_the_other_way_round(tmp_path: Path) -> None:
+    """What a column is can be said; what then does not fit is named."""
+    users = write_users(tmp_path, {"plz": [str(10000 + user % 3) for user in range(120)], "size": ["10", "XL"] * 60})
+    interactions = write_interactions(tmp_path)
+
+    def context(*specs: str) -> tuple[Category | Number, ...]:
+        return load_dataset(interactions, SMALL.replace(context=specs), users=users).context.schema.features
+
+    (plz,) = context("plz")
+    assert isinstance(plz, Number)
+    assert plz.mean == 10001.0
+    assert plz.std == pytest.approx((2 / 3) ** 0.5)
+    assert context("plz:category", "size") == (
+        Category("plz", ("10000", "10001", "10002")),
+        Category("size", ("10", "XL")),
+    )
+    assert context("plz:categorical") == context("plz:category")
+    with pytest.raises(DataError, match=r"users.csv: column size: expected numbers, found 'XL'; name it size:category"):
+        context("size:number")
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ([""] * 120, "column c: no user has a value"),
+        (["x" * 257] * 120, "column c: a value of 257 characters; expected at most 256"),
+        (["1e308", "-1e308"] * 60, "column c: the values are too large to standardise"),
+    ],
+)
+def test_a_column_that_says_nothing_is_named(tmp_path: Path, column: list[str], message: str) -> None:
+    """Before anything is trained."""
+    users = write_users(tmp_path, {"c": column})
+
+    with pytest.raises(DataError, match=message):
+        load_dataset(write_interactions(tmp_path), SMALL.replace(context=("c",)), users=users)
+
+
+@pytest.mark.parametrize(
+    ("values", "value", "code"),
+    [
+        (("2", "7"), 2, 1), (("2", "7"), 2.0, 1), (("2", "7"), "2", 1), (("2.0", "7.0"), 2, 1), (("2.0",), "2", 1),
+        (("02101",), "02101", 1), (("02101",), 2101, 0), (("02101",), "2101", 0),
+        (("1e20",), 1e20, 1), (("100000000000000000000",), 1e20, 1), (("9007199254740993",), 9007199254740992, 0),
+        (("true",), True, 1), (("True",), True, 1), (("TRUE",), "true", 1), (("true",), 1, 0), (("1",), True, 0),
+        (("France",), "france", 0), (("France",), " France ", 1), (("2", "2.0"), "2.0", 2), (("2", "2.0"), 2, 1),
+        (("x",), None, 0), (("x",), "", 0), (("x",), float("nan"), 0), (("nan",), "nan", 1), (("0.1",), 0.1, 1),
+    ],
+)  # fmt: skip
+def test_values_meet_by_what_they_say(values: tuple[str, ...], value: Any, code: int) -> None:
+    """First as they are written, then as numbers or truths; never by leaving zeros away."""
+    assert Category("c", values).encode(value) == code
+
+
+@pytest.mark.parametrize(
+    ("value", "encoded", "unknown"),
+    [
+        (30, -1.0, 0), (50.0, 1.0, 0), ("50", 1.0, 0), (None, 0.0, 0), ("", 0.0, 0), (float("nan"), 0.0, 0),
+        ("old", 0.0, 1), (True, 0.0, 1), ("050", 0.0, 1), (1e300, 1e6, 0), (float("inf"), 0.0, 1), (10**400, 0.0, 1),
+    ],
+)  # fmt: skip
+def test_numbers_by_hand(value: Any, encoded: float, unknown: int) -> None:
+    """Mean 40, deviation 10; what is no number is the mean, and counted."""
+    schema = ContextSchema((Number("age", 40.0, 10.0),))
+
+    assert schema.encode({"age": value}) == ([], [encoded], unknown)
+
+
+def test_encoding_many_is_encoding_one_by_one() -> None:
+    """The trainer's way for all users and the service's for one."""
+    number = Number("age", 40.0, 7.0)
+    values = np.array([30.0, np.nan, 41.5, 1e300, -1e300, 0.1, np.inf])
+
+    assert number.encode_all(values).tolist() == [float(np.float32(number.encode(v))) for v in values.tolist()]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [], {}, {"features": 3}, {"features": [{}]}, {"features": [{"name": 3, "kind": "category", "values": []}]},
+        {"features": [{"name": "x", "kind": "colour"}]}, {"features": [{"name": "x", "kind": "category"}]},
+        {"features": [{"name": "x", "kind": "number", "mean": 0, "std": 0}]}, {"features": [None]},
+        {"features": [{"name": "x", "kind": "number", "mean": float("nan"), "std": 1}]},
+        {"features": [{"name": "x", "kind": "category", "values": [1]}]},
+        {"features": [{"name": "x", "kind": "category", "values": []}] * 2}, {"categorical": {}, "numeric": {}},
+    ],
+)  # fmt: skip
+def test_what_is_no_schema_is_refused(document: Any) -> None:
+    """With one kind of error."""
+    with pytest.raises(ValueError, match="context"):
+        ContextSchema.from_json(document)
+
+
+def test_a_schema_comes_back_in_its_order() -> None:
+    """Also from JSON whose mappings were sorted."""
+    schema = ContextSchema((Category("z", ("b", "a")), Number("a", 1.0, 2.0), Category("m", ())))
+
+    assert ContextSchema.from_json(json.loads(json.dumps(schema.to_json(), sort_keys=True))) == schema
