@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from index_store.version import Version, npy
 
@@ -116,3 +117,14 @@ def changed(version: Version, **parts: bytes) -> Version:
         if field.name not in {"parts", "version", "fingerprint", "format"}
     }
     return Version.build(contents, **facts)
+
+
+def with_ids(version: Version, ids: NDArray[np.int64]) -> Version:
+    """The version that knows the same items by other ids (V,), ascending; its golden queries too."""
+    new = dict(zip(np.asarray(version.item_ids).tolist(), ids.tolist(), strict=True))
+    golden = version.document("golden.json")
+    for request in golden["requests"]:
+        request["history"] = [new[item] for item in request["history"]]
+    for answer in golden["answers"]:
+        answer["item_ids"] = [new[item] for item in answer["item_ids"]]
+    return changed(version, item_ids=npy(ids), golden=json.dumps(golden).encode())

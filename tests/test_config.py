@@ -40,7 +40,7 @@ from trainer.errors import ConfigError
         ({"k": 10**400}, "k: expected a number that fits"),
         ({"beam": 256, "per_path": 500}, "beam, per_path: a request may read at most"),
         ({"context": ["a", "a:categorical"]}, "context: a is named twice"),
-        ({"context": ["a:categoric"]}, 'context: expected "column" or'),
+        ({"context": ["a:categoric"]}, 'context: expected "column", "column:category" or'),
         ({"context": [1]}, "context: expected a list of column names"),
         ({"beems": 3}, "beems: no such setting"),
     ],

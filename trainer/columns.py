@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ Index = NDArray[np.int64]
 IdType = Literal["auto", "integer", "string"]
 
 UUID_BYTES = 16
+_INTEGER = f"^{INTEGER}$"
 SAFE = 2**53  # integers beyond it are rounded by whoever reads JSON's numbers as floats: JavaScript, jq
 
 
@@ -91,95 +93,105 @@ def encode_ids(tables: Sequence[Table], name: str, wanted: IdType) -> Encoded:
     file, row and value.
     """
     said: list[str] = []
-    columns = [_id_column(table, name, said) for table in tables]
-    texts = [
-        (table, column) for table, column in zip(tables, columns, strict=True) if not pa.types.is_integer(column.type)
-    ]
-    if texts and wanted == "integer":
-        table, column = texts[0]
-        raise DataError(f"{_first_text(table, name, column)}; expected integers ({name} = integer)")
-    if wanted == "string" or texts:
-        if texts and len(texts) < len(columns):
-            said.append(f"{name}: taken as strings in all files: {_first_text(texts[0][0], name, texts[0][1])}")
-        columns = [column.cast(pa.large_string()) for column in columns]
-        return _encode_texts(columns, said)
-    numbers = [column.to_numpy() for column in columns]
-    ids, index = np.unique(np.concatenate(numbers), return_inverse=True)
-    if len(ids) and max(abs(int(ids[0])), abs(int(ids[-1]))) > SAFE:
+    columns = [_IdColumn.read(table, name, said) for table in tables]
+    rows = [column.rows for column in columns]
+    strings = [column for column in columns if not pa.types.is_integer(column.values.type)]
+    if strings and wanted == "integer":
+        raise DataError(f"{strings[0].first_string()}; expected integers (--set {name}=integer)")
+    if strings and len(strings) < len(columns):
+        said.append(f"{name}: taken as strings in all files: {strings[0].first_string()}")
+    if strings or wanted == "string":
+        texts = pa.concat_arrays([column.values.cast(pa.large_string()) for column in columns]).dictionary_encode()
+        found = np.array(texts.dictionary.to_pylist(), dtype=object)
+        order = np.argsort(found)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        starts = np.cumsum([len(column.values) for column in columns])[:-1]
+        places = np.split(rank[texts.indices.to_numpy(zero_copy_only=False)], starts)
+        return Encoded([place[row] for place, row in zip(places, rows, strict=True)], found[order], said)
+    numbers = [column.values.to_numpy() for column in columns]
+    ids = np.unique(np.concatenate(numbers))
+    if max(-int(ids[0]), int(ids[-1])) > SAFE:
         said.append(f"{name}: integers beyond 2^53, which JavaScript rounds; --set {name}=string makes them strings")
-    return Encoded(np.split(index, np.cumsum([len(column) for column in columns])[:-1]), ids, said)
+    return Encoded([ids.searchsorted(values)[row] for values, row in zip(numbers, rows, strict=True)], ids, said)
 
 
-def _first_text(table: Table, name: str, column: pa.ChunkedArray) -> str:
-    """Where the first id is that is no integer, or else that the column's type is text."""
-    other = pc.invert(pc.match_substring_regex(column, f"^{INTEGER}$"))
-    row = pc.index(other, True).as_py()
-    if row < 0:
-        return f"{table.file}: column {name} has strings"
-    return f"{table.file}: column {name}, row {row + 1}: {column[row].as_py()!r} is no integer"
+@dataclass(frozen=True)
+class _IdColumn:
+    """A column's different ids, int64 or large_string, and the place of each row's among them."""
 
+    table: Table
+    name: str
+    values: pa.Array
+    rows: Index
 
-def _id_column(table: Table, name: str, said: list[str]) -> pa.ChunkedArray:
-    """The ids as int64, or as large_string."""
-    what = f"{table.file}: column {name}"
-    column = plain(required(table, name), what)
-    if pa.types.is_boolean(column.type):
-        raise DataError(f"{what}: expected integers or strings, found bool")
-    if pa.types.is_float64(column.type):
-        whole = pc.and_(pc.equal(pc.floor(column), column), pc.less_equal(pc.abs(column), float(SAFE)))
-        if not pc.all(whole).as_py():
-            row = pc.index(whole, False).as_py()
-            raise DataError(
-                f"{what}, row {row + 1}: expected integers or strings, found {column[row].as_py()}; cast the column to "
-                "BIGINT or VARCHAR"
-            )
-        said.append(f"{what}: numbers with a decimal point, read as integers")
-        return column.cast(pa.int64())
-    if pa.types.is_integer(column.type):
-        return column
-    bare = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
-    padded = pc.sum(pc.not_equal(bare, column.cast(pa.large_string()))).as_py()
-    if padded:
-        said.append(f"{what}: {padded} ids with blanks around them, which are taken off")
-    lengths = pc.utf8_length(bare)
-    bad = pc.or_(pc.less(lengths, 1), pc.greater(lengths, MAX_ID_LENGTH))
-    if pc.any(bad).as_py():
-        row = pc.index(bad, True).as_py() + 1
-        raise DataError(f"{what}, row {row}: expected 1 to {MAX_ID_LENGTH} characters")
-    if name not in table.texts or not pc.all(pc.match_substring_regex(bare, f"^{INTEGER}$")).as_py():
-        return bare
-    without = pc.replace_substring_regex(bare, r"\.0+$", "")
-    if pc.any(pc.not_equal(without, bare)).as_py():
-        said.append(f"{what}: numbers with a decimal point, read as integers")
-    try:
-        return without.cast(pa.int64())
-    except pa.ArrowInvalid:
-        said.append(f"{what}: numbers that do not fit in 64 bits, read as strings")
-        return without
+    @classmethod
+    def read(cls, table: Table, name: str, said: list[str]) -> _IdColumn:
+        what = f"{table.file}: column {name}"
+        column = plain(required(table, name), what)
+        if pa.types.is_string(column.type):
+            column = column.cast(pa.large_string())  # all of them at once may be longer than 2 GiB
+        encoded = column.combine_chunks().dictionary_encode()
+        raw = cls(table, name, encoded.dictionary, encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64))
+        return dataclasses.replace(raw, values=raw._checked(what, said))
 
+    def _checked(self, what: str, said: list[str]) -> pa.Array:
+        values = self.values
+        if pa.types.is_boolean(values.type):
+            raise DataError(f"{what}: expected integers or strings, found bool")
+        if pa.types.is_integer(values.type):
+            return values
+        if pa.types.is_floating(values.type):
+            whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), float(SAFE)))
+            if bad := self._first(pc.invert(whole)):
+                raise DataError(f"{what}, {bad}: expected integers or strings; cast the column to BIGINT or VARCHAR")
+            said.append(f"{what}: numbers with a decimal point, read as integers")
+            return values.cast(pa.int64())
+        bare = pc.utf8_trim_whitespace(values)
+        if padded := pc.sum(pc.not_equal(bare, values)).as_py():
+            said.append(f"{what}: {padded} ids with blanks around them, which are taken off")
+        lengths = pc.utf8_length(bare)
+        if bad := self._first(pc.or_(pc.less(lengths, 1), pc.greater(lengths, MAX_ID_LENGTH))):
+            raise DataError(f"{what}, {bad}: expected 1 to {MAX_ID_LENGTH} characters")
+        if self.name not in self.table.texts or not pc.all(pc.match_substring_regex(bare, _INTEGER)).as_py():
+            return bare
+        without = pc.replace_substring_regex(bare, r"\.0+$", "")
+        if pc.any(pc.not_equal(without, bare)).as_py():
+            said.append(f"{what}: numbers with a decimal point, read as integers")
+        try:
+            return without.cast(pa.int64())
+        except pa.ArrowInvalid:
+            said.append(f"{what}: numbers that do not fit in 64 bits, read as strings")
+            return without
 
-def _encode_texts(columns: list[pa.ChunkedArray], said: list[str]) -> Encoded:
-    encoded = pa.chunked_array([chunk for column in columns for chunk in column.chunks]).combine_chunks()
-    encoded = encoded.dictionary_encode()
-    found = np.array(encoded.dictionary.to_pylist(), dtype=object)
-    order = np.argsort(found)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    index = rank[encoded.indices.to_numpy(zero_copy_only=False)]
-    return Encoded(np.split(index, np.cumsum([len(column) for column in columns])[:-1]), found[order], said)
+    def _first(self, chosen: pa.BooleanArray) -> str:
+        """The first row whose id is among the chosen, and the id; empty if none is."""
+        mask = chosen.to_numpy(zero_copy_only=False)
+        if not mask.any():
+            return ""
+        row = int(np.argmax(mask[self.rows]))
+        return f"row {row + 1}: {str(self.values[self.rows[row]].as_py())[:60]!r}"
+
+    def first_string(self) -> str:
+        """Where the first id is that is no integer."""
+        what = f"{self.table.file}: column {self.name}"
+        other = self._first(pc.invert(pc.match_substring_regex(self.values, _INTEGER)))
+        return f"{what}, {other} is no integer" if other else f"{what} has strings"
 
 
 def numbers(table: Table, name: str) -> NDArray[np.float64]:
     """A column of finite numbers. Raises DataError naming the first row that is none."""
     column = plain(required(table, name), f"{table.file}: column {name}")
     if pa.types.is_string(column.type):
-        column = pc.utf8_trim_whitespace(column)
-        bad = pc.invert(pc.match_substring_regex(column, f"^{NUMBER}$"))
-        if pc.any(bad).as_py():
-            row = pc.index(bad, True).as_py()
-            raise DataError(
-                f"{table.file}: column {name}, row {row + 1}: expected a number like 3.5, found {column[row].as_py()!r}"
-            )
+        encoded = column.combine_chunks().dictionary_encode()
+        texts = pc.utf8_trim_whitespace(encoded.dictionary)
+        bad = pc.invert(pc.match_substring_regex(texts, f"^{NUMBER}$")).to_numpy(zero_copy_only=False)
+        rows = encoded.indices.to_numpy(zero_copy_only=False)
+        if bad.any():
+            row = int(np.argmax(bad[rows]))
+            shown = str(encoded.dictionary[rows[row]])[:60]
+            raise DataError(f"{table.file}: column {name}, row {row + 1}: expected a number like 3.5, found {shown!r}")
+        return np.asarray(texts.cast(pa.float64()).to_numpy()[rows])
     values = column.cast(pa.float64(), safe=False).to_numpy()
     for row in np.flatnonzero(~np.isfinite(values))[:1]:
         raise DataError(f"{table.file}: column {name}, row {row + 1}: expected a finite number, found {values[row]}")

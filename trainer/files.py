@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import contextlib
 import csv
 import glob
 import gzip
@@ -106,6 +107,7 @@ def _read_parts(place: Path, wanted: set[str]) -> Table:
     else:
         names = glob.glob(str(place), recursive=True)  # noqa: PTH207 -- Path.glob refuses absolute patterns
         files = sorted(path for path in map(Path, names) if path.is_file())
+    files = [path for path in files if path.stat().st_size]  # an empty part has no header either
     if not files:
         raise DataError(f"{place}: no data file is there; expected Parquet, or text that ends in {' '.join(ENDINGS)}")
     parts = [_read_file(path, wanted) for path in files]
@@ -223,18 +225,19 @@ def _read_text(file: Path, head: str, wanted: set[str], whole: bytes | None) -> 
     # Names that are there twice get a number: all must be told apart.
     numbered = [name if names.count(name) == 1 else f"{name} {place}" for place, name in enumerate(names)]
     taken = f"{file}: taken for text with columns parted by {separator!r}"
-    bad_rows: list[str] = []
+    bad_rows: list[pyarrow.csv.InvalidRow] = []
 
     def refuse(row: pyarrow.csv.InvalidRow) -> str:
-        shown = row.text if len(row.text) < 60 else row.text[:60] + "..."
-        bad_rows.append(f"{row.actual_columns} cells where the first has {row.expected_columns}: {shown}")
+        bad_rows.append(row)
         return "error"
 
-    with file.open("rb") if whole is None else io.BytesIO(whole) as content:
-        try:
-            columns = pyarrow.csv.read_csv(
+    def parse(*, use_threads: bool) -> pa.Table:
+        with file.open("rb") if whole is None else io.BytesIO(whole) as content:
+            return pyarrow.csv.read_csv(
                 pa.PythonFile(_WithLastRow(content, separator.join([LAST] * len(names))), mode="r"),
-                read_options=pyarrow.csv.ReadOptions(column_names=numbered, skip_rows=skipped, block_size=BLOCK),
+                read_options=pyarrow.csv.ReadOptions(
+                    column_names=numbered, skip_rows=skipped, block_size=BLOCK, use_threads=use_threads
+                ),
                 parse_options=pyarrow.csv.ParseOptions(
                     delimiter=separator, newlines_in_values=True, invalid_row_handler=refuse
                 ),
@@ -245,16 +248,28 @@ def _read_text(file: Path, head: str, wanted: set[str], whole: bytes | None) -> 
                     strings_can_be_null=True,
                 ),
             )
-        except pa.ArrowException as error:
-            if bad_rows:
-                raise DataError(f"{taken}, but a row has {bad_rows[0]}") from None
-            if "UTF8" in str(error):
-                raise DataError(f"{file}: not UTF-8; save it as UTF-8 ({_first_line(error)})") from None
-            if "straddling" in str(error):
-                raise DataError(f"{taken}, but a row is longer than {BLOCK} bytes: is a quote left open?") from None
-            raise DataError(f"{taken}, but cannot be read: {_first_line(error)}") from None
+
+    open_quote = f"{taken}, but a quote is left open, and the rest of the file is in it"
+    try:
+        columns = parse(use_threads=True)
+    except pa.ArrowException as error:
+        if bad_rows:
+            with contextlib.suppress(pa.ArrowException):
+                parse(use_threads=False)  # counts the rows
+            row = bad_rows[-1]
+            if LAST in row.text:
+                raise DataError(open_quote) from None
+            raise DataError(
+                f"{taken}, but row {row.number - skipped} has {row.actual_columns} cells where the first has "
+                f"{row.expected_columns}: {row.text[:60]}"
+            ) from None
+        if "UTF8" in str(error):
+            raise DataError(f"{file}: not UTF-8; save it as UTF-8 ({_first_line(error)})") from None
+        if "straddling" in str(error):
+            raise DataError(f"{taken}, but a row is longer than {BLOCK} bytes: is a quote left open?") from None
+        raise DataError(f"{taken}, but cannot be read: {_first_line(error)}") from None
     if columns[0][-1].as_py() != LAST:
-        raise DataError(f"{taken}, but a quote is left open, and the rest of the file is in it")
+        raise DataError(open_quote)
     return Table(file, columns.slice(0, len(columns) - 1).select(chosen), tuple(names), frozenset(chosen), guessed)
 
 

@@ -25,6 +25,7 @@ from index_store.folder import FolderStore
 from index_store.retrieval import Answer, Query
 from index_store.server import ServerStore
 from index_store.store import open_store
+from retrieval.searcher import Request, Unknown
 from service.api import RetrieveRequest
 from service.metrics import Metrics
 from service.pace import Pace
@@ -49,10 +50,15 @@ class Stamped:
     def __init__(self, number: int) -> None:
         self.number, self.name = number, f"v{number}-000000000000"
 
-    def prepare(self, **_: Any) -> tuple[Query, int]:
+    @property
+    def searcher(self) -> Any:
+        """What prepares its queries and names its items."""
+        return SimpleNamespace(prepare=self.prepare, vocabulary=self)
+
+    def prepare(self, _: Request) -> tuple[Query, Unknown]:
         """A query of its own."""
         nothing = np.empty(0, np.int64)
-        return Query(nothing, [], [], self.number, 1, 1, nothing), 0
+        return Query(nothing, [], [], self.number, 1, 1, nothing), Unknown(0, 0)
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Its number, and the number of who prepared the query."""

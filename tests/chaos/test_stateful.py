@@ -28,7 +28,7 @@ from index_store.errors import IndexStoreError, PointerMoved, VersionInUse, Vers
 from index_store.folder import FolderStore
 from index_store.server import ServerStore
 from index_store.store import IndexStore, open_store, prune, rollback
-from index_store.version import Version, npy
+from index_store.version import Version
 from retrieval.vocabulary import ItemId
 from service import reloader as reloader_module
 from service.errors import NotReady
@@ -39,7 +39,7 @@ from tests.chaos.conftest import Goal, amount
 from tests.chaos.reference_store import ReferenceStore, content
 from tests.conftest import Planted
 from tests.fleet import answer_of
-from tests.planted import changed
+from tests.planted import with_ids
 
 STEPS = amount(10_000, 500)  # on each backend, a quarter where another has the same code
 WALK = 50  # steps of one walk, from an empty store
@@ -327,7 +327,7 @@ def versions(planted: Planted) -> list[Version]:
     """Versions that know the same items by other ids: what is answered tells which it was."""
     ids = planted.version.item_ids
     assert isinstance(ids, np.ndarray)
-    return [changed(planted.version, item_ids=npy(ids + 1000 * i)) for i in range(CONTENTS)]
+    return [with_ids(planted.version, ids + 1000 * i) for i in range(CONTENTS)]
 
 
 # Who died cannot tidy up its connections any more.

@@ -17,12 +17,12 @@ import numpy as np
 
 from index_store.folder import FolderStore
 from index_store.store import open_store
-from index_store.version import Version, npy
+from index_store.version import Version
 from tests.chaos.conftest import FULL, Goal, amount
 from tests.chaos.traffic import BODIES, Traffic, answers_of
 from tests.conftest import Planted
 from tests.fleet import ADMIN, Replica, fleet
-from tests.planted import changed
+from tests.planted import with_ids
 from tests.redis_servers import RedisServer
 
 RATE = 200
@@ -39,7 +39,7 @@ def three(planted: Planted, other: Planted, url: str) -> list[str]:
 def versions(planted: Planted, other: Planted) -> list[Version]:
     """Three that answer every body differently: the third has some of the first one's items under other ids."""
     ids = np.asarray(planted.version.item_ids)
-    found = [planted.version, other.version, changed(planted.version, item_ids=npy(ids + 1000 * (ids >= 16)))]
+    found = [planted.version, other.version, with_ids(planted.version, ids + 1000 * (ids >= 16))]
     answers = [answers_of(version) for version in found]
     assert all(
         one != another for pair in itertools.combinations(answers, 2) for one, another in zip(*pair, strict=True)

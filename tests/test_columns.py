@@ -1,0 +1,174 @@
+"""Ids and numbers: one type over all files together, said or found, and the first value that does not fit is named."""
+
+from __future__ import annotations
+
+import decimal
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trainer.columns import IdType, encode_ids, numbers
+from trainer.errors import DataError
+from trainer.files import Table, read_table
+
+SNOWFLAKES = [999_999_999_999_999_999, 1_000_000_000_000_000_000]  # of 18 and of 19 digits
+
+
+def text(folder: Path, name: str, *cells: str) -> Table:
+    """A CSV file with a column `id`."""
+    file = folder / name
+    file.write_text("item_id,id\n" + "".join(f"x,{cell}\n" for cell in cells))
+    return read_table(file, {"id"})
+
+
+def parquet(folder: Path, name: str, values: Any) -> Table:
+    """A Parquet file with a column `id`."""
+    file = folder / name
+    pq.write_table(pa.table({"id": values}), file)
+    return read_table(file, {"id"})
+
+
+def ids_of(*tables: Table, wanted: IdType = "auto") -> list[list[Any]]:
+    """Each table's ids as they are understood."""
+    encoded = encode_ids(tables, "id", wanted)
+    assert encoded.ids.tolist() == sorted(encoded.ids.tolist())
+    return [encoded.ids[rows].tolist() for rows in encoded.rows]
+
+
+def test_ids_are_integers_if_all_files_have_only_such(tmp_path: Path) -> None:
+    """B05: clicks are all digits, the catalogue has one more like 10030A: all are strings, and it is said why."""
+    clicks, items = text(tmp_path, "clicks.csv", "7", "10"), text(tmp_path, "items.csv", "10", "10030A", "9")
+
+    assert ids_of(clicks) == [[7, 10]]
+    assert ids_of(clicks, items) == [["7", "10"], ["10", "10030A", "9"]]
+    assert encode_ids([clicks, items], "id", "auto").said == [
+        f"id: taken as strings in all files: {items.file}: column id, row 2: '10030A' is no integer"
+    ]
+
+
+def test_the_type_can_be_said(tmp_path: Path) -> None:
+    """B05: as strings, or as integers with the first that is none."""
+    clicks, items = text(tmp_path, "clicks.csv", "7"), text(tmp_path, "items.csv", "9", "A1")
+
+    assert ids_of(clicks, wanted="string") == [["7"]]
+    assert ids_of(parquet(tmp_path, "x", [7]), wanted="string") == [["7"]]
+    with pytest.raises(DataError, match=r"items.csv: column id, row 2: 'A1' is no integer; expected integers"):
+        ids_of(clicks, items, wanted="integer")
+    with pytest.raises(DataError, match=r"strings.parquet: column id has strings; expected integers"):
+        ids_of(parquet(tmp_path, "strings.parquet", ["7"]), wanted="integer")
+
+
+def test_snowflakes_are_integers_in_text_and_parquet(tmp_path: Path) -> None:
+    """B09: the day the first id has 19 digits, the type stays; that JavaScript rounds them is said."""
+    cells = list(map(str, SNOWFLAKES))
+    for table in (text(tmp_path, "x.csv", *cells), parquet(tmp_path, "x.parquet", SNOWFLAKES)):
+        encoded = encode_ids([table], "id", "auto")
+        assert encoded.ids.tolist() == SNOWFLAKES
+        assert encoded.said == ["id: integers beyond 2^53, which JavaScript rounds; --set id=string makes them strings"]
+    assert ids_of(text(tmp_path, "x.csv", str(2**63 - 1), str(-(2**63)))) == [[2**63 - 1, -(2**63)]]
+
+
+def test_more_than_64_bits_are_strings(tmp_path: Path) -> None:
+    """B09: said."""
+    encoded = encode_ids([text(tmp_path, "x.csv", "1", str(2**63))], "id", "auto")
+
+    assert encoded.ids.tolist() == ["1", str(2**63)]
+    assert "do not fit in 64 bits, read as strings" in encoded.said[0]
+
+
+@pytest.mark.parametrize("cell", ["007", "+7", "7e3", "7.5", "0x7", "-0", "1_000"])
+def test_what_is_not_written_as_an_integer_is_a_string(tmp_path: Path, cell: str) -> None:
+    """B06: an id with leading zeros keeps them."""
+    assert ids_of(text(tmp_path, "x.csv", cell, "7")) == [[cell, "7"]]
+
+
+def test_integers_that_pandas_made_floats(tmp_path: Path) -> None:
+    """B10: 1.0 is 1 in text and Parquet alike, and meets the 1 of another file; it is said."""
+    other = text(tmp_path, "other.csv", "1")
+    for table in (text(tmp_path, "x.csv", "0.0", "1.0"), parquet(tmp_path, "x.parquet", [0.0, 1.0])):
+        assert ids_of(table, other) == [[0, 1], [1]]
+        assert encode_ids([table], "id", "auto").said == [
+            f"{table.file}: column id: numbers with a decimal point, read as integers"
+        ]
+    assert ids_of(text(tmp_path, "x.csv", "1.0", "A")) == [["1.0", "A"]]
+    assert ids_of(text(tmp_path, "x.csv", "1.0"), text(tmp_path, "y.csv", "A")) == [["1"], ["A"]]
+
+
+def test_floats_that_are_no_integers_are_refused(tmp_path: Path) -> None:
+    """B10, B14: with the cast to make."""
+    for value in (0.5, 1e17, float("nan"), float("inf")):
+        with pytest.raises(DataError, match=r"column id, row 2: .* expected integers or strings; cast the column to"):
+            ids_of(parquet(tmp_path, "x.parquet", pa.array([1.0, value], from_pandas=False)))
+
+
+def test_blanks_around_ids_are_taken_off(tmp_path: Path) -> None:
+    """B11: `A1` and `A1 ` are one item, and 7 with a blank is an integer; how many is said."""
+    table = text(tmp_path, "x.csv", "A1", "A1 ", " B2", "A1 ")
+
+    assert ids_of(table) == [["A1", "A1", "B2", "A1"]]
+    assert encode_ids([table], "id", "auto").said == [
+        f"{table.file}: column id: 2 ids with blanks around them, which are taken off"
+    ]
+    assert ids_of(text(tmp_path, "x.csv", " 7", "8")) == [[7, 8]]
+
+
+def test_na_is_an_id(tmp_path: Path) -> None:
+    """B07: NA, null and None are words; an empty cell is missing, and named."""
+    assert ids_of(text(tmp_path, "x.csv", "NA", "null", "None", "nan")) == [["NA", "null", "None", "nan"]]
+    for empty in ("", '""'):
+        with pytest.raises(DataError, match="column id, row 2: no value; drop or fill such rows"):
+            ids_of(text(tmp_path, "x.csv", "a", empty))
+    with pytest.raises(DataError, match="column id, row 2: '  ': expected 1 to 256 characters"):
+        ids_of(text(tmp_path, "x.csv", "a", '"  "'))
+
+
+UUIDS = [uuid.UUID(int=3), uuid.UUID(int=2**127)]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pa.array([u.bytes for u in UUIDS], pa.uuid()), list(map(str, UUIDS))),
+        (pa.array([u.bytes for u in UUIDS], pa.binary(16)), list(map(str, UUIDS))),
+        (pa.array([b"a1", b"\xc3\xa4"]), ["a1", "ä"]),
+        (pa.array([decimal.Decimal(7), decimal.Decimal(10)], pa.decimal128(38, 0)), [7, 10]),
+        (pa.array(["b", "a"]).dictionary_encode(), ["b", "a"]),
+        (pa.array([3, 1], pa.int8()).dictionary_encode(), [3, 1]),
+        (pa.array(["b", "a"], pa.large_string()), ["b", "a"]),
+        (pa.array(["b", "a"], pa.string_view()), ["b", "a"]),
+        (pa.array([3, 1], pa.uint64()), [3, 1]),
+        (pa.array(["2024-01-31"], pa.string()).cast(pa.date32()), ["2024-01-31"]),
+    ],
+)
+def test_types_with_one_plain_form_are_read_as_that(tmp_path: Path, values: pa.Array, expected: list[Any]) -> None:
+    """B14: UUIDs, text without its mark, whole decimals."""
+    assert ids_of(parquet(tmp_path, "x.parquet", values)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (pa.array([b"\xff"]), "bytes that are not UTF-8 text; cast the column to text"),
+        (pa.array([[1]]), "expected numbers or strings, found list"),
+        (pa.array([True]), "expected integers or strings, found bool"),
+        (pa.array([2**63], pa.uint64()), "a number does not fit in 64 bits; cast the column to text"),
+        (pa.array([decimal.Decimal(10**30)], pa.decimal128(38, 0)), "a number does not fit in 64 bits"),
+    ],
+)
+def test_other_types_say_which_cast_to_make(tmp_path: Path, values: pa.Array, message: str) -> None:
+    """B14: in a line, with file and column."""
+    with pytest.raises(DataError, match=rf"x.parquet: column id: {message}"):
+        ids_of(parquet(tmp_path, "x.parquet", values))
+
+
+def test_numbers_in_text_and_parquet(tmp_path: Path) -> None:
+    """Ratings; the first that is none is named."""
+    assert numbers(text(tmp_path, "x.csv", "3", "-2.5", " 1e3 "), "id").tolist() == [3.0, -2.5, 1000.0]
+    assert numbers(parquet(tmp_path, "x.parquet", [1, 2]), "id").tolist() == [1.0, 2.0]
+    for cell in ("good", "1,5", "NaN", "0x1"):
+        with pytest.raises(DataError, match=r"column id, row 2: expected a number like 3\.5, found"):
+            numbers(text(tmp_path, "x.csv", "3", f'"{cell}"'), "id")

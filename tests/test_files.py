@@ -1,0 +1,245 @@
+"""Files as people have them: what a file is shows in its first bytes, and what cannot be read is named and told why."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trainer.config import TrainConfig
+from trainer.data import load_dataset
+from trainer.errors import DataError
+from trainer.files import BLOCK, read_table
+
+WANTED = ("user_id", "item_id", "timestamp", "rating")
+CLICKS = "user_id,item_id,timestamp\n1,a,5\n2,b,6\n"
+COLUMNS = {"user_id": ["1", "2"], "item_id": ["a", "b"], "timestamp": ["5", "6"]}
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    """A file of that content."""
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+def columns_of(file: Path) -> dict[str, list[Any]]:
+    """What is read of it."""
+    found: dict[str, list[Any]] = read_table(file, WANTED).columns.to_pydict()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plain.csv", CLICKS),
+        ("no-ending", CLICKS),
+        ("windows.csv", CLICKS.replace("\n", "\r\n")),
+        ("old-mac.csv", CLICKS.replace("\n", "\r")),
+        ("bom.csv", b"\xef\xbb\xbf" + CLICKS.encode()),
+        ("utf-16.csv", CLICKS.encode("utf-16")),
+        ("x.csv.gz", gzip.compress(CLICKS.encode())),
+        ("named-otherwise.csv", gzip.compress(CLICKS.encode())),
+        ("two-members.csv.gz", gzip.compress(CLICKS[:30].encode()) + gzip.compress(CLICKS[30:].encode())),
+        ("x.csv.bz2", bz2.compress(CLICKS.encode())),
+        ("x.csv.xz", lzma.compress(CLICKS.encode())),
+        ("x.csv.zst", pa.compress(CLICKS.encode(), "zstd", asbytes=True)),
+        ("x.tsv", CLICKS.replace(",", "\t")),
+        ("tabs.csv", CLICKS.replace(",", "\t")),
+        ("semicolons.csv", CLICKS.replace(",", ";")),
+        ("bars.txt", CLICKS.replace(",", "|")),
+        ("recbole.inter", "user_id:token\titem_id:token\ttimestamp:float\n1\ta\t5\n2\tb\t6\n"),
+        ("blank-lines.csv", f"\n\n{CLICKS}\n\n"),
+        ("index.csv", ",user_id,item_id,timestamp\n0,1,a,5\n1,2,b,6\n"),
+        ("quoted.csv", '"user_id","item_id","timestamp"\n"1","a","5"\n"2","b","6"\n'),
+        ("names-with-blanks.csv", "user_id, item_id ,timestamp\n1,a,5\n2,b,6\n"),
+        ("others-too.csv", 'user_id,note,item_id,timestamp\n1,"x, y",a,5\n2,"one\ntwo ""three""",b,6\n'),
+        ("latin-1-elsewhere.csv", b"user_id,item_id,timestamp,n\xe4me\n1,a,5,\xe4\n2,b,6,\xf6\n"),
+        ("grouplens.csv", "userId,itemId,timestamp\n1,a,5\n2,b,6\n"),
+        ("quote-inside.csv", 'user_id,item_id,timestamp,note\n1,a,5,5" wide\n2,b,6,x\n'),
+    ],
+)
+def test_text_is_read_however_it_is_written(tmp_path: Path, name: str, content: str | bytes) -> None:
+    """B13: compressions, separators, endings, encodings, line ends; the two clicks are always the same."""
+    assert columns_of(write(tmp_path, name, content)) == COLUMNS
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_parquet_is_read_by_its_content(tmp_path: Path, packed: bool) -> None:
+    """B13: whatever its name, and inside of gzip."""
+    pq.write_table(pa.table(COLUMNS | {"other": [[1], [2]]}), tmp_path / "x.csv")
+    file = write(tmp_path, "y", gzip.compress((tmp_path / "x.csv").read_bytes())) if packed else tmp_path / "x.csv"
+
+    assert columns_of(file) == COLUMNS
+
+
+def test_a_pipe_is_read(tmp_path: Path) -> None:
+    """As of `dr-trainer fit <(zcat clicks.gz)`."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text(CLICKS))
+    writer.start()
+
+    assert columns_of(pipe) == COLUMNS
+    writer.join()
+
+
+def test_values_with_line_breaks_beyond_one_block(tmp_path: Path) -> None:
+    """B03: descriptions of several lines, as many commas in a line as the file has columns: no item is lost or made."""
+    text = "second line, with a comma " + "and so on " * 40
+    items = "".join(f'p{i},"Article {i}\n{text}"\n' for i in range(45_000))
+    file = write(tmp_path, "items.csv", f"item_id,description\n{items}")
+    assert file.stat().st_size > BLOCK
+
+    found = read_table(file, {"item_id"}).columns["item_id"].to_pylist()
+
+    assert found == [f"p{i}" for i in range(45_000)]
+
+
+def test_parquet_and_compressed_text_beyond_one_block(tmp_path: Path) -> None:
+    """B03: the other readers too."""
+    rows = 700_000
+    ids = [f"item-{i % 1000:020}" for i in range(rows)]
+    pq.write_table(pa.table({"item_id": ids}), tmp_path / "x.parquet", row_group_size=100_000)
+    text = "item_id\n" + "\n".join(ids)
+    assert len(text) > BLOCK
+    packed = write(tmp_path, "x.csv.gz", gzip.compress(text.encode(), compresslevel=1))
+
+    for file in (tmp_path / "x.parquet", packed):
+        assert read_table(file, {"item_id"}).columns["item_id"].to_pylist() == ids
+
+
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        ("1,a,1700000000,4\n2,b,1700000001,5\n", "user_id, item_id, timestamp, rating"),
+        ("1,a,4,1700000000\n2,b,5,1700000001\n", "user_id, item_id, rating, timestamp"),
+        ("1\ta\t1700000000\n2\tb\t1700000001\n", "user_id, item_id, timestamp"),
+        ("1;a;2024-01-31 10:00:00;3.5\n2;b;2024-02-01 10:00:00;1\n", "user_id, item_id, timestamp, rating"),
+        ("1::31::5::978300760\n2::32::4::978302109\n", "user_id, item_id, rating, timestamp"),
+    ],
+)
+def test_columns_without_a_header_are_told(tmp_path: Path, content: str, columns: str) -> None:
+    """B08: the time is found by its values, and it is said which column was taken for which."""
+    file = write(tmp_path, "clicks.csv", content)
+
+    table = read_table(file, WANTED)
+
+    assert ", ".join(table.names) == columns
+    assert table.guessed == f"{file}: no header; columns taken as {columns}"
+    assert load_dataset(file, TrainConfig(min_interactions=1)).said[0] == table.guessed
+
+
+@pytest.mark.parametrize("content", ["1,a,4,5\n2,b,5,4\n", "1,a,4\n", "1,1700000000\n", "1,a,1700000000,1700000001\n"])
+def test_no_header_and_no_telling_is_refused(tmp_path: Path, content: str) -> None:
+    """B08: a time that is 1 to 5 is a rating."""
+    file = write(tmp_path, "clicks.csv", content)
+
+    with pytest.raises(DataError, match=r"clicks.csv: no header, and which column is which does not show; .*sed -i"):
+        read_table(file, WANTED)
+
+
+def test_a_catalogue_without_a_header_is_refused(tmp_path: Path) -> None:
+    """There is nothing to tell its columns by."""
+    with pytest.raises(DataError, match=r"items.csv: no header; put a first line"):
+        read_table(write(tmp_path, "items.csv", "10000,foo\n10001,bar\n"), {"item_id"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", CLICKS + "3,c\n", "taken for text with columns parted by ',', but row 3 has 2 cells where"),
+        ("x.csv", CLICKS + "3,c,7,8\n", "but row 3 has 4 cells where the first has 3: 3,c,7,8"),
+        ("x.csv", CLICKS + '3,"c,7\n4,d,8\n', "but a quote is left open, and the rest of the file is in it"),
+        ("x.csv", CLICKS + '3,c,"7\n', "but a quote is left open, and the rest of the file is in it"),
+        ("x.csv", CLICKS.encode() + b"3,\xe4,7\n", "not UTF-8; save it as UTF-8"),
+        ("x.csv", "visitor,product,time\nx,y,z\n", "column item_id is missing; found visitor, product, time"),
+        ("x.csv", "user_id,item_id,item_id,timestamp\n1,2,3,4\n", "column item_id is there 2 times; keep one"),
+        ("x.csv", "", "no rows"),
+        ("x.csv", "user_id,item_id,timestamp\n", "no rows"),
+        ("x.csv", '{"user_id": 1}\n', "JSON; write it as CSV or Parquet. What is read is Parquet, or UTF-8 text"),
+        ("x.xlsx", b"PK\x03\x04 and so on", "a ZIP archive or a spreadsheet; unzip it, or save it as CSV"),
+        ("x.parquet", CLICKS, "does not begin as Parquet does: another format, or damaged"),
+        ("x.parquet", b"PAR1 and so on", "begins as Parquet and cannot be read"),
+        ("x.csv.gz", gzip.compress(CLICKS.encode())[:-9], "compressed, and damaged or cut off"),
+        ("x.csv.zst", pa.compress(CLICKS.encode(), "zstd", asbytes=True)[:-9], "compressed, and damaged or cut off"),
+        ("x.bin", b"\x00\x01\x02", "neither Parquet nor text. What is read is Parquet, or UTF-8 text"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_says_what_it_was_taken_for(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    """B13: with the file's name, and what is read instead."""
+    file = write(tmp_path, name, content)
+
+    with pytest.raises(DataError) as refused:
+        load_dataset(file, TrainConfig())
+
+    assert str(refused.value).startswith(f"{file}: ")
+    assert message in str(refused.value)
+
+
+def test_a_folder_of_parts_is_one_table(tmp_path: Path) -> None:
+    """B13: Spark's x.csv/ with its marks and an empty part; columns in another order; a README beside Parquet."""
+    write(tmp_path, "x.csv/part-00000.csv", CLICKS)
+    write(tmp_path, "x.csv/part-00001.csv", "timestamp,item_id,user_id\n7,c,3\n")
+    write(tmp_path, "x.csv/part-00002.csv", "")
+    write(tmp_path, "x.csv/_SUCCESS", "")
+    write(tmp_path, "x.csv/.part-00000.csv.crc", b"crc\x00")
+    expected = {"user_id": ["1", "2", "3"], "item_id": ["a", "b", "c"], "timestamp": ["5", "6", "7"]}
+
+    assert columns_of(tmp_path / "x.csv") == expected
+    assert columns_of(tmp_path / "x.csv" / "part-*.csv") == expected
+
+    (tmp_path / "parquet").mkdir()
+    write(tmp_path, "parquet/README.md", "# What this is")
+    for number, types in enumerate((pa.int32(), pa.int64())):
+        rows = {"user_id": pa.array([number], types), "item_id": pa.array([2**31 * number], types)}
+        pq.write_table(pa.table(rows), tmp_path / "parquet" / f"{number}.parquet")
+    assert columns_of(tmp_path / "parquet") == {"user_id": [0, 1], "item_id": [0, 2**31]}
+
+
+def test_names_of_folders_are_columns(tmp_path: Path) -> None:
+    """Hive's partitions: user_id=7/."""
+    for user in (7, 12):
+        (tmp_path / f"user_id={user}").mkdir()
+        pq.write_table(pa.table({"item_id": [1, 2, 3], "timestamp": [1, 2, 3]}), tmp_path / f"user_id={user}/0.parquet")
+
+    dataset = load_dataset(tmp_path, TrainConfig())
+
+    assert dataset.user_ids.tolist() == [7, 12]
+    assert dataset.items.tolist() == [0, 1, 2] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing.csv", "cannot be read: no such file"),
+        ("nothing-*.csv", "no data file is there"),
+        ("empty", "no data file"),
+    ],
+)
+def test_nothing_there_is_said(tmp_path: Path, name: str, message: str) -> None:
+    """A file, a glob, a folder with only a README."""
+    write(tmp_path, "empty/README.md", "# nothing")
+
+    with pytest.raises(DataError, match=message):
+        read_table(tmp_path / name, WANTED)
+
+
+def test_parts_must_have_the_same_columns(tmp_path: Path) -> None:
+    """Named: the part and the columns."""
+    write(tmp_path, "x/0.csv", CLICKS)
+    write(tmp_path, "x/1.csv", "user_id,item_id\n1,a\n")
+
+    with pytest.raises(DataError, match=r"1.csv: has other columns than .*0.csv: timestamp"):
+        read_table(tmp_path / "x", WANTED)
