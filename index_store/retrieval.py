@@ -138,8 +138,8 @@ def answer(
     """Answer queries that agree in `beam` and `rerank`, all at once.
 
     One that may widen and finds fewer than k is searched again with twice the beam, as far as `max_beam` and MAX_READS
-    let it; where lists are resident, with no more others than may read MAX_READS together. longest: history items the
-    model reads.
+    let it; where lists are resident, with no more others than may read MAX_READS together. If it then still finds fewer
+    than k, the whole catalogue is read, where that has at most MAX_READS items. longest: history items the model reads.
     """
     beam = queries[0].beam
     answers = _answer_once(session, index, reranker, queries, longest, beam)
@@ -155,6 +155,11 @@ def answer(
         for group in [waiting] if index.read_paths else _groups(waiting, queries, beam):
             again = _answer_once(session, index, reranker, [queries[i] for i in group], longest, beam)
             for i, found in zip(group, again, strict=True):
+                answers[i] = found._replace(read=answers[i].read + found.read)
+    if len(index.item_bias) <= MAX_READS:
+        for i, query in enumerate(queries):
+            if query.widen and len(answers[i].items) < query.k and answers[i].candidates < len(index.item_bias):
+                (found,) = _answer_once(session, index, reranker, [query], longest, beam, whole_catalogue=True)
                 answers[i] = found._replace(read=answers[i].read + found.read)
     return answers
 
@@ -173,8 +178,16 @@ def _groups(waiting: Sequence[int], queries: Sequence[Query], beam: int) -> Iter
 
 
 def _answer_once(
-    session: Any, index: Index, reranker: Reranker, queries: Sequence[Query], longest: int, beam: int
+    session: Any,
+    index: Index,
+    reranker: Reranker,
+    queries: Sequence[Query],
+    longest: int,
+    beam: int,
+    *,
+    whole_catalogue: bool = False,
 ) -> list[Answer]:
+    """whole_catalogue: of one query, also the items that are on no searched path."""
     beams = search(
         session,
         index,
@@ -184,14 +197,27 @@ def _answer_once(
         beam,
         longest,
     )
+    postings = fetch(index, beams, np.array([query.per_path for query in queries]))
     return rerank(
         index,
         beams,
-        fetch(index, beams, np.array([query.per_path for query in queries])),
+        _with_the_rest(postings, len(index.item_bias)) if whole_catalogue else postings,
         reranker if queries[0].rerank else BY_PATH,
         [query.k for query in queries],
         [query.excluded for query in queries],
     )
+
+
+def _with_the_rest(postings: Postings, items: int) -> Postings:
+    """One beam's postings and all other items, as if they were on the last path that has any: at best they are as
+    probable. Where no path has any, on the first.
+    """
+    found = np.zeros(items, bool)
+    found[postings.items] = True
+    rest = np.flatnonzero(~found).astype(np.int32)
+    lengths = postings.lengths.copy()
+    lengths[0, np.flatnonzero(lengths[0])[-1] if lengths.any() else 0] += len(rest)
+    return Postings(np.concatenate([postings.items, rest]), lengths)
 
 
 def search(

@@ -235,9 +235,10 @@ def test_who_is_widened_together_reads_no_more_than_one_may(planted: Planted, mo
     reads: list[int] = []
     search_once = retrieval._answer_once
 
-    def watched(*arguments: Any) -> Any:
-        reads.append(sum(query.per_path * arguments[-1] for query in arguments[3]))
-        return search_once(*arguments)
+    def watched(*arguments: Any, whole_catalogue: bool = False) -> Any:
+        if not whole_catalogue:
+            reads.append(sum(query.per_path * arguments[-1] for query in arguments[3]))
+        return search_once(*arguments, whole_catalogue=whole_catalogue)
 
     monkeypatch.setattr(retrieval, "_answer_once", watched)
     together = answer(*parts, queries, version.manifest.history, 20)
@@ -249,6 +250,33 @@ def test_who_is_widened_together_reads_no_more_than_one_may(planted: Planted, mo
     for found, wanted in zip(together, alone, strict=True):
         assert found.items.tolist() == wanted.items.tolist()
         assert found.read == wanted.read
+
+
+def test_as_many_as_there_are_are_found(planted: Planted) -> None:
+    """39 of 40 items, one read of a path: what no searched path has is scored as if it were on the last of them."""
+    version = planted.version
+    session = open_session(bytes(version.parts["model.onnx"]))
+    index = version.index
+    query = Query(np.array([1, 5]), [], [], 39, 2, 1, np.array([1]))
+
+    (found,) = answer(session, index, version.reranker, [query], version.manifest.history, 4)
+
+    nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
+    beams = search(session, index, [query.history], *nothing, 4, version.manifest.history)
+    on_path: dict[int, list[float]] = {}
+    for row, log_prob in zip(beams.paths[0].tolist(), beams.log_probs[0].tolist(), strict=True):
+        for item in index.read(np.array([row]), 1).items.tolist():
+            on_path.setdefault(item, []).append(log_prob)
+    assert len(on_path) <= 4
+    scores = {}
+    for item in set(range(40)) - {1}:
+        log_probs = on_path.get(item, [beams.log_probs[0, -1]])
+        logit = float(index.item_vectors[item].astype(np.float32) @ beams.user[0] + index.item_bias[item])
+        features = [logit, index.item_bias[item], np.logaddexp.reduce(log_probs), len(log_probs)]
+        scores[item] = float(version.reranker.weights @ features) + version.reranker.intercept
+    assert sorted(found.items.tolist()) == sorted(scores)
+    assert np.allclose(found.scores, sorted(scores.values(), reverse=True), atol=1e-3)
+    assert found.candidates == 40
 
 
 def test_a_widened_request_has_read_all_it_read(planted: Planted) -> None:
