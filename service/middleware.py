@@ -39,12 +39,12 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        if scope["method"] == "HEAD":  # answered as GET is; the server, whose scope stays as it is, leaves the body out
-            scope = {**scope, "method": "GET"}
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if REQUEST_ID.match(given) else f"{random.getrandbits(128):032x}"
         scope["request_id"] = request_id
+        if scope["method"] == "HEAD":  # answered as GET is; the server, whose scope stays as it is, leaves the body out
+            scope = {**scope, "method": "GET"}
         status = 500
         stated = headers.get(b"content-length", b"")
         too_long = stated.isdigit() and int(stated[:20]) > self._max_body_bytes

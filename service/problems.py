@@ -109,7 +109,7 @@ def status_of(error: Exception) -> int:
 async def _domain(request: Request, error: Exception) -> Response:
     status = status_of(error)
     if isinstance(error, store.VersionNotFound):
-        detail = "no such version in the store"  # the error itself repeats what was asked for
+        detail = "no such version in the store; /admin/v1/versions lists them"  # its own repeats the name
     elif isinstance(error, store.IndexStoreError) and not request.scope["path"].startswith("/admin/"):
         detail = "the store cannot be read now; try again later"  # its own names folders and versions
     else:

@@ -19,6 +19,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 #: Those that a JSON decoder tells apart by a body's first bytes.
 CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii"} | {f"utf-{n}{end}" for n in (16, 32) for end in ("", "le", "be")}
+MAX_TYPE = 256  # characters of a type that are looked at, and kept
 NO_JSON = "Content-Type: expected application/json; with curl, add -H 'content-type: application/json'"
 NO_UTF_8 = "Content-Type: expected JSON in UTF-8; send it so, with charset=utf-8 or without a charset"
 ENCODED = "Content-Encoding: expected a body that is not compressed; send it as it is, without this header"
@@ -57,7 +58,7 @@ def _require_json(request: Request) -> None:
     if request.headers.get("content-encoding", "").strip().lower() not in {"", "identity"}:
         # By this header clients tell it from a wrong type: RFC 9110, 12.5.3.
         raise HTTPException(415, ENCODED, {"Accept-Encoding": "identity"})
-    wrong = _wrong_type(request.headers.get("content-type", ""))
+    wrong = _wrong_type(request.headers.get("content-type", "")[:MAX_TYPE])
     if wrong:
         raise HTTPException(415, wrong)
 
