@@ -1,10 +1,10 @@
-# make install | demo | test | lint | bench | chaos | soak | system. All but system lives in .venv; delete it to start over.
+# All but what `system` and `java` install lives in .venv; delete it to start over.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test lint bench chaos soak system
+.PHONY: help install demo test lint bench chaos soak system java
 
 help:
 	@echo "make install   make .venv with everything"
@@ -14,7 +14,8 @@ help:
 	@echo "make bench     how fast it is, beside alternatives (minutes; nothing else should run)"
 	@echo "make chaos     faults, overload and hostile input at full length; writes tests/chaos/REPORT.md (40 minutes)"
 	@echo "make soak      swaps, restarts of Redis, clients that hang up for half an hour; writes tests/chaos/SOAK.md"
-	@echo "make system    install the programs that tests start: redis-server, haproxy, wget, faketime (root on Debian)"
+	@echo "make system    install the programs that tests start: redis-server, haproxy, curl, wget, faketime (root on Debian)"
+	@echo "make java      install a JDK, whose HTTP client make chaos tries (root on Debian)"
 
 install: $(INSTALLED)
 
@@ -37,7 +38,7 @@ test: system lint
 bench: install
 	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
 
-chaos: install system
+chaos: install system java
 	DR_CHAOS=tests/chaos/REPORT.md $(BIN)/pytest -v tests/chaos
 
 soak: install system
@@ -45,12 +46,20 @@ soak: install system
 
 # Without them the Valkey of the test dependencies stands in for Redis, and the rehearsal of the compose file is skipped.
 system:
-	@for program in redis-server redis-cli haproxy wget faketime; do command -v $$program >/dev/null || missing=yes; done; \
+	@for program in redis-server redis-cli haproxy curl wget faketime; do command -v $$program >/dev/null || missing=yes; done; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
-			redis-server haproxy wget faketime >/dev/null; \
-	else echo "make: install redis-server, haproxy, wget and faketime to run every test" >&2; fi
+			redis-server haproxy curl wget faketime >/dev/null; \
+	else echo "make: install redis-server, haproxy, curl, wget and faketime to run every test" >&2; fi
+
+# Apart from the others: make test does without.
+java:
+	@if command -v javac >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+			default-jdk-headless >/dev/null; \
+	else echo "make: install a JDK (Debian: default-jdk-headless) to run every test of make chaos" >&2; fi
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import hmac
 import time
-from collections.abc import Callable
-from typing import Annotated, Any, LiteralString, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
-from pydantic_core import PydanticCustomError
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, FailFast, Field
 
 from index_store.errors import InvalidName
 from index_store.retrieval import Answer, Query
@@ -21,71 +18,45 @@ from retrieval import searcher
 from retrieval.searcher import Unknown
 from service.batcher import Batcher
 from service.draining import Draining
-from service.errors import AdminOff, NotReady, Unauthorized
+from service.errors import NotReady
 from service.metrics import Metrics
 from service.problems import Problem
 from service.reloader import Reloader
 from service.retriever import Retriever
+from service.route import AdminRoute, Route
 from service.settings import Settings
+from service.values import Body, Context, ItemId, integer
 
 MAX_HISTORY = 1000
 MAX_EXCLUDE = 10_000
 MAX_K = 1000
 MAX_BEAM = 256
 MAX_PER_PATH = 10_000
-MAX_CONTEXT = 64
+MAX_TIMEOUT_MS = 60_000
 MAX_BATCH = 64
 
-IntegerId = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-StringId = Annotated[str, Field(min_length=1, max_length=256)]
-ItemId = IntegerId | StringId
-Name = Annotated[str, Field(max_length=128)]
-Value = IntegerId | float | bool | Annotated[str, Field(max_length=256)] | None
 
+class RetrieveRequest(Body):
+    """A user's history and features, and how many candidates are wanted. Everything has a default, as has null.
 
-def _few(most: int, otherwise: LiteralString) -> Callable[[Any], Any]:
-    """A check before any entry of an object is looked at: not all of a million are, to say what is wrong with each."""
-
-    def check(found: Any) -> Any:
-        if isinstance(found, dict) and len(found) > most:
-            raise PydanticCustomError("too_many", otherwise)
-        return found
-
-    return check
-
-
-Context = Annotated[dict[Name, Value], BeforeValidator(_few(MAX_CONTEXT, "more features than any version has"))]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_fields(cls, body: Any) -> Any:
-        return _few(len(cls.model_fields), "a field that is not in the schema")(body)
-
-
-class RetrieveRequest(_Strict):
-    """A user's history and features, and how many candidates are wanted. Everything has a default."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"history": ["85123A", "22423"], "context": {"country": "France"}, "k": 10}]}
-    )
+    Numbers count by value: 3.0 is 3. As an item id a float beyond 2^53 - 1 is refused: it may stand for several.
+    """
 
     history: Annotated[list[ItemId], FailFast()] = Field(
         [], max_length=MAX_HISTORY, description="item ids, oldest first; may be empty"
     )
-    context: Context = Field({}, max_length=MAX_CONTEXT, description="the user's features, see /v1/info")
-    k: int | None = Field(None, ge=1, le=MAX_K, description="candidates wanted; default: the version's")
-    beam: int | None = Field(None, ge=1, le=MAX_BEAM, description="paths searched; default: fitting k, wider if short")
-    per_path: int | None = Field(None, ge=1, le=MAX_PER_PATH, description="items read of each path")
+    context: Context = Field({}, description="the user's features, see /v1/info")
+    k: Annotated[int, integer(1, MAX_K)] | None = Field(None, description="candidates wanted; default: the version's")
+    beam: Annotated[int, integer(1, MAX_BEAM)] | None = Field(
+        None, description="paths searched; default: fitting k, wider if short"
+    )
+    per_path: Annotated[int, integer(1, MAX_PER_PATH)] | None = Field(None, description="items read of each path")
     exclude: Annotated[list[ItemId], FailFast()] = Field(
         [], max_length=MAX_EXCLUDE, description="item ids not to return"
     )
     exclude_history: bool = Field(True, description="do not return items of the history")
-    timeout_ms: int | None = Field(
-        None, ge=1, le=60_000, description="searched narrower to meet it, answered 504 after it"
+    timeout_ms: Annotated[int, integer(1, MAX_TIMEOUT_MS)] | None = Field(
+        None, description="searched narrower to meet it, answered 504 after it"
     )
     rerank: bool = Field(True, description="score by the reranker; else by path probability")
 
@@ -132,7 +103,7 @@ class RetrieveResponse(BaseModel):
     degraded: Degraded
 
 
-class BatchRequest(_Strict):
+class BatchRequest(Body):
     """Several users at once. They are admitted together and fail together."""
 
     requests: Annotated[list[RetrieveRequest], FailFast()] = Field(min_length=1, max_length=MAX_BATCH)
@@ -144,7 +115,7 @@ class BatchResponse(BaseModel):
     responses: list[RetrieveResponse]
 
 
-class SwapRequest(_Strict):
+class SwapRequest(Body):
     """expected: the swap happens only if that version is current now."""
 
     version: str = Field(max_length=64)
@@ -178,28 +149,19 @@ async def _reloader(request: Request) -> Reloader:
     return reloader
 
 
-def _require_admin(request: Request) -> None:
-    """Constant-time comparison of digests, so neither length nor prefix of the token can be measured."""
-    token = request.state.settings.admin_token
-    if token is None:
-        raise AdminOff("the admin endpoint is off; set DR_ADMIN_TOKEN to open it")
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    wanted = hashlib.sha256(token.get_secret_value().encode()).digest()
-    found = hashlib.sha256(given.strip(" \t").encode("latin-1")).digest()
-    if not hmac.compare_digest(wanted, found) or scheme.lower() != "bearer":
-        raise Unauthorized("send Authorization: Bearer and the admin token")
-
-
 ReloaderDep = Annotated[Reloader, Depends(_reloader)]
 
-router = APIRouter()
-admin = APIRouter(prefix="/admin/v1", dependencies=[Depends(_require_admin)], tags=["admin"])
+#: For the documents only; the route looks at the token.
+TOKEN = HTTPBearer(auto_error=False, description="DR_ADMIN_TOKEN")
+
+router = APIRouter(route_class=Route)
+admin = APIRouter(prefix="/admin/v1", route_class=AdminRoute, dependencies=[Depends(TOKEN)], tags=["admin"])
 
 
 @router.post(
     "/v1/retrieve",
     response_model=RetrieveResponse,
-    responses=_problems(400, 408, 413, 422, 429, 500, 503, 504),
+    responses=_problems(400, 408, 413, 415, 422, 429, 500, 503, 504),
     tags=["retrieval"],
 )
 async def retrieve(body: RetrieveRequest, request: Request, reloader: ReloaderDep) -> Response:
@@ -216,7 +178,7 @@ async def retrieve(body: RetrieveRequest, request: Request, reloader: ReloaderDe
 @router.post(
     "/v1/retrieve:batch",
     response_model=BatchResponse,
-    responses=_problems(400, 408, 413, 422, 429, 500, 503, 504),
+    responses=_problems(400, 408, 413, 415, 422, 429, 500, 503, 504),
     tags=["retrieval"],
 )
 async def retrieve_batch(body: BatchRequest, request: Request, reloader: ReloaderDep) -> Response:
@@ -245,7 +207,7 @@ async def info(request: Request, reloader: ReloaderDep) -> dict[str, Any]:
         "per_path": MAX_PER_PATH,
         "requests": MAX_BATCH,
         "body_bytes": request.state.settings.max_body_bytes,
-        "timeout_ms": 60_000,
+        "timeout_ms": MAX_TIMEOUT_MS,
     }
     return {**reloader.retriever.info(), "limits": limits}
 
@@ -279,7 +241,9 @@ async def versions(reloader: ReloaderDep) -> dict[str, Any]:
 
 
 @admin.post(
-    "/swap", response_model=SwapResponse, responses=_problems(400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503)
+    "/swap",
+    response_model=SwapResponse,
+    responses=_problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503),
 )
 async def swap(body: SwapRequest, reloader: ReloaderDep) -> dict[str, Any]:
     """Load and verify a version, make it current, serve it. Answered once this replica serves it."""

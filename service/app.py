@@ -7,7 +7,9 @@ import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
@@ -15,10 +17,12 @@ from index_store.store import IndexStore
 from service import api, problems
 from service.batcher import STUCK_SECONDS, Batcher
 from service.draining import Draining
+from service.errors import NotReady
 from service.metrics import Metrics
 from service.middleware import RequestMiddleware
 from service.reloader import Reloader
 from service.settings import Settings
+from service.values import EXACT
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +39,10 @@ GARBAGE = 20_000
 def create_app(settings: Settings, store: IndexStore) -> FastAPI:
     """The app that serves `store`'s current version. Opens nothing until its lifespan starts."""
     metrics, draining = Metrics(), Draining()
+    reloader = Reloader(store, settings.poll_seconds, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[api.State]:
-        reloader = Reloader(store, settings.poll_seconds, metrics)
         # Where path lists are remote, a search reads the store again each time it is widened: from 1 to 256 paths.
         store_seconds = 9 * settings.store_timeout_ms / 1000 if settings.residency == "remote" else 0
         batcher = Batcher(
@@ -82,4 +86,31 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
     app.include_router(api.router)
     app.include_router(api.admin)
     problems.install(app)
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = described()
+        for name, example in _examples(reloader).items():
+            document["components"]["schemas"][name]["examples"] = [example]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
     return app
+
+
+def _examples(reloader: Reloader) -> dict[str, dict[str, Any]]:
+    """Of each body one that the version in service answers, so that it can be tried on /docs as it is."""
+    request: dict[str, Any] = {"k": 10}
+    version = "v1-0123456789ab"
+    try:
+        retriever = reloader.retriever
+    except NotReady:
+        pass
+    else:
+        ids = retriever.names(np.arange(min(2, retriever.manifest.items)))
+        # The page would round greater numbers; as text they name the same items.
+        history = [str(item) if isinstance(item, int) and abs(item) > EXACT else item for item in ids]
+        context = {name: None for names in retriever.info()["context"].values() for name in names}
+        request = {"history": history, "context": context, **request}
+        version = retriever.name
+    return {"RetrieveRequest": request, "BatchRequest": {"requests": [request]}, "SwapRequest": {"version": version}}

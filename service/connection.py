@@ -1,10 +1,11 @@
-"""The HTTP server's connection, but for how much it reads ahead, and how long after an answer."""
+"""The HTTP server's connection, but for offers of other protocols, and how much it reads ahead or after an answer."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 #: Bytes that the system holds for us of a connection. By itself it holds megabytes, and the server reads 256 KB of them
@@ -16,7 +17,13 @@ LINGER_SECONDS = 2.0
 
 
 class Connection(HttpToolsProtocol):
-    """Reads little ahead, and not forever what it has refused."""
+    """Reads little ahead, and not forever what it has refused. Offers of other protocols are passed over.
+
+    Clients may offer HTTP/2 or websockets (`Upgrade`) with any request; a server that does not take an offer up answers
+    as if it had not been made. The parser has no such mode: behind a head with an offer it stops, and what comes next,
+    even the request's body, it would read as a new request. So the head is parsed again without the offer, by a new
+    parser, which then reads on where the other stopped.
+    """
 
     _lingering: asyncio.TimerHandle | None = None
 
@@ -24,6 +31,42 @@ class Connection(HttpToolsProtocol):
         """Before anything is read."""
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_AHEAD)
         super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Of whole requests, parts of them, or several."""
+        self._unset_keepalive_if_required()
+        rest = memoryview(data)
+        try:
+            while rest:
+                try:
+                    self.parser.feed_data(rest)
+                    return
+                except httptools.HttpParserUpgrade as offer:
+                    rest = rest[offer.args[0] :]
+                    self._parse_without_offer()
+        except httptools.HttpParserError:
+            self.logger.warning("a request is not valid HTTP/1.1")
+            self.send_400_response("the request is not valid HTTP/1.1")
+
+    def _parse_without_offer(self) -> None:
+        target, headers = self.url, self.headers
+        line = b"%b %b HTTP/%b" % (self.parser.get_method(), target, self.parser.get_http_version().encode())
+        kept = [b"%b: %b" % header for header in headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as the server sets it
+        self.parser.feed_data(b"\r\n".join((line, *kept, b"", b"")))
+
+    def on_headers_complete(self) -> None:
+        """A request, unless its head has an offer and is parsed again."""
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+        elif self.parser.get_method() == b"CONNECT":
+            raise httptools.HttpParserError("there are no tunnels")
+
+    def on_message_complete(self) -> None:
+        """The end of a request, likewise."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Some requests are answered before all of their body has come."""

@@ -8,7 +8,6 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -23,8 +22,8 @@ BODY_SECONDS = 10.0  # from a request's head to the end of its body; later is an
 SHORT_BODY_BYTES = 65_536  # a request with 1,000 items of history and a few hundred to exclude is shorter
 LONG_BODIES_BYTES = 4 * 2**20  # of longer ones, together
 RETRIEVALS = {"/v1/retrieve", "/v1/retrieve:batch"}
-#: Of what is refused by its head alone.
-REFUSALS = {413: HTTPStatus(413).description, 429: "too many requests are waiting; try again later"}
+BUSY = "too many requests are waiting; try again later"
+BUSY_WITH_LONG = "too many long bodies are under way; try again later"
 
 
 class RequestMiddleware:
@@ -32,6 +31,7 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, metrics: Metrics, draining: Draining, max_body_bytes: int) -> None:
         self._app, self._metrics, self._draining, self._max_body_bytes = app, metrics, draining, max_body_bytes
+        self._too_long = f"the body is longer than {max_body_bytes} bytes; send less, or in several requests"
         self._room = _Room(max(LONG_BODIES_BYTES, max_body_bytes))  # the longest has room when it is alone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,20 +43,20 @@ class RequestMiddleware:
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if REQUEST_ID.match(given) else f"{random.getrandbits(128):032x}"
         scope["request_id"] = request_id
+        if scope["method"] == "HEAD":  # answered as GET is; the server, whose scope stays as it is, leaves the body out
+            scope = {**scope, "method": "GET"}
         status = 500
         stated = headers.get(b"content-length", b"")
-        # The parser lets go of the connection at such a head; of what follows, even the body would be the next request.
-        upgrading = b"upgrade" in headers
         too_long = stated.isdigit() and int(stated[:20]) > self._max_body_bytes
 
-        body = _Body(receive, started, 0 if too_long else self._max_body_bytes, self._room)
+        body = _Body(receive, started, 0 if too_long else self._max_body_bytes, self._too_long, self._room)
 
         async def named_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-                if upgrading or self._draining.begun:
+                if self._draining.begun:
                     message["headers"].append((b"connection", b"close"))
             try:
                 await send(message)
@@ -71,7 +71,7 @@ class RequestMiddleware:
         try:
             with suppress(ClientDisconnect):
                 if refused:
-                    response = problem(Request(scope), refused, REFUSALS[refused])
+                    response = problem(Request(scope), refused, self._too_long if too_long else BUSY)
                     await response(scope, body.receive, named_send)
                 else:
                     await self._app(scope, body.receive, named_send)
@@ -101,31 +101,33 @@ class _Room:
 class _Body:
     """A request's body as it arrives: neither longer nor later than allowed. most: bytes; 0 refuses it unread."""
 
-    def __init__(self, receive: Receive, started: float, most: int, room: _Room) -> None:
+    def __init__(self, receive: Receive, started: float, most: int, too_long: str, room: _Room) -> None:
         self._receive, self._end, self._most, self._room = receive, started + BODY_SECONDS, most, room
+        self._too_long = too_long
         self._received, self._taken, self._whole = 0, 0, False
 
     async def receive(self) -> Message:
         """The next piece. Raises HTTPException."""
         if not self._most:
-            raise HTTPException(413)
+            raise HTTPException(413, self._too_long)
         if self._whole:
             return await self._receive()
         try:  # who sends it drop by drop keeps one of the proxy's connections from others
             async with asyncio.timeout(max(0.0, self._end - time.perf_counter())):
                 message = await self._receive()
         except TimeoutError:
-            raise HTTPException(408, headers={"connection": "close"}) from None
+            late = f"the body did not come within {BODY_SECONDS:g} s of its head; send it again"
+            raise HTTPException(408, late, {"connection": "close"}) from None
         self._whole = not message.get("more_body", False)
         size = len(message.get("body", b""))
         self._received += size
         if self._received > self._most:
-            raise HTTPException(413)
+            raise HTTPException(413, self._too_long)
         if self._received > SHORT_BODY_BYTES:
             self._room.left -= size
             self._taken += size
             if self._room.left < 0:
-                raise HTTPException(429)
+                raise HTTPException(429, BUSY_WITH_LONG)
             if not self._whole:
                 waits = time.perf_counter()
                 await self._room.others_first()

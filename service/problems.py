@@ -41,6 +41,22 @@ STATUS: dict[type[Exception], int] = {
 }
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
 MAX_ERRORS = 5  # of a body's errors that are listed
+NO_JSON = "the body is not valid JSON"
+#: Errors that `values.py` puts in words itself, and words for those that pydantic finds.
+OWN_MESSAGES = {"expected", "too_many", "unknown_field"}
+MESSAGES = {
+    "missing": "expected, but not there",
+    "dict_type": "expected an object",
+    "model_attributes_type": "expected an object",
+    "model_type": "expected an object",
+    "list_type": "expected a list",
+    "bool_type": "expected true or false",
+    "string_type": "expected a string",
+    "string_too_long": "expected at most {max_length} characters",
+    "string_unicode": "expected a string that is valid Unicode",
+    "too_long": "expected at most {max_length} entries",
+    "too_short": "expected at least {min_length} entry",
+}
 
 
 class InvalidField(BaseModel):
@@ -94,9 +110,9 @@ def status_of(error: Exception) -> int:
 async def _domain(request: Request, error: Exception) -> Response:
     status = status_of(error)
     if isinstance(error, store.VersionNotFound):
-        detail = "no such version in the store"  # the error itself repeats what was asked for
+        detail = "no such version in the store; /admin/v1/versions lists them"  # its own repeats the name
     elif isinstance(error, store.IndexStoreError) and not request.scope["path"].startswith("/admin/"):
-        detail = HTTPStatus(status).description  # it names folders and versions, which operators may see
+        detail = "the store cannot be read now; try again later"  # its own names folders and versions
     else:
         detail = str(error)
     return problem(request, status, detail)
@@ -106,32 +122,41 @@ async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     if any(entry["type"] == "json_invalid" for entry in found):
-        return problem(request, 400, "the body is not valid JSON")
-    listed = [{"field": _field(entry), "message": _message(entry)} for entry in found[:MAX_ERRORS]]
-    return problem(request, 422, "the body does not fit the schema; see /openapi.json", listed)
+        return problem(request, 400, NO_JSON)
+    listed: dict[str, str] = {}  # one message for each place; all features are one
+    for entry in found:
+        listed.setdefault(_field(entry), _message(entry))
+    errors = [{"field": field, "message": message} for field, message in list(listed.items())[:MAX_ERRORS]]
+    return problem(request, 422, "the body does not fit the schema; see /openapi.json", errors)
 
 
 def _field(entry: Any) -> str:
     """Where the error is: names of the schema and places in lists, not names that the client made up."""
-    if entry["type"] == "extra_forbidden":
-        return ".".join(map(str, entry["loc"][1:-1])) or "body"
-    place = []
-    for part in entry["loc"][1:]:
-        place.append(str(part))
-        if part == "context":
-            break
-    # Behind a list's place the rest names a member of a union.
-    return ".".join(place[:4]) or "body"
+    place = [str(part) for part in entry["loc"][1:]]
+    if "context" in place:
+        place = place[: place.index("context") + 1]
+    return ".".join(place) or "body"
 
 
 def _message(entry: Any) -> str:
-    return "a field that is not in the schema" if entry["type"] == "extra_forbidden" else str(entry["msg"])[:200]
+    if entry["type"] in OWN_MESSAGES:
+        return str(entry["msg"])
+    return MESSAGES.get(entry["type"], "not what the schema says").format(**entry.get("ctx", {}))
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = problem(request, error.status_code, HTTPStatus(error.status_code).description or "refused")
-    response.headers.update(error.headers or {})
+    status, detail, headers = error.status_code, error.detail, dict(error.headers or {})
+    if status == HTTPStatus.BAD_REQUEST:  # of the framework, which could not decode it
+        detail = "the body is not UTF-8" if isinstance(error.__cause__, UnicodeDecodeError) else NO_JSON
+    elif status == HTTPStatus.NOT_FOUND:
+        detail = "there is no such route; /docs has those that there are"
+    elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+        methods = set(headers.get("Allow", "GET").split(", "))
+        headers["Allow"] = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
+        detail = f"this route takes {headers['Allow']} only"
+    response = problem(request, status, detail)
+    response.headers.update(headers)
     return response
 
 

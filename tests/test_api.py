@@ -305,7 +305,7 @@ def test_the_openapi_names_every_status_and_route(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
 
     retrieve = schema["paths"]["/v1/retrieve"]["post"]["responses"]
-    assert set(retrieve) == {"200", "400", "408", "413", "422", "429", "500", "503", "504"}
+    assert set(retrieve) == {"200", "400", "408", "413", "415", "422", "429", "500", "503", "504"}
     for status in set(retrieve) - {"200"}:
         assert "application/problem+json" in retrieve[status]["content"]
     assert set(schema["paths"]) == {

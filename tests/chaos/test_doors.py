@@ -317,7 +317,7 @@ def test_nothing_is_unpickled_where_requests_are_served(
             assert replica.swap(name).status_code == 200
             answer = replica.client.post("/v1/retrieve", json={"history": [1, 5], "k": 3}).json()
             assert (answer["version"], len(answer["candidates"])) == (name, 3)
-            assert replica.client.post("/v1/retrieve", content=b"\x80\x04N.").status_code == 422
+            assert replica.client.post("/v1/retrieve", content=b"\x80\x04N.").status_code == 415
         assert replica.client.post("/admin/v1/rollback").status_code == 200
         assert replica.client.get(ROUTES[0][1]).status_code == 200
 

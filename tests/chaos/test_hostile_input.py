@@ -111,7 +111,7 @@ def in_history(*values: bytes) -> list[bytes]:
     return [b'{"history": [%b]}' % value for value in values]
 
 
-NUMBERS = (b"1e400", b"-1e400", b"NaN", b"Infinity", b"-Infinity", b"1.5", b"-0.0", b"9223372036854775808",
+NUMBERS = (b"1e400", b"-1e400", b"NaN", b"Infinity", b"-Infinity", b"1.5", b"9223372036854775808",
            b"-9223372036854775809", b"1" + b"0" * 400, b"1" * 5000, b"0x10", b"01", b"+1", b"1_000", b".5", b"5.",
            b"1e", b"--1")  # fmt: skip
 SURROGATES = (rb'"\ud800"', rb'"\udc00"', rb'"\udc00\ud800"', rb'"m4rk3d-1nput\ud800"')
@@ -134,9 +134,9 @@ REFUSED = [
     rb'{"context": {"\ud800": 1}}', b'{"context": {"m4rk3d-1nput": 1}}', b'{"context": {"": ""}}',
     # the wrong type, one too many, one too long
     *in_history(b"true", b"null", b"{}", b"[1]", b'""', b'"' + b"m" * 257 + b'"'),
-    b'{"history": "m4rk3d-1nput"}', b'{"history": {"0": 1}}', b'{"history": null}', b'{"context": []}',
-    b'{"context": null}', b'{"k": true}', b'{"k": "5"}', b'{"k": 0}', b'{"k": 1001}', b'{"k": [5]}', b'{"beam": 257}',
-    b'{"beam": 256, "per_path": 10000}', b'{"rerank": 1}', b'{"rerank": "true"}', b'{"exclude_history": null}',
+    b'{"history": "m4rk3d-1nput"}', b'{"history": {"0": 1}}', b'{"context": []}',
+    b'{"k": true}', b'{"k": "5"}', b'{"k": 0}', b'{"k": 1001}', b'{"k": [5]}', b'{"beam": 257}',
+    b'{"beam": 256, "per_path": 10000}', b'{"rerank": 1}', b'{"rerank": "true"}',
     b'{"timeout_ms": 0}', b'{"timeout_ms": 60001}', b'{"k": 5, "k": 0}',
     json.dumps({"history": [1] * 1001}).encode(), json.dumps({"exclude": [1] * 10_001}).encode(),
     json.dumps({"context": {f"{MARK}{i}": 1 for i in range(65)}}).encode(),
@@ -150,9 +150,10 @@ REFUSED = [
     MARK.encode() * 100_000, b" " * (LIMIT + 1),
 ]  # fmt: skip
 ANSWERED = [
+    b'{"history": null, "context": null, "exclude_history": null}', b'{"k": 5.0}',
     b"{}", b"\r\n\t {}\n", b" " * (LIMIT - 2) + b"{}", b'{"k": 0, "k": 5}', b'{"k": null}', b"\xef\xbb\xbf{}",
     '{"k": 5}'.encode("utf-16"), '{"k": 5}'.encode("utf-32-le"),
-    *in_history(MARKED, b"9223372036854775807", b"-9223372036854775808", b'"-0"', b'"007"', b'"1e3"',
+    *in_history(MARKED, b"-0.0", b"1e3", b"9223372036854775807", b"-9223372036854775808", b'"-0"', b'"007"', b'"1e3"',
                 b'"' + b"9" * 256 + b'"', rb'"\u0000"', rb'"\ud83d\ude00"', '"\u0665\u202e\ufeff"'.encode()),
 ]  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,8 @@ def target(planted: Planted, folder: Path, **settings: object) -> Iterator[Targe
         yield Target(replica)
 
 
-def exchange(port: int, *parts: bytes) -> list[Reply]:
-    """What answers `parts` on one connection, each sent when the one before has been answered.
+def exchange(port: int, *parts: bytes, between: Callable[[], object] | None = None) -> list[Reply]:
+    """What answers `parts` on one connection, each sent when the one before has been answered, or `between` is done.
 
     The connection is asked for one last thing, so that all answers are in when that one, or the connection's end, is.
     """
@@ -103,7 +103,10 @@ def exchange(port: int, *parts: bytes) -> list[Reply]:
         with suppress(ConnectionResetError, BrokenPipeError):  # refused before all of it was sent
             for part in parts[:-1]:
                 connection.sendall(part)
-                found += [reply for reply in [next(answers, None)] if reply]
+                if between:
+                    between()
+                else:
+                    found += [reply for reply in [next(answers, None)] if reply]
             connection.sendall(parts[-1] + LAST)
         found += answers
     return [reply for reply in found if reply.header("x-request-id") != "the-last"]

@@ -1,0 +1,86 @@
+"""What is refused by a request's head, before its body is read: who may not ask, and bodies of other kinds."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+from collections.abc import Callable, Coroutine
+from email.message import Message
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+from service.errors import AdminOff, Unauthorized
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+#: Those that a JSON decoder tells apart by a body's first bytes.
+CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii"} | {f"utf-{n}{end}" for n in (16, 32) for end in ("", "le", "be")}
+MAX_TYPE = 256  # characters of a type that are looked at, and kept
+NO_JSON = "Content-Type: expected application/json; with curl, add -H 'content-type: application/json'"
+NO_UTF_8 = "Content-Type: expected JSON in UTF-8; send it so, with charset=utf-8 or without a charset"
+ENCODED = "Content-Encoding: expected a body that is not compressed; send it as it is, without this header"
+
+
+class Route(APIRoute):
+    """Where it takes a body, it takes JSON."""
+
+    def get_route_handler(self) -> Handler:
+        """Called once, by FastAPI."""
+        handle = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            if self.body_field:
+                _require_json(request)
+            return await handle(request)
+
+        return checked
+
+
+class AdminRoute(Route):
+    """Needs the admin token, whatever else is wrong."""
+
+    def get_route_handler(self) -> Handler:
+        """Called once, by FastAPI."""
+        handle = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            _require_admin(request)
+            return await handle(request)
+
+        return checked
+
+
+def _require_json(request: Request) -> None:
+    if request.headers.get("content-encoding", "").strip().lower() not in {"", "identity"}:
+        # By this header clients tell it from a wrong type: RFC 9110, 12.5.3.
+        raise HTTPException(415, ENCODED, {"Accept-Encoding": "identity"})
+    wrong = _wrong_type(request.headers.get("content-type", "")[:MAX_TYPE])
+    if wrong:
+        raise HTTPException(415, wrong)
+
+
+@functools.lru_cache(maxsize=64)
+def _wrong_type(content_type: str) -> str | None:
+    """What is wrong with a type of body, if anything is."""
+    message = Message()
+    message["content-type"] = content_type
+    kind, subtype = message.get_content_maintype(), message.get_content_subtype()
+    if kind != "application" or not (subtype == "json" or subtype.endswith("+json")):
+        return NO_JSON
+    return None if message.get_content_charset("utf-8") in CHARSETS else NO_UTF_8
+
+
+def _require_admin(request: Request) -> None:
+    """Constant-time comparison of digests, so neither length nor prefix of the token can be measured."""
+    token = request.state.settings.admin_token
+    if token is None:
+        raise AdminOff("the admin endpoint is off; set DR_ADMIN_TOKEN to open it")
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    wanted = hashlib.sha256(token.get_secret_value().encode()).digest()
+    found = hashlib.sha256(given.strip(" \t").encode("latin-1")).digest()
+    if not hmac.compare_digest(wanted, found) or scheme.lower() != "bearer":
+        raise Unauthorized("send Authorization: Bearer and the admin token")
