@@ -107,10 +107,11 @@ def _examples(reloader: Reloader) -> dict[str, dict[str, Any]]:
     except NotReady:
         pass
     else:
-        ids = retriever.names(np.arange(min(2, retriever.manifest.items)))
+        searcher = retriever.searcher
+        ids = searcher.vocabulary.names(np.arange(min(2, retriever.manifest.items)))
         # The page would round greater numbers; as text they name the same items.
         history = [str(item) if isinstance(item, int) and abs(item) > EXACT else item for item in ids]
-        context = {name: None for names in retriever.info()["context"].values() for name in names}
+        context = {feature.name: None for feature in searcher.schema.features}
         request = {"history": history, "context": context, **request}
         version = retriever.name
     return {"RetrieveRequest": request, "BatchRequest": {"requests": [request]}, "SwapRequest": {"version": version}}

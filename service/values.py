@@ -96,6 +96,11 @@ def _few(found: Any) -> Any:
 Context = Annotated[dict[FeatureName, FeatureValue], Field(max_length=MAX_CONTEXT), BeforeValidator(_few)]
 
 
+def _is_left_out(value: Any, default: Any) -> bool:
+    """Null is, and an empty list or object: PHP and Lua write either for an empty one of both kinds."""
+    return value is None or (value in ([], {}) and default in ([], {}))
+
+
 class Body(BaseModel):
     """Base of all bodies. It has no fields but its own; null stands for a field that is left out."""
 
@@ -110,7 +115,7 @@ class Body(BaseModel):
         if not body.keys() <= fields.keys():  # which they are is not said: names that clients make up are input too
             message = "unknown field; expected only {fields}"
             raise PydanticCustomError("unknown_field", message, {"fields": ", ".join(fields)})
-        return {name: value for name, value in body.items() if value is not None}
+        return {name: value for name, value in body.items() if not _is_left_out(value, fields[name].default)}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

@@ -224,6 +224,15 @@ def test_null_is_left_out(client: TestClient) -> None:
     assert client.post("/admin/v1/swap", json={"version": served, "expected": None}).status_code == 200
 
 
+def test_an_empty_list_is_an_empty_object_and_the_other_way_round(client: TestClient) -> None:
+    """B18: PHP writes [] for an empty array of names, Lua {} for an empty table; what is not empty is refused."""
+    wanted = items_of(client.post("/v1/retrieve", json={}))
+    for body in ({"context": []}, {"history": {}}, {"exclude": {}}, {"context": [], "history": {}, "exclude": {}}):
+        assert items_of(client.post("/v1/retrieve", json=body)) == wanted, body
+    for body in ({"context": [1]}, {"history": {"0": 1}}, {"k": []}, {"rerank": {}}):
+        assert_problem(client.post("/v1/retrieve", json=body), 422)
+
+
 def test_null_is_no_item_and_no_required_field(client: TestClient) -> None:
     """B18: only what may be left out may be null."""
     for route, body, field in (

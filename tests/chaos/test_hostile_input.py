@@ -131,10 +131,10 @@ REFUSED = [
     *in_history(*NUMBERS, *SURROGATES, *NO_UTF_8),
     *(b'{"k": %b}' % number for number in NUMBERS),
     *(b'{"context": {"age": %b}}' % value for value in (b"NaN", b"1" + b"0" * 400, b"1e400", rb'"\ud800"', b"[]")),
-    rb'{"context": {"\ud800": 1}}', b'{"context": {"m4rk3d-1nput": 1}}', b'{"context": {"": ""}}',
+    rb'{"context": {"\ud800": 1}}',
     # the wrong type, one too many, one too long
     *in_history(b"true", b"null", b"{}", b"[1]", b'""', b'"' + b"m" * 257 + b'"'),
-    b'{"history": "m4rk3d-1nput"}', b'{"history": {"0": 1}}', b'{"context": []}',
+    b'{"history": "m4rk3d-1nput"}', b'{"history": {"0": 1}}', b'{"context": [1]}',
     b'{"k": true}', b'{"k": "5"}', b'{"k": 0}', b'{"k": 1001}', b'{"k": [5]}', b'{"beam": 257}',
     b'{"beam": 256, "per_path": 10000}', b'{"rerank": 1}', b'{"rerank": "true"}',
     b'{"timeout_ms": 0}', b'{"timeout_ms": 60001}', b'{"k": 5, "k": 0}',
@@ -150,6 +150,7 @@ REFUSED = [
     MARK.encode() * 100_000, b" " * (LIMIT + 1),
 ]  # fmt: skip
 ANSWERED = [
+    b'{"context": {"m4rk3d-1nput": 1}}', b'{"context": {"": ""}}', b'{"context": []}', b'{"history": {}}',
     b'{"history": null, "context": null, "exclude_history": null}', b'{"k": 5.0}',
     b"{}", b"\r\n\t {}\n", b" " * (LIMIT - 2) + b"{}", b'{"k": 0, "k": 5}', b'{"k": null}', b"\xef\xbb\xbf{}",
     '{"k": 5}'.encode("utf-16"), '{"k": 5}'.encode("utf-32-le"),
