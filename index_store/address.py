@@ -1,11 +1,12 @@
-"""What a Redis URL says: which server, as whom, and under which namespace."""
+"""What a store URL says: which folder; or which Redis server, as whom, and under which namespace."""
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlsplit
 
 from index_store.errors import InvalidName
 
@@ -14,6 +15,85 @@ SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
 NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 FORM = "redis://[user:password@]host[:port][/db][?namespace=dr&ssl_ca_certs=FILE]"
 HINT = f"expected {FORM}, with '#', '/', '?' and '@' of a password percent-encoded"
+
+#: What no file name begins with unless somebody says so: a scheme, a host and port, or user:password@host.
+NO_NAME = re.compile(r"(//)?[^/]*:")
+HOST_AND_PORT = re.compile(r"(//)?([^/@]*@)?(\[[0-9a-fA-F:.]+\]|[^/:@]*):\d+(/|\?|$)")
+PLAIN = "a folder whose name has a ':' is written ./name or with its whole path"
+WINDOWS = re.compile(r"[A-Za-z]:([/\\]|$)|\.{0,2}\\")
+
+
+def folder_of(url: str) -> Path | None:
+    """The folder that `url` names, absolute; None if it names a server. Raises InvalidName, without repeating the URL.
+
+    A folder is a plain path, in which a leading ~ is the home folder, or a file URL as in RFC 8089. What looks like
+    another URL, or like a host and port, is refused: as a file name it would make a new, empty store.
+    """
+    url = url.strip()
+    if url[:1] in {"'", '"'} and url[-1:] == url[:1]:
+        raise InvalidName("store URL: it begins and ends with a quotation mark; leave them out")
+    scheme, separator, rest = url.partition(":")
+    scheme = scheme.lower()
+    if WINDOWS.match(url):
+        raise InvalidName("store URL: expected a path with '/' or file:///dir, found a path of Windows")
+    if separator and scheme in SCHEMES:
+        if not rest.startswith("//"):
+            raise InvalidName(f"store URL: '//' is missing after the scheme; expected {FORM}")
+        return None
+    if separator and scheme == "file":
+        return _absolute(_path_of_file_url(rest))
+    if NO_NAME.match(url):
+        raise InvalidName(
+            f"store URL: expected a path, file:///dir or redis://host:port/db, found {_found(url)}; {PLAIN}"
+        )
+    return _absolute(url)
+
+
+def _path_of_file_url(rest: str) -> str:
+    """The path of what follows `file:`, decoded. The same folder is file:/x, file:///x and file://localhost/x."""
+    form = "expected file:///absolute/folder; a relative one is written as a plain path"
+    if "?" in rest or "#" in rest:
+        raise InvalidName(f"store URL: a file URL has no '?' and no '#'; in a name they are %3F and %23; {form}")
+    if re.search(r"%(?![0-9A-Fa-f]{2})|%00", rest):
+        raise InvalidName(f"store URL: a '%' without two hexadecimal digits, or %00; a '%' in a name is %25; {form}")
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host.lower() not in {"", "localhost"}:
+            raise InvalidName(
+                f"store URL: between file:// and the next '/' is a host, and only localhost can be; {form}"
+            )
+        rest = slash + path
+    if not rest.strip("/"):
+        raise InvalidName("store URL: the folder is missing; write file:///absolute/folder or a path")
+    if not rest.startswith("/"):
+        raise InvalidName(f"store URL: a file URL with a relative path; {form}")
+    if rest.startswith("/~"):
+        raise InvalidName(f"store URL: '~' is the home folder in plain paths only: write ~/folder; {form}")
+    path = os.fsdecode(unquote_to_bytes(rest))
+    if WINDOWS.match(path[1:]):
+        raise InvalidName(f"store URL: a path of Windows; {form}")
+    return path
+
+
+def _found(url: str) -> str:
+    scheme, separator, _ = url.partition("://")
+    if separator:
+        return f"the scheme {scheme!r}" if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) else "something else"
+    if HOST_AND_PORT.match(url):
+        return "a host and port without a scheme (redis://)"
+    return "something else before the first ':'"
+
+
+def _absolute(path: str) -> Path:
+    """The same path from the root. ~ is the home folder of this user, ~name of another."""
+    if not path:
+        raise InvalidName("store URL: the folder is missing; write file:///absolute/folder or a path")
+    try:
+        return (Path(path).expanduser() if path.startswith("~") else Path(path)).absolute()
+    except RuntimeError:
+        raise InvalidName("store URL: '~': this user has no home folder, or HOME is not set; write the path") from None
+    except OSError as error:
+        raise InvalidName(f"store URL: a relative path, but the working folder: {error.strerror}") from None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from contextlib import suppress
 from types import EllipsisType
@@ -11,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from index_store.address import FORM, SCHEMES, Address
-from index_store.errors import InvalidName, PointerMoved, VersionInUse, VersionNotFound
+from index_store.address import Address, folder_of
+from index_store.errors import PointerMoved, VersionInUse, VersionNotFound
 from index_store.folder import FolderStore
 from index_store.index import Postings
 from index_store.version import Manifest, Progress, Version
@@ -90,24 +89,21 @@ def open_store(
 ) -> IndexStore:
     """The store at `url`: `file:///dir` or a plain path, redis://, rediss:// (TLS), redis+cluster://.
 
+    A plain path may begin with ~, and has no ':' before its first '/'.
+
     What follows is for Redis. password: where the URL has none. cache: a folder of this host that loaded versions
     are copied to and mapped from; without, they are loaded into memory. remote: leave the path lists in Redis, and
     read those a request needs, within `timeout` seconds. Opens no connection yet. Raises InvalidName.
     """
-    scheme, separator, rest = url.partition("://")
-    if not separator and url.partition(":")[0] in SCHEMES:
-        raise InvalidName(f"store URL: '//' is missing after the scheme; expected {FORM}")
-    if not separator or scheme == "file":
-        return FolderStore(rest if separator else url)
-    if scheme in SCHEMES:
-        from index_store.redis import Server  # only who uses Redis needs its client
-        from index_store.server import ServerStore
+    folder = folder_of(url)
+    if folder is not None:
+        return FolderStore(str(folder))
+    from index_store.redis import Server  # only who uses Redis needs its client
+    from index_store.server import ServerStore
 
-        address = Address.parse(url, password)
-        copies = FolderStore(cache) if cache else None
-        return ServerStore(Server(address, timeout), address.namespace, copies=copies, remote=remote)
-    found = f"the scheme {scheme!r}" if re.fullmatch(r"[a-z][a-z0-9+]*", scheme) else "something else"
-    raise InvalidName(f"store URL: expected a path, file:///dir or redis://host:port/db, found {found}")
+    address = Address.parse(url.strip(), password)
+    copies = FolderStore(cache) if cache else None
+    return ServerStore(Server(address, timeout), address.namespace, copies=copies, remote=remote)
 
 
 def rollback(store: IndexStore) -> tuple[str, str]:
