@@ -26,7 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
-        document, text = options.run(open_store(options.store, password=os.environ.get("DR_STORE_PASSWORD")), options)
+        store = open_store(options.store, password=os.environ.get("DR_STORE_PASSWORD"))
+        store.require_readable()
+        document, text = options.run(store, options)
     except IndexStoreError as error:
         print(f"dr-index: {error}", file=sys.stderr)
         return 1
@@ -70,7 +72,7 @@ def _list(store: IndexStore, _: argparse.Namespace) -> Result:
         ],
     }
     if not rows:
-        return document, "no versions; publish one with dr-trainer fit"
+        return document, f"no versions in {store}; publish one with dr-trainer fit"
     rows.insert(0, ("VERSION", "STATE", "CREATED", "ITEMS", "PATHS", "MIB"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

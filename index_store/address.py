@@ -23,29 +23,33 @@ PLAIN = "a folder whose name has a ':' is written ./name or with its whole path"
 WINDOWS = re.compile(r"[A-Za-z]:([/\\]|$)|\.{0,2}\\")
 
 
-def folder_of(url: str) -> Path | None:
+def folder_of(url: str, setting: str = "store URL") -> Path | None:
     """The folder that `url` names, absolute; None if it names a server. Raises InvalidName, without repeating the URL.
 
     A folder is a plain path, in which a leading ~ is the home folder, or a file URL as in RFC 8089. What looks like
     another URL, or like a host and port, is refused: as a file name it would make a new, empty store.
     """
-    url = url.strip()
+    try:
+        return _folder(url.strip())
+    except ValueError as error:
+        raise InvalidName(f"{setting}: {error}") from None
+
+
+def _folder(url: str) -> Path | None:
     if url[:1] in {"'", '"'} and url[-1:] == url[:1]:
-        raise InvalidName("store URL: it begins and ends with a quotation mark; leave them out")
+        raise ValueError("it begins and ends with a quotation mark; leave them out")
+    if WINDOWS.match(url):
+        raise ValueError("expected a path with '/' or file:///dir, found a path of Windows")
     scheme, separator, rest = url.partition(":")
     scheme = scheme.lower()
-    if WINDOWS.match(url):
-        raise InvalidName("store URL: expected a path with '/' or file:///dir, found a path of Windows")
     if separator and scheme in SCHEMES:
         if not rest.startswith("//"):
-            raise InvalidName(f"store URL: '//' is missing after the scheme; expected {FORM}")
+            raise ValueError(f"'//' is missing after the scheme; expected {FORM}")
         return None
     if separator and scheme == "file":
         return _absolute(_path_of_file_url(rest))
     if NO_NAME.match(url):
-        raise InvalidName(
-            f"store URL: expected a path, file:///dir or redis://host:port/db, found {_found(url)}; {PLAIN}"
-        )
+        raise ValueError(f"expected a path, file:///dir or redis://host:port/db, found {_found(url)}; {PLAIN}")
     return _absolute(url)
 
 
@@ -53,25 +57,23 @@ def _path_of_file_url(rest: str) -> str:
     """The path of what follows `file:`, decoded. The same folder is file:/x, file:///x and file://localhost/x."""
     form = "expected file:///absolute/folder; a relative one is written as a plain path"
     if "?" in rest or "#" in rest:
-        raise InvalidName(f"store URL: a file URL has no '?' and no '#'; in a name they are %3F and %23; {form}")
+        raise ValueError(f"a file URL has no '?' and no '#'; in a name they are %3F and %23; {form}")
     if re.search(r"%(?![0-9A-Fa-f]{2})|%00", rest):
-        raise InvalidName(f"store URL: a '%' without two hexadecimal digits, or %00; a '%' in a name is %25; {form}")
+        raise ValueError(f"a '%' without two hexadecimal digits, or %00; a '%' in a name is %25; {form}")
     if rest.startswith("//"):
         host, slash, path = rest[2:].partition("/")
         if host.lower() not in {"", "localhost"}:
-            raise InvalidName(
-                f"store URL: between file:// and the next '/' is a host, and only localhost can be; {form}"
-            )
+            raise ValueError(f"between file:// and the next '/' is a host, and only localhost can be; {form}")
         rest = slash + path
     if not rest.strip("/"):
-        raise InvalidName("store URL: the folder is missing; write file:///absolute/folder or a path")
+        raise ValueError("the folder is missing; write file:///absolute/folder or a path")
     if not rest.startswith("/"):
-        raise InvalidName(f"store URL: a file URL with a relative path; {form}")
+        raise ValueError(f"a file URL with a relative path; {form}")
     if rest.startswith("/~"):
-        raise InvalidName(f"store URL: '~' is the home folder in plain paths only: write ~/folder; {form}")
+        raise ValueError(f"'~' is the home folder in plain paths only: write ~/folder; {form}")
     path = os.fsdecode(unquote_to_bytes(rest))
     if WINDOWS.match(path[1:]):
-        raise InvalidName(f"store URL: a path of Windows; {form}")
+        raise ValueError(f"a path of Windows; {form}")
     return path
 
 
@@ -87,13 +89,13 @@ def _found(url: str) -> str:
 def _absolute(path: str) -> Path:
     """The same path from the root. ~ is the home folder of this user, ~name of another."""
     if not path:
-        raise InvalidName("store URL: the folder is missing; write file:///absolute/folder or a path")
+        raise ValueError("the folder is missing; write file:///absolute/folder or a path")
     try:
         return (Path(path).expanduser() if path.startswith("~") else Path(path)).absolute()
     except RuntimeError:
-        raise InvalidName("store URL: '~': this user has no home folder, or HOME is not set; write the path") from None
+        raise ValueError("'~': this user has no home folder, or HOME is not set; write the whole path") from None
     except OSError as error:
-        raise InvalidName(f"store URL: a relative path, but the working folder: {error.strerror}") from None
+        raise ValueError(f"a relative path, and the working folder: {error.strerror}") from None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.address import Address, folder_of
-from index_store.errors import PointerMoved, VersionInUse, VersionNotFound
+from index_store.errors import InvalidName, PointerMoved, VersionInUse, VersionNotFound
 from index_store.folder import FolderStore
 from index_store.index import Postings
 from index_store.version import Manifest, Progress, Version
@@ -22,6 +22,12 @@ class IndexStore(Protocol):
 
     Every verb raises StoreUnavailable when the store cannot be reached.
     """
+
+    def require_readable(self) -> None:
+        """Raise where there is nothing to read from: a store that is not there is not an empty one.
+
+        StoreMissing, StoreUnavailable.
+        """
 
     def require_writable(self) -> None:
         """Raise what `publish` would raise where nothing can be published: to be asked before hours of training.
@@ -98,11 +104,17 @@ def open_store(
     folder = folder_of(url)
     if folder is not None:
         return FolderStore(str(folder))
+    from index_store.copies import Copies
     from index_store.redis import Server  # only who uses Redis needs its client
     from index_store.server import ServerStore
 
     address = Address.parse(url.strip(), password)
-    copies = FolderStore(cache) if cache else None
+    copies = None
+    if cache:
+        folder = folder_of(cache, "the cache folder (DR_CACHE)")
+        if folder is None:
+            raise InvalidName("the cache folder (DR_CACHE): expected a folder of this host, found a server's URL")
+        copies = Copies(str(folder))
     return ServerStore(Server(address, timeout), address.namespace, copies=copies, remote=remote)
 
 

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is fast
@@ -95,7 +94,7 @@ def _open_store(settings: Settings) -> IndexStore:
     return open_store(
         settings.store,
         password=settings.store_password.get_secret_value() if settings.store_password else None,
-        cache=str(Path(settings.cache).expanduser()),
+        cache=settings.cache,
         remote=settings.residency == "remote",
         timeout=settings.store_timeout_ms / 1000,
     )

@@ -144,9 +144,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     from index_store.store import open_store
 
     store = open_store(options.store, password=os.environ.get("DR_STORE_PASSWORD"))
+    store.require_readable()
     name = options.version or store.current()
     if name is None:
-        raise TrainerError(f"{store!r}: no version is current; publish one with dr-trainer fit, or name --version")
+        raise TrainerError(f"{store}: no version is current; publish one with dr-trainer fit, or name --version")
     version = store.load(name)
 
     from trainer.config import config_from
