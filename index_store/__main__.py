@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from index_store.command import add_store, add_version, from_environment
 from index_store.errors import IndexStoreError
 from index_store.store import IndexStore, open_store, prune, rollback
 from index_store.version import Manifest
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
-        store = open_store(options.store, password=os.environ.get("DR_STORE_PASSWORD"))
+        store = open_store(options.store, password=from_environment("DR_STORE_PASSWORD"))
         store.require_readable()
         document, text = options.run(store, options)
     except IndexStoreError as error:
@@ -145,17 +146,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dr-index", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, run: Callable[[IndexStore, argparse.Namespace], Result], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument(
-            "--store",
-            default=os.environ.get("DR_STORE"),
-            required="DR_STORE" not in os.environ,
-            metavar="URL",
-            help="a folder, redis://host:port/db or redis+cluster://host:port; default: DR_STORE",
-        )
+        add_store(command)
         command.add_argument("--json", action="store_true", help="print one JSON document")
         command.set_defaults(run=run)
         return command

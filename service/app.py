@@ -53,6 +53,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
         gc.collect()
         gc.freeze()
         gc.set_threshold(GARBAGE)
+        log.info("%s", _summary(settings, reloader))
         try:
             with draining.on_sigterm(settings.drain_seconds):
                 yield {
@@ -83,3 +84,10 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
     app.include_router(api.admin)
     problems.install(app)
     return app
+
+
+def _summary(settings: Settings, reloader: Reloader) -> str:
+    return (
+        f"{reloader}; path lists {settings.residency}; admin {'on' if settings.admin_token else 'off'}; "
+        f"docs at /docs; for {settings.host} port {settings.port}"
+    )

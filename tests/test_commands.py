@@ -187,9 +187,9 @@ def test_the_service_starts_answers_and_stops(planted: Planted, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "store (DR_STORE): Field required"),
+        ([], "--store (DR_STORE) is missing"),
         (["--store", "ftp://x"], "found the scheme 'ftp'"),
-        (["--store", "x", "--port", "high"], "port (DR_PORT)"),
+        (["--store", "x", "--port", "high"], "--port: expected a whole number from 0 to 65535, found 'high'"),
     ],
 )
 def test_the_service_refuses_wrong_settings(arguments: list[str], message: str) -> None:
