@@ -11,7 +11,13 @@ from typing import Any
 class _Version(argparse.Action):
     """Prints the release and ends; looked up only then."""
 
-    def __call__(self, parser: argparse.ArgumentParser, _: object, __: str | Sequence[Any] | None, ___: object) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,  # noqa: ARG002
+        values: str | Sequence[Any] | None,  # noqa: ARG002
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
         from importlib import metadata
 
         try:

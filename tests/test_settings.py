@@ -252,7 +252,7 @@ def test_an_idle_connection_is_kept_as_long_as_is_set_and_does_not_hold_up_the_e
         port = free_port()
         environment = CLEAN | {"DR_KEEP_ALIVE_SECONDS": seconds, "DR_DRAIN_SECONDS": "0"}
         with log.open("w") as file:
-            command = [BIN / "dr-service", "--store", str(tmp_path), "--port", str(port)]
+            command = [str(BIN / "dr-service"), "--store", str(tmp_path), "--port", str(port)]
             process = subprocess.Popen(command, env=environment, stderr=file)
         try:
             connection = connected(process, port)
