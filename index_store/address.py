@@ -13,7 +13,8 @@ from index_store.errors import InvalidName
 SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
 #: No colon, so that no namespace is inside another; no brace, or a cluster would put all keys on one node.
 NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-FORM = "redis://[user:password@]host[:port][/db][?namespace=dr&ssl_ca_certs=FILE]"
+TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # redis-py's names
+FORM = "redis://[user:password@]host[:port][/db][?namespace=dr&ssl_ca_certs=FILE&ssl_certfile=FILE&ssl_keyfile=FILE]"
 HINT = f"expected {FORM}, with '#', '/', '?' and '@' of a password percent-encoded"
 
 #: What no file name begins with unless somebody says so: a scheme, a host and port, or user:password@host.
@@ -111,6 +112,8 @@ class Address:
     cluster: bool = False
     tls: bool = False
     ca_file: str | None = None  # certificate authorities that TLS trusts; None: the system's
+    cert_file: str | None = None  # the client's certificate, for a server that wants one
+    key_file: str | None = None  # and its key; None: it is in the same file
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}" + ("" if self.cluster else f" database {self.db}")
@@ -124,9 +127,8 @@ class Address:
         except ValueError:
             raise InvalidName(f"store URL: a port or host that is none; {HINT}") from None
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        odd = sorted(set(options) - {"namespace", "ssl_ca_certs"})
-        if odd:
-            raise InvalidName(f"store URL: an option that is neither namespace nor ssl_ca_certs; {HINT}")
+        if options.keys() - {"namespace", *TLS_FILES}:
+            raise InvalidName(f"store URL: an option that is neither namespace nor {', '.join(TLS_FILES)}; {HINT}")
         if not parts.hostname or parts.fragment:
             raise InvalidName(f"store URL: the host is missing or cut off; {HINT}")
         namespace = options.get("namespace", cls.namespace)
@@ -138,11 +140,13 @@ class Address:
             raise InvalidName(f"store URL: the database is a number; expected {FORM}")
         if cluster and int(db or 0):
             raise InvalidName("store URL: a Redis Cluster has database 0 only; separate by ?namespace= instead")
-        if not tls and "ssl_ca_certs" in options:
-            raise InvalidName("store URL: ssl_ca_certs is for TLS; write rediss:// or rediss+cluster://")
-        authorities = options.get("ssl_ca_certs")
-        if authorities is not None and not Path(authorities).is_file():
-            raise InvalidName(f"store URL: ssl_ca_certs: no such file as {authorities}")
+        for option in [name for name in TLS_FILES if name in options]:
+            if not tls:
+                raise InvalidName(f"store URL: {option} is for TLS; write rediss:// or rediss+cluster://")
+            if not Path(options[option]).is_file():
+                raise InvalidName(f"store URL: {option}: no such file as {options[option]}")
+        if "ssl_keyfile" in options and "ssl_certfile" not in options:
+            raise InvalidName("store URL: ssl_keyfile without ssl_certfile; name the certificate that the key is for")
         return cls(
             parts.hostname,
             6379 if port is None else port,
@@ -152,5 +156,5 @@ class Address:
             namespace,
             cluster,
             tls,
-            authorities,
+            *map(options.get, TLS_FILES),
         )
