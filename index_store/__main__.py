@@ -12,7 +12,7 @@ from typing import Any
 
 from index_store.command import add_store, add_version, from_environment
 from index_store.errors import IndexStoreError
-from index_store.store import IndexStore, open_store, prune, rollback
+from index_store.store import IndexStore, find_version, open_store, prune, rollback
 from index_store.version import Manifest
 
 EXAMPLES = """examples:
@@ -81,7 +81,7 @@ def _list(store: IndexStore, _: argparse.Namespace) -> Result:
 
 
 def _show(store: IndexStore, options: argparse.Namespace) -> Result:
-    manifest = _find(store, options.version)
+    manifest = _find(store, find_version(store, options.version))
     document = dataclasses.asdict(manifest)
     lines = [
         f"{manifest.version}, created {manifest.created}",
@@ -91,6 +91,8 @@ def _show(store: IndexStore, options: argparse.Namespace) -> Result:
         f"defaults: k {manifest.k}, beam {manifest.beam}, per_path {manifest.per_path}",
         f"fingerprint {manifest.fingerprint}",
         *(f"  {name:18} {part.size:>12} bytes  sha256 {part.sha256[:12]}" for name, part in manifest.parts.items()),
+        *_named("files:", manifest.metrics.get("files")),
+        *_named("settings:", manifest.config),
     ]
     return document, "\n".join(lines)
 
@@ -114,14 +116,24 @@ def _health(paths: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _named(title: str, values: object) -> list[str]:
+    """A line each, as in TOML where JSON is that too; nothing of an older version that has none."""
+    if not isinstance(values, Mapping) or not values:
+        return []
+    return [title, *(f"  {name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())]
+
+
 def _verify(store: IndexStore, options: argparse.Namespace) -> Result:
-    store.load(options.version)
-    return {"version": options.version, "ok": True}, f"{options.version}: every digest and shape is right"
+    version = find_version(store, options.version)
+    store.load(version)
+    return {"version": version, "ok": True}, f"{version}: every digest and shape is right"
 
 
 def _activate(store: IndexStore, options: argparse.Namespace) -> Result:
-    previous = store.activate(options.version, ... if options.expected is None else options.expected)
-    return {"version": options.version, "previous": previous}, f"{options.version} is current; before it {previous}"
+    version = find_version(store, options.version)
+    expected = ... if options.expected is None else find_version(store, options.expected)
+    previous = store.activate(version, expected)
+    return {"version": version, "previous": previous}, f"{version} is current; before it {previous}"
 
 
 def _rollback(store: IndexStore, _: argparse.Namespace) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from types import EllipsisType
@@ -14,7 +15,10 @@ from index_store.address import Address, folder_of
 from index_store.errors import InvalidName, PointerMoved, VersionInUse, VersionNotFound
 from index_store.folder import FolderStore
 from index_store.index import Postings
-from index_store.version import Manifest, Progress, Version
+from index_store.version import Manifest, Progress, Version, check_name
+
+WHOLE_NAME = re.compile(r"v\d+-[0-9a-f]{12}")
+NEWEST = 3  # versions that are named where one was not found
 
 
 class IndexStore(Protocol):
@@ -116,6 +120,24 @@ def open_store(
             raise InvalidName("the cache folder (DR_CACHE): expected a folder of this host, found a server's URL")
         copies = Copies(str(folder))
     return ServerStore(Server(address, timeout), address.namespace, copies=copies, remote=remote)
+
+
+def find_version(store: IndexStore, given: str) -> str:
+    """The name of the version that `given` means: a whole name, or how just one begins, as v2 of v2-0123456789ab.
+
+    A whole name is not looked for: what is done with it says if it is not there. Raises InvalidName, VersionNotFound.
+    """
+    if WHOLE_NAME.fullmatch(check_name(given)):
+        return given
+    names = [manifest.version for manifest in store.versions()]
+    beginning = given if "-" in given else f"{given}-"
+    found = [name for name in names if name == given or name.startswith(beginning)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InvalidName(f"{given}: {len(found)} versions begin so: {', '.join(found)}; write more of the name")
+    newest = f"the newest are {', '.join(names[: -NEWEST - 1 : -1])}" if names else "there are no versions"
+    raise VersionNotFound(f"{given}: no such version in {store}; {newest}")
 
 
 def rollback(store: IndexStore) -> tuple[str, str]:

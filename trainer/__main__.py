@@ -142,11 +142,11 @@ def _has(manifests: list[Manifest], done: dict[str, Any]) -> bool:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from index_store.store import open_store
+    from index_store.store import find_version, open_store
 
     store = open_store(options.store, password=from_environment("DR_STORE_PASSWORD"))
     store.require_readable()
-    name = options.version or store.current()
+    name = find_version(store, options.version) if options.version else store.current()
     if name is None:
         raise TrainerError(f"{store}: no version is current; publish one with dr-trainer fit, or name --version")
     version = store.load(name)
