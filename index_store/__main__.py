@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from index_store.command import add_store, add_version, from_environment
 from index_store.errors import IndexStoreError
-from index_store.store import IndexStore, open_store, prune, rollback
+from index_store.store import IndexStore, find_version, open_store, prune, rollback
 from index_store.version import Manifest
 
 EXAMPLES = """examples:
@@ -26,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
-        document, text = options.run(open_store(options.store, password=os.environ.get("DR_STORE_PASSWORD")), options)
+        store = open_store(options.store, password=from_environment("DR_STORE_PASSWORD"))
+        store.require_readable()
+        document, text = options.run(store, options)
     except IndexStoreError as error:
         print(f"dr-index: {error}", file=sys.stderr)
         return 1
@@ -70,7 +73,7 @@ def _list(store: IndexStore, _: argparse.Namespace) -> Result:
         ],
     }
     if not rows:
-        return document, "no versions; publish one with dr-trainer fit"
+        return document, f"no versions in {store}; publish one with dr-trainer fit"
     rows.insert(0, ("VERSION", "STATE", "CREATED", "ITEMS", "PATHS", "MIB"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -78,7 +81,7 @@ def _list(store: IndexStore, _: argparse.Namespace) -> Result:
 
 
 def _show(store: IndexStore, options: argparse.Namespace) -> Result:
-    manifest = _find(store, options.version)
+    manifest = _find(store, find_version(store, options.version))
     document = dataclasses.asdict(manifest)
     lines = [
         f"{manifest.version}, created {manifest.created}",
@@ -88,6 +91,8 @@ def _show(store: IndexStore, options: argparse.Namespace) -> Result:
         f"defaults: k {manifest.k}, beam {manifest.beam}, per_path {manifest.per_path}",
         f"fingerprint {manifest.fingerprint}",
         *(f"  {name:18} {part.size:>12} bytes  sha256 {part.sha256[:12]}" for name, part in manifest.parts.items()),
+        *_named("files:", manifest.metrics.get("files")),
+        *_named("settings:", manifest.config),
     ]
     return document, "\n".join(lines)
 
@@ -111,14 +116,24 @@ def _health(paths: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _named(title: str, values: object) -> list[str]:
+    """A line each, as in TOML where JSON is that too; nothing of an older version that has none."""
+    if not isinstance(values, Mapping) or not values:
+        return []
+    return [title, *(f"  {name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())]
+
+
 def _verify(store: IndexStore, options: argparse.Namespace) -> Result:
-    store.load(options.version)
-    return {"version": options.version, "ok": True}, f"{options.version}: every digest and shape is right"
+    version = find_version(store, options.version)
+    store.load(version)
+    return {"version": version, "ok": True}, f"{version}: every digest and shape is right"
 
 
 def _activate(store: IndexStore, options: argparse.Namespace) -> Result:
-    previous = store.activate(options.version, ... if options.expected is None else options.expected)
-    return {"version": options.version, "previous": previous}, f"{options.version} is current; before it {previous}"
+    version = find_version(store, options.version)
+    expected = ... if options.expected is None else find_version(store, options.expected)
+    previous = store.activate(version, expected)
+    return {"version": version, "previous": previous}, f"{version} is current; before it {previous}"
 
 
 def _rollback(store: IndexStore, _: argparse.Namespace) -> Result:
@@ -143,17 +158,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dr-index", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, run: Callable[[IndexStore, argparse.Namespace], Result], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument(
-            "--store",
-            default=os.environ.get("DR_STORE"),
-            required="DR_STORE" not in os.environ,
-            metavar="URL",
-            help="a folder, redis://host:port/db or redis+cluster://host:port; default: DR_STORE",
-        )
+        add_store(command)
         command.add_argument("--json", action="store_true", help="print one JSON document")
         command.set_defaults(run=run)
         return command

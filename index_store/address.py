@@ -1,19 +1,102 @@
-"""What a Redis URL says: which server, as whom, and under which namespace."""
+"""What a store URL says: which folder; or which Redis server, as whom, and under which namespace."""
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlsplit
 
 from index_store.errors import InvalidName
 
 SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
 #: No colon, so that no namespace is inside another; no brace, or a cluster would put all keys on one node.
 NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-FORM = "redis://[user:password@]host[:port][/db][?namespace=dr&ssl_ca_certs=FILE]"
+TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # redis-py's names
+FORM = "redis://[user:password@]host[:port][/db][?namespace=dr&ssl_ca_certs=FILE&ssl_certfile=FILE&ssl_keyfile=FILE]"
 HINT = f"expected {FORM}, with '#', '/', '?' and '@' of a password percent-encoded"
+
+#: What no file name begins with unless somebody says so: a scheme, a host and port, or user:password@host.
+NO_NAME = re.compile(r"(//)?[^/]*:")
+HOST_AND_PORT = re.compile(r"(//)?([^/@]*@)?(\[[0-9a-fA-F:.]+\]|[^/:@]*):\d+(/|\?|$)")
+PLAIN = "a folder whose name has a ':' is written ./name or with its whole path"
+WINDOWS = re.compile(r"[A-Za-z]:([/\\]|$)|\.{0,2}\\")
+
+
+def folder_of(url: str, setting: str = "store URL") -> Path | None:
+    """The folder that `url` names, absolute; None if it names a server. Raises InvalidName, without repeating the URL.
+
+    A folder is a plain path, in which a leading ~ is the home folder, or a file URL as in RFC 8089. What looks like
+    another URL, or like a host and port, is refused: as a file name it would make a new, empty store.
+    """
+    try:
+        return _folder(url.strip())
+    except ValueError as error:
+        raise InvalidName(f"{setting}: {error}") from None
+
+
+def _folder(url: str) -> Path | None:
+    if url[:1] in {"'", '"'} and url[-1:] == url[:1]:
+        raise ValueError("it begins and ends with a quotation mark; leave them out")
+    if WINDOWS.match(url):
+        raise ValueError("expected a path with '/' or file:///dir, found a path of Windows")
+    scheme, separator, rest = url.partition(":")
+    scheme = scheme.lower()
+    if separator and scheme in SCHEMES:
+        if not rest.startswith("//"):
+            raise ValueError(f"'//' is missing after the scheme; expected {FORM}")
+        return None
+    if separator and scheme == "file":
+        return _absolute(_path_of_file_url(rest))
+    if NO_NAME.match(url):
+        raise ValueError(f"expected a path, file:///dir or redis://host:port/db, found {_found(url)}; {PLAIN}")
+    return _absolute(url)
+
+
+def _path_of_file_url(rest: str) -> str:
+    """The path of what follows `file:`, decoded. The same folder is file:/x, file:///x and file://localhost/x."""
+    form = "expected file:///absolute/folder; a relative one is written as a plain path"
+    if "?" in rest or "#" in rest:
+        raise ValueError(f"a file URL has no '?' and no '#'; in a name they are %3F and %23; {form}")
+    if re.search(r"%(?![0-9A-Fa-f]{2})|%00", rest):
+        raise ValueError(f"a '%' without two hexadecimal digits, or %00; a '%' in a name is %25; {form}")
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host.lower() not in {"", "localhost"}:
+            raise ValueError(f"between file:// and the next '/' is a host, and only localhost can be; {form}")
+        rest = slash + path
+    if not rest.strip("/"):
+        raise ValueError("the folder is missing; write file:///absolute/folder or a path")
+    if not rest.startswith("/"):
+        raise ValueError(f"a file URL with a relative path; {form}")
+    if rest.startswith("/~"):
+        raise ValueError(f"'~' is the home folder in plain paths only: write ~/folder; {form}")
+    path = os.fsdecode(unquote_to_bytes(rest))
+    if WINDOWS.match(path[1:]):
+        raise ValueError(f"a path of Windows; {form}")
+    return path
+
+
+def _found(url: str) -> str:
+    scheme, separator, _ = url.partition("://")
+    if separator:
+        return f"the scheme {scheme!r}" if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) else "something else"
+    if HOST_AND_PORT.match(url):
+        return "a host and port without a scheme (redis://)"
+    return "something else before the first ':'"
+
+
+def _absolute(path: str) -> Path:
+    """The same path from the root. ~ is the home folder of this user, ~name of another."""
+    if not path:
+        raise ValueError("the folder is missing; write file:///absolute/folder or a path")
+    try:
+        return (Path(path).expanduser() if path.startswith("~") else Path(path)).absolute()
+    except RuntimeError:
+        raise ValueError("'~': this user has no home folder, or HOME is not set; write the whole path") from None
+    except OSError as error:
+        raise ValueError(f"a relative path, and the working folder: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -29,6 +112,8 @@ class Address:
     cluster: bool = False
     tls: bool = False
     ca_file: str | None = None  # certificate authorities that TLS trusts; None: the system's
+    cert_file: str | None = None  # the client's certificate, for a server that wants one
+    key_file: str | None = None  # and its key; None: it is in the same file
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}" + ("" if self.cluster else f" database {self.db}")
@@ -42,9 +127,8 @@ class Address:
         except ValueError:
             raise InvalidName(f"store URL: a port or host that is none; {HINT}") from None
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        odd = sorted(set(options) - {"namespace", "ssl_ca_certs"})
-        if odd:
-            raise InvalidName(f"store URL: an option that is neither namespace nor ssl_ca_certs; {HINT}")
+        if options.keys() - {"namespace", *TLS_FILES}:
+            raise InvalidName(f"store URL: an option that is neither namespace nor {', '.join(TLS_FILES)}; {HINT}")
         if not parts.hostname or parts.fragment:
             raise InvalidName(f"store URL: the host is missing or cut off; {HINT}")
         namespace = options.get("namespace", cls.namespace)
@@ -56,11 +140,13 @@ class Address:
             raise InvalidName(f"store URL: the database is a number; expected {FORM}")
         if cluster and int(db or 0):
             raise InvalidName("store URL: a Redis Cluster has database 0 only; separate by ?namespace= instead")
-        if not tls and "ssl_ca_certs" in options:
-            raise InvalidName("store URL: ssl_ca_certs is for TLS; write rediss:// or rediss+cluster://")
-        authorities = options.get("ssl_ca_certs")
-        if authorities is not None and not Path(authorities).is_file():
-            raise InvalidName(f"store URL: ssl_ca_certs: no such file as {authorities}")
+        for option in [name for name in TLS_FILES if name in options]:
+            if not tls:
+                raise InvalidName(f"store URL: {option} is for TLS; write rediss:// or rediss+cluster://")
+            if not Path(options[option]).is_file():
+                raise InvalidName(f"store URL: {option}: no such file as {options[option]}")
+        if "ssl_keyfile" in options and "ssl_certfile" not in options:
+            raise InvalidName("store URL: ssl_keyfile without ssl_certfile; name the certificate that the key is for")
         return cls(
             parts.hostname,
             6379 if port is None else port,
@@ -70,5 +156,5 @@ class Address:
             namespace,
             cluster,
             tls,
-            authorities,
+            *map(options.get, TLS_FILES),
         )

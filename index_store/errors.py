@@ -2,6 +2,8 @@
 
     IndexStoreError
     ├── StoreUnavailable      the store cannot be reached, read or written
+    │   ├── StoreMissing          its folder is not there
+    │   └── CacheUnavailable      nor can the folder of this host that versions are copied to
     ├── StoreMisconfigured    it answers, but must not be used as it is set up: password, policy, foreign keys
     ├── StoreFull             there is no room for the version
     ├── InvalidName           not a version name or not a store URL
@@ -21,6 +23,14 @@ class IndexStoreError(Exception):
 
 class StoreUnavailable(IndexStoreError):
     """The store cannot be reached, read or written."""
+
+
+class StoreMissing(StoreUnavailable):
+    """The folder that the URL names is not there; publishing would make it."""
+
+
+class CacheUnavailable(StoreUnavailable):
+    """The folder of this host that versions are copied to cannot be read or written, or has no room."""
 
 
 class StoreMisconfigured(IndexStoreError):

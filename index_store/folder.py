@@ -10,7 +10,7 @@ A version folder is written under another name, synced, and renamed whole, so a 
 Publishers hold one lock and whoever moves CURRENT another: a rollback never waits for a publish. Who holds a version
 has a shared lock on its manifest, which the system takes back when the holder dies.
 
-The same folder serves as a host's copies of a remote store's versions: `copy` and `open`.
+copies.py has the same folder for a host's copies of a remote store's versions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import EllipsisType
 
@@ -34,6 +34,7 @@ from index_store.errors import (
     InvalidName,
     PointerMoved,
     StoreFull,
+    StoreMissing,
     StoreUnavailable,
     VersionDamaged,
     VersionInUse,
@@ -61,6 +62,20 @@ class FolderStore:
 
     def __repr__(self) -> str:
         return f"FolderStore({str(self.folder)!r})"
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def require_readable(self) -> None:
+        with self._errors("read"):
+            if self.folder.is_dir():
+                os.scandir(self.folder).close()
+            elif self.folder.exists():
+                raise StoreMissing(f"{self.folder}: not a folder, so it is no store; correct the URL")
+            else:
+                raise StoreMissing(
+                    f"{self.folder}: there is no such folder; correct the URL, or publish there with dr-trainer fit"
+                )
 
     def require_writable(self) -> None:
         with self._errors("publish"):
@@ -120,34 +135,6 @@ class FolderStore:
                 self._replace_pointer(version, current)
             sync_folder(self.folder)  # also where it was moved before, by somebody who could not do this any more
             return current
-
-    def copy(
-        self,
-        manifest: Manifest,
-        chunks: Callable[[str], Iterable[Buffer]],
-        read_paths: PathReader | None = None,
-    ) -> Version:
-        """Another store's version, copied here unless it is here whole, mapped, checked, and held if it was copied.
-
-        chunks(part) gives a part piece by piece. Of the processes of a host that want it at once, one copies and the
-        others only check what it copied. Raises as `load` does.
-        """
-        copied = False
-        while True:
-            found = self._identity(manifest.version)
-            try:
-                return self.open(manifest, read_paths)
-            except VersionDamaged:
-                if copied:
-                    raise
-            with self._errors("copy"):
-                self._versions.mkdir(0o700, parents=True, exist_ok=True)
-                with self._lock("PUBLISH.lock"):
-                    self._remove_leftovers()
-                    if self._identity(manifest.version) == found:  # nobody else has copied it meanwhile
-                        parts = {part: chunks(part) for part in parts_here(manifest, read_paths)}
-                        self._write(manifest, parts, None, hold=True)
-                        copied = True
 
     def load(self, version: str) -> Version:
         return self.open(self._manifest(version))
@@ -226,7 +213,7 @@ class FolderStore:
     def _require_room(self, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
-            raise StoreFull(
+            raise self._full(
                 f"{self.folder}: the version needs {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free; "
                 "free some, as with `dr-index prune` in a store"
             )
@@ -361,8 +348,14 @@ class FolderStore:
         except OSError as error:
             reason = f"{verb}: {error.filename or self.folder}: {error.strerror or error}"
             if error.errno in NO_ROOM:
-                raise StoreFull(f"{reason}; nothing was kept, free some room and repeat") from error
-            raise StoreUnavailable(reason) from error
+                raise self._full(f"{reason}; nothing was kept, free some room and repeat") from error
+            raise self._unavailable(reason) from error
+
+    def _full(self, reason: str) -> IndexStoreError:
+        return StoreFull(reason)
+
+    def _unavailable(self, reason: str) -> IndexStoreError:
+        return StoreUnavailable(reason)
 
 
 def _counter(version: str) -> int:

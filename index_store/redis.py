@@ -18,6 +18,7 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
+from index_store import tls
 from index_store.address import Address
 from index_store.errors import IndexStoreError, StoreFull, StoreMisconfigured, StoreUnavailable
 from index_store.version import Buffer
@@ -205,6 +206,9 @@ def _connect(address: Address, timeout: float, retry: Retry) -> Any:
     }
     if address.tls:
         options["ssl_ca_certs"] = address.ca_file
+        options["ssl_certfile"] = address.cert_file
+        options["ssl_keyfile"] = address.key_file
+        options["ssl_password"] = ""
     if address.cluster:
         return redis.RedisCluster(host=address.host, port=address.port, ssl=address.tls, **options)
     pool = redis.BlockingConnectionPool(  # type: ignore[no-untyped-call]
@@ -255,10 +259,8 @@ def _translate(error: Exception, address: Address) -> IndexStoreError:  # noqa: 
         return StoreMisconfigured(f"{address}: the server is too old; upgrade it to Redis {OLDEST} or Valkey")
     if "Cluster mode is not enabled" in text:
         return StoreMisconfigured(f"{address}: the server is not in cluster mode; write redis:// in the URL")
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return StoreMisconfigured(
-            f"{address}: the certificate is not trusted; name its authority by ?ssl_ca_certs=FILE"
-        )
+    if found := tls.translate(error, address):
+        return found
     if isinstance(error, redis.ResponseError):
         return StoreUnavailable(f"{address}: the server refused a command: {text}")
-    return StoreUnavailable(f"{address}: no answer ({text or type(error).__name__}); is it up and the URL right?")
+    return StoreUnavailable(f"{address}: no answer ({text or type(error).__name__}); {tls.question(error, address)}")

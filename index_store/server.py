@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index_store.copies import Copies
 from index_store.errors import (
     IndexStoreError,
     StoreFull,
@@ -32,7 +33,6 @@ from index_store.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from index_store.folder import FolderStore
 from index_store.index import Index, Postings
 from index_store.keys import PIECE, Keys
 from index_store.listing import Listing, number
@@ -58,9 +58,7 @@ class ServerStore:
     leaves the path lists on the server.
     """
 
-    def __init__(
-        self, server: Server, namespace: str, *, copies: FolderStore | None = None, remote: bool = False
-    ) -> None:
+    def __init__(self, server: Server, namespace: str, *, copies: Copies | None = None, remote: bool = False) -> None:
         self._server, self._keys = server, Keys(namespace)
         self._copies, self._remote = copies, remote
         self._listing = Listing(server, self._keys)
@@ -71,6 +69,12 @@ class ServerStore:
 
     def __repr__(self) -> str:
         return f"ServerStore({self._server.address}, namespace {self._keys.namespace})"
+
+    def __str__(self) -> str:
+        return f"{self._server.address}, namespace {self._keys.namespace}"
+
+    def require_readable(self) -> None:
+        """A server that is not there says so itself, at every verb."""
 
     def require_writable(self) -> None:
         self._listing.require_ours()

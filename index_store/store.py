@@ -11,11 +11,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from index_store.address import FORM, SCHEMES, Address
+from index_store.address import Address, folder_of
 from index_store.errors import InvalidName, PointerMoved, VersionInUse, VersionNotFound
 from index_store.folder import FolderStore
 from index_store.index import Postings
-from index_store.version import Manifest, Progress, Version
+from index_store.version import Manifest, Progress, Version, check_name
+
+WHOLE_NAME = re.compile(r"v\d+-[0-9a-f]{12}")
+NEWEST = 3  # versions that are named where one was not found
 
 
 class IndexStore(Protocol):
@@ -23,6 +26,12 @@ class IndexStore(Protocol):
 
     Every verb raises StoreUnavailable when the store cannot be reached.
     """
+
+    def require_readable(self) -> None:
+        """Raise where there is nothing to read from: a store that is not there is not an empty one.
+
+        StoreMissing, StoreUnavailable.
+        """
 
     def require_writable(self) -> None:
         """Raise what `publish` would raise where nothing can be published: to be asked before hours of training.
@@ -90,24 +99,45 @@ def open_store(
 ) -> IndexStore:
     """The store at `url`: `file:///dir` or a plain path, redis://, rediss:// (TLS), redis+cluster://.
 
+    A plain path may begin with ~, and has no ':' before its first '/'.
+
     What follows is for Redis. password: where the URL has none. cache: a folder of this host that loaded versions
     are copied to and mapped from; without, they are loaded into memory. remote: leave the path lists in Redis, and
     read those a request needs, within `timeout` seconds. Opens no connection yet. Raises InvalidName.
     """
-    scheme, separator, rest = url.partition("://")
-    if not separator and url.partition(":")[0] in SCHEMES:
-        raise InvalidName(f"store URL: '//' is missing after the scheme; expected {FORM}")
-    if not separator or scheme == "file":
-        return FolderStore(rest if separator else url)
-    if scheme in SCHEMES:
-        from index_store.redis import Server  # only who uses Redis needs its client
-        from index_store.server import ServerStore
+    folder = folder_of(url)
+    if folder is not None:
+        return FolderStore(str(folder))
+    from index_store.copies import Copies
+    from index_store.redis import Server  # only who uses Redis needs its client
+    from index_store.server import ServerStore
 
-        address = Address.parse(url, password)
-        copies = FolderStore(cache) if cache else None
-        return ServerStore(Server(address, timeout), address.namespace, copies=copies, remote=remote)
-    found = f"the scheme {scheme!r}" if re.fullmatch(r"[a-z][a-z0-9+]*", scheme) else "something else"
-    raise InvalidName(f"store URL: expected a path, file:///dir or redis://host:port/db, found {found}")
+    address = Address.parse(url.strip(), password)
+    copies = None
+    if cache:
+        folder = folder_of(cache, "the cache folder (DR_CACHE)")
+        if folder is None:
+            raise InvalidName("the cache folder (DR_CACHE): expected a folder of this host, found a server's URL")
+        copies = Copies(str(folder))
+    return ServerStore(Server(address, timeout), address.namespace, copies=copies, remote=remote)
+
+
+def find_version(store: IndexStore, given: str) -> str:
+    """The name of the version that `given` means: a whole name, or how just one begins, as v2 of v2-0123456789ab.
+
+    A whole name is not looked for: what is done with it says if it is not there. Raises InvalidName, VersionNotFound.
+    """
+    if WHOLE_NAME.fullmatch(check_name(given)):
+        return given
+    names = [manifest.version for manifest in store.versions()]
+    beginning = given if "-" in given else f"{given}-"
+    found = [name for name in names if name == given or name.startswith(beginning)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InvalidName(f"{given}: {len(found)} versions begin so: {', '.join(found)}; write more of the name")
+    newest = f"the newest are {', '.join(names[: -NEWEST - 1 : -1])}" if names else "there are no versions"
+    raise VersionNotFound(f"{given}: no such version in {store}; {newest}")
 
 
 def rollback(store: IndexStore) -> tuple[str, str]:

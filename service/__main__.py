@@ -6,13 +6,17 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from index_store.command import add_version
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is fast
     from index_store.store import IndexStore
     from service.settings import Settings
+
+log = logging.getLogger("service")
 
 EXAMPLE = """example:
   DR_ADMIN_TOKEN=change-me dr-service --store ./demo-store --port 8000
@@ -34,26 +38,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", metavar="H", help="address to listen on; default 127.0.0.1")
     parser.add_argument("--port", metavar="P", help="port to listen on; default 8000")
     parser.add_argument("--workers", metavar="N", help="processes; default 1")
+    add_version(parser)
     options = vars(parser.parse_args(arguments))
 
     from pydantic import ValidationError
 
-    from index_store.errors import IndexStoreError
-    from service.settings import Settings
+    from index_store.errors import InvalidName
+    from service.settings import Settings, mistakes, unknown
 
+    flags = {name: value for name, value in options.items() if value is not None}
     # Workers are processes of their own and read the same environment.
-    os.environ.update({f"DR_{name.upper()}": value for name, value in options.items() if value is not None})
+    os.environ.update({f"DR_{name.upper()}": value for name, value in flags.items()})
     try:
+        wrong = [f"--{name}: expected a value, found {value!r}" for name, value in flags.items() if not value.strip()]
         settings = Settings()
         _open_store(settings)
     except ValidationError as error:
-        for entry in error.errors():
-            name = str(entry["loc"][0])
-            print(f"dr-service: {name} (DR_{name.upper()}): {entry['msg']}", file=sys.stderr)
+        wrong += mistakes(error, flags)
+    except InvalidName as error:
+        wrong += [str(error)]
+    if wrong:
+        print("\n".join(f"dr-service: {line}" for line in wrong), file=sys.stderr)
         return 2
-    except IndexStoreError as error:
-        print(f"dr-service: {error}", file=sys.stderr)
-        return 2
+    _log_to_stderr()
+    for line in unknown(os.environ):
+        log.warning("%s", line)
+    if problem := _not_free(settings.host, settings.port):
+        print(f"dr-service: {problem}", file=sys.stderr)
+        return 1
 
     import uvicorn
 
@@ -61,21 +73,44 @@ def main(arguments: list[str] | None = None) -> int:
 
     # The server raises the signal that ended it once more when all is done; that is our exit.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.run(
-        "service.__main__:app",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        access_log=False,
-        server_header=False,
-        log_config=None,
-        http=Connection,
-        ws="none",  # it would log the path, and leave a POST that asks for it unanswered
-        timeout_graceful_shutdown=60,  # as long as a request may take
-        timeout_worker_healthcheck=60,  # a worker that loads a large version is not dead
-    )
+    try:
+        uvicorn.run(
+            "service.__main__:app",
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            access_log=False,
+            server_header=False,
+            log_config=None,
+            http=Connection,
+            timeout_keep_alive=settings.keep_alive_seconds,
+            ws="none",  # it would log the path, and leave a POST that asks for it unanswered
+            timeout_graceful_shutdown=60,  # as long as a request may take
+            timeout_worker_healthcheck=60,  # a worker that loads a large version is not dead
+        )
+    except SystemExit as end:
+        return min(
+            int(end.code or 0), 1
+        )  # it has statuses of its own for what kept it from starting, and has logged it
     return 0
+
+
+def _not_free(host: str, port: int) -> str | None:
+    """What keeps the service from listening there. Asked before a version is loaded, which may take minutes."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a host"
+        return f"cannot listen on {host} port {port} (--host, DR_HOST; --port, DR_PORT): {reason}"
+    return None
 
 
 def app() -> object:
@@ -83,10 +118,14 @@ def app() -> object:
     from service.app import create_app
     from service.settings import Settings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    _log_to_stderr()
     sys.setswitchinterval(SWITCH_SECONDS)
     settings = Settings()
     return create_app(settings, _open_store(settings))
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
 
 
 def _open_store(settings: Settings) -> IndexStore:
@@ -95,7 +134,7 @@ def _open_store(settings: Settings) -> IndexStore:
     return open_store(
         settings.store,
         password=settings.store_password.get_secret_value() if settings.store_password else None,
-        cache=str(Path(settings.cache).expanduser()),
+        cache=settings.cache,
         remote=settings.residency == "remote",
         timeout=settings.store_timeout_ms / 1000,
     )

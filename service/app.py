@@ -57,6 +57,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
         gc.collect()
         gc.freeze()
         gc.set_threshold(GARBAGE)
+        log.info("%s", _summary(settings, reloader))
         try:
             with draining.on_sigterm(settings.drain_seconds):
                 yield {
@@ -115,3 +116,10 @@ def _examples(reloader: Reloader) -> dict[str, dict[str, Any]]:
         request = {"history": history, "context": context, **request}
         version = retriever.name
     return {"RetrieveRequest": request, "BatchRequest": {"requests": [request]}, "SwapRequest": {"version": version}}
+
+
+def _summary(settings: Settings, reloader: Reloader) -> str:
+    return (
+        f"{reloader}; path lists {settings.residency}; admin {'on' if settings.admin_token else 'off'}; "
+        f"docs at /docs; for {settings.host} port {settings.port}"
+    )

@@ -35,6 +35,8 @@ STATUS: dict[type[Exception], int] = {
     store.VersionIncompatible: 422,
     store.VersionInUse: 409,
     store.StoreUnavailable: 503,
+    store.StoreMissing: 503,
+    store.CacheUnavailable: 503,
     store.StoreMisconfigured: 503,
     store.StoreFull: 503,
     store.IndexStoreError: 500,

@@ -18,10 +18,14 @@ from types import EllipsisType
 from typing import Any
 
 from index_store.errors import (
+    CacheUnavailable,
     PointerMoved,
     StoreFull,
     StoreMisconfigured,
+    StoreMissing,
     StoreUnavailable,
+    VersionDamaged,
+    VersionIncompatible,
     VersionNotFound,
 )
 from index_store.store import IndexStore
@@ -36,6 +40,20 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 30.0  # until a current version that was refused is loaded again
 HOLD_SECONDS = 5.0  # between two renewals of what is held
 WAIT_SECONDS = 0.25  # of one wait for a hint; a process that ends waits for it
+
+#: Why nothing is served, for whoever may ask: without paths, hosts and names, which the log has.
+REASONS: dict[type[Exception], str] = {
+    StoreMissing: "the store's folder does not exist",
+    CacheUnavailable: "the cache folder (DR_CACHE) cannot be used",
+    StoreUnavailable: "the store cannot be read",
+    StoreMisconfigured: "the store refuses the service",
+    VersionNotFound: "the current version is not in the store",
+    VersionDamaged: "the current version is damaged",
+    VersionIncompatible: "the current version is of a format that this release does not read",
+    Exception: "the current version is refused",
+}
+NO_VERSIONS = "the store has no versions; publish one with dr-trainer fit"
+NONE_CURRENT = "none of the store's versions is current; choose one with dr-index activate"
 
 
 class Reloader:
@@ -53,14 +71,21 @@ class Reloader:
         self._failed: dict[str, str] = {}  # version -> why it was refused
         self._tried: set[tuple[str, int, int]] = set()  # models that did no harm, and what they were run on
         self._retry_at = 0.0  # when a current version that was refused is tried again
+        self._reason = "the store has not answered yet"  # why nothing is served, while nothing is
+        self._refused: str | None = None  # the version that was being loaded when the reason came up
         self._troubles: dict[str, str] = {}  # what was logged last of each kind, so that it is logged once
 
     @property
     def retriever(self) -> Retriever:
         """The version in service. Raises NotReady before the first."""
         if self._serving is None:
-            raise NotReady("no version is loaded yet; publish and activate one")
+            raise NotReady(f"no version is loaded: {self._reason}")
         return self._serving
+
+    def __str__(self) -> str:
+        """What is served from where, in a line for the log."""
+        served = f"serving {self._serving.name}" if self._serving else f"nothing to serve: {self._reason}"
+        return f"store {self._store}; {served}"
 
     async def run(self) -> None:
         """Follow the store's pointer until cancelled."""
@@ -93,6 +118,12 @@ class Reloader:
             name: str | None = None
             try:
                 name = await asyncio.to_thread(self._store.current)
+                if name is None and self._serving is None:
+                    self._reason = await asyncio.to_thread(self._nothing)
+                    self._complain("follow", f"nothing to serve from {self._store}: {self._reason}")
+                    return
+                if name != self._refused:
+                    self._reason = "a version is being loaded"
                 served = self._serving.name if self._serving else None
                 if name in self._failed and time.monotonic() < self._retry_at:
                     return  # what was wrong may pass: it is tried again, but not at every look
@@ -106,6 +137,7 @@ class Reloader:
                 self._troubles.pop("follow", None)
             except Exception as error:  # noqa: BLE001 -- whatever is wrong with a version, the old one serves on
                 self._retry_at = time.monotonic() + RETRY_SECONDS
+                self._reason, self._refused = _reason(error), name
                 what = "the store cannot be followed" if name is None else f"version {name} is not served"
                 self._complain("follow", f"{what}: {type(error).__name__}: {error}")
 
@@ -206,6 +238,11 @@ class Reloader:
         self._alive.add(retriever)
         return retriever
 
+    def _nothing(self) -> str:
+        """Why no version is current. Raises where the store is not there."""
+        self._store.require_readable()
+        return NONE_CURRENT if self._store.versions() else NO_VERSIONS
+
     def _open(self, name: str) -> Retriever:
         version = self._store.load(name)
         manifest = version.manifest
@@ -228,3 +265,9 @@ class Reloader:
         self._serving, self._before = retriever, before
         self._metrics.serving(retriever.name, retriever.manifest.items, retriever.manifest.paths)
         log.info("serving %s, before it %s", retriever.name, before.name if before else "nothing")
+
+
+def _reason(error: Exception) -> str:
+    kind = next(kind for kind in type(error).__mro__ if kind in REASONS)
+    cause = error.__cause__.strerror if isinstance(error.__cause__, OSError) else None
+    return f"{REASONS[kind]}: {cause}" if cause else f"{REASONS[kind]}; the log says more"

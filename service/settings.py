@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import difflib
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+#: What Kubernetes and Docker put into the environment for a Service called `dr` or `dr-...`.
+OF_A_SERVICE = re.compile(r"DR_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+ITS_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+#: What docker-compose.yml, .env.example and the Makefile have beside settings.
+OTHERS = {
+    "DR_REDIS_PASSWORD", "DR_SERVICE_PASSWORD", "DR_SERVICE_STORE", "DR_TRAINER_STORE", "DR_CHAOS", "DR_SOAK_SECONDS",
+}  # fmt: skip
+SHOWN = 80  # characters of a wrong value
 
 
 class Settings(BaseSettings):
-    """Flags win over the environment, the environment over these defaults."""
+    """Flags win over the environment, the environment over these defaults.
+
+    Blanks and line breaks around a value are none of it, and a value without anything else is as if it were not set.
+    """
 
     model_config = SettingsConfigDict(env_prefix="DR_", frozen=True, extra="ignore")
 
-    store: str = Field(min_length=1, description="store URL: a folder, redis://host:port/db, redis+cluster://host:port")
+    store: str = Field(description="store URL: a folder, redis://host:port/db, redis+cluster://host:port")
     store_password: SecretStr | None = Field(None, description="of Redis, where the URL has none")
     residency: Literal["resident", "remote"] = Field(
         "resident", description="path lists: copied to this host (resident), or read from Redis a request (remote)"
@@ -23,7 +39,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     workers: int = Field(1, ge=1, le=256, description="processes, each with its own beam search")
-    admin_token: SecretStr | None = Field(None, description="bearer token of /admin; unset or empty: admin is off")
+    admin_token: SecretStr | None = Field(None, description="bearer token of /admin; unset: admin is off")
     poll_seconds: float = Field(0.5, gt=0, le=60, description="between two looks at the store's current version")
     timeout_ms: int = Field(1000, ge=1, le=60_000, description="deadline of a request that names none")
     max_queue: int = Field(
@@ -34,11 +50,89 @@ class Settings(BaseSettings):
     )
     max_batch: int = Field(32, ge=1, le=1024, description="requests searched together")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="longest request body; a longer one is answered 413")
+    keep_alive_seconds: int = Field(
+        75,
+        ge=1,
+        le=3600,
+        description="how long an idle connection is kept: longer than the proxy in front keeps it (nginx and ALB: 60)",
+    )
     drain_seconds: float = Field(
         2, ge=0, le=3600, description="after SIGTERM: not ready but answering, before the socket closes"
     )
 
-    @field_validator("admin_token", "store_password")
+    @model_validator(mode="before")
     @classmethod
-    def _no_empty_secret(cls, token: SecretStr | None) -> SecretStr | None:
-        return token if token and token.get_secret_value() else None
+    def _without_blanks(cls, values: Any) -> Any:
+        stripped = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+        return {name: value for name, value in stripped.items() if value != ""}
+
+    @field_validator("admin_token")
+    @classmethod
+    def _fits_in_a_header(cls, token: SecretStr | None) -> SecretStr | None:
+        if token and not token.get_secret_value().isprintable():
+            raise ValueError
+        return token
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"DR_{name.upper()}"
+
+
+def mistakes(error: ValidationError, flags: Collection[str]) -> list[str]:
+    """A line for each wrong setting: its flag or variable, what was expected, what was found (of secrets not that)."""
+    lines = []
+    for entry in error.errors():
+        name = str(entry["loc"][0])
+        field = Settings.model_fields[name]
+        called = f"--{name}" if name in flags else variable(name)
+        if entry["type"] == "missing":
+            lines.append(f"--{name} ({variable(name)}) is missing: expected a {field.description}")
+            continue
+        found = "" if _is_secret(field) else f", found {_shown(entry['input'])}"
+        lines.append(f"{called}: expected {_expected(field)}{found}{_hint(called, entry['input'])}")
+    return lines
+
+
+def unknown(environment: Mapping[str, str]) -> list[str]:
+    """A line for each variable that begins as a setting does and is none, nor anybody else's that is known."""
+    known = {variable(name) for name in Settings.model_fields}
+    lines = []
+    for name in sorted(environment):
+        upper = name.upper()
+        others = upper in OTHERS or OF_A_SERVICE.fullmatch(upper) or ITS_ADDRESS.match(environment[name])
+        if upper.startswith("DR_") and upper not in known and not others:
+            likely = difflib.get_close_matches(upper.removeprefix("DR_").lower(), Settings.model_fields, 1)
+            hint = f"did you mean {variable(likely[0])}?" if likely else "the README lists them"
+            lines.append(f"{name} is not a setting; {hint}")
+    return lines
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return SecretStr in (field.annotation, *get_args(field.annotation))
+
+
+def _expected(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(get_args(field.annotation))
+    if _is_secret(field):
+        return "text without line breaks and other control characters, as it is sent in a header"
+    signs = ("gt", "ge", "le")
+    bounds = {sign: getattr(rule, sign) for rule in field.metadata for sign in signs if hasattr(rule, sign)}
+    number = "a whole number" if field.annotation is int else "a number"
+    if "le" not in bounds:
+        return f"{number} of at least {bounds['ge']}"
+    if "gt" in bounds:
+        return f"{number} above {bounds['gt']} and up to {bounds['le']}"
+    return f"{number} from {bounds['ge']} to {bounds['le']}"
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
+
+
+def _hint(called: str, value: object) -> str:
+    if called != "DR_PORT" or not ITS_ADDRESS.match(str(value)):
+        return ""
+    return '; Kubernetes sets it for a Service called "dr": name it otherwise or set enableServiceLinks: false'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -187,9 +188,9 @@ def test_the_service_starts_answers_and_stops(planted: Planted, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "store (DR_STORE): Field required"),
+        ([], "--store (DR_STORE) is missing"),
         (["--store", "ftp://x"], "found the scheme 'ftp'"),
-        (["--store", "x", "--port", "high"], "port (DR_PORT)"),
+        (["--store", "x", "--port", "high"], "--port: expected a whole number from 0 to 65535, found 'high'"),
     ],
 )
 def test_the_service_refuses_wrong_settings(arguments: list[str], message: str) -> None:
@@ -242,3 +243,54 @@ def test_a_collapsed_index_is_kept_back_until_told_otherwise(
     shown = capsys.readouterr().out
     assert "of the clicked items are in reach of 100 training users" in shown
     assert "nodes in use a layer" in shown
+
+
+def test_a_version_is_named_by_how_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """v2 is the only one that begins with v2-, not v20-; what several begin with, or none, lists them."""
+    store = FolderStore(str(tmp_path))
+    names = [store.publish(small_version(str(i))) for i in range(20)]
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = dr_index([*arguments, "--store", str(tmp_path)])
+        return status, *capsys.readouterr()
+
+    assert run("activate", "v2")[1] == f"{names[1]} is current; before it None\n"
+    assert run("activate", names[19][:7], "--expected", "v2")[1] == f"{names[19]} is current; before it {names[1]}\n"
+    assert "current is" in run("activate", "v1", "--expected", "v3")[2]
+    assert run("verify", "v1")[1].startswith(f"{names[0]}: every digest")
+    assert run("show", "v3")[1].startswith(names[2])
+    status, out, err = run("show", "v21")
+    assert (status, out) == (1, "")
+    newest = ", ".join(names[:16:-1])
+    assert err == f"dr-index: v21: no such version in {tmp_path}; the newest are {newest}\n"
+    assert dr_trainer(["evaluate", "none.csv", "--version", "v21", "--store", str(tmp_path)]) == 1
+    assert "the newest are" in capsys.readouterr().err
+
+
+def test_several_versions_may_begin_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Then all of them are listed and nothing is done."""
+    for folder in ("a", "b"):
+        store = FolderStore(str(tmp_path / folder))
+        store.publish(small_version(folder))
+    (other,) = (tmp_path / "b" / "versions").glob("v1-*")
+    other.rename(tmp_path / "a" / "versions" / other.name)
+
+    assert dr_index(["activate", "v1", "--store", str(tmp_path / "a")]) == 1
+
+    (one, two) = sorted(path.name for path in (tmp_path / "a" / "versions").glob("v1-*"))
+    assert f"v1: 2 versions begin so: {one}, {two}; write more of the name" in capsys.readouterr().err
+    assert FolderStore(str(tmp_path / "a")).current() is None
+
+
+def test_show_tells_files_and_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a version was made from and with, a line each."""
+    version = small_version()
+    config, metrics = {"k": 20, "context": ["country"]}, {"files": {"interactions": "clicks.csv"}}
+    manifest = dataclasses.replace(version.manifest, config=config, metrics=metrics)
+    name = FolderStore(str(tmp_path)).publish(dataclasses.replace(version, manifest=manifest))
+
+    assert dr_index(["show", name, "--store", str(tmp_path)]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("files:")
+    assert lines[at:] == ["files:", '  interactions = "clicks.csv"', "settings:", '  context = ["country"]', "  k = 20"]

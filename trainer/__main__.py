@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index_store.command import add_store, add_version, from_environment
 from index_store.errors import IndexStoreError
 from trainer.errors import TrainerError
 
@@ -76,7 +77,7 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
     from trainer.config import load_config
 
     config = load_config(options.config, options.set, seed=options.seed)
-    store = open_store(options.store, password=os.environ.get("DR_STORE_PASSWORD"))
+    store = open_store(options.store, password=from_environment("DR_STORE_PASSWORD"))
     store.require_writable()  # what is wrong with the store is better told now than after training
 
     from trainer.checkpoint import Run
@@ -141,12 +142,13 @@ def _has(manifests: list[Manifest], done: dict[str, Any]) -> bool:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from index_store.store import open_store
+    from index_store.store import find_version, open_store
 
-    store = open_store(options.store, password=os.environ.get("DR_STORE_PASSWORD"))
-    name = options.version or store.current()
+    store = open_store(options.store, password=from_environment("DR_STORE_PASSWORD"))
+    store.require_readable()
+    name = find_version(store, options.version) if options.version else store.current()
     if name is None:
-        raise TrainerError(f"{store!r}: no version is current; publish one with dr-trainer fit, or name --version")
+        raise TrainerError(f"{store}: no version is current; publish one with dr-trainer fit, or name --version")
     version = store.load(name)
 
     from retrieval.context import ContextSchema
@@ -250,6 +252,7 @@ def _print(what: Any) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dr-trainer", description=__doc__)
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, text: str, epilog: str) -> argparse.ArgumentParser:
@@ -267,13 +270,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--items", type=Path, metavar="F", help="Parquet or CSV with item_id: the catalogue")
         command.add_argument("--users", type=Path, metavar="F", help="Parquet or CSV with user_id and context columns")
     for command in (fit, measure):
-        command.add_argument(
-            "--store",
-            default=os.environ.get("DR_STORE"),
-            required="DR_STORE" not in os.environ,
-            metavar="URL",
-            help="a folder, redis://host:port/db or redis+cluster://host:port; default: DR_STORE",
-        )
+        add_store(command)
     for command in (fit, vary, compare):
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; wins over a file's"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from index_store.errors import IndexStoreError, StoreFull, StoreUnavailable, VersionNotFound
+from index_store.copies import Copies
+from index_store.errors import CacheUnavailable, IndexStoreError, StoreFull, StoreUnavailable, VersionNotFound
 from index_store.folder import FolderStore
 from index_store.version import Version
 from tests.chaos.conftest import Goal, amount
@@ -79,7 +80,9 @@ def load(store: FolderStore, version: Version) -> None:
 def copy(store: FolderStore, version: Version) -> None:
     """As a host keeps the versions of a remote store."""
     name = f"v9-{version.manifest.fingerprint[:12]}"
-    store.copy(dataclasses.replace(version.manifest, version=name), lambda part: [version.parts[part]])
+    Copies(str(store.folder)).copy(
+        dataclasses.replace(version.manifest, version=name), lambda part: [version.parts[part]]
+    )
 
 
 def delete(store: FolderStore, version: Version) -> None:
@@ -104,7 +107,8 @@ def fail_everywhere(verb: Callable[[FolderStore, Version], None], error: int, fo
             raised = failed
         if raised:
             told += 1
-            assert type(raised) is (StoreFull if error == errno.ENOSPC else StoreUnavailable), disk.failed
+            of_store = StoreFull if error == errno.ENOSPC else StoreUnavailable
+            assert type(raised) is (CacheUnavailable if verb is copy else of_store), disk.failed
             assert str(folder) in str(raised)
             assert os.strerror(error) in str(raised)
         if disk.failed is None:
