@@ -227,9 +227,11 @@ def test_null_is_left_out(client: TestClient) -> None:
 def test_an_empty_list_is_an_empty_object_and_the_other_way_round(client: TestClient) -> None:
     """B18: PHP writes [] for an empty array of names, Lua {} for an empty table; what is not empty is refused."""
     wanted = items_of(client.post("/v1/retrieve", json={}))
-    for body in ({"context": []}, {"history": {}}, {"exclude": {}}, {"context": [], "history": {}, "exclude": {}}):
+    empties: list[dict[str, object]] = [{"context": []}, {"history": {}}, {"exclude": {}}]
+    for body in [*empties, {"context": [], "history": {}, "exclude": {}}]:
         assert items_of(client.post("/v1/retrieve", json=body)) == wanted, body
-    for body in ({"context": [1]}, {"history": {"0": 1}}, {"k": []}, {"rerank": {}}):
+    full: list[dict[str, object]] = [{"context": [1]}, {"history": {"0": 1}}, {"k": []}, {"rerank": {}}]
+    for body in full:
         assert_problem(client.post("/v1/retrieve", json=body), 422)
 
 
