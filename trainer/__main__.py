@@ -151,7 +151,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     from trainer.config import config_from
     from trainer.data import load_dataset, split_users
-    from trainer.evaluate import evaluate, require_same_data
+    from trainer.evaluate import evaluate, require_same_data, table
     from trainer.progress import choose_progress
 
     config = config_from(dict(version.manifest.config))
@@ -161,7 +161,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     progress = choose_progress()
     require_same_data(version, dataset, progress)
     result = evaluate(version, dataset, split_users(dataset, config), options.k or version.manifest.k, progress)
-    _print(result if options.json else _table(result))
+    _print(result if options.json else table(result, config.split))
     return 0
 
 
@@ -217,28 +217,6 @@ def _require(*modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise TrainerError(f"{', '.join(missing)} missing: pip install 'deep-retrieval[benchmark]'")
-
-
-def _table(result: dict[str, Any]) -> str:
-    """The figures for people, in percent."""
-    k = result["k"]
-    lines = [f"{result['version']}: {result['users']} held-out users, history filtered (in brackets: not filtered)", ""]
-    lines.append(f"{'':16}{f'P@{k} %':>16}{f'R@{k} %':>16}{f'F@{k} %':>16}")
-    for name in ("deep_retrieval", "brute_force", "item_cf", "popularity"):
-        cells = (
-            f"{100 * result[name][m]:.2f} ({100 * result['unfiltered'][name][m]:.2f})"
-            for m in ("precision", "recall", "f_measure")
-        )
-        lines.append(f"{name.replace('_', ' '):16}" + "".join(f"{cell:>16}" for cell in cells))
-    deep, ratio, paths = result["deep_retrieval"], result["ratio_to_brute_force"], result["paths"]
-    lines += [
-        "",
-        f"ratio to brute force: P {ratio['precision']:.3f}, R {ratio['recall']:.3f}, F {ratio['f_measure']:.3f}",
-        f"items read a request: {deep['candidates_mean']:.1f} on average, {deep['candidates_p99']:.0f} at most in 99 %",
-        f"of brute force's answer, {100 * result['structural_recall']:.1f} % was among them",
-        f"paths used: {paths['used']}, the largest holds {paths['largest']}, the mean {paths['mean_size']:.2f}",
-    ]
-    return "\n".join(lines)
 
 
 def _print(what: Any) -> None:

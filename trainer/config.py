@@ -211,10 +211,12 @@ def load_config(file: Path | None, settings: Iterable[str] = (), **overrides: An
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            values = tomllib.loads(file.read_text("utf-8"))
+            values = tomllib.loads(file.read_text("utf-8-sig"))  # Windows saves it with a byte order mark
         except OSError as error:
             raise ConfigError(f"{file}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError:
+            raise ConfigError(f"{file}: not UTF-8, as TOML must be; save it as UTF-8") from None
+        except (ValueError, RecursionError) as error:  # also of a number of 5,000 digits, or 5,000 brackets
             raise ConfigError(f"{file}: not TOML: {error}") from None
     for setting in settings:
         key, separator, text = setting.partition("=")
@@ -242,7 +244,7 @@ def _parse_value(text: str) -> Any:
     """`text` as TOML has it (3, 0.5, "lr", ["a"]), or else as the string it is (lr, last-out)."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

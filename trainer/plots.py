@@ -90,20 +90,22 @@ def by_popularity(found: dict[str, Any], names: dict[str, str]) -> bytes:
 
 
 def methods(found: dict[str, Any], names: dict[str, str]) -> bytes:
-    """F of every method with its standard deviation."""
+    """F of every method, with its standard deviation if there are several seeds."""
 
     def draw(axes: Axes) -> None:
-        rows = [(name, row["filtered"]["f_measure"]) for name, row in found["methods"].items()][::-1]
+        kind = "filtered" if found["users"] else "unfiltered"  # where nobody can be measured filtered
+        rows = [(name, row[kind]["f_measure"]) for name, row in found["methods"].items()][::-1]
+        deviations = [f["std"] for _, f in rows]
         axes.barh(
             [names[name] for name, _ in rows],
             [100 * f["mean"] for _, f in rows],
-            xerr=[100 * (f["std"] or 0) for _, f in rows],
+            xerr=None if None in deviations else [100 * std for std in deviations],
             color=[
                 OURS if name.startswith("deep_retrieval") else EXACT if name == "brute_force" else RIVAL
                 for name, _ in rows
             ],
         )
-        axes.set(xlabel=f"F@{found['k']}, %")
+        axes.set(xlabel=f"F@{found['k']}, %" + ("" if found["users"] else ", history not filtered"))
 
     return _png(draw)
 
