@@ -99,7 +99,13 @@ UNMEASURED = dict.fromkeys(("precision", "recall", "f_measure"))
         ),
         pytest.param(sequences(*[[7] * 4] * 20), ["epochs=1"], [1, 0], "nobody has an item", id="one item"),
         pytest.param(sequences([1, 2, 3, 4, 5]), ["test_users=0"], [5, 4], "nobody was held out", id="one user"),
-        pytest.param([(user, item, 0) for user, item, _ in GROUPED], ["k=1000"], [24, 23], "R 1.000", id="k above V"),
+        pytest.param(
+            [(user, item, 0) for user, item, _ in GROUPED],
+            ["k=1000", f"seed={2**62}"],
+            [24, 23],
+            "R 1.000",
+            id="large k",
+        ),
     ],
 )
 def test_a_version_is_made_and_answers(

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from index_store.errors import IndexStoreError
 from trainer.errors import TrainerError
+from trainer.stopping import stopped_by_signals, tell
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is fast
     from index_store.store import IndexStore
@@ -48,29 +50,43 @@ Stopped? The same command goes on where it was."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 130 for Ctrl-C."""
+    """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 128 + N after signal N."""
     options = _parser().parse_args(arguments)
-    run: Path | None = None
-    if options.command == "fit":
-        run = options.resume or Path("runs", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
-    try:
-        if options.command == "fit":
-            assert run is not None
-            return _fit(options, run)
-        return {"evaluate": _evaluate, "benchmark": _benchmark, "sensitivity": _sensitivity}[options.command](options)
-    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (TrainerError, IndexStoreError, OSError) as error:  # the last: a temporary folder that is full, and the like
-        print(f"dr-trainer: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        again = f"; to continue, add --resume {run}" if run and (run / "checkpoint.safetensors").exists() else ""
-        print(f"\ndr-trainer: stopped{again}", file=sys.stderr)
-        return 130
+    if options.command == "fit" and options.resume is None:
+        options.resume = Path("runs", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
+    commands = {"fit": _fit, "evaluate": _evaluate, "benchmark": _benchmark, "sensitivity": _sensitivity}
+    with stopped_by_signals() as signals:
+        try:
+            return commands[options.command](options)
+        except (Exception, KeyboardInterrupt) as error:
+            if signals or isinstance(error, KeyboardInterrupt):
+                tell(f"\ndr-trainer: stopped{_how_to_go_on(options)}")
+                return 128 + (signals[0] if signals else signal.SIGINT)
+            if isinstance(error, BrokenPipeError):  # the reader, `head` perhaps, has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 0
+            if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # the latter is torch's
+                tell("dr-trainer: out of memory; make a setting of a size smaller, or keep fewer rows")
+                return 1
+            # OSError: a temporary folder that is full, and the like.
+            if not isinstance(error, TrainerError | IndexStoreError | OSError):
+                raise
+            tell(f"dr-trainer: {error}")
+            return 1
 
 
-def _fit(options: argparse.Namespace, run_folder: Path) -> int:
+def _how_to_go_on(options: argparse.Namespace) -> str:
+    """What is kept of a command that was stopped."""
+    if options.command == "evaluate":
+        return ""
+    if options.command != "fit":
+        return "; to continue, run the same command again"
+    if (options.resume / "checkpoint.safetensors").exists():
+        return f"; to continue, add --resume {options.resume}"
+    return "; nothing is kept, for there was no checkpoint yet"
+
+
+def _fit(options: argparse.Namespace) -> int:
     # torch and its friends take seconds to import: not for --help, nor for a wrong setting.
     from index_store.store import open_store
     from trainer.config import load_config
@@ -86,6 +102,7 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
     from trainer.train import fit
 
     progress = choose_progress()
+    run_folder = options.resume
     dataset = load_dataset(options.interactions, config, options.items, options.users)
     split = split_users(dataset, config)
     run = Run(run_folder, config, dataset)
