@@ -19,6 +19,7 @@ from trainer.stopping import stopped_by_signals, tell
 if TYPE_CHECKING:  # imported where they are used, so that --help is fast
     from index_store.store import IndexStore
     from index_store.version import Manifest, Version
+    from trainer.config import TrainConfig
     from trainer.progress import Progress
 
 FIT_EXAMPLE = """example:
@@ -112,6 +113,7 @@ def _fit(options: argparse.Namespace) -> int:
         progress.say(f"{run_folder} is finished: {done['version']} is published; dr-index activate makes it current")
         _print(done if options.json else done["version"])
         return 0
+    _say_unused(config, options.users, len(dataset.item_ids), progress)
     progress.say(f"checkpoints and metrics.jsonl are in {run_folder}")
     trained = fit(config, dataset, split, run, progress)
     version = make_version(
@@ -122,6 +124,7 @@ def _fit(options: argparse.Namespace) -> int:
         progress,
         _load_current(store, progress),
         allow_collapsed=options.allow_collapsed,
+        files=_files(options),
     )
     previous = store.current()
     with progress.task("publishing, in %", 100) as advance:
@@ -141,6 +144,26 @@ def _fit(options: argparse.Namespace) -> int:
     progress.say(f"published {name}" + ("" if options.no_activate else ", now current"))
     _print(facts if options.json else name)
     return 0
+
+
+def _files(options: argparse.Namespace) -> dict[str, str]:
+    """The names of the files, without folders of this machine."""
+    given = {"interactions": options.interactions, "items": options.items, "users": options.users}
+    return {kind: path.name if path.is_absolute() else str(path) for kind, path in given.items() if path}
+
+
+def _say_unused(config: TrainConfig, users: Path | None, items: int, progress: Progress) -> None:
+    """A line for each thing that is given and changes nothing. users: the file, items: V."""
+    if users and not config.context:
+        from trainer.files import read_table
+
+        columns = [name for name in read_table(users).column_names if name != "user_id"]
+        progress.say(
+            f"--users {users}: not used, for the setting context names no column; "
+            + (f"to use it, --set context=column,... of {', '.join(columns)}" if columns else "it has user_id alone")
+        )
+    for line in config.without_effect(items):
+        progress.say(line)
 
 
 def _load_current(store: IndexStore, progress: Progress) -> Version | None:
@@ -177,6 +200,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     dataset = load_dataset(options.interactions, config, options.items, options.users)
     progress = choose_progress()
     require_same_data(version, dataset, progress)
+    if options.users and not config.context:
+        progress.say(f"--users {options.users}: not used, for {name} has no context features")
     result = evaluate(version, dataset, split_users(dataset, config), options.k or version.manifest.k, progress)
     _print(result if options.json else table(result, config.split))
     return 0
@@ -222,6 +247,7 @@ def _sensitivity(options: argparse.Namespace) -> int:
 
     progress = choose_progress()
     dataset = load_dataset(options.interactions, config, options.items, options.users)
+    _say_unused(config, options.users, len(dataset.item_ids), progress)
     document = sensitivity(config, dataset, options.runs, progress)
     _print(document if options.json else table(document))
     if options.report:

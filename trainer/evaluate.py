@@ -93,9 +93,12 @@ def require_same_data(version: Version, dataset: Dataset, progress: Progress) ->
     """Raise DataError unless the data have the version's items; warn if it was trained on other interactions."""
     ids = np.asarray(version.item_ids, dtype=None if not isinstance(version.item_ids, list) else object)
     if ids.dtype != dataset.item_ids.dtype or not np.array_equal(ids, dataset.item_ids):
+        made_from = version.manifest.metrics.get("files") or {}  # of an earlier release: not recorded
+        named = (name if kind == "interactions" else f"--{kind} {name}" for kind, name in made_from.items())
         raise DataError(
             f"{version.manifest.version} knows {version.manifest.items} items, the files have "
-            f"{len(dataset.item_ids)} and not the same; evaluate with the files it was trained on (--items too)"
+            f"{len(dataset.item_ids)} and not the same; evaluate with the files it was trained on: "
+            f"{' '.join(named) or 'those of fit, --items too'}"
         )
     if version.manifest.metrics.get("data_sha256") != dataset.digest():
         progress.say("warning: trained on other interactions; users measured here may have been trained on")
