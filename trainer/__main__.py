@@ -46,7 +46,7 @@ pip install 'deep-retrieval[benchmark]'. Stopped? The same command goes on where
 SENSITIVITY_EXAMPLE = """example:
   dr-trainer sensitivity examples/online_retail/interactions.parquet --set k=20 --report sensitivity-report
 
-Learns encoder and head once, then paths for each value of B, K, D, J and alpha: about 20 times half of a fit.
+Learns encoder and head once, then paths for each value of K, D, J and alpha: about 17 times half of a training.
 Stopped? The same command goes on where it was."""
 
 
@@ -55,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "fit" and options.resume is None:
         options.resume = Path("runs", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
+    # torch's threads sleep while they wait for each other: spinning, they took ten times as long beside other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     commands = {"fit": _fit, "evaluate": _evaluate, "benchmark": _benchmark, "sensitivity": _sensitivity}
     with stopped_by_signals() as signals:
         try:

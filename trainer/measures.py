@@ -43,6 +43,13 @@ class Answers:
 
 def precision_recall_f(answers: Iterable[Items], truths: Iterable[Items], k: int) -> Figures:
     """Means over the users who have a truth. An answer counts an item once; precision is out of k."""
+    rows = by_user(answers, truths, k)
+    means = rows.mean(axis=0).tolist() if len(rows) else [None] * len(MEASURES)
+    return dict(zip(MEASURES, means, strict=True))
+
+
+def by_user(answers: Iterable[Items], truths: Iterable[Items], k: int) -> NDArray[np.float64]:
+    """P/R/F@k of each user who has a truth, (N, 3)."""
     rows = []
     for found, truth in zip(answers, truths, strict=True):
         if not len(truth):
@@ -51,8 +58,7 @@ def precision_recall_f(answers: Iterable[Items], truths: Iterable[Items], k: int
         hits = len(np.intersect1d(found, wanted))
         precision, recall = hits / k, hits / len(wanted)
         rows.append((precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0))
-    means = np.mean(rows, axis=0).tolist() if rows else [None] * len(MEASURES)
-    return dict(zip(MEASURES, means, strict=True))
+    return np.array(rows, float).reshape(-1, len(MEASURES))
 
 
 def ratios(measured: Figures, reference: Figures) -> Figures:

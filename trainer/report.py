@@ -14,7 +14,7 @@ from trainer.benchmark import METHODS, UNMEASURED, about, filtering, mean, perce
 from trainer.errors import TrainerError
 from trainer.measures import MEASURES
 from trainer.progress import counted
-from trainer.sensitivity import TITLES
+from trainer.sensitivity import TITLES, effect
 
 PLOTTED = ("deep_retrieval", "brute_force", "two_tower", "ease", "als", "item_cf", "popularity")
 
@@ -51,13 +51,11 @@ def write_benchmark(folder: Path, document: dict[str, Any]) -> Path:
 def write_sensitivity(folder: Path, document: dict[str, Any]) -> Path:
     """index.html, sensitivity.json and PNGs in `folder`. Returns the page."""
     k, brute_force = document["k"], document["brute_force"]["recall"]
-    pictures = {
-        name: (
-            f"{title}: {100 * document['effects'][name]:.2f} points",
-            plots.setting(document[name], title, brute_force, k),
-        )
-        for name, title in TITLES.items()
-    }
+    pictures = {}
+    for name, title in TITLES.items():
+        worth, by_chance = effect(document, name), document["chance"][name]["by_chance"]
+        plot = plots.setting(document[name], title, worth, brute_force, k, by_chance)
+        pictures[name] = f"{title}: {worth}", plot
     pictures["largest"] = (
         "The largest path by alpha (the paper's Table 5 has a slope of -0.3)",
         plots.largest_path(document["alpha"], document["largest_path_slope"]),
@@ -66,7 +64,9 @@ def write_sensitivity(folder: Path, document: dict[str, Any]) -> Path:
     section = {"title": "Settings", "note": f"Otherwise: {settings}.", "plots": _save(folder, "setting", pictures)}
     note = (
         "After the paper's Figure 3, Table 4 and Table 5: recall by one setting at a time, the others as they are. "
-        "Each plot has a scale of its own."
+        "All variants share encoder and head, and are searched with the same beam. Each plot has a scale of its own. "
+        f"{counted(document['users'], 'held-out user')}; ± is a standard error over them. Within chance: were all "
+        "values alike, so large a difference would be seen in 1 of 20 cases or more; the band is as high."
     )
     return _write(folder, "sensitivity", document, "What each setting is worth", note, [section])
 
