@@ -99,6 +99,10 @@ def test_benchmark_measures_every_method_and_goes_on(
     assert found["methods"]["item_cf"]["filtered"]["f_measure"]["mean"] > 0.7
     pictures = {"shop-methods", "shop-reads", "shop-popularity", "shop-learning", "shop-occupancy"}
     require_page(tmp_path / "report", pictures)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "One seed, on held-out users" in page
+    assert "1 seeds" not in page
+    assert "deviation" not in page  # of one seed there is none
     assert json.loads((tmp_path / "report" / "benchmark.json").read_text()) == document
 
     monkeypatch.setattr(benchmark_module, "measure_seed", lambda *_: pytest.fail("measured again"))
@@ -106,6 +110,27 @@ def test_benchmark_measures_every_method_and_goes_on(
     assert dr_trainer(command) == 0
     table = capsys.readouterr().out
     assert all(label in table for label in METHODS.values())
+
+
+def test_where_nobody_has_a_new_item(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """B35: repeat purchases alone: the benchmark shows what is not filtered, and says why; sensitivity refuses."""
+    (tmp_path / "shop.csv").write_text(
+        "user_id,item_id,timestamp\n" + "".join(f"{u},{(u + t) % 3},{t}\n" for u in range(30) for t in range(6))
+    )
+    command = ["benchmark", "--data-dir", str(tmp_path), "--datasets", "shop", "--seeds", "1", *QUICK]
+    command += ["--runs", str(tmp_path / "runs"), "--report", str(tmp_path / "report")]
+
+    found = run(capsys, *command)["datasets"]["shop"]
+
+    assert found["users"] == 0
+    for row in found["methods"].values():
+        assert row["filtered"]["recall"] == {"mean": None, "std": None}
+        assert row["unfiltered"]["recall"]["mean"] is not None
+    assert dr_trainer(command) == 0
+    assert "nobody can be measured with the history filtered; in brackets: not filtered" in capsys.readouterr().out
+    assert "nobody can be measured with the history filtered" in (tmp_path / "report" / "index.html").read_text()
+    assert dr_trainer(["sensitivity", str(tmp_path / "shop.csv"), *QUICK, "--runs", str(tmp_path / "runs")]) == 1
+    assert "nobody can be measured with the history filtered" in capsys.readouterr().err
 
 
 def test_mean_and_deviation_by_hand() -> None:

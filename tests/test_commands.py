@@ -294,3 +294,33 @@ def test_show_tells_files_and_settings(tmp_path: Path, capsys: pytest.CaptureFix
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("files:")
     assert lines[at:] == ["files:", '  interactions = "clicks.csv"', "settings:", '  context = ["country"]', "  k = 20"]
+
+
+def test_files_that_were_given_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B34: users without context are not used; that is said. The version knows its files; evaluate names them."""
+    monkeypatch.chdir(tmp_path)
+    write_interactions(tmp_path)
+    (tmp_path / "items.csv").write_text("item_id\n" + "\n".join(map(str, range(50))))
+    (tmp_path / "users.csv").write_text("user_id,country,age\n1,FR,30\n2,DE,40\n")
+    places = ["interactions.parquet", "--store", "store"]
+    users = ["--users", str(tmp_path / "users.csv")]
+
+    assert dr_trainer(["fit", *places, "--items", "items.csv", *users, *QUICK, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert (
+        "not used, for the setting context names no column; to use it, --set context=column,... of country, age" in err
+    )
+    assert dr_index(["show", json.loads(out)["version"], "--store", "store", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["files"] == {
+        "interactions": "interactions.parquet",
+        "items": "items.csv",
+        "users": "users.csv",
+    }
+
+    assert dr_trainer(["evaluate", *places]) == 1
+    err = capsys.readouterr().err
+    assert "evaluate with the files it was trained on: interactions.parquet --items items.csv --users users.csv" in err
+    assert dr_trainer(["evaluate", *places, "--items", "items.csv", *users]) == 0
+    assert "not used, for v1-" in capsys.readouterr().err

@@ -79,6 +79,36 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path, text: str) -> None:
         load_config(file)
 
 
+def test_what_windows_saves_is_read(tmp_path: Path) -> None:
+    """B29: TOML with a byte order mark and CRLF."""
+    file = tmp_path / "config.toml"
+    file.write_bytes(b"\xef\xbb\xbfk = 7\r\nepochs = 4\r\n")
+
+    assert (load_config(file).k, load_config(file).epochs) == (7, 4)
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000])
+def test_what_toml_cannot_hold_is_a_wrong_value(tmp_path: Path, value: str) -> None:
+    """Python's reader fails in its own way at 5,000 digits, and at as many brackets."""
+    with pytest.raises(ConfigError, match="k: expected a whole number"):
+        load_config(None, [f"k={value}"])
+    (tmp_path / "config.toml").write_text(f"k = {value}")
+    with pytest.raises(ConfigError, match=r"config\.toml: not TOML"):
+        load_config(tmp_path / "config.toml")
+
+
+def test_what_is_set_and_changes_nothing_is_said() -> None:
+    """B34: a line for each reason; nothing of what is as it comes."""
+    assert TrainConfig().without_effect(500) == []
+    assert TrainConfig(alpha=2, eta=0.5, negatives=9, reassignments=99, epochs=5, warmup_epochs=2).without_effect(
+        20_000
+    ) == ["reassignments: 2 instead of 99; there are too few epochs for more"]
+    assert TrainConfig(alpha=2, eta=0.5, negatives=9).without_effect(500) == [
+        "alpha, eta: without effect, for reassignments = 0",
+        "negatives: without effect, for all 500 items are scored, up to full_softmax_items = 10000",
+    ]
+
+
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
     """With the reason."""
     with pytest.raises(ConfigError, match="No such file"):

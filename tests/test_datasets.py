@@ -91,6 +91,10 @@ def test_a_name_that_nobody_knows(tmp_path: Path) -> None:
     """There are presets and files."""
     with pytest.raises(DataError, match=r"--datasets mine: .*there are ml-100k"):
         find_datasets(tmp_path, ["mine"])
+    (tmp_path / "shop.interactions.csv").touch()
+    (tmp_path / "clicks.parquet").touch()
+    with pytest.raises(DataError, match="which has clicks, shop; by name there are ml-100k"):
+        find_datasets(tmp_path, ["mine"])
     with pytest.raises(DataError, match="expected a name, found a path"):
         find_datasets(tmp_path, ["../mine.csv"])
     with pytest.raises(DataError, match="no such folder"):

@@ -23,12 +23,14 @@ def test_precision_recall_f_by_hand() -> None:
 
 
 def test_ratios_to_nothing() -> None:
-    """Where the reference finds nothing there is nothing to fall behind."""
+    """B35: where the reference finds nothing, or nobody is measured, there is no ratio."""
     found = ratios(
         {"precision": 0.2, "recall": 0.0, "f_measure": 0.1}, {"precision": 0.4, "recall": 0.0, "f_measure": 0.1}
     )
 
-    assert found == {"precision": 0.5, "recall": 1.0, "f_measure": 1.0}
+    assert found == {"precision": 0.5, "recall": None, "f_measure": 1.0}
+    nobody = precision_recall_f([np.array([1])], [np.array([], np.int64)], k=1)
+    assert nobody == ratios(nobody, nobody) == {"precision": None, "recall": None, "f_measure": None}
 
 
 def test_recall_by_popularity_by_hand() -> None:

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from index_store.command import add_store, add_version, from_environment
 from index_store.errors import IndexStoreError
 from trainer.errors import TrainerError
+from trainer.stopping import stopped_by_signals, tell
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is fast
     from index_store.store import IndexStore
@@ -44,34 +46,50 @@ pip install 'deep-retrieval[benchmark]'. Stopped? The same command goes on where
 SENSITIVITY_EXAMPLE = """example:
   dr-trainer sensitivity examples/online_retail/interactions.parquet --set k=20 --report sensitivity-report
 
-Learns encoder and head once, then paths for each value of B, K, D, J and alpha: about 20 times half of a fit.
+Learns encoder and head once, then paths for each value of K, D, J and alpha: about 17 times half of a training.
 Stopped? The same command goes on where it was."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 130 for Ctrl-C."""
+    """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 128 + N after signal N."""
     options = _parser().parse_args(arguments)
-    run: Path | None = None
-    if options.command == "fit":
-        run = options.resume or Path("runs", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
-    try:
-        if options.command == "fit":
-            assert run is not None
-            return _fit(options, run)
-        return {"evaluate": _evaluate, "benchmark": _benchmark, "sensitivity": _sensitivity}[options.command](options)
-    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (TrainerError, IndexStoreError, OSError) as error:  # the last: a temporary folder that is full, and the like
-        print(f"dr-trainer: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        again = f"; to continue, add --resume {run}" if run and (run / "checkpoint.safetensors").exists() else ""
-        print(f"\ndr-trainer: stopped{again}", file=sys.stderr)
-        return 130
+    if options.command == "fit" and options.resume is None:
+        options.resume = Path("runs", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
+    # torch's threads sleep while they wait for each other: spinning, they took ten times as long beside other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    commands = {"fit": _fit, "evaluate": _evaluate, "benchmark": _benchmark, "sensitivity": _sensitivity}
+    with stopped_by_signals() as signals:
+        try:
+            return commands[options.command](options)
+        except (Exception, KeyboardInterrupt) as error:
+            if signals or isinstance(error, KeyboardInterrupt):
+                tell(f"\ndr-trainer: stopped{_how_to_go_on(options)}")
+                return 128 + (signals[0] if signals else signal.SIGINT)
+            if isinstance(error, BrokenPipeError):  # the reader, `head` perhaps, has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 0
+            if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # the latter is torch's
+                tell("dr-trainer: out of memory; make a setting of a size smaller, or keep fewer rows")
+                return 1
+            # OSError: a temporary folder that is full, and the like.
+            if not isinstance(error, TrainerError | IndexStoreError | OSError):
+                raise
+            tell(f"dr-trainer: {error}")
+            return 1
 
 
-def _fit(options: argparse.Namespace, run_folder: Path) -> int:
+def _how_to_go_on(options: argparse.Namespace) -> str:
+    """What is kept of a command that was stopped."""
+    if options.command == "evaluate":
+        return ""
+    if options.command != "fit":
+        return "; to continue, run the same command again"
+    if (options.resume / "checkpoint.safetensors").exists():
+        return f"; to continue, add --resume {options.resume}"
+    return "; nothing is kept, for there was no checkpoint yet"
+
+
+def _fit(options: argparse.Namespace) -> int:
     # torch and its friends take seconds to import: not for --help, nor for a wrong setting.
     from index_store.store import open_store
     from trainer.config import load_config
@@ -84,9 +102,11 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
     from trainer.data import load_dataset, split_users
     from trainer.export import make_version
     from trainer.progress import choose_progress
+    from trainer.remarks import remarks
     from trainer.train import fit
 
     progress = choose_progress()
+    run_folder = options.resume
     dataset = load_dataset(options.interactions, config, options.items, options.users)
     split = split_users(dataset, config)
     run = Run(run_folder, config, dataset)
@@ -96,6 +116,10 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
         progress.say(f"{run_folder} is finished: {done['version']} is published; dr-index activate makes it current")
         _print(done if options.json else done["version"])
         return 0
+    current = store.current()
+    manifest = next((manifest for manifest in store.versions() if manifest.version == current), None)
+    for line in remarks(dataset, config, options.users, manifest):
+        progress.say(line)
     progress.say(f"checkpoints and metrics.jsonl are in {run_folder}")
     trained = fit(config, dataset, split, run, progress)
     version = make_version(
@@ -106,6 +130,7 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
         progress,
         _load_current(store, progress),
         allow_collapsed=options.allow_collapsed,
+        files=_files(options),
     )
     previous = store.current()
     with progress.task("publishing, in %", 100) as advance:
@@ -125,6 +150,12 @@ def _fit(options: argparse.Namespace, run_folder: Path) -> int:
     progress.say(f"published {name}" + ("" if options.no_activate else ", now current"))
     _print(facts if options.json else name)
     return 0
+
+
+def _files(options: argparse.Namespace) -> dict[str, str]:
+    """The names of the files, without folders of this machine."""
+    given = {"interactions": options.interactions, "items": options.items, "users": options.users}
+    return {kind: path.name if path.is_absolute() else str(path) for kind, path in given.items() if path}
 
 
 def _load_current(store: IndexStore, progress: Progress) -> Version | None:
@@ -154,7 +185,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from retrieval.context import ContextSchema
     from trainer.config import config_from
     from trainer.data import load_dataset, split_users
-    from trainer.evaluate import evaluate, require_same_data
+    from trainer.evaluate import evaluate, require_same_data, table
     from trainer.progress import choose_progress
 
     config = config_from(dict(version.manifest.config))
@@ -165,8 +196,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     schema = ContextSchema.from_json(version.document("context.json"))
     dataset = load_dataset(options.interactions, config, options.items, options.users, schema)
     require_same_data(version, dataset, progress)
+    if options.users and not config.context:
+        progress.say(f"--users {options.users}: not used, for {name} has no context features")
     result = evaluate(version, dataset, split_users(dataset, config), options.k or version.manifest.k, progress)
-    _print(result if options.json else _table(result))
+    _print(result if options.json else table(result, config.split))
     return 0
 
 
@@ -206,10 +239,13 @@ def _sensitivity(options: argparse.Namespace) -> int:
 
     from trainer.data import load_dataset
     from trainer.progress import choose_progress
+    from trainer.remarks import remarks
     from trainer.sensitivity import sensitivity, table
 
     progress = choose_progress()
     dataset = load_dataset(options.interactions, config, options.items, options.users)
+    for line in remarks(dataset, config, options.users, None):
+        progress.say(line)
     document = sensitivity(config, dataset, options.runs, progress)
     _print(document if options.json else table(document))
     if options.report:
@@ -222,28 +258,6 @@ def _require(*modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise TrainerError(f"{', '.join(missing)} missing: pip install 'deep-retrieval[benchmark]'")
-
-
-def _table(result: dict[str, Any]) -> str:
-    """The figures for people, in percent."""
-    k = result["k"]
-    lines = [f"{result['version']}: {result['users']} held-out users, history filtered (in brackets: not filtered)", ""]
-    lines.append(f"{'':16}{f'P@{k} %':>16}{f'R@{k} %':>16}{f'F@{k} %':>16}")
-    for name in ("deep_retrieval", "brute_force", "item_cf", "popularity"):
-        cells = (
-            f"{100 * result[name][m]:.2f} ({100 * result['unfiltered'][name][m]:.2f})"
-            for m in ("precision", "recall", "f_measure")
-        )
-        lines.append(f"{name.replace('_', ' '):16}" + "".join(f"{cell:>16}" for cell in cells))
-    deep, ratio, paths = result["deep_retrieval"], result["ratio_to_brute_force"], result["paths"]
-    lines += [
-        "",
-        f"ratio to brute force: P {ratio['precision']:.3f}, R {ratio['recall']:.3f}, F {ratio['f_measure']:.3f}",
-        f"items read a request: {deep['candidates_mean']:.1f} on average, {deep['candidates_p99']:.0f} at most in 99 %",
-        f"of brute force's answer, {100 * result['structural_recall']:.1f} % was among them",
-        f"paths used: {paths['used']}, the largest holds {paths['largest']}, the mean {paths['mean_size']:.2f}",
-    ]
-    return "\n".join(lines)
 
 
 def _print(what: Any) -> None:

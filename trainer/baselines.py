@@ -98,16 +98,16 @@ def best_setting(
     requests: Requests,
     k: int,
 ) -> Setting:
-    """The setting whose fit on `clicked` has the highest F@k on `requests`; the first if there are none."""
-    if not requests.histories:
-        return next(iter(settings))
+    """The setting whose fit on `clicked` has the highest F@k on `requests`; the first if nobody can be measured."""
     truths = new_items(requests)
-    return max(
-        settings,
-        key=lambda setting: precision_recall_f(answer_all(fit(clicked, setting), requests, k).filtered, truths, k)[
-            "f_measure"
-        ],
-    )
+    if not any(map(len, truths)):
+        return next(iter(settings))
+
+    def f_measure(setting: Setting) -> float:
+        answers = answer_all(fit(clicked, setting), requests, k)
+        return precision_recall_f(answers.filtered, truths, k)["f_measure"] or 0.0
+
+    return max(settings, key=f_measure)
 
 
 def answer_all(score: Scorer, requests: Requests, k: int) -> Answers:

@@ -37,8 +37,8 @@ from trainer.evaluate import Measured
 from trainer.export import TUNING_REQUESTS, make_version
 from trainer.frontier import choose_beam, frontier
 from trainer.kept import keep
-from trainer.measures import MEASURES, Answers, new_items, ratios, recall_by_popularity
-from trainer.progress import Progress
+from trainer.measures import MEASURES, Answers, new_items, nobody, ratios, recall_by_popularity
+from trainer.progress import Progress, counted
 from trainer.requests import held_out_requests, training_requests, tuning_requests
 from trainer.train import Trained, fit
 from trainer.two_tower import answer_hnsw, build_hnsw, encode, train_two_tower
@@ -47,6 +47,7 @@ BUDGETS = (2, 5, 10)  # items read for each that is returned
 MARGIN = 0.9  # of a budget is aimed at: others' requests read a little more or less
 WIDER = (2, 10)  # nodes that HNSW keeps while searching, for each item that is returned
 GROUPS = 5  # kinds of items, from rarely to often clicked
+UNMEASURED = "-"  # in tables
 FRONTIER_BEAMS = (5, 10, 15, 25, 35, 50, 75, 100, 150, 256)
 
 #: Every row of the table in its order, and what it is called there.
@@ -92,6 +93,9 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     if not requests.histories:
         raise DataError("test_users: nobody is held out, so there is nobody to measure")
     k, clicks = config.k, click_counts(dataset, split)
+    users = sum(len(truth) > 0 for truth in new_items(requests))
+    if not users:
+        progress.say(nobody(config.split))
     rows: dict[str, dict[str, Any]] = {}
 
     def add(name: str, answers: Answers, fit_seconds: float | None, encoding: float = 0.0) -> None:
@@ -113,9 +117,9 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     add("brute_force", measured.brute_force, encoder)
     vectors, bias = mine.index.item_vectors.astype(np.float32), np.asarray(mine.index.item_bias)
     graph, building = build_hnsw(vectors, bias)
-    users = np.concatenate(measured.users)
+    vectors = np.concatenate(measured.users)
     for wider in WIDER:
-        add(f"hnsw_{wider}", answer_hnsw(graph, users, requests, k, wider), encoder + building, measured.encoding)
+        add(f"hnsw_{wider}", answer_hnsw(graph, vectors, requests, k, wider), encoder + building, measured.encoding)
 
     # The same encoder with paths that are drawn and stay: what the learned assignment is worth.
     drawn = config.replace(start="random", reassignments=0)
@@ -130,8 +134,8 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     tower = train_two_tower(config, dataset, split, progress)
     graph, _ = build_hnsw(tower.item_vectors.detach().numpy(), tower.item_bias.numpy())
     seconds = time.perf_counter() - started
-    users, encoding = encode(tower, requests, config.history)
-    add("two_tower", answer_hnsw(graph, users, requests, k, WIDER[-1]), seconds, encoding)
+    vectors, encoding = encode(tower, requests, config.history)
+    add("two_tower", answer_hnsw(graph, vectors, requests, k, WIDER[-1]), seconds, encoding)
     for name, score, took in _classics(config, dataset, split, progress):
         add(name, answer_all(score, requests, k), took)
 
@@ -139,7 +143,7 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     sizes, counts = np.unique(np.diff(mine.index.path_offsets), return_counts=True)
     return {
         "k": k,
-        "users": sum(len(truth) > 0 for truth in new_items(requests)),
+        "users": users,
         "items": len(dataset.item_ids),
         "interactions": len(dataset.items),
         "structural_recall": share,
@@ -226,24 +230,41 @@ def table(name: str, found: dict[str, Any]) -> str:
     """One data set's table for people: percent, mean and standard deviation over the seeds."""
     k = found["k"]
     lines = [
-        f"{name}: {found['users']} held-out users, {found['items']} items, {found['interactions']} interactions",
-        "history filtered; in brackets: not filtered. ms: a request, in batches (HNSW: one after another)",
+        f"{name}: {about(found)}",
+        f"{filtering(found)}. ms: a request, in batches (HNSW: one after another)",
         "",
         f"{'':32}{f'P@{k} %':>8}{f'R@{k} %':>8}{f'F@{k} %':>24}{'/ brute':>9}{'read':>8}{'fit s':>7}{'ms':>7}",
     ]
     for method, row in found["methods"].items():
-        p, r, f = (row["filtered"][m] for m in MEASURES)
-        free = row["unfiltered"]["f_measure"]["mean"]
-        fs = f"{percent(f)} ({100 * free:.2f})"
-        ratio = row["filtered"]["ratio_to_brute_force"]["f_measure"]["mean"]
-        took = "" if row["fit_seconds"]["mean"] is None else f"{row['fit_seconds']['mean']:.0f}"
+        p, r = (mean(row["filtered"][m], 2, 100) for m in ("precision", "recall"))
+        f = f"{percent(row['filtered']['f_measure'])} ({mean(row['unfiltered']['f_measure'], 2, 100)})"
+        ratio = mean(row["filtered"]["ratio_to_brute_force"]["f_measure"], 3)
+        took = mean(row["fit_seconds"], 0).replace(UNMEASURED, "")
         lines.append(
-            f"{METHODS[method]:32}{100 * p['mean']:>8.2f}{100 * r['mean']:>8.2f}{fs:>24}{ratio:>9.3f}"
-            f"{row['reads']['mean']:>8.0f}{took:>7}{row['answer_ms']['mean']:>7.2f}"
+            f"{METHODS[method]:32}{p:>8}{r:>8}{f:>24}{ratio:>9}{mean(row['reads'], 0):>8}{took:>7}"
+            f"{mean(row['answer_ms'], 2):>7}"
         )
     return "\n".join(lines)
 
 
-def percent(figure: dict[str, Any]) -> str:
+def about(found: dict[str, Any]) -> str:
+    """How large a data set is."""
+    counts = {"users": "held-out user", "items": "item", "interactions": "interaction"}
+    return ", ".join(counted(found[key], noun) for key, noun in counts.items())
+
+
+def filtering(found: dict[str, Any]) -> str:
+    """What the figures are of, those in brackets too."""
+    if found["users"]:
+        return "history filtered; in brackets: not filtered"
+    return f"{nobody()}; in brackets: not filtered"
+
+
+def mean(figure: dict[str, float | None], digits: int, factor: float = 1) -> str:
+    """The mean for people, or a dash where nothing was measured."""
+    return UNMEASURED if figure["mean"] is None else f"{factor * figure['mean']:.{digits}f}"
+
+
+def percent(figure: dict[str, float | None]) -> str:
     """The mean, and the deviation if there is one."""
-    return f"{100 * figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {100 * figure['std']:.2f}")
+    return mean(figure, 2, 100) + ("" if figure["std"] is None else f" ± {100 * figure['std']:.2f}")

@@ -178,6 +178,24 @@ class TrainConfig:
         count = min(self.reassignments, after - 1)
         return {self.warmup + after * number // (count + 1) for number in range(1, count + 1)}
 
+    def without_effect(self, items: int) -> list[str]:
+        """Settings that are not at their defaults and change nothing, with the reason; a line each. items: V."""
+        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        unused = {
+            "reassignments = 0": () if self.reassignments else ("alpha", "eta", "sweeps", "candidate_paths"),
+            f"all {items} items are scored, up to full_softmax_items = {self.full_softmax_items}": (
+                () if self.samples_negatives(items) else ("negatives",)
+            ),
+        }
+        lines = [
+            f"{', '.join(names)}: without effect, for {why}"
+            for why, of in unused.items()
+            if (names := [name for name in of if name in changed])
+        ]
+        if self.reassignments > (most := len(self.reassignment_epochs())):
+            lines.append(f"reassignments: {most} instead of {self.reassignments}; there are too few epochs for more")
+        return lines
+
     def replace(self, **changes: Any) -> TrainConfig:
         return dataclasses.replace(self, **changes)
 
@@ -218,10 +236,12 @@ def load_config(file: Path | None, settings: Iterable[str] = (), **overrides: An
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            values = tomllib.loads(file.read_text("utf-8"))
+            values = tomllib.loads(file.read_text("utf-8-sig"))  # Windows saves it with a byte order mark
         except OSError as error:
             raise ConfigError(f"{file}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError:
+            raise ConfigError(f"{file}: not TOML: it is not UTF-8; save it as that") from None
+        except (ValueError, RecursionError) as error:  # also of a number of 5,000 digits, or 5,000 brackets
             raise ConfigError(f"{file}: not TOML: {error}") from None
     for setting in settings:
         key, separator, text = setting.partition("=")
@@ -249,7 +269,7 @@ def _parse_value(text: str) -> Any:
     """`text` as TOML has it (3, 0.5, "lr", ["a"]), or else as the string it is (lr, last-out)."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -84,8 +84,13 @@ def find_datasets(folder: Path, names: list[str] | None) -> list[Source]:
     found = [_find(name, folder, files) for name in names]
     for name, source in zip(names, found, strict=True):
         if source is None:
-            how = f"get {PRESETS[name].source}" if name in PRESETS else f"there are {', '.join(PRESETS)} and files"
-            raise DataError(f"--datasets {name}: not in {folder}; {how}")
+            if name in PRESETS:
+                raise DataError(f"--datasets {name}: not in {folder}; get {PRESETS[name].source}")
+            there_is = ", ".join(sorted(files)[:20]) + (", ..." if len(files) > 20 else "")
+            raise DataError(
+                f"--datasets {name}: not in {folder}, which has {there_is or 'no file of interactions'}; "
+                f"by name there are {', '.join(PRESETS)}"
+            )
     return [source for source in found if source]
 
 

@@ -21,13 +21,13 @@ from trainer.baselines import answer_all, item_cf, popularity
 from trainer.data import Dataset, Split, clicked_items
 from trainer.errors import DataError
 from trainer.export import open_session
-from trainer.measures import Answers, Items, new_items, ratios, tops
-from trainer.progress import Progress
+from trainer.measures import MEASURES, Answers, Items, new_items, nobody, ratios, tops
+from trainer.progress import Progress, counted
 from trainer.requests import Requests, held_out_requests
 
 
 def evaluate(version: Version, dataset: Dataset, split: Split, k: int, progress: Progress) -> dict[str, Any]:
-    """The document of `dr-trainer evaluate --json`; fractions, not percent."""
+    """The document of `dr-trainer evaluate --json`; fractions, not percent. None: nobody can be measured."""
     requests = held_out_requests(dataset, split)
     if not requests.histories:
         raise DataError("test_users: nobody was held out, so there is nobody to measure; train with more")
@@ -57,13 +57,48 @@ def evaluate(version: Version, dataset: Dataset, split: Split, k: int, progress:
     }
 
 
+def table(result: dict[str, Any], split: str) -> str:
+    """The document for people, in percent. split: of TrainConfig."""
+    k = result["k"]
+    if result["users"]:
+        head = f"{counted(result['users'], 'held-out user')}, history filtered (in brackets: not filtered)"
+    else:
+        head = f"{nobody(split)}; these figures are not filtered"
+    lines = [f"{result['version']}: {head}", ""]
+    lines.append(f"{'':16}{f'P@{k} %':>16}{f'R@{k} %':>16}{f'F@{k} %':>16}")
+    for name in ("deep_retrieval", "brute_force", "item_cf", "popularity"):
+        filtered, free = result[name], result["unfiltered"][name]
+        cells = (
+            f"{100 * filtered[m]:.2f} ({100 * free[m]:.2f})" if result["users"] else f"{100 * free[m]:.2f}"
+            for m in MEASURES
+        )
+        lines.append(f"{name.replace('_', ' '):16}" + "".join(f"{cell:>16}" for cell in cells))
+    deep, paths = result["deep_retrieval"], result["paths"]
+    ratio = (result if result["users"] else result["unfiltered"])["ratio_to_brute_force"]
+    shown = (f"{m[0].upper()} " + ("-" if ratio[m] is None else f"{ratio[m]:.3f}") for m in MEASURES)
+    lines += [
+        "",
+        f"ratio to brute force: {', '.join(shown)}",
+        f"items read a request: {deep['candidates_mean']:.1f} on average, {deep['candidates_p99']:.0f} at most in 99 %",
+    ]
+    if result["structural_recall"] is not None:
+        lines.append(f"of brute force's answer, {100 * result['structural_recall']:.1f} % was among them")
+    lines.append(
+        f"paths used: {paths['used']}, the largest holds {paths['largest']}, the mean {paths['mean_size']:.2f}"
+    )
+    return "\n".join(lines)
+
+
 def require_same_data(version: Version, dataset: Dataset, progress: Progress) -> None:
     """Raise DataError unless the data have the version's items; warn if it was trained on other interactions."""
     ids = np.asarray(version.item_ids, dtype=None if not isinstance(version.item_ids, list) else object)
     if ids.dtype != dataset.item_ids.dtype or not np.array_equal(ids, dataset.item_ids):
+        made_from = version.manifest.metrics.get("files") or {}  # of an earlier release: not recorded
+        named = (name if kind == "interactions" else f"--{kind} {name}" for kind, name in made_from.items())
         raise DataError(
             f"{version.manifest.version} knows {version.manifest.items} items, the files have "
-            f"{len(dataset.item_ids)} and not the same; evaluate with the files it was trained on (--items too)"
+            f"{len(dataset.item_ids)} and not the same; evaluate with the files it was trained on: "
+            f"{' '.join(named) or 'those of fit, --items too'}"
         )
     if version.manifest.metrics.get("data_sha256") != dataset.digest():
         progress.say("warning: trained on other interactions; users measured here may have been trained on")
@@ -101,9 +136,10 @@ class Measured:
 
     def retrieval(
         self, beam: int, per_path: int, progress: Progress, *, widen: bool = True, reranker: Reranker | None = None
-    ) -> tuple[Answers, float]:
+    ) -> tuple[Answers, float | None]:
         """What the service answers, and the share of brute force's answer that is among the items read.
 
+        The share is None where brute force has no answer: everybody has had all items.
         widen: search more paths where fewer than k items are found. reranker: instead of the version's.
         """
         manifest, requests = self.version.manifest, self.requests
@@ -138,7 +174,7 @@ class Measured:
                 advance(len(queries))
         reads = np.array([answer.read for answer in answers])
         found = Answers([a.items for a in answers], [a.items for a in free_answers], reads, seconds)
-        return found, held / max(wanted, 1)
+        return found, held / wanted if wanted else None
 
     def _beams(self, beam: int) -> Iterator[Beams]:
         return self.requests.beams(self.session, self.version.index, self.version.manifest.history, beam)

@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,12 @@ def make_version(
     previous: Version | None = None,
     *,
     allow_collapsed: bool = False,
+    files: Mapping[str, str] | None = None,
 ) -> Version:
     """Everything the service needs, measured and verified. Raises ExportRefused when a check fails.
 
     previous: the version whose paths are compared. allow_collapsed: warn where the gate would refuse (health.py).
+    files: the names of those that `dataset` was read from, which are recorded.
     """
     requests = training_requests(dataset, split, TUNING_REQUESTS, config.seed)
     model = trained.model.eval()
@@ -85,6 +87,8 @@ def make_version(
         health = dataclasses.replace(health, churn=changed, previous=previous.manifest.version)
     _gate(health, config, progress, allow_collapsed=allow_collapsed)
     metrics = {"paths": health.to_json(), "epochs": trained.history, "data_sha256": dataset.digest()}
+    if files:
+        metrics["files"] = dict(files)
     golden = requests.first(GOLDEN_REQUESTS)
     return assemble(config, model.width, onnx_bytes, index, reranker, (beam, per_path), golden, dataset, metrics)
 

@@ -1,7 +1,7 @@
 """P/R/F@k (Sec. 4.1): per user, then the unweighted mean, so F is the mean of the users' F.
 
 With history filtered, items of the history are neither answered nor asked for; users who then have nothing left to
-find are not counted.
+find are not counted. A figure is None where nobody is counted, and a ratio where it would be one to nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from trainer.requests import Requests
 
 Items = NDArray[np.int64]
+#: A float for each of MEASURES, or None.
+Figures = dict[str, Any]
 MEASURES = ("precision", "recall", "f_measure")
 
 
@@ -31,7 +33,7 @@ class Answers:
     reads: NDArray[np.int64]
     seconds: float
 
-    def figures(self, requests: Requests, k: int) -> dict[str, dict[str, float]]:
+    def figures(self, requests: Requests, k: int) -> dict[str, Figures]:
         """P/R/F@k, {"filtered": ..., "unfiltered": ...}."""
         return {
             "filtered": precision_recall_f(self.filtered, new_items(requests), k),
@@ -39,8 +41,15 @@ class Answers:
         }
 
 
-def precision_recall_f(answers: Iterable[Items], truths: Iterable[Items], k: int) -> dict[str, float]:
+def precision_recall_f(answers: Iterable[Items], truths: Iterable[Items], k: int) -> Figures:
     """Means over the users who have a truth. An answer counts an item once; precision is out of k."""
+    rows = by_user(answers, truths, k)
+    means = rows.mean(axis=0).tolist() if len(rows) else [None] * len(MEASURES)
+    return dict(zip(MEASURES, means, strict=True))
+
+
+def by_user(answers: Iterable[Items], truths: Iterable[Items], k: int) -> NDArray[np.float64]:
+    """P/R/F@k of each user who has a truth, (N, 3)."""
     rows = []
     for found, truth in zip(answers, truths, strict=True):
         if not len(truth):
@@ -49,13 +58,22 @@ def precision_recall_f(answers: Iterable[Items], truths: Iterable[Items], k: int
         hits = len(np.intersect1d(found, wanted))
         precision, recall = hits / k, hits / len(wanted)
         rows.append((precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0))
-    means = np.mean(rows, axis=0) if rows else np.zeros(3)
-    return dict(zip(MEASURES, map(float, means), strict=True))
+    return np.array(rows, float).reshape(-1, len(MEASURES))
 
 
-def ratios(measured: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
-    """Each of P, R and F over the reference's; 1 where that is 0."""
-    return {key: measured[key] / reference[key] if reference[key] else 1.0 for key in MEASURES}
+def ratios(measured: Figures, reference: Figures) -> Figures:
+    """Each of P, R and F over the reference's; None where that found nothing, or nothing was measured."""
+
+    def ratio(one: float | None, other: float | None) -> float | None:
+        return one / other if one is not None and other else None
+
+    return {key: ratio(measured[key], reference[key]) for key in MEASURES}
+
+
+def nobody(split: str = "") -> str:
+    """What is said where no user has a truth that is not in the history. split: of TrainConfig, if it is known."""
+    item = {"users": "an item in the second half", "last-out": "a last item"}.get(split, "a held-out item")
+    return f"nobody has {item} that is not in the history, so nobody can be measured with the history filtered"
 
 
 def new_items(requests: Requests) -> list[Items]:

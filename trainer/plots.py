@@ -90,34 +90,39 @@ def by_popularity(found: dict[str, Any], names: dict[str, str]) -> bytes:
 
 
 def methods(found: dict[str, Any], names: dict[str, str]) -> bytes:
-    """F of every method with its standard deviation."""
+    """F of every method, with its standard deviation if there are several seeds."""
 
     def draw(axes: Axes) -> None:
-        rows = [(name, row["filtered"]["f_measure"]) for name, row in found["methods"].items()][::-1]
+        kind = "filtered" if found["users"] else "unfiltered"  # where nobody can be measured filtered
+        rows = [(name, row[kind]["f_measure"]) for name, row in found["methods"].items()][::-1]
+        deviations = [f["std"] for _, f in rows]
         axes.barh(
             [names[name] for name, _ in rows],
             [100 * f["mean"] for _, f in rows],
-            xerr=[100 * (f["std"] or 0) for _, f in rows],
+            xerr=None if None in deviations else [100 * std for std in deviations],
             color=[
                 OURS if name.startswith("deep_retrieval") else EXACT if name == "brute_force" else RIVAL
                 for name, _ in rows
             ],
         )
-        axes.set(xlabel=f"F@{found['k']}, %")
+        axes.set(xlabel=f"F@{found['k']}, %" + ("" if found["users"] else ", history not filtered"))
 
     return _png(draw)
 
 
-def setting(rows: list[dict[str, Any]], title: str, brute_force: float, k: int) -> bytes:
-    """Recall by the values of one setting."""
+def setting(rows: list[dict[str, Any]], name: str, title: str, brute_force: float, k: int, by_chance: float) -> bytes:
+    """Recall by the values of one setting. by_chance: how far apart the best and the worst may be for nothing."""
 
     def draw(axes: Axes) -> None:
         places = range(len(rows))
-        axes.plot(places, [100 * row["recall"] for row in rows], "o-", color=OURS, label="Deep Retrieval")
+        recalls = [100 * row["recall"] for row in rows]
+        middle = (max(recalls) + min(recalls)) / 2
+        axes.axhspan(middle - 50 * by_chance, middle + 50 * by_chance, color=RIVAL, alpha=0.2, label="chance", zorder=0)
+        axes.plot(places, recalls, "o-", color=OURS, label="Deep Retrieval")
         axes.axhline(100 * brute_force, color=EXACT, linestyle=":", label="brute force")
         labels = [f"{v:.2g}" if isinstance(v := row["value"], float) else str(v) for row in rows]
         axes.set_xticks(list(places), labels)
-        axes.set(xlabel=title, ylabel=f"R@{k}, %")
+        axes.set(xlabel=name, ylabel=f"R@{k}, %", title=title)
         axes.legend()
 
     return _png(draw)

@@ -82,6 +82,11 @@ class SilentProgress:
         yield lambda _: None
 
 
+def counted(number: int, noun: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def choose_progress() -> Progress:
     """Bars if stderr is a terminal, else lines."""
     return TerminalProgress() if sys.stderr.isatty() else PlainProgress()

@@ -10,10 +10,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer import plots
-from trainer.benchmark import METHODS, percent
+from trainer.benchmark import METHODS, UNMEASURED, about, filtering, mean, percent
 from trainer.errors import TrainerError
 from trainer.measures import MEASURES
-from trainer.sensitivity import TITLES
+from trainer.progress import counted
+from trainer.sensitivity import TITLES, effect
 
 PLOTTED = ("deep_retrieval", "brute_force", "two_tower", "ease", "als", "item_cf", "popularity")
 
@@ -21,39 +22,40 @@ PLOTTED = ("deep_retrieval", "brute_force", "two_tower", "ease", "als", "item_cf
 def write_benchmark(folder: Path, document: dict[str, Any]) -> Path:
     """index.html, benchmark.json and PNGs in `folder`. Returns the page."""
     sections = []
+    whiskers = "; the whiskers are a standard deviation" if document["seeds"] > 1 else ""
     for name, found in document["datasets"].items():
         names = {method: METHODS[method] for method in PLOTTED}
         pictures = {
-            "methods": ("F of every method; the whiskers are a standard deviation", plots.methods(found, METHODS)),
+            "methods": (f"F of every method{whiskers}", plots.methods(found, METHODS)),
             "reads": ("Brute force's answer found, by the items read and the beam width, seed 0", plots.reads(found)),
             "popularity": ("Recall by how often an item is clicked, seed 0", plots.by_popularity(found, names)),
             "learning": ("Loss by epoch, seed 0", plots.learning(found)),
             "occupancy": ("Items a path, seed 0", plots.occupancy(found)),
         }
+        if not found["users"]:
+            del pictures["popularity"]
         sections.append(
             {
                 "title": name,
-                "note": f"{found['users']} held-out users, {found['items']} items, {found['interactions']} "
-                f"interactions; {found['k']} items asked for. History filtered; in brackets: not filtered.",
+                "note": f"{about(found)}; {counted(found['k'], 'item')} asked for; {filtering(found)}.",
                 "head": ["", "P %", "R %", "F %", "F / brute force", "items read", "fit, s", "answer, ms"],
                 "rows": [_row(method, row) for method, row in found["methods"].items()],
                 "plots": _save(folder, name, pictures),
             }
         )
-    note = f"Means over {document['seeds']} seeds on held-out users, percent."
+    means = f"Means over {document['seeds']} seeds" if document["seeds"] > 1 else "One seed"
+    note = f"{means}, on held-out users, percent."
     return _write(folder, "benchmark", document, "Deep Retrieval beside what teams use today", note, sections)
 
 
 def write_sensitivity(folder: Path, document: dict[str, Any]) -> Path:
     """index.html, sensitivity.json and PNGs in `folder`. Returns the page."""
     k, brute_force = document["k"], document["brute_force"]["recall"]
-    pictures = {
-        name: (
-            f"{title}: {100 * document['effects'][name]:.2f} points",
-            plots.setting(document[name], title, brute_force, k),
-        )
-        for name, title in TITLES.items()
-    }
+    pictures = {}
+    for name, title in TITLES.items():
+        worth, by_chance = effect(document, name), document["chance"][name]["by_chance"]
+        plot = plots.setting(document[name], title, worth, brute_force, k, by_chance)
+        pictures[name] = f"{title}: {worth}", plot
     pictures["largest"] = (
         "The largest path by alpha (the paper's Table 5 has a slope of -0.3)",
         plots.largest_path(document["alpha"], document["largest_path_slope"]),
@@ -62,20 +64,23 @@ def write_sensitivity(folder: Path, document: dict[str, Any]) -> Path:
     section = {"title": "Settings", "note": f"Otherwise: {settings}.", "plots": _save(folder, "setting", pictures)}
     note = (
         "After the paper's Figure 3, Table 4 and Table 5: recall by one setting at a time, the others as they are. "
-        "Each plot has a scale of its own."
+        "All variants share encoder and head, and are searched with the same beam. Each plot has a scale of its own. "
+        f"{counted(document['users'], 'held-out user')}; ± is a standard error over them. Within chance: were all "
+        "values alike, so large a difference would be seen in 1 of 20 cases or more; the band is as high."
     )
     return _write(folder, "sensitivity", document, "What each setting is worth", note, [section])
 
 
 def _row(method: str, row: dict[str, Any]) -> dict[str, Any]:
-    cells = [METHODS[method]]
-    for measure in MEASURES:
-        figure, free = row["filtered"][measure], row["unfiltered"][measure]
-        cells.append(f"{percent(figure)} ({100 * free['mean']:.2f})")
-    cells.append(f"{row['filtered']['ratio_to_brute_force']['f_measure']['mean']:.3f}")
-    cells.append(f"{row['reads']['mean']:.0f}")
-    cells.append("" if row["fit_seconds"]["mean"] is None else f"{row['fit_seconds']['mean']:.0f}")
-    cells.append(f"{row['answer_ms']['mean']:.2f}")
+    filtered, unfiltered = row["filtered"], row["unfiltered"]
+    cells = [
+        METHODS[method],
+        *(f"{percent(filtered[measure])} ({mean(unfiltered[measure], 2, 100)})" for measure in MEASURES),
+        mean(filtered["ratio_to_brute_force"]["f_measure"], 3),
+        mean(row["reads"], 0),
+        mean(row["fit_seconds"], 0).replace(UNMEASURED, ""),
+        mean(row["answer_ms"], 2),
+    ]
     return {"cells": cells, "ours": method.startswith("deep_retrieval")}
 
 

@@ -1,29 +1,35 @@
 """What each setting of the structure is worth on one's own data: the paper's Figure 3, Table 4 and Table 5.
 
 Encoder and head are learned once; every variant then learns paths of its own on top of them. As in the paper, the beam
-is the same for all variants of K, D, J and alpha.
+is the same for all variants of K, D, J and alpha. What is compared is which items are read: all are ranked by the same
+head, no reranker is fitted, and nothing is exported; the network is searched as it was trained.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from index_store.index import MAX_READS
+from index_store.index import MAX_READS, SOFTMAX, Index
+from index_store.retrieval import fetch, join, rerank
 from trainer.checkpoint import Run
 from trainer.config import MAX_BEAM, TrainConfig
 from trainer.data import Dataset, split_users
 from trainer.errors import ConfigError, DataError
-from trainer.evaluate import Measured
-from trainer.export import make_version
+from trainer.export import TUNING_REQUESTS, make_index
+from trainer.frontier import choose_beam
 from trainer.kept import keep, own_folder
-from trainer.progress import Progress
-from trainer.requests import held_out_requests
+from trainer.measures import MEASURES, Items, by_user, new_items, nobody, precision_recall_f, tops
+from trainer.model import PathModel, Retrieval, path_trie
+from trainer.progress import Progress, counted
+from trainer.requests import Requests, held_out_requests, training_requests
 from trainer.train import Trained, fit
 
 BEAMS = (5, 10, 20, 35, 50, 100)
@@ -33,6 +39,7 @@ DEPTHS = (2, 3, 4)
 #: Times the alpha that meets the budget: three decades below it, where paths are large, as the paper's are in Table 5.
 #: Above it they have a few items each, and whole numbers follow no power law.
 ALPHAS = (0.001, 0.01, 0.1, 1)
+DEALS = 1000  # of chance, see `chance`
 #: What each variant is called in plots and tables.
 TITLES = {
     "beam": "beam width B",
@@ -52,66 +59,148 @@ class Variant:
     changes: Mapping[str, Any]
 
 
+class TorchSession:
+    """Searches a network that is not exported. Stands where an ONNX session does, which gives the same."""
+
+    def __init__(self, model: PathModel, index: Index) -> None:
+        self._network = Retrieval(model, path_trie(index.path_ids, model.depth, model.width)).eval()
+
+    def run(self, _: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """User vectors, the rows of their paths, log-probabilities."""
+        names = ("history", "length", "categories", "numbers", "beam")
+        with torch.inference_mode():
+            found = self._network(*(torch.from_numpy(feeds[name]) for name in names))
+        return [tensor.numpy() for tensor in found]
+
+
+class Measured:
+    """What the paths of one training find for the held-out users."""
+
+    def __init__(self, trained: Trained, requests: Requests, config: TrainConfig) -> None:
+        self.trained, self.requests, self.config = trained, requests, config
+        self.index = make_index(trained.model, trained.paths)
+        self.session = TorchSession(trained.model, self.index)
+
+    def brute_force(self) -> list[Items]:
+        """Each user's k best of all items by the head, without the history's."""
+        found: list[Items] = []
+        vectors = self.index.item_vectors.astype(np.float32)
+        beams = self.requests.beams(self.session, self.index, self.config.history, 1)
+        for part, searched in zip(self.requests.parts(), beams, strict=True):
+            scores = searched.user @ vectors.T + self.index.item_bias
+            found += tops(scores, self.config.k, self.requests.histories[part])
+        return found
+
+    def figures(self, beam: int, exact: list[Items]) -> dict[str, Any]:
+        """P/R/F@k, and the recall of each user who has a truth. exact: brute force's answers.
+
+        The beam is not widened where it finds fewer than k: it is what is compared.
+        """
+        requests, k, items = self.requests, self.config.k, len(self.index.item_bias)
+        found: list[Items] = []
+        reads = held = 0
+        beams = requests.beams(self.session, self.index, self.config.history, beam)
+        for part, searched in zip(requests.parts(), beams, strict=True):
+            histories = requests.histories[part]
+            postings = fetch(self.index, searched, MAX_READS // MAX_BEAM)
+            answers = rerank(self.index, searched, postings, SOFTMAX, [k] * len(histories), histories)
+            found += [answer.items for answer in answers]
+            reads += sum(answer.read for answer in answers)
+            met = join(self.index, searched, postings)
+            keys = np.concatenate([row * items + top for row, top in enumerate(exact[part])])
+            held += int(np.isin(keys, met.request * items + met.item).sum())
+        rows = by_user(found, new_items(requests), k)
+        return {
+            **dict(zip(MEASURES, rows.mean(axis=0).tolist(), strict=True)),
+            "structural_recall": held / sum(map(len, exact)),
+            "reads": reads / len(found),
+            "largest": int(np.unique(self.trained.paths, return_counts=True)[1].max()),
+            "alpha": next((r["alpha"] for r in reversed(self.trained.history) if "alpha" in r), None),
+            "recall_by_user": rows[:, MEASURES.index("recall")].tolist(),
+        }
+
+
 def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: Progress) -> dict[str, Any]:
     """The document of `dr-trainer sensitivity --json`; what it measures is kept in `folder`."""
     split = split_users(dataset, config)
     requests = held_out_requests(dataset, split)
     if not requests.histories:
         raise DataError("test_users: nobody is held out, so there is nobody to measure")
+    if not any(map(len, new_items(requests))):
+        raise DataError(nobody(config.split))
     if config.passes - config.warmup < 2:
         raise ConfigError(f"epochs: a reassignment needs two after the warm-up; expected at least {config.warmup + 2}")
     width = config.resolve_width(len(dataset.item_ids))
+    config = config.replace(width=width)  # so that a variant that is the settings as they are is known for that
     variants = possible(structures(width), config, dataset, progress)
     progress.say("the settings as they are")
     base = fit(config, dataset, split, Run(own_folder(folder, "base", config, dataset), config, dataset), progress)
-    version = make_version(config, dataset, split, base, progress, allow_collapsed=True)
-    beam = version.manifest.beam
-    measured = Measured(version, requests, config.k, progress)
+    first = Measured(base, requests, config)
+    tuning = training_requests(dataset, split, TUNING_REQUESTS, config.seed)
+    beam, _ = choose_beam(first.index, first.session, tuning, config)
+    as_it_is = config.replace(beam=beam)
+    exact = first.brute_force()
 
-    def figures(one: Measured, trained: Trained, value: Any, beam: int) -> dict[str, Any]:
-        # Not widened: the beam is what is compared.
-        found, share = one.retrieval(beam, MAX_READS // MAX_BEAM, progress, widen=False)
-        return {
-            "value": value,
-            **found.figures(requests, config.k)["filtered"],
-            "structural_recall": share,
-            "reads": float(found.reads.mean()),
-            "largest": int(np.unique(trained.paths, return_counts=True)[1].max()),
-            "alpha": next((r["alpha"] for r in reversed(trained.history) if "alpha" in r), None),
-        }
-
-    def measure(value: Any, changed: TrainConfig, place: Path) -> dict[str, Any]:
+    def measure(changed: TrainConfig, place: Path) -> dict[str, Any]:
+        if changed == as_it_is:
+            return first.figures(beam, exact)
         trained = fit(changed, dataset, split, Run(place, changed, dataset), progress, base.model.encoder)
-        made = make_version(changed, dataset, split, trained, progress, allow_collapsed=True)
-        return figures(Measured(made, requests, config.k, progress), trained, value, beam)
+        return Measured(trained, requests, changed).figures(beam, exact)
 
     def row(variant: Variant) -> dict[str, Any]:
-        name = f"{variant.setting}-{variant.value}"
+        progress.say(f"{TITLES[variant.setting]}: {variant.value}")
         changed = config.replace(**variant.changes, beam=beam)
-        return keep(folder, name, changed, dataset, progress, functools.partial(measure, variant.value, changed))
+        # Called alike, so that what two settings have in common is trained and measured once.
+        found = keep(folder, "paths", changed, dataset, progress, functools.partial(measure, changed))
+        return {"value": variant.value} | found
 
-    result: dict[str, Any] = {
-        "k": config.k,
-        "settings": {"beam": beam, "width": width, "depth": config.depth, "paths_per_item": config.paths_per_item},
-        "brute_force": measured.brute_force.figures(requests, config.k)["filtered"],
-        "beam": [figures(measured, base, value, value) for value in BEAMS],
-    }
+    rows = {"beam": [{"value": value} | first.figures(value, exact) for value in BEAMS]}
     for setting in ("width", "depth", "paths_per_item"):
-        result[setting] = [row(variant) for variant in variants if variant.setting == setting]
+        rows[setting] = [row(variant) for variant in variants if variant.setting == setting]
     # The paper's own way for alpha: from random paths, by reassignment.
     paper = {"start": "random", "reassignments": max(1, config.reassignments)}
     auto = row(Variant("alpha", "auto", paper | {"alpha": "auto"}))["alpha"]
-    result["alpha"] = [
-        row(Variant("alpha", float(f"{auto * factor:.3g}"), paper | {"alpha": float(f"{auto * factor:.3g}")}))
-        for factor in ALPHAS
-    ]
-    result["largest_path_slope"] = slope(
-        [row["value"] for row in result["alpha"]], [row["largest"] for row in result["alpha"]]
-    )
-    result["effects"] = {
-        name: max(row["recall"] for row in result[name]) - min(row["recall"] for row in result[name]) for name in TITLES
+    alphas = [float(f"{auto * factor:.3g}") for factor in ALPHAS]
+    rows["alpha"] = [row(Variant("alpha", alpha, paper | {"alpha": alpha})) for alpha in alphas]
+    recalls = {name: np.array([row.pop("recall_by_user") for row in rows[name]]) for name in TITLES}
+    return {
+        "k": config.k,
+        "users": recalls["beam"].shape[1],
+        "settings": {"beam": beam, "width": width, "depth": config.depth, "paths_per_item": config.paths_per_item},
+        "brute_force": precision_recall_f(exact, new_items(requests), config.k),
+        **rows,
+        "largest_path_slope": slope(alphas, [row["largest"] for row in rows["alpha"]]),
+        "effects": {name: float(np.ptp(recall.mean(axis=1))) for name, recall in recalls.items()},
+        "chance": {name: chance(recall) for name, recall in recalls.items()},
     }
-    return result
+
+
+def chance(recalls: NDArray[np.float64]) -> dict[str, Any]:
+    """How sure it is that the best value of a setting is better than the worst. recalls: (values, users).
+
+    standard_error: of the users' differences between the two. by_chance: the difference between the best and the
+    worst that would be surpassed in 1 of 20 cases if the values were all alike: each user's recalls are dealt out to
+    them anew, 1,000 times. within: whether the difference there is does not surpass that.
+    """
+    means = recalls.mean(axis=1)
+    differences = recalls[means.argmax()] - recalls[means.argmin()]
+    users = len(differences)
+    generator = np.random.default_rng(0)
+    dealt = [np.ptp(generator.permuted(recalls, axis=0).mean(axis=1)) for _ in range(DEALS)]
+    by_chance = float(np.quantile(dealt, 0.95))
+    return {
+        "standard_error": float(differences.std(ddof=1) / users**0.5) if users > 1 else None,
+        "by_chance": by_chance,
+        "within": bool(differences.mean() <= by_chance + 1e-12),
+    }
+
+
+def effect(document: dict[str, Any], name: str) -> str:
+    """What a setting is worth, for people."""
+    found = document["chance"][name]
+    error = "" if found["standard_error"] is None else f" ± {100 * found['standard_error']:.2f}"
+    verdict = f"; within chance ({counted(document['users'], 'user')})" if found["within"] else ""
+    return f"{100 * document['effects'][name]:.2f}{error} points between the best and the worst{verdict}"
 
 
 def structures(width: int) -> list[Variant]:
@@ -145,9 +234,12 @@ def slope(alphas: list[float], largest: list[int]) -> float:
 def table(result: dict[str, Any]) -> str:
     """For people, recall in percent."""
     k = result["k"]
-    lines = [f"brute force: R@{k} {100 * result['brute_force']['recall']:.2f} %"]
+    users = counted(result["users"], "held-out user")
+    lines = [
+        f"brute force: R@{k} {100 * result['brute_force']['recall']:.2f} %, {users}; ± is a standard error over users"
+    ]
     for name, title in TITLES.items():
-        lines += ["", f"{title}: {100 * result['effects'][name]:.2f} points between the best and the worst"]
+        lines += ["", f"{title}: {effect(result, name)}"]
         lines.append(f"  {'':>12}{f'R@{k} %':>10}{f'F@{k} %':>10}{'read':>10}{'largest':>10}")
         for row in result[name]:
             value = f"{row['value']:.3g}" if isinstance(row["value"], float) else str(row["value"])

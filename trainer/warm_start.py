@@ -39,7 +39,7 @@ def spectral_vectors(clicked: scipy.sparse.csr_array, size: int, seed: int) -> V
         scipy.sparse.diags_array(users) @ clicked @ scipy.sparse.diags_array(items), dtype=np.float32
     )
     rank = min(size + 1, *clicked.shape)
-    _, values, axes = randomized_svd(weighted, rank, n_iter=7, random_state=seed)
+    _, values, axes = randomized_svd(weighted, rank, n_iter=7, random_state=seed % 2**32)
     places = axes.T * values
     # The root of the clicks is always a leading singular vector. Where several lead, none that is found need be it.
     popular = np.sqrt(clicked.sum(axis=0))

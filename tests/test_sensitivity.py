@@ -1,0 +1,103 @@
+"""The sensitivity report: the network searched as trained finds what the published finds, and chance is called so."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index_store.index import MAX_READS, SOFTMAX
+from tests.conftest import Planted
+from tests.planted import write_interactions
+from tests.test_commands import QUICK
+from trainer import evaluate
+from trainer import sensitivity as sensitivity_module
+from trainer.__main__ import main as dr_trainer
+from trainer.config import MAX_BEAM
+from trainer.progress import SilentProgress
+from trainer.requests import held_out_requests
+from trainer.sensitivity import Measured, chance
+
+
+@pytest.mark.parametrize("beam", [1, 4, 100])
+def test_it_measures_what_the_published_version_answers(planted: Planted, beam: int) -> None:
+    """Without export: the same recall, share and reads as the version's, ranked by the head, at a beam."""
+    requests = held_out_requests(planted.dataset, planted.split)
+    mine = Measured(planted.trained, requests, planted.config)
+    published = evaluate.Measured(planted.version, requests, 5, SilentProgress())
+    answers, share = published.retrieval(beam, MAX_READS // MAX_BEAM, SilentProgress(), widen=False, reranker=SOFTMAX)
+
+    exact = mine.brute_force()
+    found = mine.figures(beam, exact)
+
+    assert all(np.array_equal(one, other) for one, other in zip(exact, published.brute_force.filtered, strict=True))
+    expected = answers.figures(requests, 5)["filtered"]
+    assert {measure: found[measure] for measure in expected} == pytest.approx(expected)
+    assert (found["structural_recall"], found["reads"]) == (share, answers.reads.mean())
+    assert np.mean(found["recall_by_user"]) == pytest.approx(found["recall"])
+
+
+def test_chance_by_hand() -> None:
+    """Four users who all find 0.5 more with the second value: certain. One user, or values alike: chance."""
+    sure = chance(np.array([[0.1, 0.2, 0.3, 0.4] * 5, [0.6, 0.7, 0.8, 0.9] * 5]))
+    assert sure["standard_error"] == pytest.approx(0)
+    assert not sure["within"]
+
+    # Differences of 0.5 and -0.3: mean 0.1, standard deviation 0.8 / sqrt(2), so an error of 0.4.
+    unsure = chance(np.array([[0.0, 0.6], [0.5, 0.3]]))
+    assert unsure["standard_error"] == pytest.approx(0.4)
+    assert unsure["within"]
+    # Dealt out anew, the two differences are 0.4 apart, in whatever direction, as often as 0.1.
+    assert unsure["by_chance"] == pytest.approx(0.4)
+
+    assert chance(np.array([[0.2], [0.9]])) == {"standard_error": None, "by_chance": pytest.approx(0.7), "within": True}
+    assert chance(np.full((3, 4), 0.5)) == {"standard_error": 0.0, "by_chance": 0.0, "within": True}
+
+
+def test_the_best_of_many_alike_is_within_chance() -> None:
+    """Ten values that differ by noise alone: the best is more than an error from the worst, as it is of any ten."""
+    recalls = np.random.default_rng(1).random((10, 50))
+
+    found = chance(recalls)
+
+    assert np.ptp(recalls.mean(axis=1)) > found["standard_error"]
+    assert found["within"]
+
+
+def test_a_small_data_set_end_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exports nothing, trains nothing twice; table and page tell what is within chance, and of how many users."""
+    for name, values in (("COUNTS", (2, 3)), ("WIDTHS", (1, 2)), ("DEPTHS", (2,)), ("ALPHAS", (0.01, 1))):
+        monkeypatch.setattr(sensitivity_module, name, values)  # else it takes half a minute
+    command = ["sensitivity", str(write_interactions(tmp_path)), "--runs", str(tmp_path / "runs"), *QUICK]
+    command += ["--set=epochs=3", "--set=width=8", "--report", str(tmp_path / "report")]
+
+    assert dr_trainer([*command, "--json"]) == 0
+
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert document["users"] == 20
+    assert set(document["chance"]) == set(document["effects"]) == {"beam", "width", "depth", "paths_per_item", "alpha"}
+    for name, effect in document["effects"].items():
+        recalls = [row["recall"] for row in document[name]]
+        assert effect == pytest.approx(max(recalls) - min(recalls))
+        assert document["chance"][name]["within"] == (effect <= document["chance"][name]["by_chance"] + 1e-12)
+    assert "ONNX" not in err
+    # The settings as they are once for K, D and J; then another K, K^D in two layers, another J, and alpha thrice.
+    assert err.count("layers of") == 1 + 1 + 1 + 1 + 3
+    page = (tmp_path / "report" / "index.html").read_text()
+    captions = re.findall("<figcaption>(.*)</figcaption>", page)
+    assert sum("points between the best and the worst" in caption for caption in captions) == 5
+    assert "20 held-out users" in page
+
+    assert dr_trainer(command) == 0
+    out, err = capsys.readouterr()
+    assert "learning" not in err
+    assert err.count("layers of") == 1  # of the first, to measure the beams
+    ends = [line.split("points ")[1] for line in out.splitlines() if "points " in line]
+    within = "between the best and the worst; within chance (20 users)"
+    assert [end == within for end in ends] == [found["within"] for found in document["chance"].values()]

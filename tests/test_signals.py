@@ -1,0 +1,84 @@
+"""Polite signals: Ctrl-C, SIGTERM (docker stop) and SIGHUP (a closed terminal) stop a command alike."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.planted import write_interactions
+from tests.test_commands import BIN, QUICK
+from trainer.stopping import POLITE, stopped_by_signals
+
+
+@contextlib.contextmanager
+def fitting(folder: Path, *settings: str, under: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+    """A fit that takes long, with its run in folder/r. under: the command that starts it."""
+    command = [*under, str(BIN / "dr-trainer"), "fit", str(write_interactions(folder)), *QUICK, "--set=epochs=500"]
+    command += [f"--set={setting}" for setting in settings]
+    command += ["--store", str(folder / "s"), "--resume", str(folder / "r")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> None:
+    """Read what it says until a line has `text`."""
+    assert process.stderr is not None
+    assert any(text in line for line in process.stderr), f"it ended without {text!r}"
+
+
+def test_a_closed_terminal_is_told_how_to_go_on(tmp_path: Path) -> None:
+    """B28: SIGHUP after a checkpoint, as Ctrl-C: the flag to continue with, and 128 + 1."""
+    with fitting(tmp_path) as process:
+        read_until(process, "epoch 2/")
+        process.send_signal(signal.SIGHUP)
+        _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 129
+    assert err.splitlines()[-1] == f"dr-trainer: stopped; to continue, add --resume {tmp_path / 'r'}"
+    assert "Traceback" not in err
+
+
+def test_nohup_outlives_the_terminal_and_ends_with_a_polite_kill(tmp_path: Path) -> None:
+    """B28: SIGHUP that is ignored stays ignored; SIGTERM as Ctrl-C, and 128 + 15."""
+    with fitting(tmp_path, under=("nohup",)) as process:
+        read_until(process, "epoch 2/")
+        process.send_signal(signal.SIGHUP)
+        read_until(process, "epoch 4/")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 143
+    assert err.splitlines()[-1] == f"dr-trainer: stopped; to continue, add --resume {tmp_path / 'r'}"
+
+
+def test_before_the_first_checkpoint_nothing_is_kept(tmp_path: Path) -> None:
+    """B28: and that is said. With a step a click, the first epoch takes seconds."""
+    with fitting(tmp_path, "batch=1") as process:
+        read_until(process, "paths an item")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 143
+    assert err.splitlines()[-1] == "dr-trainer: stopped; nothing is kept, for there was no checkpoint yet"
+    assert not (tmp_path / "r" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", POLITE)
+def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
+    """B28: after the first nothing of ours stands in its way; after the command all is as it was."""
+    before = [signal.getsignal(polite) for polite in POLITE]
+    with stopped_by_signals() as received:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        assert received == [number]
+        assert [signal.getsignal(polite) for polite in POLITE] == [signal.SIG_DFL] * len(POLITE)
+    assert [signal.getsignal(polite) for polite in POLITE] == before
