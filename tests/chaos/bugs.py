@@ -55,8 +55,8 @@ SERVICE = (
         "an empty admin token opens",
         "DR_ADMIN_TOKEN= lets anybody swap versions",
         "service/settings.py",
-        "return token if token and token.get_secret_value() else None",
-        "return token",
+        'return {name: value for name, value in stripped.items() if value != ""}',
+        "return stripped",
         "tests/test_admin.py::test_admin_is_off_without_a_token",
     ),
     Bug(
