@@ -55,8 +55,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "fit" and options.resume is None:
         options.resume = Path("runs", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
-    # torch's threads sleep while they wait for each other: spinning, they took ten times as long beside other work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     commands = {"fit": _fit, "evaluate": _evaluate, "benchmark": _benchmark, "sensitivity": _sensitivity}
     with stopped_by_signals() as signals:
         try:
