@@ -17,7 +17,7 @@ TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # redis-py's names
 FORM = "redis://[user:password@]host[:port][/db][?namespace=dr&ssl_ca_certs=FILE&ssl_certfile=FILE&ssl_keyfile=FILE]"
 HINT = f"expected {FORM}, with '#', '/', '?' and '@' of a password percent-encoded"
 
-#: What no file name begins with unless somebody says so: a scheme, a host and port, or user:password@host.
+#: Beginnings that are refused as a plain path: a scheme, a host and port, user:password@host. `./name` allows them.
 NO_NAME = re.compile(r"(//)?[^/]*:")
 HOST_AND_PORT = re.compile(r"(//)?([^/@]*@)?(\[[0-9a-fA-F:.]+\]|[^/:@]*):\d+(/|\?|$)")
 PLAIN = "a folder whose name has a ':' is written ./name or with its whole path"
@@ -136,7 +136,7 @@ class Address:
             raise InvalidName("store URL: a namespace is 1 to 64 letters, digits, '.', '_' and '-'; change ?namespace=")
         db = parts.path.removeprefix("/")
         cluster, tls = parts.scheme.endswith("+cluster"), parts.scheme.startswith("rediss")
-        if db and not (db.isascii() and db.isdecimal()):
+        if db and not (db.isascii() and db.isdecimal() and len(db) < 10):
             raise InvalidName(f"store URL: the database is a number; expected {FORM}")
         if cluster and int(db or 0):
             raise InvalidName("store URL: a Redis Cluster has database 0 only; separate by ?namespace= instead")

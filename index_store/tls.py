@@ -9,7 +9,7 @@ from index_store.address import Address
 from index_store.errors import StoreMisconfigured
 
 # Of X509_verify_cert.
-NOT_TRUSTED = {2, 18, 19, 20, 21}  # its chain ends at nobody's, or at itself
+NOT_TRUSTED = {2, 18, 19, 20, 21}  # no trusted root, or self-signed
 EXPIRED, NOT_YET_VALID = 10, 9
 OTHER_NAME = {62, 64}  # host name, IP address
 
@@ -33,7 +33,7 @@ def translate(error: BaseException, address: Address) -> StoreMisconfigured | No
 
 
 def question(error: BaseException, address: Address) -> str:
-    """What to look at where nobody said why there was no answer."""
+    """What to check when a connection failed without a reason."""
     links = list(_chain(error))
     closed = "closed" in str(error) or any(isinstance(link, CLOSED) for link in links)
     if address.tls and closed:

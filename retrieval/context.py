@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 #: A feature's value as JSON has it. None, "" and NaN mean that the user has none.
 Value = str | int | float | bool | None
 
+MAX_FEATURES = 64  # of a version, and of a request
 MAX_CATEGORIES = 100_000  # different values of a category
 MAX_TEXT = 256  # characters of a value; the service refuses longer ones
 MAX_NAME = 128  # characters of a feature's name, likewise
-LIMIT = 1e6  # standard deviations from the mean that the network is given at most; float32 must hold them
+LIMIT = 1e6  # standardised numbers are clipped to -LIMIT..LIMIT, so that float32 holds them
 
 #: How a number is written. Not 007, which is a text: a post code, say.
 NUMBER = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?"
@@ -58,7 +59,7 @@ def as_text(value: str | float | bool) -> str:
 
 
 def _by_value(text: str) -> str | float | None:
-    """What is equal for texts that say the same number or truth, however they are written; None for other texts."""
+    """The number or truth that a text says, in one form however it is written ("2.0" is 2); None for other texts."""
     if text.lower() in {"true", "false"}:
         return text.lower()
     if not _NUMBER.fullmatch(text):
@@ -142,7 +143,7 @@ class Number:
 class Encoded(NamedTuple):
     """One user's context for the network: codes (C,) and numbers (M,), in the order of the schema's.
 
-    unknown: how many of the given features the version has not, or has without the given value.
+    unknown: how many of the given features the version does not have, or has never seen with the given value.
     """
 
     categories: list[int]
@@ -172,7 +173,7 @@ class ContextSchema:
 
     def encode(self, context: Mapping[str, Any]) -> Encoded:
         """What the network reads of a user's features, given by name. Never refuses: what is unknown is counted."""
-        unknown = sum(name not in self._names for name in context)
+        unknown = sum(name not in self._names and not is_absent(value) for name, value in context.items())
         codes, numbers = [], []
         for category in self.categories:
             value = context.get(category.name)

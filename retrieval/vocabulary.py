@@ -29,7 +29,7 @@ class Vocabulary:
         return "integer" if self._places is None else "string"
 
     def indices(self, ids: Sequence[ItemId]) -> NDArray[np.int64]:
-        """The indices of the known ones among `ids`, in their order. "7" and 7 name the same item, "7 " too."""
+        """The indices of the known ones among `ids`, in their order. "7", 7, "7 " and "7.0" name the same item."""
         if not ids:
             return np.empty(0, np.int64)
         if self._places is not None:
@@ -53,8 +53,10 @@ class Vocabulary:
         for item in ids:
             text = item if isinstance(item, str) else str(item)
             place = self._places.get(text)
-            if place is None and text != (bare := text.strip()):
-                place = self._places.get(bare)  # a fixed-width column pads its texts
+            if place is None:  # padded, as in a fixed-width column, or 7.0 where 7 is meant
+                place = self._places.get(text.strip())
+            if place is None and (number := as_integer(text)) is not None:
+                place = self._places.get(str(number))
             if place is not None:
                 yield place
 

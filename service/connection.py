@@ -1,4 +1,4 @@
-"""The HTTP server's connection, but for offers of other protocols, and how much it reads ahead or after an answer."""
+"""uvicorn's connection, except: it ignores `Upgrade`, reads little ahead, and soon stops reading a refused body."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class Connection(HttpToolsProtocol):
         self.parser.feed_data(b"\r\n".join((line, *kept, b"", b"")))
 
     def on_headers_complete(self) -> None:
-        """A request, unless its head has an offer and is parsed again."""
+        """Start the request; if the head has an `Upgrade`, wait for the second parse."""
         if not self.parser.should_upgrade():
             super().on_headers_complete()
         elif self.parser.get_method() == b"CONNECT":
             raise httptools.HttpParserError("there are no tunnels")
 
     def on_message_complete(self) -> None:
-        """The end of a request, likewise."""
+        """End the request, likewise."""
         if not self.parser.should_upgrade():
             super().on_message_complete()
 

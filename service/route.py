@@ -71,7 +71,10 @@ def _wrong_type(content_type: str) -> str | None:
     kind, subtype = message.get_content_maintype(), message.get_content_subtype()
     if kind != "application" or not (subtype == "json" or subtype.endswith("+json")):
         return NO_JSON
-    return None if message.get_content_charset("utf-8") in CHARSETS else NO_UTF_8
+    try:
+        return None if message.get_content_charset("utf-8") in CHARSETS else NO_UTF_8
+    except ValueError:  # a name in pieces or encoded, as RFC 2231 has it, that cannot be decoded
+        return NO_UTF_8
 
 
 def _require_admin(request: Request) -> None:

@@ -24,7 +24,7 @@ SHOWN = 80  # characters of a wrong value
 class Settings(BaseSettings):
     """Flags win over the environment, the environment over these defaults.
 
-    Blanks and line breaks around a value are none of it, and a value without anything else is as if it were not set.
+    White space around a value is stripped; an empty value counts as unset.
     """
 
     model_config = SettingsConfigDict(env_prefix="DR_", frozen=True, extra="ignore")
@@ -95,7 +95,7 @@ def mistakes(error: ValidationError, flags: Collection[str]) -> list[str]:
 
 
 def unknown(environment: Mapping[str, str]) -> list[str]:
-    """A line for each variable that begins as a setting does and is none, nor anybody else's that is known."""
+    """A warning for each DR_ variable that is neither a setting nor one that Kubernetes or compose sets."""
     known = {variable(name) for name in Settings.model_fields}
     lines = []
     for name in sorted(environment):

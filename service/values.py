@@ -13,14 +13,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchem
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-MAX_CONTEXT = 64
+from retrieval.context import MAX_FEATURES, MAX_NAME, MAX_TEXT
+from retrieval.vocabulary import MAX_ID_LENGTH
+
 EXACT = 2**53 - 1  # the greatest integer n of which a float tells n from n + 1
 LEAST, MOST = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Takes what the first of `choices` takes that takes it. described: as JSON Schema."""
+    """Validates with the first of `choices` that accepts the value. described: as JSON Schema."""
 
     expected: str
     choices: tuple[CoreSchema, ...]
@@ -56,48 +58,53 @@ _INTEGER_SCHEMA = {"type": "integer", "minimum": LEAST, "maximum": MOST}
 ItemId = Annotated[
     int | str,
     OneOf(
-        "an item id: an integer or a string of 1 to 256 characters (integers of 64 bits; as a float, of 53)",
+        f"an item id: an integer or a string of 1 to {MAX_ID_LENGTH} characters (integers: 64 bits, as a float 53)",
         # What is rare comes last.
-        (_INTEGER, core_schema.str_schema(min_length=1, max_length=256, strict=True), _WHOLE_FLOAT),
-        {"anyOf": [_INTEGER_SCHEMA, {"type": "string", "minLength": 1, "maxLength": 256}]},
+        (_INTEGER, core_schema.str_schema(min_length=1, max_length=MAX_ID_LENGTH, strict=True), _WHOLE_FLOAT),
+        {"anyOf": [_INTEGER_SCHEMA, {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH}]},
     ),
 ]
 FeatureName = Annotated[
     str,
     OneOf(
-        "names of features of at most 128 characters",
-        (core_schema.str_schema(max_length=128, strict=True),),
-        {"type": "string", "maxLength": 128},
+        f"names of features of at most {MAX_NAME} characters",
+        (core_schema.str_schema(max_length=MAX_NAME, strict=True),),
+        {"type": "string", "maxLength": MAX_NAME},
     ),
 ]
 FeatureValue = Annotated[
     int | float | bool | str | None,
     OneOf(
-        "a number, a string of at most 256 characters, true, false or null",
+        f"a number, a string of at most {MAX_TEXT} characters, true, false or null",
         (
-            core_schema.str_schema(max_length=256, strict=True),
+            core_schema.str_schema(max_length=MAX_TEXT, strict=True),
             _INTEGER,
             core_schema.float_schema(allow_inf_nan=False, strict=True),
             core_schema.bool_schema(strict=True),
             core_schema.none_schema(),
         ),
-        {"anyOf": [{"type": "number"}, {"type": "string", "maxLength": 256}, {"type": "boolean"}, {"type": "null"}]},
+        {
+            "anyOf": [
+                *({"type": kind} for kind in ("number", "boolean", "null")),
+                {"type": "string", "maxLength": MAX_TEXT},
+            ]
+        },
     ),
 ]
 
 
 def _few(found: Any) -> Any:
     """Before any feature is looked at: not all of a million are, to say what is wrong with each."""
-    if isinstance(found, dict) and len(found) > MAX_CONTEXT:
-        raise PydanticCustomError("too_many", "expected at most {most} features", {"most": MAX_CONTEXT})
+    if isinstance(found, dict) and len(found) > MAX_FEATURES:
+        raise PydanticCustomError("too_many", "expected at most {most} features", {"most": MAX_FEATURES})
     return found
 
 
-Context = Annotated[dict[FeatureName, FeatureValue], Field(max_length=MAX_CONTEXT), BeforeValidator(_few)]
+Context = Annotated[dict[FeatureName, FeatureValue], Field(max_length=MAX_FEATURES), BeforeValidator(_few)]
 
 
 def _is_left_out(value: Any, default: Any) -> bool:
-    """Null is, and an empty list or object: PHP and Lua write either for an empty one of both kinds."""
+    """Whether it is null, or [] or {} where the default is an empty one of either: PHP and Lua mix these up."""
     return value is None or (value in ([], {}) and default in ([], {}))
 
 

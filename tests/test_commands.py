@@ -21,6 +21,8 @@ from tests.planted import small_version, write_interactions
 from trainer.__main__ import main as dr_trainer
 
 BIN = Path(sys.executable).parent
+#: Starts a command that hears Ctrl-C, also where whoever runs the tests does not.
+HEARING = ("env", "--default-signal=INT,TERM")
 QUICK = [
     f"--set={setting}"
     for setting in (
@@ -210,7 +212,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     file = write_interactions(tmp_path)
     run = str(tmp_path / "r")
     places = ["--store", str(tmp_path / "s"), "--resume", run]
-    command = [str(BIN / "dr-trainer"), "fit", str(file), *QUICK, "--set=epochs=500", *places]
+    command = [*HEARING, str(BIN / "dr-trainer"), "fit", str(file), *QUICK, "--set=epochs=500", *places]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:

@@ -6,16 +6,19 @@ The service's answer to raw values is compared with what torch computes from tra
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index_store.folder import FolderStore
@@ -102,14 +105,14 @@ def test_two_numbers_are_served_in_the_order_of_training(tmp_path: Path) -> None
     planted = train(tmp_path / "run", columns, ["score", "age"])
     score, age = planted.dataset.context.schema.numbers
 
-    (answer,) = ask(tmp_path, planted.version, [{"context": {"age": 4, "score": 200}, "k": 5}])
+    (answer,) = ask(tmp_path, planted.version, [{"context": {"age": 0, "score": 200}, "k": 5}])
 
     assert (score.name, score.mean, age.name, age.mean) == ("score", 100.0, "age", 2.0)
-    assert_same(planted, answer, [], [100 / (20000 / 3) ** 0.5, 2 / 2**0.5])
+    assert_same(planted, answer, [], [100 / (20000 / 3) ** 0.5, -2 / 2**0.5])
 
 
 NAMES = st.lists(
-    st.sampled_from(["zip", "age", "Country", "a", "score", "x y", "é"]), min_size=1, max_size=4, unique=True
+    st.sampled_from(["zip", "age", "Country", "a", "score", "x y", "é"]), min_size=2, max_size=4, unique=True
 )
 #: Cells of a column as a CSV file has them, and for some of them what a request would send, and what it is then.
 KINDS: dict[str, list[tuple[str, Any]]] = {
@@ -120,31 +123,128 @@ KINDS: dict[str, list[tuple[str, Any]]] = {
 }
 
 
-@given(st.data())
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_trainer_and_the_service_agree(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """B01: any order, kinds, missing and unseen values: the service answers what torch gives training's arrays."""
-    folder = tmp_path_factory.mktemp("drawn")
-    kinds = {name: data.draw(st.sampled_from(sorted(KINDS))) for name in data.draw(NAMES)}
-    drawn = {name: [KINDS[kind][(user * 7 + place) % len(KINDS[kind])] for user in range(120)]
-             for place, (name, kind) in enumerate(kinds.items())}  # fmt: skip
-    planted = train(folder / "run", {name: [cell for cell, _ in cells] for name, cells in drawn.items()}, list(kinds))
-    shuffled = data.draw(st.permutations(sorted(kinds)))
-    users = range(8)
-    known = [{name: drawn[name][user][1] for name in shuffled} for user in users]
+def drawn_users(kinds: Mapping[str, str], users: int = 120) -> dict[str, list[tuple[str, Any]]]:
+    """Each feature's cells and what a request sends for them; they differ from user to user and from each other."""
+    return {
+        name: [KINDS[kind][(user + user // 7 * place) % len(KINDS[kind])] for user in range(users)]
+        for place, (name, kind) in enumerate(kinds.items())
+    }
+
+
+def cells(drawn: Mapping[str, Sequence[tuple[str, Any]]]) -> dict[str, list[str]]:
+    """Of users.csv."""
+    return {name: [cell for cell, _ in column] for name, column in drawn.items()}
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        {"score": "number", "age": "number", "Country": "text", "a": "truth"},
+        {"zip": "post code", "Country": "text", "x y": "number"},
+        {"é": "truth", "a": "number", "zip": "post code", "age": "number"},
+    ],
+)
+def test_the_trainer_and_the_service_agree(tmp_path: Path, kinds: dict[str, str]) -> None:
+    """B01: two or more of a kind, missing and unseen values: the service answers what torch gives training's arrays."""
+    drawn = drawn_users(kinds)
+    planted = train(tmp_path / "run", cells(drawn), list(kinds))
+    users = range(10)
+    known = [{name: drawn[name][user][1] for name in sorted(kinds)} for user in users]
     unseen = [{name: f"never {kind}" for name, kind in kinds.items()} | {"never heard of": 1}]
 
-    answers = ask(folder, planted.version, [{"context": context, "k": 5} for context in [*known, *unseen]])
+    answers = ask(tmp_path, planted.version, [{"context": context, "k": 5} for context in [*known, *unseen]])
 
     context = planted.dataset.context
+    assert all(len(set(column.tolist())) > 1 for column in (*context.categories[:10].T, *context.numbers[:10].T))
     for user, answer in zip(users, answers, strict=False):
         assert_same(planted, answer, context.categories[user].tolist(), context.numbers[user].tolist())
         assert answer["coverage"]["unknown_context"] == 0
     assert_same(planted, answers[-1], [0] * len(context.schema.categories), [0] * len(context.schema.numbers))
     assert answers[-1]["coverage"]["unknown_context"] == len(kinds) + 1
-    assert {feature.name: isinstance(feature, Number) for feature in context.schema.features} == {
-        name: kind == "number" for name, kind in kinds.items()
-    }
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_request_is_encoded_as_the_file_was(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """B01, B06, B07, B33: any schema, read from CSV and stored: each user's request gets the codes of training."""
+    folder = tmp_path_factory.mktemp("drawn")
+    kinds = {name: data.draw(st.sampled_from(sorted(KINDS))) for name in data.draw(NAMES)}
+    drawn = drawn_users(kinds)
+    users = write_users(folder, cells(drawn))
+    dataset = load_dataset(write_interactions(folder), TINY.replace(context=tuple(kinds)), users=users)
+    stored = json.dumps(dataset.context.schema.to_json(), sort_keys=True)
+
+    schema = ContextSchema.from_json(json.loads(stored))
+
+    assert [feature.name for feature in schema.features] == list(kinds)
+    assert [isinstance(feature, Number) for feature in schema.features] == [k == "number" for k in kinds.values()]
+    for user in range(14):
+        codes, numbers, unknown = schema.encode(
+            {name: drawn[name][user][1] for name in data.draw(st.permutations(sorted(kinds)))}
+        )
+        assert codes == dataset.context.categories[user].tolist()
+        assert np.allclose(numbers, dataset.context.numbers[user], rtol=1e-6)
+        assert unknown == 0
+
+
+def test_what_is_spelt_otherwise_is_counted(tmp_path: Path) -> None:
+    """B33: `france`, and 1 where True is meant, are not found and say so; "True" and "true" are true."""
+    planted = train(
+        tmp_path / "run", {"land": ["France", "Chile"] * 60, "new": ["True", "True", "False"] * 40}, ["land", "new"]
+    )
+    requests: list[dict[str, Any]] = [
+        {"land": "france"}, {"new": 1}, {"new": "yes"},
+        {"land": "France", "new": True}, {"new": "true"}, {"new": "True"}, {"gone": None, "land": ""},
+    ]  # fmt: skip
+
+    answers = ask(tmp_path, planted.version, [{"context": context} for context in requests])
+
+    assert [answer["coverage"]["unknown_context"] for answer in answers] == [1, 1, 1, 0, 0, 0, 0]
+    for answer, codes in zip(answers, [[0, 0], [0, 0], [0, 0], [2, 2], [0, 2], [0, 2], [0, 0]], strict=True):
+        assert_same(planted, answer, codes, [])
+
+
+def test_what_parquet_has_and_json_has_not(tmp_path: Path) -> None:
+    """Numbers that are none are missing; float32 and times are what people write; a version is made all the same."""
+    day = datetime.datetime(1980, 5, 1, tzinfo=datetime.UTC).replace(tzinfo=None)
+    table = pa.table(
+        {
+            "user_id": range(120),
+            "height": [float("nan"), float("inf"), 1.5, 2.5] * 30,
+            "size": pa.array([0.1, 0.2, float("nan")] * 40, pa.float32()),
+            "born": pa.array([day, day + datetime.timedelta(days=1)] * 60, pa.timestamp("ns")),
+            "seen": pa.array([day, day + datetime.timedelta(seconds=1)] * 60, pa.timestamp("us")),
+        }
+    )
+    (tmp_path / "run").mkdir()
+    pq.write_table(table, tmp_path / "run" / "users.parquet")
+    config = TINY.replace(context=("height", "size:category", "born", "seen"))
+    planted = train_planted(tmp_path / "run", config, users=tmp_path / "run" / "users.parquet")
+
+    assert planted.dataset.context.schema.features == (
+        Number("height", 2.0, 0.5),
+        Category("size", ("0.1", "0.2")),
+        Category("born", ("1980-05-01", "1980-05-02")),
+        Category("seen", ("1980-05-01 00:00:00", "1980-05-01 00:00:01")),
+    )
+    context = {"height": 2.5, "size": 0.2, "born": "1980-05-02", "seen": "1980-05-01 00:00:00"}
+    (answer,) = ask(tmp_path, planted.version, [{"context": context}])
+    assert answer["coverage"]["unknown_context"] == 0
+    assert_same(planted, answer, [2, 2, 1], [1.0])
+
+
+def test_users_that_do_not_meet_are_told(tmp_path: Path) -> None:
+    """Ids that are written otherwise in the users file; a context that is a category for one odd cell."""
+    interactions = write_interactions(tmp_path)
+    config = SMALL.replace(context=("age",))
+    users = tmp_path / "users.csv"
+    users.write_text("user_id,age\n" + "".join(f"u{user},{user}\n" for user in range(120)))
+    with pytest.raises(DataError, match=r"tells of none of the 120 users .* first is 'u0' there and '0' in the"):
+        load_dataset(interactions, config, users=users)
+
+    users.write_text("user_id,age\n" + "".join(f"{user},{'NA' if user == 3 else user}\n" for user in range(120)))
+    said = load_dataset(interactions, config, users=users).said
+    assert said == (f"{users}: column age: a category, not a number, because of 'NA'",)
 
 
 def test_post_codes_keep_their_zeros(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import pytest
 from trainer.config import TrainConfig
 from trainer.data import load_dataset
 from trainer.errors import DataError
-from trainer.files import BLOCK, read_table
+from trainer.files import read_table
+from trainer.text import BLOCK
 
 WANTED = ("user_id", "item_id", "timestamp", "rating")
 CLICKS = "user_id,item_id,timestamp\n1,a,5\n2,b,6\n"
@@ -65,6 +66,19 @@ def columns_of(file: Path) -> dict[str, list[Any]]:
         ("others-too.csv", 'user_id,note,item_id,timestamp\n1,"x, y",a,5\n2,"one\ntwo ""three""",b,6\n'),
         ("latin-1-elsewhere.csv", b"user_id,item_id,timestamp,n\xe4me\n1,a,5,\xe4\n2,b,6,\xf6\n"),
         ("grouplens.csv", "userId,itemId,timestamp\n1,a,5\n2,b,6\n"),
+        ("snowflake.csv", "USER_ID,ITEM_ID,TIMESTAMP\n1,a,5\n2,b,6\n"),
+        ("words.csv", "User ID,Item-Id,timestamp\n1,a,5\n2,b,6\n"),
+        ("not-to-be-seen.csv", "\ufeff\u200buser_id,item_id\u00a0,timestamp\n1,a,5\n2,b,6\n"),
+        ("excel.csv", "sep=;\nuser_id;item_id;timestamp\n1;a;5\n2;b;6\n"),
+        (
+            "wide.csv",
+            "user_id,item_id,timestamp,"
+            + ",".join(f"feature-{i:05}" for i in range(12_000))
+            + "\n"
+            + "".join(f"{user},{item},{time}{',0' * 12_000}\n" for user, item, time in ((1, "a", 5), (2, "b", 6))),
+        ),
+        ("quoted-word.tsv", 'user_id\titem_id\ttimestamp\ttitle\n1\ta\t5\t"Weird Al" Yankovic\n2\tb\t6\t\n'),
+        ("inches.tsv", 'user_id\titem_id\ttitle\ttimestamp\n1\ta\t"32 inch TV\t5\n2\tb\tnice" thing\t6\n'),
         ("quote-inside.csv", 'user_id,item_id,timestamp,note\n1,a,5,5" wide\n2,b,6,x\n'),
     ],
 )
@@ -86,7 +100,7 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
     """As of `dr-trainer fit <(zcat clicks.gz)`."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_text(CLICKS))
+    writer = threading.Thread(target=lambda: pipe.write_text(CLICKS), daemon=True)
     writer.start()
 
     assert columns_of(pipe) == COLUMNS
@@ -135,8 +149,8 @@ def test_columns_without_a_header_are_told(tmp_path: Path, content: str, columns
     table = read_table(file, WANTED)
 
     assert ", ".join(table.names) == columns
-    assert table.guessed == f"{file}: no header; columns taken as {columns}"
-    assert load_dataset(file, TrainConfig(min_interactions=1)).said[0] == table.guessed
+    assert table.guessed == (f"{file}: no header; columns taken as {columns}",)
+    assert load_dataset(file, TrainConfig(min_interactions=1)).said[:1] == table.guessed
 
 
 @pytest.mark.parametrize("content", ["1,a,4,5\n2,b,5,4\n", "1,a,4\n", "1,1700000000\n", "1,a,1700000000,1700000001\n"])
@@ -144,7 +158,7 @@ def test_no_header_and_no_telling_is_refused(tmp_path: Path, content: str) -> No
     """B08: a time that is 1 to 5 is a rating."""
     file = write(tmp_path, "clicks.csv", content)
 
-    with pytest.raises(DataError, match=r"clicks.csv: no header, and which column is which does not show; .*sed -i"):
+    with pytest.raises(DataError, match=r"clicks.csv: no header, and I cannot tell which column is which: .*sed -i"):
         read_table(file, WANTED)
 
 
@@ -158,21 +172,25 @@ def test_a_catalogue_without_a_header_is_refused(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("x.csv", CLICKS + "3,c\n", "taken for text with columns parted by ',', but row 3 has 2 cells where"),
-        ("x.csv", CLICKS + "3,c,7,8\n", "but row 3 has 4 cells where the first has 3: 3,c,7,8"),
-        ("x.csv", CLICKS + '3,"c,7\n4,d,8\n', "but a quote is left open, and the rest of the file is in it"),
-        ("x.csv", CLICKS + '3,c,"7\n', "but a quote is left open, and the rest of the file is in it"),
-        ("x.csv", CLICKS.encode() + b"3,\xe4,7\n", "not UTF-8; save it as UTF-8"),
-        ("x.csv", "visitor,product,time\nx,y,z\n", "column item_id is missing; found visitor, product, time"),
+        ("x.csv", CLICKS + "3,c,7,8\n", "but row 3 has 4 cells where the first has 3: '3,c,7,8'"),
+        ("x.csv", CLICKS + '3,"c,7\n4,d,8\n', "but the quote in line 4 is left open"),
+        ("x.csv", CLICKS + '3,c,"7\n', "but the quote in line 4 is left open"),
+        ("x.csv", CLICKS.encode() + b"3,\xe4,7\n", "column item_id is not UTF-8; save the file as UTF-8"),
+        ("x.csv", "visitor,product,time\nx,y,z\n", "column item_id is missing; found visitor, product, time; is"),
         ("x.csv", "user_id,item_id,item_id,timestamp\n1,2,3,4\n", "column item_id is there 2 times; keep one"),
         ("x.csv", "", "no rows"),
         ("x.csv", "user_id,item_id,timestamp\n", "no rows"),
         ("x.csv", '{"user_id": 1}\n', "JSON; write it as CSV or Parquet. What is read is Parquet, or UTF-8 text"),
+        ("x.csv", 'user_id,item_id,title,timestamp\n1,a,"Foo,5\n2,b,x,6\n3,c,"Bar",7\n',
+         "but the quote in line 2 is closed in the middle of a value in line 4"),
+        ("x.csv", '"user_id,item_id,timestamp\n' + "1,a,5\n" * 30_000, "a value is longer than 128 KiB"),
+        ("x.csv", CLICKS + "user_id,item_id,timestamp\n1,c,7\n", "row 3: 'item_id': the header once more"),
         ("x.xlsx", b"PK\x03\x04 and so on", "a ZIP archive or a spreadsheet; unzip it, or save it as CSV"),
         ("x.parquet", CLICKS, "does not begin as Parquet does: another format, or damaged"),
         ("x.parquet", b"PAR1 and so on", "begins as Parquet and cannot be read"),
         ("x.csv.gz", gzip.compress(CLICKS.encode())[:-9], "compressed, and damaged or cut off"),
         ("x.csv.zst", pa.compress(CLICKS.encode(), "zstd", asbytes=True)[:-9], "compressed, and damaged or cut off"),
-        ("x.bin", b"\x00\x01\x02", "neither Parquet nor text. What is read is Parquet, or UTF-8 text"),
+        ("x.bin", b"\x00\x01\x02", "neither Parquet nor text: it has bytes of 0. What is read is Parquet"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_says_what_it_was_taken_for(
@@ -220,6 +238,17 @@ def test_names_of_folders_are_columns(tmp_path: Path) -> None:
     assert dataset.items.tolist() == [0, 1, 2] * 2
 
 
+def test_folder_names_are_decoded(tmp_path: Path) -> None:
+    """As DuckDB, pandas and Hive write them; and the name that stands for none."""
+    for folder in ("country=New%20York%3A1", "country=C%C3%B4te", "country=__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / folder).mkdir()
+        pq.write_table(pa.table({"item_id": [1]}), tmp_path / folder / "0.parquet")
+
+    countries = read_table(tmp_path, {"country"}).columns["country"].to_pylist()
+
+    assert sorted(map(str, countries)) == ["Côte", "New York:1", "None"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -234,6 +263,76 @@ def test_nothing_there_is_said(tmp_path: Path, name: str, message: str) -> None:
 
     with pytest.raises(DataError, match=message):
         read_table(tmp_path / name, WANTED)
+
+
+def test_parts_without_the_header_of_the_first_are_refused(tmp_path: Path) -> None:
+    """B08: `split` leaves the header in the first part alone; the others' columns would be guessed, and differ."""
+    write(tmp_path, "x/xaa.csv", "item_id,user_id,timestamp\n10,1,1700000000\n11,1,1700000001\n")
+    write(tmp_path, "x/xab.csv", "12,1,1700000002\n13,1,1700000003\n")
+
+    with pytest.raises(DataError, match=r"xab.csv: has no header, and columns .* but .*xaa.csv has a header; give all"):
+        read_table(tmp_path / "x", WANTED)
+
+
+def test_parts_that_are_guessed_are_all_told(tmp_path: Path) -> None:
+    """B08: the first, and how many more; parts that are guessed otherwise are refused."""
+    for part in range(3):
+        write(tmp_path, f"x/{part}.csv", f"1,a,170000000{part},4\n")
+
+    guessed = read_table(tmp_path / "x", WANTED).guessed
+
+    assert guessed[0].endswith("0.csv: no header; columns taken as user_id, item_id, timestamp, rating")
+    assert guessed[1:] == (f"{tmp_path / 'x'}: likewise in 2 other files",)
+    write(tmp_path, "x/3.csv", "1,a,4,1700000000\n")
+    with pytest.raises(DataError, match=r"3.csv: has no header"):
+        read_table(tmp_path / "x", WANTED)
+
+
+def test_no_data_file_of_a_folder_is_passed_over_in_silence(tmp_path: Path) -> None:
+    """B13: other kinds beside it, other cases, twice the same, links, and what is no data."""
+    write(tmp_path, "x/jan.csv", CLICKS)
+    write(tmp_path, "elsewhere/FEB.CSV.GZ", gzip.compress(CLICKS.replace("2,b", "2,c").encode()))
+    (tmp_path / "x" / "linked").symlink_to(tmp_path / "elsewhere")
+    write(tmp_path, "x/mar.csv.bak", CLICKS)
+    write(tmp_path, "x/apr", CLICKS)
+
+    table = read_table(tmp_path / "x", WANTED)
+
+    assert table.columns["item_id"].to_pylist() == ["a", "b", "a", "c"]
+    assert table.guessed == (f"{tmp_path / 'x'}: passed over: apr, mar.csv.bak",)
+    pq.write_table(pa.table(COLUMNS), tmp_path / "x" / "may.parquet")
+    with pytest.raises(DataError, match=r"has Parquet and text \(jan.csv\); name one kind"):
+        read_table(tmp_path / "x", WANTED)
+    (tmp_path / "x" / "may.parquet").unlink()
+    write(tmp_path, "x/jan.csv.gz", gzip.compress(CLICKS.encode()))
+    with pytest.raises(DataError, match="has a file both compressed and not"):
+        read_table(tmp_path / "x", WANTED)
+    (tmp_path / "x" / "_delta_log").mkdir()
+    with pytest.raises(DataError, match="a Delta table"):
+        read_table(tmp_path / "x", WANTED)
+
+
+def test_types_are_found_over_all_parts_together(tmp_path: Path) -> None:
+    """B05: integers in one part and strings in another are strings; and a row is named by its own file."""
+    (tmp_path / "x").mkdir()
+    pq.write_table(pa.table({"user_id": [1], "item_id": [7], "timestamp": [1]}), tmp_path / "x/0.parquet")
+    pq.write_table(pa.table({"user_id": [1], "item_id": ["A7"], "timestamp": [2]}), tmp_path / "x/1.parquet")
+
+    dataset = load_dataset(tmp_path / "x", TrainConfig(min_interactions=1))
+
+    assert dataset.item_ids.tolist() == ["7", "A7"]
+    assert dataset.said == (
+        f"item_id: taken as strings: {tmp_path / 'x'}: column item_id, row 1 of 1.parquet: 'A7' is no integer",
+    )
+
+
+def test_packed_parts_may_be_empty(tmp_path: Path) -> None:
+    """Spark's, compressed or of a blank line."""
+    write(tmp_path, "x/0.csv", CLICKS)
+    write(tmp_path, "x/1.csv.gz", gzip.compress(b""))
+    write(tmp_path, "x/2.csv", "\n")
+
+    assert columns_of(tmp_path / "x") == COLUMNS
 
 
 def test_parts_must_have_the_same_columns(tmp_path: Path) -> None:

@@ -19,14 +19,14 @@ from trainer.__main__ import main as dr_trainer
 from trainer.config import MAX_BEAM
 from trainer.progress import SilentProgress
 from trainer.requests import held_out_requests
-from trainer.sensitivity import Measured, chance
+from trainer.sensitivity import MeasuredPaths, chance
 
 
 @pytest.mark.parametrize("beam", [1, 4, 100])
 def test_it_measures_what_the_published_version_answers(planted: Planted, beam: int) -> None:
     """Without export: the same recall, share and reads as the version's, ranked by the head, at a beam."""
     requests = held_out_requests(planted.dataset, planted.split)
-    mine = Measured(planted.trained, requests, planted.config)
+    mine = MeasuredPaths(planted.trained, requests, planted.config)
     published = evaluate.Measured(planted.version, requests, 5, SilentProgress())
     answers, share = published.retrieval(beam, MAX_READS // MAX_BEAM, SilentProgress(), widen=False, reranker=SOFTMAX)
 

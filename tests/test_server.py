@@ -22,6 +22,7 @@ from index_store.errors import (
     VersionIncompatible,
 )
 from index_store.store import open_store, prune
+from index_store.version import FORMAT
 from tests.planted import large_version, small_version
 from tests.redis_servers import RedisServer, free_port, program, running
 
@@ -280,7 +281,7 @@ def test_a_newer_format_is_named(url: str, client: Any, namespace: str) -> None:
     store = open_store(url)
     name = store.publish(small_version())
     key = f"{namespace}:{name}:manifest"
-    client.set(key, json.dumps(json.loads(client.get(key) or b"") | {"format": 3}))
+    client.set(key, json.dumps(json.loads(client.get(key) or b"") | {"format": FORMAT + 1}))
 
     with pytest.raises(VersionIncompatible, match="upgrade"):
         store.load(name)

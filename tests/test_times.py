@@ -47,6 +47,7 @@ MOMENT = datetime(2024, 1, 31, 10, 0, 5, tzinfo=UTC)
         ("2024-01-31T11:30:05+01:30", MOMENT),
         ("2024-01-31T05:00:05-0500", MOMENT),
         ("2024-01-31 12:00:05+02", MOMENT),
+        ("2024-01-31 12:00:05 +0200 UTC", MOMENT),
         ("2024-01-31 10:00", MOMENT.replace(second=0)),
         ("2024-1-31 9:00", MOMENT.replace(hour=9, second=0)),
         ("2024/01/31", MOMENT.replace(hour=0, second=0)),
@@ -91,6 +92,14 @@ def test_numbers(tmp_path: Path, form: str) -> None:
     assert times_of(tmp_path, "1700000000.5", "1.7e9", "7", form=form) == [1700000000.5, 1.7e9, 7.0]
 
 
+def test_nanoseconds_keep_their_order(tmp_path: Path) -> None:
+    """Where somebody writes them; in text as in Parquet's."""
+    second, first = times_of(tmp_path, "2024-01-31 10:00:05.123456789", "2024-01-31 10:00:05.123456788")
+
+    assert second - first == 1
+    assert first == microseconds(MOMENT) * 1000 + 123_456_788
+
+
 def test_points_are_day_first(tmp_path: Path) -> None:
     """Also where no row tells."""
     first, second = times_of(tmp_path, "02.01.2024", "01.02.2024")
@@ -101,19 +110,22 @@ def test_points_are_day_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        (["2024-01-31", "2024-02-30"], "row 2: '2024-02-30' is no time; there is no such day or hour; expected"),
+        (["2024-01-31", "2024-02-30"], "row 2: '2024-02-30' is no time. There is no such day or hour. Every row"),
         (["2024-01-31", "2024-13-01"], "row 2: '2024-13-01' is no time"),
         (["2024-01-31 10:00", "2024-01-31 24:01"], "row 2: '2024-01-31 24:01' is no time"),
-        (["2024-01-31", "yesterday"], "row 2: 'yesterday' is no time; expected one form in all rows, like"),
+        (["2024-01-31", "yesterday"], "row 2: 'yesterday' is no time. Every row must have one form, like"),
         (["2024-01-31", "1700000000"], "row 2: '1700000000' is no time"),
         (["1700000000", "2024-01-31"], "row 2: '2024-01-31' is no time"),
         (["Jan 31, 2024"], "row 1: 'Jan 31, 2024' is no time"),
         (["31/01/24"], "row 1: '31/01/24' is no time"),
-        (["01/02/2024", "03/04/2024"], "row 1: '01/02/2024' is no time; no row tells which is the day"),
-        (["01/31/2024", "01/30/2024", "31/01/2024"], "row 3: '31/01/2024' is no time; other rows have day and month"),
+        (["01/02/2024", "03/04/2024"], "row 1: '01/02/2024' is no time. No row tells which is the day"),
+        (["01/31/2024", "01/30/2024", "31/01/2024"], "row 3: '31/01/2024' is no time. Other rows have day and month"),
         (["2024-01-31", ""], "row 2: no value"),
         (["2024-01-31", " "], "row 2: '' is no time"),
         (["nan"], "row 1: 'nan' is no time"),
+        (["5", "0x10"], "row 2: '0x10' is no time"),
+        (["5", "1e999"], "row 2: '1e999' is no time"),
+        (["1/31/2024 13:00 PM"], "row 1: '1/31/2024 13:00 PM' is no time"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["csv", "parquet"])

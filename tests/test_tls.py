@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -144,10 +145,11 @@ def test_a_server_that_hangs_up_during_the_handshake(certificates: Path) -> None
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def hang_up() -> None:
-            while True:
-                connection, _ = listener.accept()
-                connection.recv(65536)
-                connection.close()
+            with suppress(OSError):  # the listener is closed
+                while True:
+                    connection, _ = listener.accept()
+                    connection.recv(65536)
+                    connection.close()
 
         threading.Thread(target=hang_up, daemon=True).start()
         with pytest.raises(StoreUnavailable, match=r"no answer .*speak TLS on this port.*client's certificate"):

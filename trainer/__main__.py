@@ -84,7 +84,7 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
         return "; to continue, run the same command again"
     if (options.resume / "checkpoint.safetensors").exists():
         return f"; to continue, add --resume {options.resume}"
-    return "; nothing is kept, for there was no checkpoint yet"
+    return "; nothing was kept: there was no checkpoint yet"
 
 
 def _fit(options: argparse.Namespace) -> int:
@@ -151,9 +151,9 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _files(options: argparse.Namespace) -> dict[str, str]:
-    """The names of the files, without folders of this machine."""
+    """The names of the files, without the folders they are in."""
     given = {"interactions": options.interactions, "items": options.items, "users": options.users}
-    return {kind: path.name if path.is_absolute() else str(path) for kind, path in given.items() if path}
+    return {kind: path.name for kind, path in given.items() if path}
 
 
 def _load_current(store: IndexStore, progress: Progress) -> Version | None:
@@ -192,6 +192,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     progress = choose_progress()
     # Users are encoded as the version encodes them, not as these files alone would have it.
     schema = ContextSchema.from_json(version.document("context.json"))
+    config = config.replace(item_id="string" if isinstance(version.item_ids, list) else "integer")
     dataset = load_dataset(options.interactions, config, options.items, options.users, schema)
     require_same_data(version, dataset, progress)
     if options.users and not config.context:
@@ -262,6 +263,15 @@ def _print(what: Any) -> None:
     print(what if isinstance(what, str) else json.dumps(what, indent=2))
 
 
+def _table(text: str) -> Path:
+    """The place of a table, from the command line."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a file or folder, found nothing")
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"expected a file or folder of this machine, found {text}; copy it here first")
+    return Path("/dev/stdin") if text == "-" else Path(text).expanduser()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dr-trainer", description=__doc__)
     add_version(parser)
@@ -278,9 +288,9 @@ def _parser() -> argparse.ArgumentParser:
     compare = add("benchmark", "Deep Retrieval beside its rivals on several data sets and seeds", BENCHMARK_EXAMPLE)
     vary = add("sensitivity", "what B, K, D, J and alpha are worth on your data", SENSITIVITY_EXAMPLE)
     for command in (fit, measure, vary):
-        command.add_argument("interactions", type=Path, metavar="INTERACTIONS", help="Parquet or CSV")
-        command.add_argument("--items", type=Path, metavar="F", help="Parquet or CSV with item_id: the catalogue")
-        command.add_argument("--users", type=Path, metavar="F", help="Parquet or CSV with user_id and context columns")
+        command.add_argument("interactions", type=_table, metavar="INTERACTIONS", help="Parquet or CSV")
+        command.add_argument("--items", type=_table, metavar="F", help="Parquet or CSV with item_id: the catalogue")
+        command.add_argument("--users", type=_table, metavar="F", help="Parquet or CSV with user_id and context")
     for command in (fit, measure):
         add_store(command)
     for command in (fit, vary, compare):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from index_store.index import MAX_READS
-from retrieval.context import MAX_NAME
+from retrieval.context import MAX_FEATURES, MAX_NAME
 from trainer.errors import ConfigError
 
 #: Up to so many items a gradient step moves all their vectors, as Adam does, also of those it has not read: a little
@@ -111,6 +111,8 @@ class TrainConfig:
             raise ConfigError(f"width, depth: {MIN_WIDTH}^{self.depth} paths do not fit in int64; make depth smaller")
 
     def _check_context(self) -> None:
+        if len(self.context) > MAX_FEATURES:
+            raise ConfigError(f"context: expected at most {MAX_FEATURES} columns, found {len(self.context)}")
         names = [spec.partition(":")[0] for spec in self.context]
         for spec, name in zip(self.context, names, strict=True):
             if not name or spec not in {name, *(f"{name}:{kind}" for kind in ("category", "categorical", "number"))}:
@@ -188,7 +190,7 @@ class TrainConfig:
             ),
         }
         lines = [
-            f"{', '.join(names)}: without effect, for {why}"
+            f"no effect of {', '.join(names)}: {why}"
             for why, of in unused.items()
             if (names := [name for name in of if name in changed])
         ]
@@ -261,7 +263,7 @@ def config_from(values: dict[str, Any]) -> TrainConfig:
     if isinstance(values.get("context"), list):
         values = values | {"context": tuple(values["context"])}
     if isinstance(values.get("context"), str):
-        values = values | {"context": tuple(filter(None, values["context"].split(",")))}
+        values = values | {"context": tuple(filter(None, map(str.strip, values["context"].split(","))))}
     return TrainConfig(**values)
 
 

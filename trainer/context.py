@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from retrieval.context import NUMBER, Category, ContextSchema, Number, Value, as_number
-from trainer.columns import Index, plain
+from trainer.columns import Indices
 from trainer.errors import DataError
 from trainer.files import Table
+from trainer.plain import plain
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,16 @@ class UserRows:
     """A table that tells of users. rows: (U,), the row that tells of each user; -1: none does."""
 
     table: Table
-    rows: Index
+    rows: Indices
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """The column's value for each user as int64, float64, bool or string; null where there is none."""
+        """The column's value for each user as int64, float64, bool or string; null where there is none.
+
+        NaN and infinity are none: JSON has no such number, so no request could say it.
+        """
         column = plain(self.table.column(name), f"{self.table.file}: column {name}")
+        if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_finite(column), column, None)
         return column.take(pa.array(self.rows, mask=self.rows < 0))
 
 
@@ -37,9 +43,10 @@ class UserContext:
     """
 
     schema: ContextSchema
-    categories: Index
+    categories: Indices
     numbers: NDArray[np.float32]
     columns: Sequence[pa.ChunkedArray] = field(default=(), repr=False)
+    said: tuple[str, ...] = ()  # what a user should know of how they were read
 
     @classmethod
     def none(cls, users: int) -> UserContext:
@@ -61,7 +68,9 @@ def read_context(
     unless the spec ends in ":category"; of text a column is one if all its values are written so, which 00123 is not.
     Everything else is a category.
     """
-    columns, features = [], []
+    columns: list[pa.ChunkedArray] = []
+    features: list[Category | Number] = []
+    said: list[str] = []
     for place, spec in enumerate(specs):
         name, _, kind = spec.partition(":")
         source = next((source for source in sources if name in source.table.names), None)
@@ -70,20 +79,16 @@ def read_context(
             raise DataError(f"context: column {name} is in none of {files}")
         column = source.column(name)
         what = f"{source.table.file}: column {name}"
-        is_number = kind == "number" or (kind == "" and _holds_numbers(column, name in source.table.texts))
         try:
             if schema:
-                feature = schema.features[place]
-                if feature.name != name:
-                    raise ValueError(f"the version has {feature.name} in this place")
-            elif is_number:
-                feature = Number.fit(name, _numbers(column, what))
+                features.append(schema.features[place])
+            elif kind == "number" or (kind == "" and _holds_numbers(column, what, name in source.table.texts, said)):
+                features.append(Number.fit(name, _numbers(column, what)))
             else:
-                feature = Category.fit(name, pc.unique(column).to_pylist())
+                features.append(Category.fit(name, pc.unique(column).to_pylist()))
         except ValueError as error:
             raise DataError(f"{what}: {error}") from None
         columns.append(column)
-        features.append(feature)
     codes = [_codes(f, column) for f, column in zip(features, columns, strict=True) if isinstance(f, Category)]
     numbers = [
         feature.encode_all(_numbers(column, f"column {feature.name}", refuse=False))
@@ -95,18 +100,23 @@ def read_context(
         np.stack(codes, 1) if codes else np.zeros((users, 0), np.int64),
         np.stack(numbers, 1) if numbers else np.zeros((users, 0), np.float32),
         columns,
+        tuple(said),
     )
 
 
-def _holds_numbers(column: pa.ChunkedArray, is_text: bool) -> bool:
+def _holds_numbers(column: pa.ChunkedArray, what: str, is_text: bool, said: list[str]) -> bool:
     if is_text:
-        written = pc.drop_null(pc.utf8_trim_whitespace(column))
+        written = pc.unique(pc.drop_null(pc.utf8_trim_whitespace(column)))
         written = written.filter(pc.not_equal(written, ""))
-        return bool(len(written) and pc.all(pc.match_substring_regex(written, f"^{NUMBER}$")).as_py())
+        number = pc.match_substring_regex(written, f"^{NUMBER}$")
+        if pc.any(number).as_py() and not pc.all(number).as_py():
+            other = written[pc.index(number, False).as_py()].as_py()
+            said.append(f"{what}: a category, not a number, because of {other[:60]!r}")
+        return bool(pc.all(number).as_py() and len(written))
     return bool(pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
 
 
-def _codes(category: Category, column: pa.ChunkedArray) -> Index:
+def _codes(category: Category, column: pa.ChunkedArray) -> Indices:
     """Each user's code, by the codes of the different values."""
     values = column.combine_chunks().dictionary_encode(null_encoding="encode")
     codes = np.array([category.encode(value) for value in values.dictionary.to_pylist()], np.int64)

@@ -16,7 +16,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from retrieval.context import ContextSchema
-from trainer.columns import Ids, Index, encode_ids, numbers
+from trainer.columns import Ids, Indices, encode_ids, numbers
 from trainer.config import TrainConfig
 from trainer.context import UserContext, UserRows, read_context
 from trainer.errors import DataError
@@ -66,12 +66,12 @@ class Split:
     the rest the reranker learns.
     """
 
-    train_users: Index
-    test_users: Index
-    train_length: Index
-    history_length: Index
-    tuning_users: Index
-    visible_length: Index
+    train_users: Indices
+    test_users: Indices
+    train_length: Indices
+    history_length: Indices
+    tuning_users: Indices
+    visible_length: Indices
 
 
 def split_users(dataset: Dataset, config: TrainConfig) -> Split:
@@ -115,7 +115,8 @@ def load_dataset(
     schema: the context schema of a version that is measured; None: one is fitted on these users.
     """
     context = {spec.partition(":")[0] for spec in config.context}
-    table = read_table(interactions, {"user_id", "item_id", "timestamp", "rating", "weight", *context})
+    ratings = set() if config.min_rating is None else {"rating", "weight"}
+    table = read_table(interactions, {"user_id", "item_id", "timestamp", *ratings, *context})
     catalogue = read_table(items, {"item_id"}) if items else None
     by_user = read_table(users, {"user_id", *context}) if users and config.context else None
     encoded_items = encode_ids([table, catalogue] if catalogue else [table], "item_id", config.item_id)
@@ -127,6 +128,7 @@ def load_dataset(
         column = "weight" if "rating" not in table.names and "weight" in table.names else "rating"
         rows = rows[numbers(table, column) >= config.min_rating]
     user_ids = encoded_users.ids
+    before = len(np.unique(user_of[rows]))
     rows = rows[np.bincount(user_of[rows], minlength=len(user_ids))[user_of[rows]] >= config.min_interactions]
     if not len(rows):
         raise DataError(
@@ -140,29 +142,43 @@ def load_dataset(
     offsets = np.searchsorted(user_of, np.arange(len(kept_users) + 1)).astype(np.int64)
     sources: list[UserRows] = []
     if by_user:
-        sources.append(UserRows(by_user, _rows_of(encoded_users.rows[1], kept_users, by_user)))
+        found = _rows_of(encoded_users.rows[1], kept_users, user_ids, by_user)
+        if (found < 0).all():
+            there, here = user_ids[[encoded_users.rows[1][0], kept_users[0]]].tolist()
+            raise DataError(
+                f"{users}: tells of none of the {len(found)} users of the interactions; are their ids written alike? "
+                f"The first is {there!r} there and {here!r} in the interactions"
+            )
+        sources.append(UserRows(by_user, found))
     # What the interactions say of a user is read at the end of the history, never in the truth.
     lengths = np.diff(offsets)
     seen = np.maximum(lengths // 2 if config.split == "users" else lengths - 1, 1)
     sources.append(UserRows(table, rows[offsets[:-1] + seen - 1]))
-    guessed = [read.guessed for read in (table, catalogue, by_user) if read and read.guessed]
+    context_of = read_context(config.context, sources, len(kept_users), schema)
+    said = [line for part in (table, catalogue, by_user) if part for line in part.guessed]
+    said += [*encoded_items.said, *encoded_users.said, *context_of.said]
+    if len(kept_users) < before:
+        fewer = f"{before - len(kept_users)} of {before} users have fewer than {config.min_interactions} interactions"
+        said.append(f"{fewer} and are left out (min_interactions)")
+    if catalogue and not np.isin(item_of[rows], encoded_items.rows[1]).any():
+        said.append(f"warning: no item of the interactions is in {items}; are their ids written alike?")
     return Dataset(
         encoded_items.ids[kept_items],
         user_ids[kept_users],
         np.searchsorted(kept_items, item_of[rows]).astype(np.int32),
         offsets,
-        read_context(config.context, sources, len(kept_users), schema),
-        (*guessed, *encoded_items.said, *encoded_users.said),
+        context_of,
+        tuple(said),
     )
 
 
-def click_counts(dataset: Dataset, split: Split) -> Index:
+def click_counts(dataset: Dataset, split: Split) -> Indices:
     """How often each item occurs in what training may see, (V,)."""
     _, items = _first_items(dataset, split.train_users, split.train_length)
     return np.bincount(items, minlength=len(dataset.item_ids))
 
 
-def clicked_items(dataset: Dataset, users: Index, lengths: Index) -> scipy.sparse.csr_array:
+def clicked_items(dataset: Dataset, users: Indices, lengths: Indices) -> scipy.sparse.csr_array:
     """1 where one of `users` has an item, however often, within the first lengths[user] of the sequence.
 
     (len(users), V), float32. users: ascending indices; lengths: (U,), of all users.
@@ -175,7 +191,7 @@ def clicked_items(dataset: Dataset, users: Index, lengths: Index) -> scipy.spars
     return clicked
 
 
-def _first_items(dataset: Dataset, users: Index, lengths: Index) -> tuple[Index, NDArray[np.int32]]:
+def _first_items(dataset: Dataset, users: Indices, lengths: Indices) -> tuple[Indices, NDArray[np.int32]]:
     """The first lengths[user] items of each of `users`: whose they are, and which, one after another."""
     all_lengths = np.diff(dataset.offsets)
     seen = np.zeros(len(all_lengths), np.int64)
@@ -185,11 +201,12 @@ def _first_items(dataset: Dataset, users: Index, lengths: Index) -> tuple[Index,
     return np.repeat(np.arange(len(all_lengths)), all_lengths)[kept], dataset.items[kept]
 
 
-def _rows_of(index: Index, users: Index, table: Table) -> Index:
-    """The row of each of `users` in a file whose row r is of user index[r]; -1 where there is none."""
+def _rows_of(index: Indices, users: Indices, ids: Ids, table: Table) -> Indices:
+    """The row of each of `users` in a table whose row r is of user index[r]; -1 where there is none."""
     rows = np.full(max(index.max(), users.max()) + 1, -1)
     rows[index] = np.arange(len(index))
-    if len(np.unique(index)) < len(index):
-        raise DataError(f"{table.file}: column user_id: a user has more than one row")
-    found: Index = rows[users]
+    if (again := np.flatnonzero(rows[index] != np.arange(len(index)))).size:
+        (user,), row = ids[index[again[:1]]].tolist(), table.row(int(again[0]))
+        raise DataError(f"{table.file}: column user_id, {row}: user {user!r} has more than one row; keep one")
+    found: Indices = rows[users]
     return found

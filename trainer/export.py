@@ -89,8 +89,7 @@ def make_version(
     metrics = {"paths": health.to_json(), "epochs": trained.history, "data_sha256": dataset.digest()}
     if files:
         metrics["files"] = dict(files)
-    golden = requests.first(GOLDEN_REQUESTS)
-    return assemble(config, model.width, onnx_bytes, index, reranker, (beam, per_path), golden, dataset, metrics)
+    return assemble(config, model.width, onnx_bytes, index, reranker, (beam, per_path), requests, dataset, metrics)
 
 
 def assemble(
@@ -100,14 +99,14 @@ def assemble(
     index: Index,
     reranker: Reranker,
     reach: tuple[int, int],
-    golden: Requests,
+    requests: Requests,
     dataset: Dataset,
     metrics: dict[str, Any],
 ) -> Version:
     """The version of these parts. width: K. reach: beam and items per path of a request that names neither.
 
-    golden: requests whose answers are recorded, as their callers would send them; of the last the history is left out.
-    Raises ExportRefused if a caller's request is encoded otherwise than training did.
+    requests: compared with what a caller would send for the same users; the answers to the first of them are recorded,
+    and to one without a history. Raises ExportRefused if a caller's request is encoded otherwise than training did.
     """
     beam, per_path = reach
     ids = dataset.item_ids
@@ -144,27 +143,28 @@ def assemble(
     searcher = Searcher(build(parts), open_session(onnx_bytes))
     asked = [
         Request(ids[history[-config.history :]].tolist(), dataset.context.raw(user), config.k, beam, per_path)
-        for history, user in zip(golden.histories, golden.users.tolist(), strict=True)
+        for history, user in zip(requests.histories, requests.users.tolist(), strict=True)
     ]
-    _check_encoding(searcher, asked, golden, config.history)
-    asked[-1:] = [dataclasses.replace(request, history=[]) for request in asked[-1:]]
-    return build({**parts, "golden.json": _json(record(searcher, asked))})
+    _check_encoding(searcher, asked, requests, config.history)
+    golden = asked[:GOLDEN_REQUESTS]
+    golden[-1:] = [dataclasses.replace(request, history=[]) for request in golden[-1:]]
+    return build({**parts, "golden.json": _json(record(searcher, golden))})
 
 
 def _check_encoding(searcher: Searcher, asked: list[Request], trained: Requests, longest: int) -> None:
     """Raise ExportRefused unless the service's encoding of `asked` is training's of the same users, `trained`."""
     for place, request in enumerate(asked):
         query, unknown = searcher.prepare(request)
-        if (
-            not np.array_equal(query.history, trained.histories[place][-longest:])
-            or list(query.categories) != trained.categories[place].tolist()
-            or not np.allclose(query.numbers, trained.numbers[place], rtol=1e-6, atol=1e-6)
-            or any(unknown)
+        for part, served, learned in (
+            ("history", query.history, trained.histories[place][-longest:]),
+            ("categories", query.categories, trained.categories[place]),
+            ("numbers", query.numbers, trained.numbers[place]),
         ):
-            raise ExportRefused(
-                "a request would not be encoded as training encodes the same user: ids or context features do not come "
-                "back as they went in; nothing was published"
-            )
+            if len(served) != len(learned) or not np.allclose(served, learned, rtol=1e-6, atol=1e-6) or any(unknown):
+                raise ExportRefused(
+                    f"the service would encode the {part} of user index {trained.users[place]} as {list(served)}, "
+                    f"training as {list(learned)}; {sum(unknown)} values are unknown. Nothing was published"
+                )
 
 
 def _gate(health: Health, config: TrainConfig, progress: Progress, *, allow_collapsed: bool) -> None:

@@ -1,41 +1,36 @@
 """Tables out of files as people have them: Parquet, or text with columns, compressed or not, in one file or many.
 
-What a file is shows in its first bytes, not in its name. Of text only the columns that are asked for are read, each as
-the text that is there: `007` is not 7, `NA` is a country, and only an empty cell is missing.
+What a file is shows in its first bytes. Of text only the columns that are asked for are kept, each as the text that is
+there: `007` is not 7, `NA` is a country, and only an empty cell is missing.
 """
 
 from __future__ import annotations
 
 import bz2
 import codecs
-import contextlib
-import csv
 import glob
 import gzip
-import io
-import itertools
 import lzma
-import re
+import os
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
 from trainer.errors import DataError
+from trainer.plain import plain
+from trainer.text import SEPARATORS, NoRows, names_of, read_text
 
-#: Columns that publishers name otherwise: GroupLens from 20M on, Amazon reviews of 2023.
-ALIASES = {"userId": "user_id", "movieId": "item_id", "itemId": "item_id", "parent_asin": "item_id"}
-SEPARATORS = (",", "\t", ";", "|", "::")
 ENDINGS = (".csv", ".tsv", ".txt", ".inter", ".dat", ".data")  # of text, where a folder has other files too
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 FORMS = f"Parquet, or UTF-8 text with columns parted by one of {' '.join(map(repr, SEPARATORS))}, perhaps compressed"
-BLOCK = 16 * 2**20  # bytes of text parsed at once; a row must fit
 HEAD = 2**20  # bytes in which the first row must end
-LAST = "\u241c the end \u241c"  # cells of a row behind the last one
+SHOWN = 20  # names of columns or files in a message
+MISSING_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 _UNPACK: dict[bytes, Callable[[bytes], bytes]] = {
     b"\x1f\x8b": gzip.decompress,
@@ -53,39 +48,48 @@ _OTHERS = {
     b"[": "JSON; write it as CSV or Parquet",
     b"SQLite format": "a database; write the table as CSV or Parquet",
 }
-_TYPED_NAME = re.compile(r"(?P<name>.+):(token|float)(_seq)?\Z")  # of RecBole's .inter
-_NUMBER_OR_DATE = re.compile(r"-?[0-9][0-9.,:/ TZ+-]*\Z")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Some columns of a file, and the names of all that it has.
+    """Some columns of a file or of several that are one table.
 
-    texts: the columns that come from text, so whose types are not known; the others have Parquet's types.
-    guessed: one line on what was guessed of the file, empty if nothing was.
+    names: of all columns that it has. texts: the columns that come from text, so whose types are not known; the others
+    have Parquet's. parts: the files it was put together from, and the rows of each. guessed: a line for each guess.
     """
 
     file: Path
     columns: pa.Table
     names: tuple[str, ...]
     texts: frozenset[str]
-    guessed: str = ""
+    guessed: tuple[str, ...] = ()
+    parts: tuple[tuple[Path, int], ...] = field(default=(), repr=False)
+    has_header: bool = True
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A column that was asked for. Raises DataError when the file has it not, or twice."""
+        """A column that was asked for. Raises DataError when the table has it not, or twice."""
         if self.names.count(name) > 1:
             raise DataError(f"{self.file}: column {name} is there {self.names.count(name)} times; keep one")
         if name not in self.columns.column_names:
-            raise DataError(f"{self.file}: column {name} is missing; found {', '.join(self.names)}")
+            hint = "" if {"user_id", "item_id"} & set(self.names) else "; is the first line not a header?"
+            raise DataError(f"{self.file}: column {name} is missing; found {_listed(self.names)}{hint}")
         if not self.columns.num_rows:
             raise DataError(f"{self.file}: no rows")
         return self.columns[name]
 
+    def row(self, number: int) -> str:
+        """What a person calls the row with that number from 0: the file's, where there are several."""
+        for file, rows in self.parts:
+            if number < rows:
+                return f"row {number + 1} of {file}"
+            number -= rows
+        return f"row {number + 1}"
+
 
 def read_table(file: Path, wanted: Iterable[str]) -> Table:
-    """Those of the `wanted` columns that `file` has: a file, a folder of files that are parts of one table, or a glob.
+    """Read the `wanted` columns of a file, a folder of files that are parts of one table, or a glob.
 
-    Raises DataError for what cannot be read, saying what it was taken for.
+    Columns that are not there are left out; `Table.column` complains. Raises DataError for what cannot be read.
     """
     wanted = set(wanted)
     try:
@@ -100,57 +104,101 @@ def read_table(file: Path, wanted: Iterable[str]) -> Table:
 
 def _read_parts(place: Path, wanted: set[str]) -> Table:
     """All data files below a folder, or those that match a glob, end to end. Names `column=value/` are columns too."""
-    if place.is_dir():
-        found = sorted(path for path in place.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(place)))
-        files = [path for path in found if _begins_with(path, b"PAR1")]
-        files = files or [path for path in found if _looks_like_text(path)]
-    else:
-        names = glob.glob(str(place), recursive=True)  # noqa: PTH207 -- Path.glob refuses absolute patterns
-        files = sorted(path for path in map(Path, names) if path.is_file())
-    files = [path for path in files if path.stat().st_size]  # an empty part has no header either
-    if not files:
-        raise DataError(f"{place}: no data file is there; expected Parquet, or text that ends in {' '.join(ENDINGS)}")
-    parts = [_read_file(path, wanted) for path in files]
-    tables = []
-    for part in parts:
+    files, passed_over = _data_files(place) if place.is_dir() else (_matching(place), [])
+    parts: list[Table] = []
+    for path in files:
+        try:
+            part = _read_file(path, wanted)
+        except NoRows:
+            continue  # an empty part has no header either
         columns = part.columns
-        for name, value in _partition(part.file, place):
-            if name in wanted and name not in columns.column_names:
-                columns = columns.append_column(name, pa.array([value] * columns.num_rows, pa.string()))
-        tables.append(columns)
-    first = tables[0].column_names
-    for part, columns in zip(parts, tables, strict=True):
-        if set(columns.column_names) != set(first):
-            odd = ", ".join(sorted(set(columns.column_names) ^ set(first)))
-            raise DataError(f"{part.file}: has other columns than {parts[0].file}: {odd}")
-    try:
-        whole = pa.concat_tables([columns.select(first) for columns in tables], promote_options="permissive")
-    except pa.ArrowException as error:
-        raise DataError(f"{place}: its files have columns of different types: {_first_line(error)}") from None
-    named = {name for part in parts for name, _ in _partition(part.file, place)}
-    return Table(
-        place,
-        whole,
-        tuple(dict.fromkeys([*parts[0].names, *sorted(named)])),
-        frozenset().union(*(part.texts for part in parts)) | (named & wanted - set(parts[0].names)),
-        parts[0].guessed,
-    )
+        named = {name: value for name, value in _partition(path, place).items() if name not in part.names}
+        for name in wanted & set(named):
+            columns = columns.append_column(name, pa.array([named[name]] * len(columns), pa.string()))
+        texts = part.texts | (wanted & set(named))
+        names = (*part.names, *named)
+        parts.append(Table(path, columns, names, texts, part.guessed, has_header=part.has_header))
+    if not parts:
+        raise DataError(f"{place}: no data file is there; expected Parquet, or text that ends in {' '.join(ENDINGS)}")
+    first = parts[0]
+    for part in parts:
+        if set(part.columns.column_names) != set(first.columns.column_names):
+            odd = ", ".join(sorted(set(part.columns.column_names) ^ set(first.columns.column_names)))
+            raise DataError(f"{part.file}: has other columns than {first.file}: {odd}")
+        if _header(part) != _header(first):
+            raise DataError(
+                f"{part.file}: {_header(part)}, but {first.file} {_header(first)}; give all of them the same header"
+            )
+    tables, texts = _same_types(parts)
+    guessed = [f"{place}: passed over: {_listed(passed_over)}"] if passed_over else []
+    told = [part.guessed for part in parts if part.guessed]
+    if told:
+        guessed += [*told[0], *([f"{place}: likewise in {len(told) - 1} other files"] if told[1:] else [])]
+    counts = tuple((part.file.relative_to(place) if place.is_dir() else part.file, len(part.columns)) for part in parts)
+    whole = pa.concat_tables(tables, promote_options="permissive")
+    return Table(place, whole, first.names, texts, tuple(guessed), counts)
+
+
+def _header(part: Table) -> str:
+    return "has a header" if part.has_header else f"has no header, and columns taken as {', '.join(part.names)}"
+
+
+def _same_types(parts: list[Table]) -> tuple[list[pa.Table], frozenset[str]]:
+    """The parts' columns in one order and with types that go together; and which of them are texts."""
+    names = parts[0].columns.column_names
+    tables = [part.columns.select(names) for part in parts]
+    texts = set(parts[0].texts)
+    for place, name in enumerate(names):
+        kinds = {table[name].type for table in tables}
+        numbers = all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds)
+        if len(kinds) == 1 or (numbers and not texts & {name}):
+            continue
+        # Integers here and strings there: all are what they are written as, and understood together.
+        texts.add(name)
+        for number, (table, part) in enumerate(zip(tables, parts, strict=True)):
+            written = plain(table[name], f"{part.file}: column {name}").cast(pa.string())
+            tables[number] = table.set_column(place, name, written)
+    return tables, frozenset(texts)
+
+
+def _matching(place: Path) -> list[Path]:
+    names = glob.glob(str(place), recursive=True)  # noqa: PTH207 -- Path.glob refuses absolute patterns
+    return sorted(path for path in map(Path, names) if path.is_file())
+
+
+def _data_files(place: Path) -> tuple[list[Path], list[str]]:
+    """The data files below a folder, and the names of the others, but for marks like Spark's _SUCCESS."""
+    if (place / "_delta_log").is_dir():
+        raise DataError(f"{place}: a Delta table, which has files of deleted rows too; write its rows as plain Parquet")
+    found = [Path(folder, name) for folder, _, names in os.walk(place, followlinks=True) for name in names]
+    found = sorted(path for path in found if not _is_hidden(path.relative_to(place)) and path.is_file())
+    parquet = [path for path in found if _begins_with(path, b"PAR1")]
+    text = [path for path in found if _is_text(path) and path not in parquet]
+    if parquet and text:
+        raise DataError(f"{place}: has Parquet and text ({text[0].name}); name one kind, as in '{place}/*.parquet'")
+    unpacked = {str(path).removesuffix(path.suffix) if path.suffix in PACKED else str(path) for path in text}
+    if len(unpacked) < len(text):
+        raise DataError(f"{place}: has a file both compressed and not; keep one of them")
+    files = parquet or text
+    return files, [str(path.relative_to(place)) for path in found if path not in files]
 
 
 def _is_hidden(path: Path) -> bool:
-    """Spark's _SUCCESS and .crc files, and the like."""
     return any(name.startswith((".", "_")) for name in path.parts)
 
 
-def _looks_like_text(path: Path) -> bool:
-    return any(ending in ENDINGS for ending in path.suffixes) or path.name.startswith("part-")
+def _is_text(path: Path) -> bool:
+    name = path.name.lower()
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return name.endswith(ENDINGS) or name.startswith("part-")
 
 
-def _partition(file: Path, place: Path) -> list[tuple[str, str]]:
+def _partition(file: Path, place: Path) -> dict[str, str | None]:
     """What a path like country=FR/part-0.parquet says of all rows in it."""
     folders = file.relative_to(place).parts[:-1] if place.is_dir() else file.parts[:-1]
     pairs = (folder.partition("=") for folder in folders)
-    return [(name, value) for name, separator, value in pairs if separator]
+    return {name: None if value == MISSING_PARTITION else unquote(value) for name, sign, value in pairs if sign}
 
 
 def _begins_with(file: Path, magic: bytes) -> bool:
@@ -162,14 +210,13 @@ def _read_file(file: Path, wanted: set[str]) -> Table:
     with file.open("rb") as start:
         head = start.read(HEAD)
         whole = None if file.is_file() else head + start.read()  # a pipe cannot be read twice
-    if head.startswith(b"PAR1"):
-        return _read_parquet(file, wanted, whole)
     for magic, unpack in _UNPACK.items():
         if head.startswith(magic):
             try:
                 whole = unpack(file.read_bytes() if whole is None else whole)
             except (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
-                raise DataError(f"{file}: compressed, and damaged or cut off: {_first_line(error)}") from None
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise DataError(f"{file}: compressed, and damaged or cut off: {reason}") from None
             head = whole[:HEAD]
             break
     if head.startswith(b"PAR1"):
@@ -186,153 +233,28 @@ def _read_file(file: Path, wanted: set[str]) -> Table:
     if ".parquet" in file.suffixes:
         raise DataError(f"{file}: does not begin as Parquet does: another format, or damaged")
     if b"\0" in head:
-        raise DataError(f"{file}: neither Parquet nor text. What is read is {FORMS}")
-    return _read_text(file, head.decode("utf-8-sig", "replace"), wanted, whole)
+        raise DataError(f"{file}: neither Parquet nor text: it has bytes of 0. What is read is {FORMS}")
+    text = read_text(file, head.decode("utf-8-sig", "replace"), wanted, whole)
+    texts = frozenset(text.columns.column_names)
+    return Table(file, text.columns, tuple(text.names), texts, tuple(text.guessed), has_header=text.has_header)
 
 
 def _read_parquet(file: Path, wanted: set[str], whole: bytes | None) -> Table:
     try:
         source = pa.parquet.ParquetFile(file if whole is None else pa.BufferReader(whole))
         names = source.schema_arrow.names
-        known = set(names)
-        named = [n if ALIASES.get(n, n) in known else ALIASES[n] for n in names]
-        chosen = [name for name, ours in zip(names, named, strict=True) if ours in wanted and named.count(ours) == 1]
+        ours = names_of(names)
+        chosen = [name for name, our in zip(names, ours, strict=True) if our in wanted and ours.count(our) == 1]
         table = source.read(columns=chosen)
     except pa.ArrowException as error:
-        raise DataError(f"{file}: begins as Parquet and cannot be read: {_first_line(error)}") from None
-    ours = dict(zip(names, named, strict=True))
-    # Asked for by name, a column of structs may bring its parts.
-    table = table.rename_columns([ours.get(name, name) for name in table.column_names])
-    return Table(file, table, tuple(named), frozenset())
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{file}: begins as Parquet and cannot be read: {reason}") from None
+    called = dict(zip(names, ours, strict=True))
+    return Table(file, table.rename_columns([called[name] for name in table.column_names]), tuple(ours), frozenset())
 
 
-def _read_text(file: Path, head: str, wanted: set[str], whole: bytes | None) -> Table:
-    """head: the beginning. whole: all of it, where that is in memory already."""
-    separator = _separator(head)
-    if len(separator) > 1:  # GroupLens' two colons
-        whole = (file.read_bytes() if whole is None else whole).replace(separator.encode(), b"\t")
-        head, separator = head.replace(separator, "\t"), "\t"
-    rows = csv.reader(io.StringIO(head, newline=""), delimiter=separator)
-    first = next((row for row in rows if row), [])
-    if not first:
-        raise DataError(f"{file}: no rows")
-    skipped = rows.line_num
-    names, guessed = _names(first), ""
-    if not {"user_id", "item_id"} & set(names) and any(_NUMBER_OR_DATE.match(cell.strip()) for cell in first):
-        names = _columns_without_header(file, [first, *itertools.islice(filter(None, rows), 1000)], wanted)
-        skipped, guessed = 0, f"{file}: no header; columns taken as {', '.join(names)}"
-    chosen = [name for name in dict.fromkeys(names) if name in wanted and names.count(name) == 1]
-    # Names that are there twice get a number: all must be told apart.
-    numbered = [name if names.count(name) == 1 else f"{name} {place}" for place, name in enumerate(names)]
-    taken = f"{file}: taken for text with columns parted by {separator!r}"
-    bad_rows: list[pyarrow.csv.InvalidRow] = []
-
-    def refuse(row: pyarrow.csv.InvalidRow) -> str:
-        bad_rows.append(row)
-        return "error"
-
-    def parse(*, use_threads: bool) -> pa.Table:
-        with file.open("rb") if whole is None else io.BytesIO(whole) as content:
-            return pyarrow.csv.read_csv(
-                pa.PythonFile(_WithLastRow(content, separator.join([LAST] * len(names))), mode="r"),
-                read_options=pyarrow.csv.ReadOptions(
-                    column_names=numbered, skip_rows=skipped, block_size=BLOCK, use_threads=use_threads
-                ),
-                parse_options=pyarrow.csv.ParseOptions(
-                    delimiter=separator, newlines_in_values=True, invalid_row_handler=refuse
-                ),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(numbered, pa.string()),
-                    include_columns=chosen or numbered[:1],
-                    null_values=[""],
-                    strings_can_be_null=True,
-                ),
-            )
-
-    open_quote = f"{taken}, but a quote is left open, and the rest of the file is in it"
-    try:
-        columns = parse(use_threads=True)
-    except pa.ArrowException as error:
-        if bad_rows:
-            with contextlib.suppress(pa.ArrowException):
-                parse(use_threads=False)  # counts the rows
-            row = bad_rows[-1]
-            if LAST in row.text:
-                raise DataError(open_quote) from None
-            raise DataError(
-                f"{taken}, but row {row.number - skipped} has {row.actual_columns} cells where the first has "
-                f"{row.expected_columns}: {row.text[:60]}"
-            ) from None
-        if "UTF8" in str(error):
-            raise DataError(f"{file}: not UTF-8; save it as UTF-8 ({_first_line(error)})") from None
-        if "straddling" in str(error):
-            raise DataError(f"{taken}, but a row is longer than {BLOCK} bytes: is a quote left open?") from None
-        raise DataError(f"{taken}, but cannot be read: {_first_line(error)}") from None
-    if columns[0][-1].as_py() != LAST:
-        raise DataError(open_quote)
-    return Table(file, columns.slice(0, len(columns) - 1).select(chosen), tuple(names), frozenset(chosen), guessed)
-
-
-class _WithLastRow(io.RawIOBase):
-    """A file with one row more. Where that is not the last row read, it is inside of a quote that was never closed."""
-
-    def __init__(self, content: BinaryIO, row: str) -> None:
-        super().__init__()
-        self._content, self._rest = content, b"\n" + row.encode() + b"\n"
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes, nothing at the end."""
-        found = self._content.read(size)
-        if not found:
-            found, self._rest = self._rest[:size], self._rest[size:]
-        return found
-
-
-def _separator(head: str) -> str:
-    """What parts the columns: what makes a known name of the header, or else the most cells of the first row."""
-
-    def cells(separator: str) -> list[str]:
-        one = "\t" if len(separator) > 1 else separator
-        rows = csv.reader(io.StringIO(head.replace(separator, one), newline=""), delimiter=one)
-        return _names(next((row for row in rows if row), []))
-
-    found = {separator: cells(separator) for separator in SEPARATORS}
-    return max(SEPARATORS, key=lambda one: (len({"user_id", "item_id"} & set(found[one])), len(found[one])))
-
-
-def _names(cells: list[str]) -> list[str]:
-    """A header's names, without blanks, a type behind them as RecBole has it, and as we call them."""
-    names = [cell.strip() for cell in cells]
-    names = [match["name"] if (match := _TYPED_NAME.match(name)) else name for name in names]
-    return [name if ALIASES.get(name, name) in names else ALIASES[name] for name in names]
-
-
-def _columns_without_header(file: Path, rows: list[list[str]], wanted: set[str]) -> list[str]:
-    """Which column is which, in a file that does not say: user, item, and then the one that holds times."""
-    width = len(rows[0])
-    if "timestamp" not in wanted:
-        raise DataError(f"{file}: no header; put a first line with the columns' names in front")
-
-    def holds_times(place: int) -> bool:
-        """Seconds since 1970 of this century or the last, or dates; never a rating."""
-        cells = [row[place].strip() for row in rows if len(row) == width]
-        return all(
-            _NUMBER_OR_DATE.match(cell) and (len(cell) >= 8 and not re.match(r"[0-9]\.", cell)) for cell in cells
-        )
-
-    times = [place for place in range(2, width) if holds_times(place)]
-    if width in {3, 4} and len(times) == 1:
-        others = ["user_id", "item_id", "rating"][: width - 1]
-        return [*others[: times[0]], "timestamp", *others[times[0] :]]
-    raise DataError(
-        f"{file}: no header, and which column is which does not show; expected user, item, then a time and perhaps a "
-        f"rating, found {width} columns of which {len(times)} have times; put the names in front, as in "
-        "`sed -i '1i user_id,item_id,timestamp' FILE`"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _listed(names: Iterable[str]) -> str:
+    """Some names, for a message; with marks where they have characters that do not show."""
+    names = list(names)
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

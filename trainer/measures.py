@@ -1,7 +1,7 @@
 """P/R/F@k (Sec. 4.1): per user, then the unweighted mean, so F is the mean of the users' F.
 
 With history filtered, items of the history are neither answered nor asked for; users who then have nothing left to
-find are not counted. A figure is None where nobody is counted, and a ratio where it would be one to nothing.
+find are not counted. A figure is None where nobody is counted, a ratio where the reference is 0.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from trainer.stopping import tell
+
 #: Called with how much more of the task is done.
 Advance = Callable[[int], None]
 LINE_SECONDS = 10.0  # between two lines of one task, where there is no terminal
@@ -55,7 +57,7 @@ class PlainProgress:
     """Lines, for logs and pipes: at most one a task every ten seconds."""
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        tell(text)
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:

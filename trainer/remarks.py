@@ -25,7 +25,7 @@ def remarks(dataset: Dataset, config: TrainConfig, users: Path | None, current: 
         )
     if users and not config.context:
         columns = [name for name in read_table(users, ()).names if name not in {"", "user_id"}]
-        yield f"--users {users}: not used, for the setting context names no column; " + (
+        yield f"--users {users}: not used, because `context` names no column; " + (
             f"to use it, --set context=column,... of {', '.join(columns)}" if columns else "it has user_id alone"
         )
     yield from config.without_effect(len(dataset.item_ids))

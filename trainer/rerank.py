@@ -37,7 +37,7 @@ def fit_reranker(index: Index, session: Any, requests: Requests, longest: int, b
         new = ~np.isin(key, _keys([requests.histories[r] for r in batch], items))
         request, x = met.request[new], met.features[new].astype(float)
         y = np.isin(key[new], _keys([requests.truths[r] for r in batch], items))
-        clicks = np.bincount(request, y, len(batch)).astype(float)[request]  # of no candidates it counts in integers
+        clicks = np.bincount(request, y, len(batch)).astype(float)[request]  # of an empty array it returns integers
         features.append(_centred(x, request, len(batch)))
         clicked.append(y)
         # Each request counts as one, however much was clicked; where nothing was, there is nothing to learn.

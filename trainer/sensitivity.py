@@ -60,7 +60,7 @@ class Variant:
 
 
 class TorchSession:
-    """Searches a network that is not exported. Stands where an ONNX session does, which gives the same."""
+    """Has an ONNX session's `run`, computed by torch: nothing is exported."""
 
     def __init__(self, model: PathModel, index: Index) -> None:
         self._network = Retrieval(model, path_trie(index.path_ids, model.depth, model.width)).eval()
@@ -73,7 +73,7 @@ class TorchSession:
         return [tensor.numpy() for tensor in found]
 
 
-class Measured:
+class MeasuredPaths:
     """What the paths of one training find for the held-out users."""
 
     def __init__(self, trained: Trained, requests: Requests, config: TrainConfig) -> None:
@@ -135,7 +135,7 @@ def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: P
     variants = possible(structures(width), config, dataset, progress)
     progress.say("the settings as they are")
     base = fit(config, dataset, split, Run(own_folder(folder, "base", config, dataset), config, dataset), progress)
-    first = Measured(base, requests, config)
+    first = MeasuredPaths(base, requests, config)
     tuning = training_requests(dataset, split, TUNING_REQUESTS, config.seed)
     beam, _ = choose_beam(first.index, first.session, tuning, config)
     as_it_is = config.replace(beam=beam)
@@ -145,7 +145,7 @@ def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: P
         if changed == as_it_is:
             return first.figures(beam, exact)
         trained = fit(changed, dataset, split, Run(place, changed, dataset), progress, base.model.encoder)
-        return Measured(trained, requests, changed).figures(beam, exact)
+        return MeasuredPaths(trained, requests, changed).figures(beam, exact)
 
     def row(variant: Variant) -> dict[str, Any]:
         progress.say(f"{TITLES[variant.setting]}: {variant.value}")
@@ -176,11 +176,10 @@ def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: P
 
 
 def chance(recalls: NDArray[np.float64]) -> dict[str, Any]:
-    """How sure it is that the best value of a setting is better than the worst. recalls: (values, users).
+    """A permutation test of the best value of a setting minus the worst. recalls: (values, users).
 
-    standard_error: of the users' differences between the two. by_chance: the difference between the best and the
-    worst that would be surpassed in 1 of 20 cases if the values were all alike: each user's recalls are dealt out to
-    them anew, 1,000 times. within: whether the difference there is does not surpass that.
+    standard_error: of that difference, over users. by_chance: its 95th percentile if the values were all alike: each
+    user's recalls are dealt out to them anew, 1,000 times. within: whether the difference is not above that.
     """
     means = recalls.mean(axis=1)
     differences = recalls[means.argmax()] - recalls[means.argmin()]

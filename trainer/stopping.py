@@ -18,8 +18,8 @@ POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def stopped_by_signals() -> Iterator[list[int]]:
     """Raise KeyboardInterrupt at the first polite signal; a second one ends the process at once.
 
-    Gives a list that has the signal's number then, whatever becomes of the exception on its way. One that is ignored,
-    as SIGHUP is under nohup, stays ignored.
+    Yields a list that receives the signal's number, even if the exception is replaced on its way. A signal that is
+    ignored, as SIGHUP is under nohup, stays ignored.
     """
     received: list[int] = []
     before: dict[signal.Signals, Any] = {}
@@ -42,7 +42,7 @@ def stopped_by_signals() -> Iterator[list[int]]:
 
 
 def tell(text: str) -> None:
-    """One line on stderr, if anybody still hears: a closed terminal is an error to write to."""
+    """One line on stderr, if it can be written: the terminal may be closed, and whoever read the pipe gone."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
