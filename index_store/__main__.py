@@ -72,12 +72,21 @@ def _list(store: IndexStore, _: argparse.Namespace) -> Result:
             for m in manifests
         ],
     }
+    unlisted = []
+    for name in (current, previous):
+        if name and name not in [m.version for m in manifests]:
+            try:
+                store.load(name)
+            except IndexStoreError as error:
+                unlisted.append(f"{marks[name]}: {error}")
+    if not rows and unlisted:
+        return document, "\n".join(["no version can be read", *unlisted])
     if not rows:
         return document, f"no versions in {store}; publish one with dr-trainer fit"
     rows.insert(0, ("VERSION", "STATE", "CREATED", "ITEMS", "PATHS", "MIB"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return document, "\n".join(lines)
+    return document, "\n".join([*lines, *unlisted])
 
 
 def _show(store: IndexStore, options: argparse.Namespace) -> Result:
@@ -181,10 +190,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("expected 0 or more")
-    return number
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected a whole number of 0 or more, found {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

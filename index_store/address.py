@@ -54,6 +54,17 @@ def _folder(url: str) -> Path | None:
     return _absolute(url)
 
 
+def _readable(option: str, name: str) -> str:
+    """The file that an option names, ~ expanded. Raises InvalidName unless it can be read."""
+    try:
+        file = Path(name).expanduser()
+        with file.open("rb"):
+            return str(file)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not the name of a file"
+        raise InvalidName(f"store URL: {option}: {name!r} cannot be read: {reason}") from None
+
+
 def _path_of_file_url(rest: str) -> str:
     """The path of what follows `file:`, decoded. The same folder is file:/x, file:///x and file://localhost/x."""
     form = "expected file:///absolute/folder; a relative one is written as a plain path"
@@ -92,6 +103,8 @@ def _absolute(path: str) -> Path:
     if not path:
         raise ValueError("the folder is missing; write file:///absolute/folder or a path")
     try:
+        if path.startswith("~") and not os.environ.get("HOME", "/").startswith("/"):
+            raise RuntimeError  # empty or relative: as good as not set
         return (Path(path).expanduser() if path.startswith("~") else Path(path)).absolute()
     except RuntimeError:
         raise ValueError("'~': this user has no home folder, or HOME is not set; write the whole path") from None
@@ -143,8 +156,7 @@ class Address:
         for option in [name for name in TLS_FILES if name in options]:
             if not tls:
                 raise InvalidName(f"store URL: {option} is for TLS; write rediss:// or rediss+cluster://")
-            if not Path(options[option]).is_file():
-                raise InvalidName(f"store URL: {option}: no such file as {options[option]}")
+            options[option] = _readable(option, options[option])
         if "ssl_keyfile" in options and "ssl_certfile" not in options:
             raise InvalidName("store URL: ssl_keyfile without ssl_certfile; name the certificate that the key is for")
         return cls(

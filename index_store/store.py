@@ -130,6 +130,8 @@ def find_version(store: IndexStore, given: str) -> str:
     if WHOLE_NAME.fullmatch(check_name(given)):
         return given
     names = [manifest.version for manifest in store.versions()]
+    # One that cannot be listed is found by the pointer at least: what is done with it says what is wrong.
+    names += [name for name in (store.previous(), store.current()) if name and name not in names]
     beginning = given if "-" in given else f"{given}-"
     found = [name for name in names if name == given or name.startswith(beginning)]
     if len(found) == 1:

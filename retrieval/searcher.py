@@ -69,7 +69,8 @@ class Searcher:
         """
         k = request.k or self.manifest.k
         default_beam, default_per_path = self.manifest.reach(k)
-        beam = request.beam or default_beam
+        # Where one of the two is named, the other gives way: a swap to another default makes no request too large.
+        beam = request.beam or min(default_beam, max(1, MAX_READS // (request.per_path or 1)))
         per_path = request.per_path or min(default_per_path, MAX_READS // beam)
         if beam > self.manifest.max_beam:
             raise BadQuery(f"beam: this version searches at most {self.manifest.max_beam} paths")

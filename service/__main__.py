@@ -47,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     from service.settings import Settings, mistakes, unknown
 
     flags = {name: value for name, value in options.items() if value is not None}
+    warnings = unknown(os.environ)
+    for name in [name for name in os.environ if name.upper().startswith("DR_") and name != name.upper()]:
+        del os.environ[name]  # it would win over a flag
     # Workers are processes of their own and read the same environment.
     os.environ.update({f"DR_{name.upper()}": value for name, value in flags.items()})
     try:
@@ -61,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(f"dr-service: {line}" for line in wrong), file=sys.stderr)
         return 2
     _log_to_stderr()
-    for line in unknown(os.environ):
+    for line in warnings:
         log.warning("%s", line)
     if problem := _not_free(settings.host, settings.port):
         print(f"dr-service: {problem}", file=sys.stderr)
@@ -112,7 +115,9 @@ def _not_free(host: str, port: int) -> str | None:
                     probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 probe.bind(address)
     except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a host"
+        reason = (error.strerror if isinstance(error, OSError) else None) or "not a host"
+        if isinstance(error, socket.gaierror | UnicodeError):
+            reason += "; expected a host name or an address, without scheme, port, brackets or quotes"
         return f"cannot listen on {host} port {port} (--host, DR_HOST; --port, DR_PORT): {reason}"
     return None
 

@@ -11,9 +11,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, FailFast, Field
 
-from index_store.errors import InvalidName
 from index_store.retrieval import Answer, Query
-from index_store.version import NAME
+from index_store.version import check_name
 from retrieval import searcher
 from retrieval.searcher import Unknown
 from service.batcher import Batcher
@@ -248,8 +247,8 @@ async def versions(reloader: ReloaderDep) -> dict[str, Any]:
 async def swap(body: SwapRequest, reloader: ReloaderDep) -> dict[str, Any]:
     """Load and verify a version, make it current, serve it. Answered once this replica serves it."""
     for name in (body.version, body.expected):
-        if name is not None and not NAME.fullmatch(name):
-            raise InvalidName("not a version name")
+        if name is not None:
+            check_name(name)
     return await reloader.swap(body.version, ... if body.expected is None else body.expected)
 
 

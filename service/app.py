@@ -13,6 +13,7 @@ import numpy as np
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
+from index_store.address import folder_of
 from index_store.store import IndexStore
 from service import api, problems
 from service.batcher import STUCK_SECONDS, Batcher
@@ -119,7 +120,8 @@ def _examples(reloader: Reloader) -> dict[str, dict[str, Any]]:
 
 
 def _summary(settings: Settings, reloader: Reloader) -> str:
+    residency = settings.residency if folder_of(settings.store) is None else "resident"  # of a folder they always are
     return (
-        f"{reloader}; path lists {settings.residency}; admin {'on' if settings.admin_token else 'off'}; "
+        f"{reloader}; path lists {residency}; admin {'on' if settings.admin_token else 'off'}; "
         f"docs at /docs; for {settings.host} port {settings.port}"
     )

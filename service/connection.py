@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 
 import httptools
+import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 #: Bytes that the system holds for us of a connection. By itself it holds megabytes, and the server reads 256 KB of them
@@ -55,6 +57,19 @@ class Connection(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as the server sets it
         self.parser.feed_data(b"\r\n".join((line, *kept, b"", b"")))
+
+    def send_400_response(self, msg: str) -> None:
+        """For what cannot be parsed: a problem, as every other error is, and the end of the connection."""
+        request_id = f"{random.getrandbits(128):032x}"
+        body = orjson.dumps(
+            {"type": "about:blank", "title": "Bad Request", "status": 400, "detail": msg, "request_id": request_id}
+        )
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n"
+            f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
 
     def on_headers_complete(self) -> None:
         """Start the request; if the head has an `Upgrade`, wait for the second parse."""

@@ -150,7 +150,10 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status, detail, headers = error.status_code, error.detail, dict(error.headers or {})
     if status == HTTPStatus.BAD_REQUEST:  # of the framework, which could not decode it
-        detail = "the body is not UTF-8" if isinstance(error.__cause__, UnicodeDecodeError) else NO_JSON
+        cause = error.__cause__
+        detail = "the body is not UTF-8" if isinstance(cause, UnicodeDecodeError) else NO_JSON
+        if isinstance(cause, ValueError) and "digits" in str(cause):
+            detail = "the body has a number of thousands of digits"
     elif status == HTTPStatus.NOT_FOUND:
         detail = "there is no such route; /docs has those that there are"
     elif status == HTTPStatus.METHOD_NOT_ALLOWED:

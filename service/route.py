@@ -22,7 +22,8 @@ CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii"} | {f"utf-{n}{end}" for n in (1
 MAX_TYPE = 256  # characters of a type that are looked at, and kept
 NO_JSON = "Content-Type: expected application/json; with curl, add -H 'content-type: application/json'"
 NO_UTF_8 = "Content-Type: expected JSON in UTF-8; send it so, with charset=utf-8 or without a charset"
-ENCODED = "Content-Encoding: expected a body that is not compressed; send it as it is, without this header"
+ENCODED = "expected a body that is not compressed; send it as it is, without this header"
+CODINGS = {"Content-Encoding": {"", "identity"}, "Transfer-Encoding": {"", "identity", "chunked"}}
 
 
 class Route(APIRoute):
@@ -55,9 +56,12 @@ class AdminRoute(Route):
 
 
 def _require_json(request: Request) -> None:
-    if request.headers.get("content-encoding", "").strip().lower() not in {"", "identity"}:
+    for name, known in CODINGS.items():
+        codings = ",".join(request.headers.getlist(name)).lower().split(",")
+        if {coding.strip() for coding in codings} <= known:
+            continue
         # By this header clients tell it from a wrong type: RFC 9110, 12.5.3.
-        raise HTTPException(415, ENCODED, {"Accept-Encoding": "identity"})
+        raise HTTPException(415, f"{name}: {ENCODED}", {"Accept-Encoding": "identity"})
     wrong = _wrong_type(request.headers.get("content-type", "")[:MAX_TYPE])
     if wrong:
         raise HTTPException(415, wrong)

@@ -95,16 +95,26 @@ def mistakes(error: ValidationError, flags: Collection[str]) -> list[str]:
 
 
 def unknown(environment: Mapping[str, str]) -> list[str]:
-    """A warning for each DR_ variable that is neither a setting nor one that Kubernetes or compose sets."""
-    known = {variable(name) for name in Settings.model_fields}
+    """A warning for each DR_ variable that is neither a setting nor one that Kubernetes or compose sets.
+
+    And for a secret in quotation marks, which Docker's env files do not take off.
+    """
+    known = {variable(name): field for name, field in Settings.model_fields.items()}
     lines = []
-    for name in sorted(environment):
+    for name, value in sorted(environment.items()):
         upper = name.upper()
-        others = upper in OTHERS or OF_A_SERVICE.fullmatch(upper) or ITS_ADDRESS.match(environment[name])
-        if upper.startswith("DR_") and upper not in known and not others:
+        others = upper in OTHERS or OF_A_SERVICE.fullmatch(upper) or ITS_ADDRESS.match(value)
+        if not upper.startswith("DR_") or others:
+            continue
+        if name in known:
+            if _is_secret(known[name]) and re.fullmatch(r"\s*(\"|').*\1\s*", value):
+                lines.append(f"{name} begins and ends with a quotation mark, which is taken for a part of it")
+        elif upper in known:
+            lines.append(f"{name} is passed over; settings are written in capitals: {upper}")
+        else:
             likely = difflib.get_close_matches(upper.removeprefix("DR_").lower(), Settings.model_fields, 1)
             hint = f"did you mean {variable(likely[0])}?" if likely else "the README lists them"
-            lines.append(f"{name} is not a setting; {hint}")
+            lines.append(f"{name if name.isprintable() else repr(name)} is not a setting; {hint}")
     return lines
 
 

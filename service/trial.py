@@ -37,6 +37,7 @@ def try_model(version: Version) -> None:
             capture_output=True,
             timeout=3 * SECONDS,
             check=False,
+            start_new_session=True,  # a signal to the service's group, as its end is told, is no fault of the model
             env={name: value for name, value in os.environ.items() if not name.startswith("DR_")} | ENVIRONMENT,
         )
     except subprocess.TimeoutExpired:

@@ -75,7 +75,7 @@ FeatureName = Annotated[
 FeatureValue = Annotated[
     int | float | bool | str | None,
     OneOf(
-        f"a number, a string of at most {MAX_TEXT} characters, true, false or null",
+        f"a finite number, a string of at most {MAX_TEXT} characters, true, false or null",
         (
             core_schema.str_schema(max_length=MAX_TEXT, strict=True),
             _INTEGER,

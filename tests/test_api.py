@@ -134,6 +134,13 @@ def test_beam_and_per_path_are_honoured(client: TestClient) -> None:
     assert body["degraded"] == {"short": True, "narrowed": False}
 
 
+def test_what_is_not_named_gives_way(client: TestClient) -> None:
+    """B32: the default beam is the version's; a request that names only per_path is never too large for it."""
+    for per_path in (2700, 10_000):
+        assert len(items_of(client.post("/v1/retrieve", json={"history": [1], "per_path": per_path}))) == 5
+    assert_problem(client.post("/v1/retrieve", json={"beam": 36, "per_path": 10_000}), 422)
+
+
 def test_who_is_searched_narrower_is_told(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two paths where five are asked for, and counted."""
     monkeypatch.setattr(Pace, "affordable", lambda _self, _queries, beam, _left: min(beam, 2))

@@ -16,6 +16,7 @@ import pytest
 
 from index_store.__main__ import main as dr_index
 from index_store.folder import FolderStore
+from index_store.version import FORMAT
 from tests.conftest import Planted
 from tests.planted import small_version, write_interactions
 from trainer.__main__ import main as dr_trainer
@@ -247,6 +248,24 @@ def test_a_collapsed_index_is_kept_back_until_told_otherwise(
     assert "nodes in use a layer" in shown
 
 
+def test_versions_that_cannot_be_read_are_not_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """B23: of another format, or damaged: list says which and why; a short name finds what is current."""
+    store = FolderStore(str(tmp_path))
+    name = store.publish(small_version())
+    store.activate(name)
+    manifest = tmp_path / "versions" / name / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 2'))
+
+    for command in (["list"], ["verify", "v1"]):
+        dr_index([*command, "--store", str(tmp_path)])
+        captured = capsys.readouterr()
+        assert f"{name}: format 2, but this release reads format {FORMAT}; train again" in captured.out + captured.err
+
+    with pytest.raises(SystemExit):
+        dr_index(["prune", "--keep", "1.5", "--store", str(tmp_path)])
+    assert "--keep: expected a whole number of 0 or more, found '1.5'" in capsys.readouterr().err
+
+
 def test_a_version_is_named_by_how_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """v2 is the only one that begins with v2-, not v20-; what several begin with, or none, lists them."""
     store = FolderStore(str(tmp_path))
@@ -312,7 +331,7 @@ def test_files_that_were_given_are_named(
     assert dr_trainer(["fit", *places, "--items", "items.csv", *users, *QUICK, "--json"]) == 0
     out, err = capsys.readouterr()
     assert (
-        "not used, for the setting context names no column; to use it, --set context=column,... of country, age" in err
+        "not used, because `context` names no column; to use it, --set context=column,... of country, age" in err
     )
     assert dr_index(["show", json.loads(out)["version"], "--store", "store", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["files"] == {

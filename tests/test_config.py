@@ -104,8 +104,8 @@ def test_what_is_set_and_changes_nothing_is_said() -> None:
         20_000
     ) == ["reassignments: 2 instead of 99; there are too few epochs for more"]
     assert TrainConfig(alpha=2, eta=0.5, negatives=9).without_effect(500) == [
-        "alpha, eta: without effect, for reassignments = 0",
-        "negatives: without effect, for all 500 items are scored, up to full_softmax_items = 10000",
+        "no effect of alpha, eta: reassignments = 0",
+        "no effect of negatives: all 500 items are scored, up to full_softmax_items = 10000",
     ]
 
 

@@ -161,9 +161,24 @@ def test_a_mistyped_variable_is_told() -> None:
     ]
 
 
+def test_spellings_that_do_not_count_are_told() -> None:
+    """B34: a lower-case name would win over a flag; quotation marks of an env file are a part of the token."""
+    assert unknown({"dr_port": "8000", "DR_ADMIN_TOKEN": '"hunter2"', "DR_STORE_PASSWORD": "a'b"}) == [
+        "DR_ADMIN_TOKEN begins and ends with a quotation mark, which is taken for a part of it",
+        "dr_port is passed over; settings are written in capitals: DR_PORT",
+    ]
+
+
+def test_a_flag_wins_over_every_spelling(tmp_path: Path) -> None:
+    """B34: also where the variable is there in capitals and in small letters."""
+    lines = refused(tmp_path, "--port", "high", DR_PORT="8000", dr_port="8001")
+
+    assert lines == ["dr-service: --port: expected a whole number from 0 to 65535, found 'high'"]
+
+
 def test_what_others_set_is_passed_over() -> None:
     """B34: every setting, Kubernetes for Services called dr and dr-store, the compose file, and our own tests."""
-    ours = {f"DR_{name.upper()}": "" for name in Settings.model_fields} | {"dr_port": "8000"}
+    ours = {f"DR_{name.upper()}": "" for name in Settings.model_fields}
     of_kubernetes = [
         "DR_SERVICE_HOST", "DR_SERVICE_PORT", "DR_SERVICE_PORT_HTTP", "DR_PORT_8000_TCP", "DR_PORT_8000_TCP_PROTO",
         "DR_PORT_8000_TCP_PORT", "DR_PORT_8000_TCP_ADDR", "DR_STORE_SERVICE_HOST", "DR_STORE_PORT_6379_TCP_ADDR",

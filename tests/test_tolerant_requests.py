@@ -209,6 +209,21 @@ def test_no_message_is_of_a_library(client: TestClient) -> None:
                 assert "s3cret" not in response.text
 
 
+def test_odd_heads_are_refused_by_name(client: TestClient) -> None:
+    """B16: a charset that cannot be decoded; a second coding; a coding of the transfer; a number too long to read."""
+    json_type = ("content-type", "application/json")
+    for headers, name in (
+        ([("content-type", "application/json; charset*=%00''x")], "Content-Type"),
+        ([json_type, ("content-encoding", "identity"), ("content-encoding", "gzip")], "Content-Encoding"),
+        ([json_type, ("transfer-encoding", "gzip, chunked")], "Transfer-Encoding"),
+    ):
+        problem = assert_problem(client.post("/v1/retrieve", content=b"{}", headers=headers), 415)
+        assert name in problem["detail"]
+    digits = b'{"history": [' + b"9" * 5000 + b"]}"
+    problem = assert_problem(client.post("/v1/retrieve", content=digits, headers=[json_type]), 400)
+    assert problem["detail"] == "the body has a number of thousands of digits"
+
+
 # -- null, and other names --
 
 
