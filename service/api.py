@@ -61,7 +61,10 @@ class RetrieveRequest(Body):
 
 
 class Candidate(BaseModel):
-    """score: the reranker's, comparable within one answer. path_log_prob: of the retrieved paths that hold the item."""
+    """score: the reranker's, comparable within one answer.
+
+    path_log_prob: of the searched paths that hold the item; of the last of them where none does.
+    """
 
     item_id: ItemId
     score: float

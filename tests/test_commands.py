@@ -330,9 +330,7 @@ def test_files_that_were_given_are_named(
 
     assert dr_trainer(["fit", *places, "--items", "items.csv", *users, *QUICK, "--json"]) == 0
     out, err = capsys.readouterr()
-    assert (
-        "not used, because `context` names no column; to use it, --set context=column,... of country, age" in err
-    )
+    assert "not used, because `context` names no column; to use it, --set context=column,... of country, age" in err
     assert dr_index(["show", json.loads(out)["version"], "--store", "store", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["files"] == {
         "interactions": "interactions.parquet",

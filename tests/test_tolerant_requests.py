@@ -178,7 +178,7 @@ def test_one_message_for_a_context(client: TestClient, value: str) -> None:
     body = f'{{"context": {{"s3cret": {value}, "another": {value}}}}}'
     problem = assert_problem(client.post("/v1/retrieve", content=body, headers=JSON), 422)
 
-    message = "expected a number, a string of at most 256 characters, true, false or null"
+    message = "expected a finite number, a string of at most 256 characters, true, false or null"
     assert problem["errors"] == [{"field": "context", "message": message}]
 
 

@@ -62,7 +62,7 @@ SERVICE = (
     Bug(
         "only the latest history excluded",
         "who has a long history is offered what they bought before",
-        "service/retriever.py",
+        "retrieval/searcher.py",
         "excluded = np.concatenate([excluded, known])",
         "excluded = np.concatenate([excluded, known[-self.manifest.history :]])",
         "tests/chaos/test_regressions.py::test_the_whole_history_is_excluded_though_the_model_reads_the_last_of_it",
