@@ -48,7 +48,6 @@ def bench(items: int, users: int, rounds: int) -> dict[str, Any]:
     ours = our_queries(catalogue)
     vectors = catalogue.version.index.item_vectors.astype(np.float32)
     rivals = build_rivals(vectors, catalogue.version.index.item_bias)
-    faiss.omp_set_num_threads(1)
     contenders: dict[str, Callable[[int], object]] = {"deep_retrieval": functools.partial(ask_ours, retriever, ours)}
     contenders |= {name: functools.partial(ask_rival, index, encode) for name, index in rivals.items()}
     timed = take_turns(contenders, users, rounds)
