@@ -326,6 +326,15 @@ def test_types_are_found_over_all_parts_together(tmp_path: Path) -> None:
     )
 
 
+def test_strings_in_two_forms_stay_strings(tmp_path: Path) -> None:
+    """A dictionary in one part and plain strings in another: Parquet says what they are."""
+    for part, ids in enumerate((pa.array(["7"]), pa.array(["8"]).dictionary_encode())):
+        rows = {"user_id": [1], "item_id": ids, "timestamp": [part]}
+        pq.write_table(pa.table(rows), tmp_path / f"{part}.parquet")
+
+    assert load_dataset(tmp_path, TrainConfig(min_interactions=1)).item_ids.tolist() == ["7", "8"]
+
+
 def test_packed_parts_may_be_empty(tmp_path: Path) -> None:
     """Spark's, compressed or of a blank line."""
     write(tmp_path, "x/0.csv", CLICKS)

@@ -153,11 +153,12 @@ def _same_types(parts: list[Table]) -> tuple[list[pa.Table], frozenset[str]]:
         numbers = all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds)
         if len(kinds) == 1 or (numbers and not texts & {name}):
             continue
-        # Integers here and strings there: all are what they are written as, and understood together.
-        texts.add(name)
-        for number, (table, part) in enumerate(zip(tables, parts, strict=True)):
-            written = plain(table[name], f"{part.file}: column {name}").cast(pa.string())
-            tables[number] = table.set_column(place, name, written)
+        written = [plain(part.columns[name], f"{part.file}: column {name}") for part in parts]
+        if len({column.type for column in written}) > 1:
+            # Integers here and strings there: all are what they are written as, and understood together.
+            texts.add(name)
+            written = [column.cast(pa.string()) for column in written]
+        tables = [table.set_column(place, name, column) for table, column in zip(tables, written, strict=True)]
     return tables, frozenset(texts)
 
 
