@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 
 from index_store.__main__ import main as dr_index
@@ -246,6 +250,36 @@ def test_a_collapsed_index_is_kept_back_until_told_otherwise(
     shown = capsys.readouterr().out
     assert "of the clicked items are in reach of 100 training users" in shown
     assert "nodes in use a layer" in shown
+
+
+def test_the_same_data_in_another_format_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """B09: trained on strings of Parquet, measured on a CSV of digits: ids are read as the version has them."""
+    file, store = write_interactions(tmp_path), str(tmp_path / "store")
+    rows = pq.read_table(file)
+    pyarrow.csv.write_csv(rows, tmp_path / "clicks.csv")
+    pq.write_table(rows.set_column(1, "item_id", rows["item_id"].cast(pa.string())), tmp_path / "strings.parquet")
+    assert dr_trainer(["fit", str(tmp_path / "strings.parquet"), "--store", store, *QUICK]) == 0
+    capsys.readouterr()
+
+    figures = []
+    for name in ("strings.parquet", "clicks.csv", "interactions.parquet"):
+        assert dr_trainer(["evaluate", str(tmp_path / name), "--store", store, "--json"]) == 0
+        figures.append(json.loads(capsys.readouterr().out)["deep_retrieval"])
+
+    assert figures[0] == figures[1] == figures[2]
+
+
+def test_progress_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
+    """`fit 2>&1 | head -1`: it trains on, publishes, and ends with 0."""
+    file, store = write_interactions(tmp_path), tmp_path / "store"
+    fit = shlex.join([str(BIN / "dr-trainer"), "fit", str(file), "--store", str(store), *QUICK])
+    command = f"cd {tmp_path}; {fit} 2>&1 >/dev/null | head -n 1; exit ${{PIPESTATUS[0]}}"
+
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 1
+    assert FolderStore(str(store)).current() is not None
 
 
 def test_versions_that_cannot_be_read_are_not_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
