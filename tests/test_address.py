@@ -51,7 +51,7 @@ def test_a_password_from_elsewhere() -> None:
         ("redis://user:hunter2@host?timeout=3", "an option that is neither"),
         ("redis://user:12?hunter2@host:6379/0", "percent-encode"),
         ("redis://:?hunter2@host/0", "percent-encode"),
-        ("rediss://user:hunter2@host?ssl_ca_certs=/not/there", "no such file as /not/there"),
+        ("rediss://user:hunter2@host?ssl_ca_certs=/not/there", "'/not/there' cannot be read: No such file"),
         ("redis://user:hunter2@host?ssl_ca_certs=/x", "rediss://"),
         ("redis+cluster://user:hunter2@host/1", "database 0 only"),
     ],

@@ -108,8 +108,12 @@ def test_a_server_may_want_a_clients_certificate(tmp_path: Path, certificates: P
 def test_files_of_tls_are_looked_for_when_the_url_is_read(certificates: Path) -> None:
     """B25: a file that is not there, a key alone, files without TLS."""
     for url, says in (
-        (f"rediss://host?ssl_certfile={certificates}/none.pem", "ssl_certfile: no such file as"),
-        (f"rediss://host?ssl_certfile={certificates}/client.pem&ssl_keyfile=/none", "ssl_keyfile: no such file as"),
+        (f"rediss://host?ssl_certfile={certificates}/none.pem", "none.pem' cannot be read: No such file"),
+        (
+            f"rediss://host?ssl_certfile={certificates}/client.pem&ssl_keyfile=/none",
+            "ssl_keyfile: '/none' cannot be read",
+        ),
+        (f"rediss://host?ssl_ca_certs={certificates}", "cannot be read: Is a directory"),
         (f"rediss://host?ssl_keyfile={certificates}/client.key", "ssl_keyfile without ssl_certfile"),
         (f"redis://host?ssl_certfile={certificates}/client.pem", "ssl_certfile is for TLS"),
     ):
