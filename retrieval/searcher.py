@@ -1,4 +1,4 @@
-"""One opened version that answers requests in the caller's terms. The trainer tries it, the service serves it."""
+"""One opened version that answers requests in the caller's terms. Trainer and service share it."""
 
 from __future__ import annotations
 
