@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from index_store.address import Address, folder_of
 from index_store.errors import InvalidName, PointerMoved, VersionInUse, VersionNotFound
-from index_store.folder import FolderStore
-from index_store.index import Postings
+from index_store.folder.store import FolderStore
 from index_store.version import Manifest, Progress, Version, check_name
+from retrieval.paths.index import Postings
 
 WHOLE_NAME = re.compile(r"v\d+-[0-9a-f]{12}")
 NEWEST = 3  # versions that are named where one was not found
@@ -108,9 +108,9 @@ def open_store(
     folder = folder_of(url)
     if folder is not None:
         return FolderStore(str(folder))
-    from index_store.copies import Copies
-    from index_store.redis import Server  # only who uses Redis needs its client
-    from index_store.server import ServerStore
+    from index_store.folder.copies import Copies
+    from index_store.redis.client import Server  # only who uses Redis needs its client
+    from index_store.redis.store import ServerStore
 
     address = Address.parse(url.strip(), password)
     copies = None

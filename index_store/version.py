@@ -36,7 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
-from index_store.index import MAX_READS, Index, PathReader, Reranker
+from retrieval.paths.index import Index, PathReader, Reranker
+from retrieval.query import Limits
 
 FORMAT = 3
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}\Z")
@@ -99,12 +100,12 @@ class Manifest:
         """(beam, items per path) for a request of k items that names neither.
 
         The defaults were measured for `self.k` items; for more, the beam widens in proportion, then the paths
-        are read deeper, at most MAX_READS items in all.
+        are read deeper, at most Limits.READS items in all.
         """
         more = max(1.0, k / self.k)
         beam = max(self.beam, min(self.max_beam, math.ceil(self.beam * more)))
         per_path = math.ceil(self.per_path * max(1.0, more * self.beam / beam))
-        return beam, min(per_path, MAX_READS // beam)
+        return beam, min(per_path, Limits.READS // beam)
 
     def to_json(self) -> bytes:
         """UTF-8 JSON ending in a newline, with `manifest_sha256` over everything else."""

@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.query import Limits
+
 #: A feature's value as JSON has it. None, "" and NaN mean that the user has none.
 Value = str | int | float | bool | None
 
-MAX_FEATURES = 64  # of a version, and of a request
 MAX_CATEGORIES = 100_000  # different values of a category
-MAX_TEXT = 256  # characters of a value; the service refuses longer ones
-MAX_NAME = 128  # characters of a feature's name, likewise
 LIMIT = 1e6  # standardised numbers are clipped to -LIMIT..LIMIT, so that float32 holds them
 
 #: How a number is written. Not 007, which is a text: a post code, say.
@@ -84,8 +83,8 @@ class Category:
         if len(texts) > MAX_CATEGORIES:
             raise ValueError(f"{len(texts)} different values; at most {MAX_CATEGORIES} are learned")
         longest = max(map(len, texts))
-        if longest > MAX_TEXT:
-            raise ValueError(f"a value of {longest} characters; expected at most {MAX_TEXT}")
+        if longest > Limits.FEATURE_VALUE:
+            raise ValueError(f"a value of {longest} characters; expected at most {Limits.FEATURE_VALUE}")
         return cls(name, tuple(texts))
 
     @cached_property

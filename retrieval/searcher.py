@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from index_store.errors import VersionDamaged
-from index_store.index import MAX_READS
-from index_store.retrieval import Answer, Query, answer
 from index_store.version import Version
 from retrieval.context import ContextSchema, Value
+from retrieval.paths.search import Answer, Query, answer
+from retrieval.query import Limits
 from retrieval.vocabulary import ItemId, Vocabulary
 
 
@@ -70,12 +70,14 @@ class Searcher:
         k = request.k or self.manifest.k
         default_beam, default_per_path = self.manifest.reach(k)
         # Where one of the two is named, the other gives way: a swap to another default makes no request too large.
-        beam = request.beam or min(default_beam, max(1, MAX_READS // (request.per_path or 1)))
-        per_path = request.per_path or min(default_per_path, MAX_READS // beam)
+        beam = request.beam or min(default_beam, max(1, Limits.READS // (request.per_path or 1)))
+        per_path = request.per_path or min(default_per_path, Limits.READS // beam)
         if beam > self.manifest.max_beam:
             raise BadQuery(f"beam: this version searches at most {self.manifest.max_beam} paths")
-        if beam * per_path > MAX_READS:
-            raise BadQuery(f"beam, per_path: a request reads at most {MAX_READS} items, so their product is too large")
+        if beam * per_path > Limits.READS:
+            raise BadQuery(
+                f"beam, per_path: a request reads at most {Limits.READS} items, so their product is too large"
+            )
         known = self.vocabulary.indices(request.history)
         excluded = self.vocabulary.indices(request.exclude)
         if request.exclude_history:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 ItemId = int | str
 
-MAX_ID_LENGTH = 256  # characters of an id that is a text
 #: An id that is an integer, as CSV files and requests write it; pandas writes 7 as 7.0 where an id is missing.
 INTEGER = r"(0|-?[1-9][0-9]{0,18})(\.0+)?"
 _INTEGER = re.compile(INTEGER)

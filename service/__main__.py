@@ -14,7 +14,7 @@ from index_store.command import add_version
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is fast
     from index_store.store import IndexStore
-    from service.settings import Settings
+    from service.process.settings import Settings
 
 log = logging.getLogger("service")
 
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     from pydantic import ValidationError
 
     from index_store.errors import InvalidName
-    from service.settings import Settings, mistakes, unknown
+    from service.process.settings import Settings, mistakes, unknown
 
     flags = {name: value for name, value in options.items() if value is not None}
     warnings = unknown(os.environ)
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     import uvicorn
 
-    from service.connection import Connection
+    from service.http.connection import Connection
 
     # The server raises the signal that ended it once more when all is done; that is our exit.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -124,8 +124,8 @@ def _not_free(host: str, port: int) -> str | None:
 
 def app() -> object:
     """The app of one process, from the environment. For uvicorn."""
-    from service.app import create_app
-    from service.settings import Settings
+    from service.http.app import create_app
+    from service.process.settings import Settings
 
     _log_to_stderr()
     sys.setswitchinterval(SWITCH_SECONDS)

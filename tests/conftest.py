@@ -14,12 +14,13 @@ from hypothesis import settings
 from index_store.version import Version
 from tests.planted import write_interactions
 from tests.redis_servers import RedisServer, running, running_cluster, valkey_binary
-from trainer.checkpoint import Run
 from trainer.config import TrainConfig
-from trainer.data import Dataset, Split, load_dataset, split_users
-from trainer.export import make_version
+from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.split import Split, split_users
+from trainer.deep_retrieval.checkpoint import Run
+from trainer.deep_retrieval.fit import Trained, fit
 from trainer.progress import SilentProgress
-from trainer.train import Trained, fit
+from trainer.publish.version import make_version
 
 # The same examples every time: a test that fails now and then says nothing of the change at hand.
 settings.register_profile("steady", derandomize=True)

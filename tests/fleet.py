@@ -15,9 +15,9 @@ from typing import Any
 
 import httpx
 
-from index_store.retrieval import Query
+from retrieval.paths.search import Query
 from retrieval.searcher import Request
-from service.retriever import Retriever
+from service.serving.retriever import Retriever
 from tests.redis_servers import free_port
 
 BIN = Path(sys.executable).parent

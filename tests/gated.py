@@ -11,11 +11,11 @@ from typing import Any, cast
 import numpy as np
 
 from index_store.errors import StoreUnavailable
-from index_store.retrieval import Answer, Query
-from service.batcher import Batcher
-from service.metrics import Metrics
-from service.pace import Pace
-from service.retriever import Retriever
+from retrieval.paths.search import Answer, Query
+from service.http.metrics import Metrics
+from service.serving.batcher import Batcher
+from service.serving.pace import Pace
+from service.serving.retriever import Retriever
 
 NOTHING = np.empty(0, np.int64)
 LONG = 30.0  # seconds; nothing here waits that long

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from index_store.folder import FolderStore
-from service.app import create_app
-from service.settings import Settings
+from index_store.folder.store import FolderStore
+from service.http.app import create_app
+from service.process.settings import Settings
 from tests.test_api import ADMIN, TOKEN, assert_problem, make_app
 
 

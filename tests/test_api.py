@@ -14,10 +14,10 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from index_store.folder import FolderStore
-from service.app import create_app
-from service.pace import Pace
-from service.settings import Settings
+from index_store.folder.store import FolderStore
+from service.http.app import create_app
+from service.process.settings import Settings
+from service.serving.pace import Pace
 from tests.conftest import SMALL, Planted, train_planted
 from tests.planted import GROUPS
 
@@ -193,9 +193,9 @@ def test_batched_answers_equal_single_ones(client: TestClient) -> None:
 
 def test_what_is_served_is_what_was_measured(client: TestClient, planted: Planted) -> None:
     """The service's answers to held-out users are those that evaluation counts."""
-    from trainer.evaluate import Measured
+    from trainer.data.requests import held_out_requests
+    from trainer.evaluate.evaluate import Measured
     from trainer.progress import SilentProgress
-    from trainer.requests import held_out_requests
 
     requests, manifest = held_out_requests(planted.dataset, planted.split), planted.version.manifest
     measured = Measured(planted.version, requests, 5, SilentProgress())

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.assignment import Occupancy, PathAssigner, _marginal
+from trainer.deep_retrieval.assignment import PathAssigner, _marginal
+from trainer.deep_retrieval.occupancy import Occupancy
 
 
 def assigner_with(scores: dict[tuple[int, int], float], items: int, count: int, clicks: int = 1) -> PathAssigner:

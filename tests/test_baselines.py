@@ -9,7 +9,11 @@ import pytest
 import scipy.sparse
 
 from tests.conftest import Planted
-from trainer.baselines import (
+from trainer.data.context import UserContext
+from trainer.data.dataset import Dataset
+from trainer.data.requests import held_out_requests
+from trainer.data.split import clicked_items
+from trainer.evaluate.baselines import (
     Scorer,
     als,
     answer_all,
@@ -19,10 +23,7 @@ from trainer.baselines import (
     item_similarity,
     popularity,
 )
-from trainer.context import UserContext
-from trainer.data import Dataset, clicked_items
-from trainer.measures import new_items, precision_recall_f
-from trainer.requests import held_out_requests
+from trainer.evaluate.measures import new_items, precision_recall_f
 
 DATASET = Dataset(
     np.arange(3),

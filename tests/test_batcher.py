@@ -11,12 +11,12 @@ from typing import cast
 import pytest
 
 from index_store.errors import StoreUnavailable
-from index_store.retrieval import Answer
-from service.batcher import Batcher, _Entry
+from retrieval.paths.search import Answer
 from service.errors import ClientGone, DeadlineExceeded, Overloaded
-from service.metrics import Metrics
-from service.pace import Pace
-from service.retriever import Retriever
+from service.http.metrics import Metrics
+from service.serving.batcher import Batcher, _Entry
+from service.serving.pace import Pace
+from service.serving.retriever import Retriever
 from tests.gated import LONG, GatedRetriever, query, submit, until, with_batcher
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from retrieval.context import Category, ContextSchema
-from trainer.batches import Batches
-from trainer.context import UserContext
-from trainer.data import Dataset, Split
+from trainer.data.batches import Batches
+from trainer.data.context import UserContext
+from trainer.data.dataset import Dataset
+from trainer.data.split import Split
 
 
 def dataset_of(sequences: list[list[int]]) -> tuple[Dataset, Split]:

@@ -15,16 +15,16 @@ import scipy.sparse
 from tests.conftest import Planted
 from tests.planted import write_interactions
 from tests.test_commands import QUICK
-from trainer import benchmark as benchmark_module
-from trainer import sensitivity as sensitivity_module
 from trainer.__main__ import main as dr_trainer
-from trainer.benchmark import METHODS, summarise
-from trainer.data import Dataset
+from trainer.benchmark import benchmark as benchmark_module
+from trainer.benchmark import sensitivity as sensitivity_module
+from trainer.benchmark.benchmark import METHODS, summarise
+from trainer.benchmark.kept import keep
+from trainer.benchmark.sensitivity import slope
+from trainer.data.dataset import Dataset
+from trainer.deep_retrieval.paths import random_paths
 from trainer.errors import ResumeError
-from trainer.kept import keep
-from trainer.model import random_paths
 from trainer.progress import SilentProgress
-from trainer.sensitivity import slope
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from tests.chaos.wire import Target, exchange, target
 from tests.conftest import Planted
 from tests.fleet import ADMIN

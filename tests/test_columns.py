@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrieval.vocabulary import Vocabulary
-from trainer.columns import IdType, encode_ids, numbers
+from trainer.data.columns import IdType, encode_ids, numbers
+from trainer.data.files import Table, read_table
 from trainer.errors import DataError
-from trainer.files import Table, read_table
 
 SNOWFLAKES = [999_999_999_999_999_999, 1_000_000_000_000_000_000]  # of 18 and of 19 digits
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from index_store.__main__ import main as dr_index
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from index_store.version import FORMAT
 from tests.conftest import Planted
 from tests.planted import small_version, write_interactions

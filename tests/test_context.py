@@ -21,14 +21,14 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from index_store.version import Version
 from retrieval.context import Category, ContextSchema, Number
-from service.app import create_app
-from service.settings import Settings
+from service.http.app import create_app
+from service.process.settings import Settings
 from tests.conftest import SMALL, Planted, train_planted
 from tests.planted import write_interactions
-from trainer.data import load_dataset
+from trainer.data.dataset import load_dataset
 from trainer.errors import DataError
 
 TINY = SMALL.replace(epochs=2, warmup_epochs=1, reassignments=0, rerank="softmax", embedding=8, hidden=8, test_users=5)

@@ -14,9 +14,10 @@ import pytest
 
 from retrieval.context import Category, Number
 from trainer.config import TrainConfig
-from trainer.data import Dataset, load_dataset, split_users
+from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.requests import tuning_requests
+from trainer.data.split import split_users
 from trainer.errors import DataError
-from trainer.requests import tuning_requests
 
 ROWS = {"user_id": [2, 1, 2, 1, 2, 3], "item_id": [30, 10, 20, 20, 10, 10], "timestamp": [3, 1, 1, 2, 2, 1]}
 CONFIG = TrainConfig(min_interactions=1, test_users=1)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from trainer.benchmark.datasets import PRESETS, Source, find_datasets
 from trainer.config import TrainConfig
-from trainer.data import load_dataset
-from trainer.datasets import PRESETS, Source, find_datasets
+from trainer.data.dataset import load_dataset
 from trainer.errors import DataError
 
 ROWS = [(7, 31, 4, 978300760), (7, 40, 5, 978300761), (9, 31, 3, 978300762), (9, 52, 1, 978300759)]

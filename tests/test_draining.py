@@ -10,7 +10,7 @@ from types import FrameType
 
 import pytest
 
-from service.draining import Draining
+from service.process.draining import Draining
 
 log = logging.getLogger("tests.draining")
 
@@ -35,7 +35,7 @@ class Stream(logging.Handler):
 @pytest.fixture
 def stream() -> Iterator[Stream]:
     """What this test and draining log to."""
-    handler, loggers = Stream(), [log, logging.getLogger("service.draining")]
+    handler, loggers = Stream(), [log, logging.getLogger("service.process.draining")]
     for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

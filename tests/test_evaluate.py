@@ -8,7 +8,7 @@ from index_store.version import Version
 from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
 from trainer.errors import DataError
-from trainer.evaluate import evaluate, require_same_data
+from trainer.evaluate.evaluate import evaluate, require_same_data
 from trainer.progress import SilentProgress
 
 
@@ -44,7 +44,7 @@ def test_with_every_path_read_it_equals_brute_force(planted: Planted) -> None:
     """Reading the whole index with the softmax score gives brute force's own figures, to the last digit."""
     import dataclasses
 
-    from index_store.index import SOFTMAX
+    from retrieval.paths.index import SOFTMAX
 
     everything = dataclasses.replace(planted.version.manifest, beam=36, per_path=1000)
     version = Version(everything, planted.version.parts)

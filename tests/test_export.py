@@ -9,20 +9,20 @@ import onnx
 import pytest
 import torch
 
-from index_store.retrieval import search
 from index_store.version import npy
 from retrieval.context import Category, ContextSchema, Number
 from retrieval.golden import replay
+from retrieval.paths.search import search
 from retrieval.searcher import Searcher
 from tests.conftest import Planted
 from tests.planted import changed
 from trainer.config import TrainConfig
-from trainer.context import UserContext
-from trainer.data import Dataset
+from trainer.data.context import UserContext
+from trainer.data.dataset import Dataset
+from trainer.data.requests import Requests, training_requests
+from trainer.deep_retrieval.layers import PathModel, Retrieval, path_trie
 from trainer.errors import ExportRefused
-from trainer.export import check_parity, make_index, open_session, to_onnx
-from trainer.model import PathModel, Retrieval, path_trie
-from trainer.requests import Requests, training_requests
+from trainer.publish.version import check_parity, make_index, open_session, to_onnx
 
 
 def retrieval_of(planted: Planted) -> Retrieval:
@@ -161,7 +161,7 @@ def test_the_reads_are_within_the_budget(planted: Planted) -> None:
 
 def test_the_frontier_is_measured(planted: Planted) -> None:
     """Of all pairs that may be read, the chosen one holds most of brute force's answer, by a slow count."""
-    from trainer.frontier import BEAMS, CAPS, READS, choose_beam
+    from trainer.publish.frontier import BEAMS, CAPS, READS, choose_beam
 
     session = open_session(bytes(planted.version.parts["model.onnx"]))
     requests = training_requests(planted.dataset, planted.split, 30, 0)
@@ -188,7 +188,7 @@ def test_the_frontier_is_measured(planted: Planted) -> None:
 @pytest.mark.parametrize(("beam", "per_path"), [(30, "auto"), ("auto", 30), (30, 30)])
 def test_what_is_fixed_stays_fixed(planted: Planted, beam: int | str, per_path: int | str) -> None:
     """Also where it reads more than the budget."""
-    from trainer.frontier import choose_beam
+    from trainer.publish.frontier import choose_beam
 
     session = open_session(bytes(planted.version.parts["model.onnx"]))
     requests = training_requests(planted.dataset, planted.split, 10, 0)

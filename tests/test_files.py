@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainer.config import TrainConfig
-from trainer.data import load_dataset
+from trainer.data.dataset import load_dataset
+from trainer.data.files import read_table
+from trainer.data.text import BLOCK
 from trainer.errors import DataError
-from trainer.files import read_table
-from trainer.text import BLOCK
 
 WANTED = ("user_id", "item_id", "timestamp", "rating")
 CLICKS = "user_id,item_id,timestamp\n1,a,5\n2,b,6\n"

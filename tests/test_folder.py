@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from index_store.errors import StoreFull, StoreUnavailable, VersionDamaged, VersionNotFound
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from tests.planted import small_version
 
 

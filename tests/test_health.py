@@ -10,12 +10,12 @@ import pytest
 from index_store.version import Version
 from tests.conftest import SMALL, Planted
 from tests.planted import facts_of_version, parts_of_version
-from trainer.assignment import Occupancy
+from trainer.data.requests import history_requests
+from trainer.deep_retrieval.occupancy import Occupancy, collapse
 from trainer.errors import ExportRefused
-from trainer.export import make_version, open_session
-from trainer.health import Health, churn, collapse
 from trainer.progress import SilentProgress
-from trainer.requests import history_requests
+from trainer.publish.health import Health, churn
+from trainer.publish.version import make_version, open_session
 
 
 def version_of(paths: dict[int, list[int]], item_ids: list[int]) -> Version:

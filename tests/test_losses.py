@@ -8,11 +8,11 @@ import torch
 
 from retrieval.context import ContextSchema
 from trainer import config as config_module
-from trainer.batches import Batch
 from trainer.config import TrainConfig
-from trainer.losses import PATH_STEP, PathLoss, SoftmaxHead, draw
-from trainer.model import PathModel
-from trainer.train import make_optimizers
+from trainer.data.batches import Batch
+from trainer.deep_retrieval.layers import PathModel
+from trainer.deep_retrieval.losses import PATH_STEP, PathLoss, SoftmaxHead, draw
+from trainer.deep_retrieval.steps import make_optimizers
 
 
 @pytest.mark.parametrize("sampled", [False, True])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.measures import popularity_groups, precision_recall_f, ratios, recall_by_popularity, tops
+from trainer.evaluate.measures import popularity_groups, precision_recall_f, ratios, recall_by_popularity, tops
 
 
 def test_precision_recall_f_by_hand() -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from index_store.folder import FolderStore
-from service import middleware
-from service.app import create_app
-from service.settings import Settings
+from index_store.folder.store import FolderStore
+from service.http import middleware
+from service.http.app import create_app
+from service.process.settings import Settings
 
 SCOPE = {
     "type": "http",

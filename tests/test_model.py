@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from retrieval.context import Category, ContextSchema, Number
 from trainer.config import TrainConfig
-from trainer.model import PathModel, path_nodes, path_trie, random_paths
+from trainer.deep_retrieval.layers import PathModel, path_trie
+from trainer.deep_retrieval.paths import path_nodes, random_paths
 
 SCHEMA = ContextSchema((Category("country", ("AT", "NL")), Number("age", 40.0, 10.0)))
 

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from index_store.__main__ import main as dr_index
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from retrieval.searcher import Request
-from service.retriever import Retriever
+from service.serving.retriever import Retriever
 from tests.test_commands import QUICK
 from trainer.__main__ import main as dr_trainer
 

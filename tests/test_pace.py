@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from service.pace import FALL, RISE, Pace
+from service.serving.pace import FALL, RISE, Pace
 
 
 def test_a_prediction_is_the_sum_of_its_parts() -> None:

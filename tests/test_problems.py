@@ -9,8 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
-from index_store.folder import FolderStore
-from service.api import BatchRequest
+from index_store.folder.store import FolderStore
+from service.http.routes import BatchRequest
 from tests.conftest import Planted
 from tests.test_api import make_app
 
@@ -43,7 +43,7 @@ def test_a_fault_of_ours_carries_the_request_id(
     def fail(*_: object) -> None:
         raise RuntimeError("s3cret")
 
-    monkeypatch.setattr("service.api._prepare", fail)
+    monkeypatch.setattr("service.http.routes._prepare", fail)
     with TestClient(make_app(store), raise_server_exceptions=False) as client:
         response = client.post("/v1/retrieve", json={}, headers={"x-request-id": "abc"})
 

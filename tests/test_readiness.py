@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from index_store.folder import FolderStore
-from service.batcher import Batcher
+from index_store.folder.store import FolderStore
+from service.serving.batcher import Batcher
 from tests.conftest import Planted
 from tests.test_api import assert_problem, make_app
 

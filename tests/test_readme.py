@@ -11,9 +11,9 @@ import pytest
 
 import index_store.__main__
 import trainer.__main__
-from index_store.folder import FolderStore
-from service.app import create_app
-from service.settings import Settings
+from index_store.folder.store import FolderStore
+from service.http.app import create_app
+from service.process.settings import Settings
 from trainer.config import TrainConfig, load_config
 
 ROOT = Path(__file__).parent.parent

@@ -14,11 +14,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from index_store.errors import StoreUnavailable
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from index_store.version import Version
-from service import reloader as reloader_module
-from service.metrics import Metrics
-from service.reloader import Reloader
+from service.http.metrics import Metrics
+from service.serving import reloader as reloader_module
+from service.serving.reloader import Reloader
 from tests.conftest import Planted
 from tests.planted import changed
 from tests.test_api import ADMIN, assert_problem, make_app
@@ -182,7 +182,7 @@ def test_a_thread_that_cannot_be_started_ends_nothing(
         reloader = Reloader(store, 0.01, Metrics())
         for name in ("wait", "hold"):
             monkeypatch.setattr(store, name, once(name))
-        monkeypatch.setattr("service.reloader.HOLD_SECONDS", 0.01)
+        monkeypatch.setattr("service.serving.reloader.HOLD_SECONDS", 0.01)
         tasks = [asyncio.create_task(reloader.run()), asyncio.create_task(reloader.keep())]
         async with asyncio.timeout(30):
             while failed != {"wait", "hold"}:

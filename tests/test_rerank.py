@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from index_store.index import SOFTMAX, Index
-from trainer.requests import Requests
-from trainer.rerank import fit_reranker
+from retrieval.paths.index import SOFTMAX, Index
+from trainer.data.requests import Requests
+from trainer.publish.reranker import fit_reranker
 
 
 class FixedSession:

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from index_store import retrieval
 from index_store.errors import VersionDamaged
-from index_store.index import SOFTMAX, Index, Reranker
-from index_store.retrieval import Beams, Query, answer, fetch, join, rerank, search
+from retrieval.paths import search as retrieval
+from retrieval.paths.index import SOFTMAX, Index, Reranker
+from retrieval.paths.search import Beams, Query, answer, fetch, join, rerank, search
 from tests.conftest import Planted
-from trainer.export import open_session
+from trainer.publish.version import open_session
 
 ITEMS, SIZE = 12, 3
 
@@ -231,7 +231,7 @@ def test_who_is_widened_together_reads_no_more_than_one_may(planted: Planted, mo
     session = open_session(bytes(version.parts["model.onnx"]))
     parts = session, version.index, version.reranker
     queries = [Query(np.array([i]), [], [], 40, 2, 5, np.array([i])) for i in range(7)]
-    monkeypatch.setattr(retrieval, "MAX_READS", 100)
+    monkeypatch.setattr(Limits, "READS", 100)
     reads: list[int] = []
     search_once = retrieval._answer_once
 

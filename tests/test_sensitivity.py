@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_store.index import MAX_READS, SOFTMAX
+from retrieval.paths.index import SOFTMAX
+from retrieval.query import Limits
 from tests.conftest import Planted
 from tests.planted import write_interactions
 from tests.test_commands import QUICK
-from trainer import evaluate
-from trainer import sensitivity as sensitivity_module
 from trainer.__main__ import main as dr_trainer
-from trainer.config import MAX_BEAM
+from trainer.benchmark import sensitivity as sensitivity_module
+from trainer.benchmark.sensitivity import MeasuredPaths, chance
+from trainer.data.requests import held_out_requests
+from trainer.evaluate import evaluate
 from trainer.progress import SilentProgress
-from trainer.requests import held_out_requests
-from trainer.sensitivity import MeasuredPaths, chance
 
 
 @pytest.mark.parametrize("beam", [1, 4, 100])
@@ -28,7 +28,9 @@ def test_it_measures_what_the_published_version_answers(planted: Planted, beam: 
     requests = held_out_requests(planted.dataset, planted.split)
     mine = MeasuredPaths(planted.trained, requests, planted.config)
     published = evaluate.Measured(planted.version, requests, 5, SilentProgress())
-    answers, share = published.retrieval(beam, MAX_READS // MAX_BEAM, SilentProgress(), widen=False, reranker=SOFTMAX)
+    answers, share = published.retrieval(
+        beam, Limits.READS // Limits.BEAM, SilentProgress(), widen=False, reranker=SOFTMAX
+    )
 
     exact = mine.brute_force()
     found = mine.figures(beam, exact)

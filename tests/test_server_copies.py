@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index_store import remote as remote_module
 from index_store.errors import StoreUnavailable, VersionDamaged
-from index_store.folder import FolderStore
-from index_store.server import ServerStore
+from index_store.folder.store import FolderStore
+from index_store.redis import path_lists as remote_module
+from index_store.redis.store import ServerStore
 from index_store.store import open_store
 from tests.planted import large_version, small_version
 from tests.redis_servers import RedisServer

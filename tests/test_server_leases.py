@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import redis
 
-from index_store import server as server_module
 from index_store.errors import PointerMoved, VersionDamaged, VersionInUse, VersionNotFound
-from index_store.server import ServerStore
+from index_store.redis import store as server_module
+from index_store.redis.store import ServerStore
 from index_store.store import open_store
 from tests.planted import large_version, small_version
 from tests.redis_servers import RedisServer

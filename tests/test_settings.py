@@ -16,10 +16,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from index_store.__main__ import main as dr_index
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from index_store.store import open_store
-from service.app import create_app
-from service.settings import Settings, unknown
+from service.http.app import create_app
+from service.process.settings import Settings, unknown
 from tests.redis_servers import RedisServer, free_port, running
 
 BIN = Path(sys.executable).parent
@@ -212,7 +212,7 @@ def test_a_port_in_use_is_told_before_anything_is_loaded(tmp_path: Path) -> None
 
 def test_the_start_is_told_in_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Store, what is served from it, residency, admin, address; no password and no token."""
-    caplog.set_level("INFO", "service.app")
+    caplog.set_level("INFO", "service.http.app")
     store = open_store("redis://me:hunter2@127.0.0.1:1/0")
     secrets = {"admin_token": "hunter2", "store_password": "hunter2"}
     for settings, known, admin in ((secrets, store, "on"), ({}, FolderStore(str(tmp_path)), "off")):

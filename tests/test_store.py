@@ -20,7 +20,7 @@ from index_store.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from index_store.store import IndexStore, open_store, prune, rollback
 from tests.planted import small_version
 

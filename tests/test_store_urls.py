@@ -13,10 +13,10 @@ from fastapi.testclient import TestClient
 
 from index_store.__main__ import main as dr_index
 from index_store.errors import InvalidName
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from index_store.store import IndexStore, open_store
-from service.app import create_app
-from service.settings import Settings
+from service.http.app import create_app
+from service.process.settings import Settings
 from tests.planted import small_version
 from tests.redis_servers import free_port
 from tests.test_api import assert_problem

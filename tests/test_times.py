@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from trainer.data.files import read_table
+from trainer.data.times import timestamps
 from trainer.errors import DataError
-from trainer.files import read_table
-from trainer.times import timestamps
 
 
 def times_of(folder: Path, *cells: str, form: str = "csv") -> list[int | float]:

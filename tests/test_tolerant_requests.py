@@ -15,9 +15,9 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from index_store.version import Version
-from service.api import BatchRequest, RetrieveRequest, SwapRequest
+from service.http.routes import BatchRequest, RetrieveRequest, SwapRequest
 from tests.conftest import SMALL, Planted, train_planted
 from tests.test_api import ADMIN, assert_problem, items_of, make_app
 

@@ -14,14 +14,15 @@ from index_store.version import Version
 from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
 from trainer import config as config_module
-from trainer.assignment import PathAssigner
-from trainer.checkpoint import Run
 from trainer.config import TrainConfig
-from trainer.data import click_counts
+from trainer.data.split import click_counts
+from trainer.deep_retrieval.assignment import PathAssigner
+from trainer.deep_retrieval.checkpoint import Run
+from trainer.deep_retrieval.fit import expected_reads, fit
+from trainer.deep_retrieval.steps import set_learning_rate
 from trainer.errors import ResumeError, TrainerError
-from trainer.export import make_version
 from trainer.progress import SilentProgress
-from trainer.train import expected_reads, fit, set_learning_rate
+from trainer.publish.version import make_version
 
 
 class Interrupt(SilentProgress):
@@ -183,7 +184,7 @@ def test_clicks_are_counted_in_what_training_sees(planted: Planted) -> None:
 
 def test_alpha_meets_the_budget() -> None:
     """Scores that all prefer one path: auto finds the penalty at which a request reads about 7.5 k items."""
-    from trainer.train import _alpha_for_budget
+    from trainer.deep_retrieval.fit import _alpha_for_budget
 
     items, size = 400, 100
     rng = np.random.default_rng(0)

@@ -10,7 +10,8 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.warm_start import SLACK, _spread, spectral_vectors, tree_paths
+from trainer.deep_retrieval.tree import SLACK, _spread, tree_paths
+from trainer.encoders.spectral import spectral_vectors
 
 GROUPS = 6
 

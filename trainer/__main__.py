@@ -96,12 +96,13 @@ def _fit(options: argparse.Namespace) -> int:
     store = open_store(options.store, password=from_environment("DR_STORE_PASSWORD"))
     store.require_writable()  # what is wrong with the store is better told now than after training
 
-    from trainer.checkpoint import Run
-    from trainer.data import load_dataset, split_users
-    from trainer.export import make_version
+    from trainer.data.dataset import load_dataset
+    from trainer.data.remarks import remarks
+    from trainer.data.split import split_users
+    from trainer.deep_retrieval.checkpoint import Run
+    from trainer.deep_retrieval.fit import fit
     from trainer.progress import choose_progress
-    from trainer.remarks import remarks
-    from trainer.train import fit
+    from trainer.publish.version import make_version
 
     progress = choose_progress()
     run_folder = options.resume
@@ -182,8 +183,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     from retrieval.context import ContextSchema
     from trainer.config import config_from
-    from trainer.data import load_dataset, split_users
-    from trainer.evaluate import evaluate, require_same_data, table
+    from trainer.data.dataset import load_dataset
+    from trainer.data.split import split_users
+    from trainer.evaluate.evaluate import evaluate, require_same_data, table
     from trainer.progress import choose_progress
 
     config = config_from(dict(version.manifest.config))
@@ -203,18 +205,18 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    from trainer.datasets import find_datasets
+    from trainer.benchmark.datasets import find_datasets
 
     if options.seeds < 1:
         raise TrainerError(f"--seeds: expected at least 1, found {options.seeds}")
     sources = find_datasets(options.data_dir, options.datasets.split(",") if options.datasets else None)
     _require("faiss", "implicit", *(["matplotlib"] if options.report else []))
 
-    from trainer.benchmark import benchmark, table
+    from trainer.benchmark.benchmark import benchmark, table
     from trainer.progress import choose_progress
 
     if options.report:
-        from trainer.report import require_writable, write_benchmark
+        from trainer.benchmark.report import require_writable, write_benchmark
 
         require_writable(options.report)
     progress = choose_progress()
@@ -232,14 +234,14 @@ def _sensitivity(options: argparse.Namespace) -> int:
     if options.report:
         _require("matplotlib")
 
-        from trainer.report import require_writable, write_sensitivity
+        from trainer.benchmark.report import require_writable, write_sensitivity
 
         require_writable(options.report)
 
-    from trainer.data import load_dataset
+    from trainer.benchmark.sensitivity import sensitivity, table
+    from trainer.data.dataset import load_dataset
+    from trainer.data.remarks import remarks
     from trainer.progress import choose_progress
-    from trainer.remarks import remarks
-    from trainer.sensitivity import sensitivity, table
 
     progress = choose_progress()
     dataset = load_dataset(options.interactions, config, options.items, options.users)

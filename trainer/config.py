@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from index_store.index import MAX_READS
-from retrieval.context import MAX_FEATURES, MAX_NAME
+from retrieval.query import Limits
 from trainer.errors import ConfigError
 
 #: Up to so many items a gradient step moves all their vectors, as Adam does, also of those it has not read: a little
 #: more is found in a catalogue of 50,000, but with 1.5 million an epoch takes an order longer (README, Decisions).
 DENSE_ITEMS = 200_000
-#: Widest beam a version answers. Bounds what one request can cost.
-MAX_BEAM = 256
 #: The least K that width = "auto" gives.
 MIN_WIDTH = 10
 #: The trie of the paths in use has at most this many entries, 4 bytes each: it is in the ONNX file, which ends at 2 GB.
@@ -102,8 +99,8 @@ class TrainConfig:
                 f"candidate_paths: expected at least paths_per_item = {self.paths_per_item}, "
                 f"found {self.candidate_paths}"
             )
-        if self.beam != "auto" and self.per_path != "auto" and self.beam * self.per_path > MAX_READS:
-            raise ConfigError(f"beam, per_path: a request may read at most {MAX_READS} items, their product")
+        if self.beam != "auto" and self.per_path != "auto" and self.beam * self.per_path > Limits.READS:
+            raise ConfigError(f"beam, per_path: a request may read at most {Limits.READS} items, their product")
         self._check_context()
         if isinstance(self.width, int):
             self._check_paths(self.width)
@@ -111,14 +108,14 @@ class TrainConfig:
             raise ConfigError(f"width, depth: {MIN_WIDTH}^{self.depth} paths do not fit in int64; make depth smaller")
 
     def _check_context(self) -> None:
-        if len(self.context) > MAX_FEATURES:
-            raise ConfigError(f"context: expected at most {MAX_FEATURES} columns, found {len(self.context)}")
+        if len(self.context) > Limits.FEATURES:
+            raise ConfigError(f"context: expected at most {Limits.FEATURES} columns, found {len(self.context)}")
         names = [spec.partition(":")[0] for spec in self.context]
         for spec, name in zip(self.context, names, strict=True):
             if not name or spec not in {name, *(f"{name}:{kind}" for kind in ("category", "categorical", "number"))}:
                 raise ConfigError(f'context: expected "column", "column:category" or "column:number", found {spec!r}')
-            if len(name) > MAX_NAME:
-                raise ConfigError(f"context: a name of {len(name)} characters; expected at most {MAX_NAME}")
+            if len(name) > Limits.FEATURE_NAME:
+                raise ConfigError(f"context: a name of {len(name)} characters; expected at most {Limits.FEATURE_NAME}")
             if names.count(name) > 1:
                 raise ConfigError(f"context: {name} is named twice")
 
@@ -222,7 +219,7 @@ _BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
         name: _at_least(0)
         for name in ("test_users", "reassignments", "seed", "weight_decay", "alpha")
     },
-    "beam": (lambda value: 1 <= value <= MAX_BEAM, f"1 to {MAX_BEAM}"),
+    "beam": (lambda value: 1 <= value <= Limits.BEAM, f"1 to {Limits.BEAM}"),
     "eta": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "dropout": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     **{

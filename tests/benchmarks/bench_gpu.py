@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from index_store.retrieval import Beams, search
+from retrieval.paths.search import Beams, search
 from tests.benchmarks.catalogue import CONFIG, Catalogue, make_catalogue
 from tests.benchmarks.measure import report, take_turns
 

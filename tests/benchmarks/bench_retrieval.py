@@ -16,13 +16,13 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from index_store import kernels
-from index_store.retrieval import Answer, Query, fetch, rerank, search
 from index_store.version import Version
-from service.retriever import Retriever
+from retrieval.paths import kernels
+from retrieval.paths.search import Answer, Query, fetch, rerank, search
+from service.serving.retriever import Retriever
 from tests.benchmarks.catalogue import CONFIG, Catalogue, make_catalogue
 from tests.benchmarks.measure import floor_rates, report, take_turns
-from trainer.two_tower import build_hnsw
+from trainer.benchmark.two_tower import build_hnsw
 
 CELLS = 32  # of an IVF index that are scanned
 USERS = 100

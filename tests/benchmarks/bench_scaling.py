@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from index_store.store import open_store
-from service.retriever import Retriever
+from service.serving.retriever import Retriever
 from tests.benchmarks.bench_retrieval import ask_ours, our_queries
 from tests.benchmarks.catalogue import CONFIG, make_catalogue
 from tests.benchmarks.measure import report, take_turns

@@ -29,7 +29,7 @@ from index_store.store import open_store
 from tests.benchmarks.catalogue import CONFIG, make_catalogue
 from tests.benchmarks.measure import report
 from tests.redis_servers import RedisServer, free_port, running
-from trainer.two_tower import build_hnsw
+from trainer.benchmark.two_tower import build_hnsw
 
 BIN = Path(sys.executable).parent
 CONNECTIONS = 32

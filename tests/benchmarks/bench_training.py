@@ -24,16 +24,19 @@ from numpy.typing import NDArray
 from index_store.store import open_store
 from tests.benchmarks.catalogue import CLUSTER, make_dataset
 from tests.benchmarks.measure import floor_rates, report
-from trainer.assignment import PathAssigner
-from trainer.batches import Batches
-from trainer.checkpoint import Run
 from trainer.config import TrainConfig
-from trainer.data import Dataset, click_counts, split_users
-from trainer.export import make_version
-from trainer.losses import PathLoss, SoftmaxHead
-from trainer.model import PathModel, random_paths
+from trainer.data.batches import Batches
+from trainer.data.dataset import Dataset
+from trainer.data.split import click_counts, split_users
+from trainer.deep_retrieval.assignment import PathAssigner
+from trainer.deep_retrieval.checkpoint import Run
+from trainer.deep_retrieval.fit import fit, score_paths
+from trainer.deep_retrieval.layers import PathModel
+from trainer.deep_retrieval.losses import PathLoss, SoftmaxHead
+from trainer.deep_retrieval.paths import random_paths
+from trainer.deep_retrieval.steps import gradient_epoch, make_optimizers
 from trainer.progress import PlainProgress
-from trainer.train import fit, gradient_epoch, make_optimizers, score_paths
+from trainer.publish.version import make_version
 
 CONFIG = TrainConfig(k=200, test_users=200, epochs=2)
 SESSION = 50  # interactions a user

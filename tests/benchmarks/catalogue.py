@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from index_store.index import Index, Reranker
 from index_store.version import Version
 from retrieval.context import ContextSchema
+from retrieval.paths.index import Index, Reranker
 from trainer.config import TrainConfig
-from trainer.context import UserContext
-from trainer.data import Dataset
-from trainer.export import assemble, path_lists, to_onnx
-from trainer.model import PathModel, Retrieval, path_trie
-from trainer.requests import Requests
+from trainer.data.context import UserContext
+from trainer.data.dataset import Dataset
+from trainer.data.requests import Requests
+from trainer.deep_retrieval.layers import PathModel, Retrieval, path_trie
+from trainer.publish.version import assemble, path_lists, to_onnx
 
 #: The shape of the paper's Amazon Books (Sec. 4.2), and its k.
 CONFIG = TrainConfig(depth=3, width=100, paths_per_item=3, beam=50, per_path=10, k=200)

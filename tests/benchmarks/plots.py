@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from trainer.plots import EXACT, OURS, RIVAL
+from trainer.benchmark.plots import EXACT, OURS, RIVAL
 
 SHADES = ("#12456f", "#1f6fb4", "#6aa9dd", "#b5d4ee")  # of what ours is made of
 NAMES = {

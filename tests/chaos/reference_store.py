@@ -6,7 +6,7 @@ from collections.abc import Collection
 from types import EllipsisType
 
 from index_store.errors import PointerMoved, VersionInUse, VersionNotFound
-from index_store.listing import number
+from index_store.redis.listing import number
 
 
 def content(name: str) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from index_store.redis import CONNECTIONS
+from index_store.redis.client import CONNECTIONS
 from index_store.store import open_store
-from service.batcher import Batcher
-from service.retriever import Retriever
+from service.serving.batcher import Batcher
+from service.serving.retriever import Retriever
 from tests.chaos.conftest import Goal, amount
 from tests.conftest import Planted
 from tests.delay_proxy import delay_proxy

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from index_store.errors import VersionDamaged
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from index_store.version import Version
-from service import trial
-from service.reloader import Reloader
-from service.trial import try_model
+from service.serving import trial
+from service.serving.reloader import Reloader
+from service.serving.trial import try_model
 from tests.chaos.conftest import Goal, amount
 from tests.chaos.damage import endless, stored_damage, write_version, wrong_versions
 from tests.chaos.traffic import Traffic, answers_of
@@ -100,14 +100,14 @@ def test_a_model_is_tried_once(planted: Planted, other: Planted, tmp_path: Path,
     """Not again when it comes back; another is."""
     import asyncio
 
-    from service.metrics import Metrics
+    from service.http.metrics import Metrics
 
     store = FolderStore(str(tmp_path))
     names = [store.publish(planted.version), store.publish(other.version)]
     third = store.publish(changed(planted.version, context=bytes(planted.version.parts["context.json"]) + b" "))
     store.activate(names[0])
     tried: list[Version] = []
-    monkeypatch.setattr("service.reloader.try_model", tried.append)
+    monkeypatch.setattr("service.serving.reloader.try_model", tried.append)
 
     async def swap() -> None:
         reloader = Reloader(store, 60, Metrics())

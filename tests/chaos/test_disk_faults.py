@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from index_store.copies import Copies
 from index_store.errors import CacheUnavailable, IndexStoreError, StoreFull, StoreUnavailable, VersionNotFound
-from index_store.folder import FolderStore
+from index_store.folder.copies import Copies
+from index_store.folder.store import FolderStore
 from index_store.version import Version
 from tests.chaos.conftest import Goal, amount
 from tests.chaos.disk import TAKE_ROOM, Operation, watched
@@ -144,7 +144,7 @@ def test_a_failing_disk_is_told_and_changes_nothing(tmp_path: Path, goal: Goal) 
 CUT_WHEN_MAPPED = """
 import mmap, os, sys
 from index_store.errors import StoreUnavailable
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 store = FolderStore(sys.argv[1])
 (manifest,) = store.versions()
 map_file = mmap.mmap

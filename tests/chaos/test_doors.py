@@ -17,7 +17,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from index_store.store import open_store
 from tests.chaos.conftest import Goal, amount
 from tests.chaos.wire import exchange, target
@@ -293,12 +293,12 @@ def test_nothing_is_unpickled_where_requests_are_served(
 
     The exception is told by its bytes: they stand in the files beside kernels.py, and numba asks for them.
     """
-    import index_store.kernels
+    import retrieval.paths.kernels
 
     guard, told = tmp_path / "guard", tmp_path / "told"
     guard.mkdir()
     (guard / "sitecustomize.py").write_text(GUARD)
-    kernels = Path(index_store.kernels.__file__).resolve().parent / "__pycache__"
+    kernels = Path(retrieval.paths.kernels.__file__).resolve().parent / "__pycache__"
     for name, value in (("GUARD_LOG", told), ("GUARD_KEPT", kernels)):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("PYTHONPATH", str(guard), prepend=os.pathsep)

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from index_store.folder import FolderStore
-from index_store.server import ServerStore
+from index_store.folder.store import FolderStore
+from index_store.redis.store import ServerStore
 from index_store.store import IndexStore, open_store, prune
 from index_store.version import Version
-from service.metrics import Metrics
-from service.reloader import Reloader
+from service.http.metrics import Metrics
+from service.serving.reloader import Reloader
 from tests.chaos.conftest import FULL, Goal, amount
 from tests.chaos.traffic import answers_of
 from tests.chaos.victims import Victim, publish_and_activate

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index_store.index import MAX_READS
 from index_store.store import open_store
-from service.api import MAX_BATCH, MAX_BEAM, MAX_K
+from retrieval.query import Limits
 from tests.benchmarks.catalogue import make_catalogue
 from tests.chaos.conftest import Goal, amount
 from tests.delay_proxy import delay_proxy
@@ -187,12 +186,12 @@ def test_the_dearest_request(goal: Goal, tmp_path: Path) -> None:
     dearest = {
         "history": catalogue.requests.histories[0].tolist(),
         "exclude": list(range(0, 20_000, 2)),
-        "k": MAX_K,
-        "beam": MAX_BEAM,
-        "per_path": MAX_READS // MAX_BEAM,
+        "k": Limits.K,
+        "beam": Limits.BEAM,
+        "per_path": Limits.READS // Limits.BEAM,
         "timeout_ms": 60_000,
     }
-    several = {"requests": [dearest | {"exclude": []}] * MAX_BATCH}
+    several = {"requests": [dearest | {"exclude": []}] * Limits.REQUESTS}
     took: dict[str, float] = {}
     with fleet(tmp_path, str(tmp_path / "store"), count=1) as (replica,):
         for route, body, times in (("/v1/retrieve", dearest, 21), ("/v1/retrieve:batch", several, 3)):
@@ -206,8 +205,9 @@ def test_the_dearest_request(goal: Goal, tmp_path: Path) -> None:
 
     goal(
         "A8",
-        f"the dearest request, {MAX_BEAM} paths, {MAX_READS // MAX_BEAM} items each, {MAX_K} wanted, at most 50 ms",
-        f"{took['/v1/retrieve']:.0f} ms; a body of {MAX_BATCH} of them {took['/v1/retrieve:batch']:.0f} ms",
+        f"the dearest request, {Limits.BEAM} paths, {Limits.READS // Limits.BEAM} items each, {Limits.K} wanted, "
+        "at most 50 ms",
+        f"{took['/v1/retrieve']:.0f} ms; a body of {Limits.REQUESTS} of them {took['/v1/retrieve:batch']:.0f} ms",
         reached=took["/v1/retrieve"] <= 50,
         timing=True,
     )

@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from index_store.store import prune
 from tests.chaos.conftest import Goal, amount
 from tests.chaos.disk import Operation, watched

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from index_store.store import open_store
 from tests.chaos.conftest import Goal, amount
 from tests.chaos.traffic import BODIES, answers_of

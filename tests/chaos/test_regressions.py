@@ -18,19 +18,19 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from index_store import redis as redis_module
-from index_store import server as server_module
 from index_store.errors import StoreUnavailable, VersionDamaged
-from index_store.folder import FolderStore
-from index_store.retrieval import Answer, Query
-from index_store.server import ServerStore
+from index_store.folder.store import FolderStore
+from index_store.redis import client as redis_module
+from index_store.redis import store as server_module
+from index_store.redis.store import ServerStore
 from index_store.store import open_store
+from retrieval.paths.search import Answer, Query
 from retrieval.searcher import Request, Unknown
-from service.api import RetrieveRequest
-from service.metrics import Metrics
-from service.pace import Pace
-from service.reloader import Reloader
-from service.retriever import Retriever
+from service.http.metrics import Metrics
+from service.http.routes import RetrieveRequest
+from service.serving.pace import Pace
+from service.serving.reloader import Reloader
+from service.serving.retriever import Retriever
 from tests.conftest import Planted
 from tests.fleet import query_of
 from tests.planted import changed, small_version

@@ -10,17 +10,17 @@ from random import Random
 import pytest
 import torch
 
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from tests.chaos.conftest import Goal, amount
 from tests.chaos.victims import Victim, train
 from tests.conftest import SMALL, Planted
 from tests.planted import write_interactions
-from trainer.assignment import PathAssigner
-from trainer.checkpoint import Run
 from trainer.config import TrainConfig
+from trainer.deep_retrieval.assignment import PathAssigner
+from trainer.deep_retrieval.checkpoint import Run
+from trainer.deep_retrieval.layers import PathModel
+from trainer.deep_retrieval.steps import make_optimizers
 from trainer.errors import ResumeError
-from trainer.model import PathModel
-from trainer.train import make_optimizers
 
 SETTINGS = [
     f"--set={field.name}={getattr(SMALL, field.name)}"

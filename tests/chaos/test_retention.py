@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from index_store.server import ServerStore
+from index_store.redis.store import ServerStore
 from index_store.store import open_store, prune
 from index_store.version import Version
 from tests.chaos.conftest import Goal, amount

@@ -23,18 +23,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from redis.connection import Connection
 
-from index_store import server as server_module
 from index_store.errors import IndexStoreError, PointerMoved, VersionInUse, VersionNotFound
-from index_store.folder import FolderStore
-from index_store.server import ServerStore
+from index_store.folder.store import FolderStore
+from index_store.redis import store as server_module
+from index_store.redis.store import ServerStore
 from index_store.store import IndexStore, open_store, prune, rollback
 from index_store.version import Version
 from retrieval.vocabulary import ItemId
-from service import reloader as reloader_module
 from service.errors import NotReady
-from service.metrics import Metrics
-from service.reloader import Reloader
-from service.retriever import Retriever
+from service.http.metrics import Metrics
+from service.serving import reloader as reloader_module
+from service.serving.reloader import Reloader
+from service.serving.retriever import Retriever
 from tests.chaos.conftest import Goal, amount
 from tests.chaos.reference_store import ReferenceStore, content
 from tests.conftest import Planted

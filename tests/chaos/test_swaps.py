@@ -15,7 +15,7 @@ from random import Random
 import httpx
 import numpy as np
 
-from index_store.folder import FolderStore
+from index_store.folder.store import FolderStore
 from index_store.store import open_store
 from index_store.version import Version
 from tests.chaos.conftest import FULL, Goal, amount

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from index_store.version import Version
-from service.retriever import Retriever
+from service.serving.retriever import Retriever
 from tests.fleet import Candidates, answer_of, same
 from tests.http_client import Pool, Reply, post
 

@@ -15,8 +15,8 @@ import redis.connection
 import torch
 
 import trainer.__main__
-import trainer.export
-from index_store import server as server_module
+import trainer.publish.version
+from index_store.redis import store as server_module
 from index_store.store import open_store
 from index_store.version import Version
 from tests.chaos.disk import watched

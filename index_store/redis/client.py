@@ -1,0 +1,266 @@
+"""A Redis 7 or Valkey server, or a cluster of them: the few things a store asks of it, and what can go wrong.
+
+Everything that knows the client library is here. Two connections' worth of policy: outside of requests three tries of
+three seconds, so that a restart of the server passes unnoticed; on a request one short try, because waiting would
+only add the requests behind it.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import redis
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
+from redis.retry import Retry
+
+from index_store.address import Address
+from index_store.errors import IndexStoreError, StoreFull, StoreMisconfigured, StoreUnavailable
+from index_store.redis import tls
+from index_store.version import Buffer
+
+OLDEST = 7  # major release
+TIMEOUT = 3.0  # seconds for one answer, outside of requests
+RETRIES = 2  # likewise
+CONNECTIONS = 8  # of one process; a thread that finds none free waits for one
+SCANNED = 1000  # keys looked at in one step of a scan
+
+#: What the library raises; its cluster part has a root of its own.
+FAILURES = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
+
+#: How a cluster's node says that it does not know the user; there the library has no error of its own for it.
+REFUSED_USER = ("WRONGPASS", "NOAUTH", "invalid username-password pair", "must be called with the client already")
+
+Command = tuple[str | int | float | Buffer, ...]
+
+
+class Server:
+    """Connects on first use. Every method raises StoreUnavailable, StoreMisconfigured or StoreFull."""
+
+    def __init__(self, address: Address, request_timeout: float) -> None:
+        self.address = address
+        self._request_timeout = request_timeout
+        self._hints: Any = None  # the subscription that `wait` reads
+
+    @functools.cached_property
+    def _client(self) -> Any:
+        client = _connect(self.address, TIMEOUT, Retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES))
+        _check_release(client, self.address)
+        return client
+
+    @functools.cached_property
+    def _request_client(self) -> Any:
+        return _connect(self.address, self._request_timeout, Retry(NoBackoff(), 0))
+
+    def get(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The values of `keys`, in one round trip to each node."""
+        return self._pipelined([("GET", key) for key in keys])
+
+    def put(self, entries: Sequence[tuple[str, Buffer]]) -> None:
+        """Write keys, each by itself."""
+        self._pipelined([("SET", key, value) for key, value in entries])
+
+    def remove(self, keys: Sequence[str | bytes]) -> None:
+        """Remove keys without making others wait for the memory to be freed."""
+        self._pipelined([("UNLINK", key) for key in keys])
+
+    def sizes(self, keys: Sequence[str]) -> list[int]:
+        """The bytes of each value, 0 where there is none."""
+        return self._pipelined([("STRLEN", key) for key in keys])
+
+    def heads(self, keys: Sequence[str], sizes: Sequence[int]) -> list[bytes]:
+        """The first bytes of each value, nothing where there is none. For requests: one short try."""
+        with self._errors():
+            pipe = self._request_client.pipeline(transaction=False)
+            for key, size in zip(keys, sizes, strict=True):
+                pipe.getrange(key, 0, size - 1)
+            found: list[bytes] = pipe.execute()
+            return found
+
+    def scan(self, pattern: str) -> Iterator[bytes]:
+        """All keys that match, from every node; one that comes or goes meanwhile may be among them."""
+        with self._errors():
+            yield from self._client.scan_iter(match=pattern, count=SCANNED)
+
+    def members(self, *keys: str) -> set[bytes]:
+        """All members of sets of one slot, at one moment."""
+        with self._errors():
+            return set(self._client.sunion(keys) if len(keys) > 1 else self._client.smembers(keys[0]))
+
+    def discard(self, key: str, member: str) -> bool:
+        """Take a member from a set; returns whether it was there."""
+        with self._errors():
+            return bool(self._client.srem(key, member))
+
+    def move(self, member: str, old: str, new: str) -> bool:
+        """Move a member from one set to another of the same slot; returns whether it was there."""
+        with self._errors():
+            return bool(self._client.smove(old, new, member))
+
+    def transact(self, keys: Sequence[str], change: Callable[[Any], Sequence[Command] | None]) -> None:
+        """Do what `change(read)` returns at once, if `keys` are still what it read; else ask it again.
+
+        read: has the client's `get` and `smembers`. All keys are of one slot. None: do nothing.
+        """
+        with self._errors():
+            while True:
+                with self._client.pipeline(transaction=True) as pipe:
+                    pipe.watch(*keys)
+                    commands = change(pipe)
+                    if commands is None:
+                        return
+                    pipe.multi()
+                    for command in commands:
+                        pipe.execute_command(*command)
+                    try:
+                        pipe.execute()
+                    except redis.WatchError:
+                        continue
+                    return
+
+    def lease(self, key: str, member: str, milliseconds: int) -> None:
+        """Add `member` to a set of leases, or let it last longer. By the server's clock."""
+        with self._errors():
+            self._client.zadd(key, {member: self._now(key) + milliseconds})
+
+    def release(self, key: str, members: Sequence[str]) -> None:
+        """Remove leases."""
+        with self._errors():
+            self._client.zrem(key, *members)
+
+    def leases(self, key: str) -> dict[bytes, float]:
+        """All leases, and the ms until they end by the server's clock; 0 or less: ended."""
+        with self._errors():
+            now = self._now(key)
+            return {member: float(end) - now for member, end in self._client.zrange(key, 0, -1, withscores=True)}
+
+    def memory(self) -> list[Mapping[str, Any]]:
+        """What each node that takes writes says of its memory."""
+        with self._errors():
+            if not self.address.cluster:
+                return [self._client.info("memory")]
+            nodes = self._client.info("memory", target_nodes=redis.RedisCluster.PRIMARIES)
+            return [nodes] if "used_memory" in nodes else list(nodes.values())
+
+    def full(self) -> bool:
+        """Whether a node is at its limit, and refuses whatever needs memory."""
+        return any(0 < memory["maxmemory"] <= memory["used_memory"] for memory in self.memory())
+
+    def tell(self, channel: str, message: str) -> None:
+        """Wake who waits on `channel`; nobody need be there."""
+        with self._errors():
+            self._client.publish(channel, message)
+
+    def wait(self, channel: str, seconds: float) -> bool:
+        """Whether something was told on `channel` within that time. Never raises. One thread at a time."""
+        end = time.monotonic() + seconds
+        try:
+            if self._hints is None:
+                self._hints = self._request_client.pubsub(ignore_subscribe_messages=True)
+                self._hints.subscribe(channel)
+            while (left := end - time.monotonic()) > 0:
+                if self._hints.get_message(timeout=left):
+                    return True
+        except (*FAILURES, IndexStoreError):
+            if self._hints is not None:
+                with suppress(*FAILURES):
+                    self._hints.close()
+            self._hints = None
+            time.sleep(max(0.0, end - time.monotonic()))
+        return False
+
+    def _pipelined(self, commands: Sequence[Command]) -> list[Any]:
+        with self._errors():
+            pipe = self._client.pipeline(transaction=False)
+            for command in commands:
+                pipe.execute_command(*command)
+            answers: list[Any] = pipe.execute()
+            return answers
+
+    def _now(self, key: str) -> int:
+        """The clock of the server that has `key`, in ms: the nodes and clients of a cluster may disagree."""
+        node = {"target_nodes": self._client.get_node_from_key(key)} if self.address.cluster else {}
+        seconds, microseconds = self._client.time(**node)
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except FAILURES as error:
+            raise _translate(error, self.address) from error
+
+
+def _connect(address: Address, timeout: float, retry: Retry) -> Any:
+    options: dict[str, Any] = {
+        "username": address.user,
+        "password": address.password,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "retry": retry,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),  # of hosted Redis only
+    }
+    if address.tls:
+        options["ssl_ca_certs"] = address.ca_file
+        options["ssl_certfile"] = address.cert_file
+        options["ssl_keyfile"] = address.key_file
+        options["ssl_password"] = ""
+    if address.cluster:
+        return redis.RedisCluster(host=address.host, port=address.port, ssl=address.tls, **options)
+    pool = redis.BlockingConnectionPool(  # type: ignore[no-untyped-call]
+        max_connections=CONNECTIONS,
+        timeout=timeout,
+        connection_class=redis.SSLConnection if address.tls else redis.Connection,
+        host=address.host,
+        port=address.port,
+        db=address.db,
+        **options,
+    )
+    return redis.Redis(connection_pool=pool)
+
+
+def _check_release(client: Any, address: Address) -> None:
+    node = {"target_nodes": client.get_default_node()} if address.cluster else {}
+    hello = client.execute_command("HELLO", **node)
+    facts = hello if isinstance(hello, dict) else dict(zip(hello[::2], hello[1::2], strict=True))
+    release = facts[b"version"].decode()
+    if int(release.partition(".")[0]) < OLDEST:
+        raise StoreMisconfigured(f"{address}: the server is release {release}; upgrade it to Redis {OLDEST} or Valkey")
+    if facts.get(b"mode") == b"cluster" and not address.cluster:
+        raise StoreMisconfigured(f"{address}: the server is a node of a cluster; write redis+cluster:// in the URL")
+
+
+def _translate(error: Exception, address: Address) -> IndexStoreError:  # noqa: PLR0911 -- a table in prose
+    """The library's error as ours. Its text is kept where the server wrote it: that never has a password in it."""
+    text = str(error)
+    if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError) or any(
+        words in text for words in REFUSED_USER
+    ):
+        return StoreMisconfigured(
+            f"{address}: the server refuses this user or password; correct them in the URL or DR_STORE_PASSWORD"
+        )
+    if isinstance(error, redis.exceptions.NoPermissionError):
+        return StoreMisconfigured(f"{address}: the user may not do this ({text}); see the README for the ACL needed")
+    if isinstance(error, redis.exceptions.OutOfMemoryError):
+        return StoreFull(f"{address}: the server is out of memory; delete versions with `dr-index prune`")
+    if isinstance(error, redis.exceptions.ReadOnlyError):
+        return StoreMisconfigured(f"{address}: the server is a replica; name the primary in the URL")
+    if "WRONGTYPE" in text:
+        return StoreMisconfigured(
+            f"{address}: a key of ours has another type, so another application uses it; choose ?namespace= in the URL"
+        )
+    if "DB index is out of range" in text:
+        return StoreMisconfigured(f"{address}: the server has no such database; correct the number in the URL")
+    if "unknown command" in text and "HELLO" in text.upper():
+        return StoreMisconfigured(f"{address}: the server is too old; upgrade it to Redis {OLDEST} or Valkey")
+    if "Cluster mode is not enabled" in text:
+        return StoreMisconfigured(f"{address}: the server is not in cluster mode; write redis:// in the URL")
+    if found := tls.translate(error, address):
+        return found
+    if isinstance(error, redis.ResponseError):
+        return StoreUnavailable(f"{address}: the server refused a command: {text}")
+    return StoreUnavailable(f"{address}: no answer ({text or type(error).__name__}); {tls.question(error, address)}")

@@ -1,0 +1,177 @@
+"""The few keys of a store that change: the list of versions, `current`, and who uses what.
+
+Each change is one transaction on one key (or a few on one node), so any number of publishers, deleters and replicas may
+be at it, and any of them may die.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from types import EllipsisType
+from typing import Any
+
+from index_store.errors import PointerMoved, StoreMisconfigured
+from index_store.redis.client import Command, Server
+from index_store.redis.keys import Keys
+
+#: What `claim` names versions.
+OURS = re.compile(r"v[1-9]\d*-[0-9a-f]{12}")
+LEASE = re.compile(rf"(?P<version>{OURS.pattern}) [0-9a-f]{{32}}")
+COUNT = re.compile(r"v\d+")
+
+
+class Listing:
+    """What is in the namespace of `keys`. Raises StoreMisconfigured where another application wrote there.
+
+    A name is in one of two sets: of those claimed and of those published. One that is in neither never comes back,
+    so whatever is left of it may be removed at any time.
+    """
+
+    def __init__(self, server: Server, keys: Keys) -> None:
+        self._server, self._keys = server, keys
+
+    def claim(self, fingerprint: str) -> tuple[str, bool]:
+        """The name that these bytes have or now get, and whether they are published already."""
+        claimed = "", False
+
+        def change(read: Any) -> list[Command] | None:
+            nonlocal claimed
+            published = self._names(self._keys.versions, read.smembers(self._keys.versions))
+            publishing = self._names(self._keys.publishing, read.smembers(self._keys.publishing))
+            counter = self._ours(self._keys.counter, read.get(self._keys.counter), COUNT)
+            for name in published | publishing:
+                if name.endswith(f"-{fingerprint[:12]}"):
+                    claimed = name, name in published
+                    return None
+            new = 1 + max(map(number, {counter or "v0", *published, *publishing}))
+            claimed = f"v{new}-{fingerprint[:12]}", False
+            return [("SET", self._keys.counter, f"v{new}"), ("SADD", self._keys.publishing, claimed[0])]
+
+        self._server.transact([self._keys.versions, self._keys.publishing, self._keys.counter], change)
+        return claimed
+
+    def require_ours(self) -> None:
+        """Raise StoreMisconfigured where the namespace is another application's."""
+        self.listed()
+        self._leases()
+        self.pointer(self._keys.current)
+        self.pointer(self._keys.previous)
+        (counter,) = self._server.get([self._keys.counter])
+        self._ours(self._keys.counter, counter, COUNT)
+
+    def published(self) -> set[str]:
+        """The versions that are whole."""
+        return self._names(self._keys.versions, self._server.members(self._keys.versions))
+
+    def publishing(self) -> set[str]:
+        """The versions that are being published or deleted, or were when who did so died."""
+        return self._names(self._keys.publishing, self._server.members(self._keys.publishing))
+
+    def listed(self) -> set[str]:
+        """Both, at one moment."""
+        both = [self._keys.versions, self._keys.publishing]
+        return self._names(self._keys.versions, self._server.members(*both))
+
+    def seal(self, version: str) -> bool:
+        """From now on a claimed version is published. False if somebody took the claim away."""
+        moved = self._server.move(version, self._keys.publishing, self._keys.versions)
+        return moved or version in self.published()
+
+    def unclaim(self, version: str) -> bool:
+        """Take a claim away; False if there is none, as when it was sealed."""
+        return self._server.discard(self._keys.publishing, version)
+
+    def unseal(self, version: str) -> bool:
+        """Undo `seal`, the first step of a delete; False if it is not published. Needs no memory of the server."""
+        moved = self._server.move(version, self._keys.versions, self._keys.publishing)
+        return moved or version in self.publishing()  # the answer of a first try may have been lost
+
+    def _names(self, key: str, members: set[bytes]) -> set[str]:
+        return {name for member in members if (name := self._ours(key, member, OURS))}
+
+    def _ours(self, key: str, value: bytes | None, form: re.Pattern[str]) -> str | None:
+        text = None if value is None else value.decode("ascii", "replace")
+        if text is not None and not form.fullmatch(text):
+            raise StoreMisconfigured(
+                f"{self._server.address}: {key} was not written by us, so another application uses this namespace; "
+                "choose another with ?namespace= in the URL"
+            )
+        return text
+
+    def pointer(self, key: str) -> str | None:
+        """The version that `key`, current or previous, names."""
+        (value,) = self._server.get([key])
+        return self._ours(key, value, OURS)
+
+    def move_pointer(self, version: str, expected: str | EllipsisType | None) -> str | None:
+        """Make `version` current; see IndexStore.activate."""
+        key, previous = self._keys.current, self._keys.previous
+        replaced: str | None = None
+        mover = uuid.uuid4().hex  # tells, when an answer is lost, whether this move or another one was carried out
+
+        def change(read: Any) -> list[Command] | None:
+            nonlocal replaced
+            current = self._ours(key, read.get(key), OURS)
+            self._ours(previous, read.get(previous), OURS)
+            if read.get(self._keys.mover) == mover.encode():
+                return None
+            replaced = current
+            if expected is not ... and expected != replaced:
+                raise PointerMoved(f"current is {replaced}, not {expected}; look again and repeat")
+            if replaced == version:
+                return None
+            before: Command = ("SET", previous, replaced) if replaced else ("UNLINK", previous)
+            return [before, ("SET", self._keys.mover, mover), ("SET", key, version)]
+
+        self._server.transact([key], change)
+        return replaced
+
+    def lease(self, version: str, holder: str, milliseconds: int) -> None:
+        """Say that `holder`, 32 hexadecimal digits, uses `version` for so long; not of a name that is none of ours."""
+        if OURS.fullmatch(version):
+            self._server.lease(self._keys.leases, f"{version} {holder}", milliseconds)
+
+    def release(self, version: str, holder: str) -> None:
+        """Say that it does no more."""
+        self._server.release(self._keys.leases, [f"{version} {holder}"])
+
+    def leased(self) -> set[str]:
+        """The versions that anybody uses. On a full server no lease can be renewed, so there none has ended."""
+        full = self._server.full()
+        return {lease.partition(" ")[0] for lease, left in self._leases().items() if left > 0 or full}
+
+    def forget_leases(self) -> None:
+        """Remove the leases that have ended."""
+        ended = [lease for lease, left in self._leases().items() if left <= 0]
+        if ended and not self._server.full():
+            self._server.release(self._keys.leases, ended)
+
+    def _leases(self) -> dict[str, float]:
+        """Every lease, and the ms until it ends."""
+        key = self._keys.leases
+        return {self._ours(key, lease, LEASE) or "": left for lease, left in self._server.leases(key).items()}
+
+    def abandoned(self, version: str, longest: int) -> bool:
+        """Whether nobody publishes `version`: waits for a lease that is not renewed to end.
+
+        longest: ms of any lease, and so of the wait, even if the server's clock has been set back.
+        """
+        end = time.monotonic() + longest / 1000
+
+        def left() -> float:
+            return max((ms for lease, ms in self._leases().items() if lease.startswith(f"{version} ")), default=0.0)
+
+        before = left()
+        while (now := left()) > 0 and time.monotonic() < end:
+            if now > before:  # renewed
+                return False
+            before = now
+            time.sleep(0.1)
+        return True
+
+
+def number(version: str) -> int:
+    """7 of v7-0123456789ab."""
+    return int(version[1:].partition("-")[0])

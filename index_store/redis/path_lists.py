@@ -1,0 +1,50 @@
+"""Path lists read from the server as requests need them, instead of from a copy on this host."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index_store.errors import StoreUnavailable
+from index_store.redis.client import Server
+from index_store.redis.keys import Keys
+
+log = logging.getLogger(__name__)
+
+PAUSE = 0.25  # seconds without asking again after the server did not answer a request
+
+
+class RemotePaths:
+    """Reads in one round trip, and pauses after the server did not answer. Safe to use from several threads."""
+
+    def __init__(self, server: Server, keys: Keys) -> None:
+        self._server, self._keys = server, keys
+        self._paused_until = 0.0
+        self._told: set[str] = set()  # versions whose damage has been logged
+
+    def read(self, version: str, path_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The first lengths[i] items of each path, end to end; see PathReader.
+
+        Raises StoreUnavailable if the server does not answer in time, or a list is not there.
+        """
+        if time.monotonic() < self._paused_until:
+            raise StoreUnavailable(f"{self._server.address} did not answer a moment ago; it is asked again soon")
+        try:
+            keys = [self._keys.path(version, path_id) for path_id in path_ids.tolist()]
+            found = self._server.heads(keys, (4 * lengths).tolist())
+        except StoreUnavailable as error:
+            self._paused_until = time.monotonic() + PAUSE
+            log.error("requests are refused for now: %s", error)
+            raise
+        if np.any(np.fromiter(map(len, found), np.int64, len(found)) != 4 * lengths):
+            # Not an empty path: those are not in use, and are not asked for.
+            if version not in self._told:  # once, not once a request
+                self._told.add(version)
+                log.error(
+                    "%s: path lists are missing or cut short in %s; publish it again", version, self._server.address
+                )
+            raise StoreUnavailable(f"{version}: a path list is missing or cut short; publish it again")
+        return np.frombuffer(b"".join(found), "<i4")

@@ -1,0 +1,1 @@
+"""What a client sees: routes, models, errors, limits of a connection."""

@@ -1,0 +1,128 @@
+"""create_app(): the only way to build the service."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from index_store.address import folder_of
+from index_store.store import IndexStore
+from service.errors import NotReady
+from service.http import problems
+from service.http import routes as api
+from service.http.metrics import Metrics
+from service.http.middleware import RequestMiddleware
+from service.http.values import EXACT
+from service.process.draining import Draining
+from service.process.settings import Settings
+from service.serving.batcher import STUCK_SECONDS, Batcher
+from service.serving.reloader import Reloader
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = """Candidates for a user from a learned retrieval structure (Deep Retrieval, arXiv 2007.07203).
+Every answer names the version that made all of it. Errors are `application/problem+json`."""
+
+
+FIRST_LOOK_SECONDS = 5.0
+#: Objects made and not yet freed before Python looks for garbage. What a request makes is freed without; to look every
+#: 700, as it does by itself, took 3 % of all time and up to 5 ms at once.
+GARBAGE = 20_000
+
+
+def create_app(settings: Settings, store: IndexStore) -> FastAPI:
+    """The app that serves `store`'s current version. Opens nothing until its lifespan starts."""
+    metrics, draining = Metrics(), Draining()
+    reloader = Reloader(store, settings.poll_seconds, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[api.State]:
+        # Where path lists are remote, a search reads the store again each time it is widened: from 1 to 256 paths.
+        store_seconds = 9 * settings.store_timeout_ms / 1000 if settings.residency == "remote" else 0
+        batcher = Batcher(
+            settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics, STUCK_SECONDS + store_seconds
+        )
+        first_look = asyncio.create_task(reloader.follow())
+        tasks = [first_look] + [asyncio.create_task(run()) for run in (reloader.run, reloader.keep, batcher.run)]
+        # Where a version is current, the first request finds it loaded; but who asks for liveness does not wait for a
+        # long load, or for a store that does not answer.
+        await asyncio.wait([first_look], timeout=FIRST_LOOK_SECONDS)
+        # What has been imported is not looked through for garbage any more: 150,000 objects, 40 ms a time.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GARBAGE)
+        log.info("%s", _summary(settings, reloader))
+        try:
+            with draining.on_sigterm(settings.drain_seconds):
+                yield {
+                    "settings": settings,
+                    "metrics": metrics,
+                    "reloader": reloader,
+                    "batcher": batcher,
+                    "draining": draining,
+                }
+        finally:
+            for task in tasks:
+                task.cancel()
+            for ended in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(ended, Exception):  # none should have ended by itself
+                    log.error("a task had failed", exc_info=ended)
+            await reloader.let_go()
+
+    app: FastAPI = FastAPIOffline(
+        title="Deep Retrieval",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,  # it would redirect to whatever Host the request names
+    )
+    app.add_middleware(RequestMiddleware, metrics=metrics, draining=draining, max_body_bytes=settings.max_body_bytes)
+    app.include_router(api.router)
+    app.include_router(api.admin)
+    problems.install(app)
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = described()
+        for name, example in _examples(reloader).items():
+            document["components"]["schemas"][name]["examples"] = [example]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app
+
+
+def _examples(reloader: Reloader) -> dict[str, dict[str, Any]]:
+    """Of each body one that the version in service answers, so that it can be tried on /docs as it is."""
+    request: dict[str, Any] = {"k": 10}
+    version = "v1-0123456789ab"
+    try:
+        retriever = reloader.retriever
+    except NotReady:
+        pass
+    else:
+        searcher = retriever.searcher
+        ids = searcher.vocabulary.names(np.arange(min(2, retriever.manifest.items)))
+        # The page would round greater numbers; as text they name the same items.
+        history = [str(item) if isinstance(item, int) and abs(item) > EXACT else item for item in ids]
+        context = {feature.name: None for feature in searcher.schema.features}
+        request = {"history": history, "context": context, **request}
+        version = retriever.name
+    return {"RetrieveRequest": request, "BatchRequest": {"requests": [request]}, "SwapRequest": {"version": version}}
+
+
+def _summary(settings: Settings, reloader: Reloader) -> str:
+    residency = settings.residency if folder_of(settings.store) is None else "resident"  # of a folder they always are
+    return (
+        f"{reloader}; path lists {residency}; admin {'on' if settings.admin_token else 'off'}; "
+        f"docs at /docs; for {settings.host} port {settings.port}"
+    )

@@ -1,0 +1,1 @@
+"""What answers behind the routes: the loaded version, batching, deadlines, swaps."""

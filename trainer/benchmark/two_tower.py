@@ -1,0 +1,147 @@
+"""What Deep Retrieval is to replace: a two-tower network after YouTube DNN (Covington et al. 2016), with HNSW."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from retrieval.context import ContextSchema
+from trainer.config import TrainConfig
+from trainer.data.batches import Batches
+from trainer.data.dataset import Dataset
+from trainer.data.requests import Requests, pad_histories
+from trainer.data.split import Split, click_counts
+from trainer.deep_retrieval.layers import log_share
+from trainer.deep_retrieval.losses import SoftmaxHead
+from trainer.deep_retrieval.steps import gradient_epoch, make_optimizers
+from trainer.evaluate.measures import Answers, Items
+from trainer.progress import Progress
+
+LINKS = 32  # of a node of the HNSW graph
+
+
+class TwoTower(nn.Module):
+    """User tower: the mean of the history's embeddings and the context, through two layers. Item tower: a vector."""
+
+    def __init__(self, config: TrainConfig, clicks: NDArray[np.int64], schema: ContextSchema) -> None:
+        super().__init__()
+        items, size = len(clicks), config.embedding
+        sparse = config.steps_are_sparse(items)
+        self.history_embedding = nn.Embedding(items + 1, size, padding_idx=items, sparse=sparse)
+        self.item_embedding = nn.Embedding(items, size, sparse=sparse)
+        self.category_embeddings = nn.ModuleList(
+            nn.Embedding(len(category.values) + 1, min(16, size)) for category in schema.categories
+        )
+        inputs = size + sum(min(16, size) for _ in schema.categories) + len(schema.numbers)
+        self.dropout = nn.Dropout(config.dropout)
+        self.tower = nn.Sequential(nn.Linear(inputs, 4 * size), nn.ReLU(), nn.Linear(4 * size, size))
+        self.register_buffer("item_bias", log_share(clicks))
+        self.item_bias: Tensor
+        for embedding in (self.history_embedding, self.item_embedding):
+            nn.init.normal_(embedding.weight, std=size**-0.5)
+
+    @property
+    def item_vectors(self) -> Tensor:
+        return self.item_embedding.weight
+
+    def vectors_of(self, items: Tensor) -> Tensor:
+        """Of `items`, (..., E)."""
+        vectors: Tensor = self.item_embedding(items)
+        return vectors
+
+    def encoder(self, history: Tensor, categories: Tensor, numbers: Tensor) -> Tensor:
+        """User vectors (B, T + 1, E); [:, t] has seen the first t items. history: (B, T), -1 after its end."""
+        padding = len(self.item_bias)
+        embedded = self.dropout(self.history_embedding(torch.where(history < 0, padding, history)))  # (B, T, E)
+        total = torch.cat([torch.zeros_like(embedded[:, :1]), embedded.cumsum(dim=1)], dim=1)
+        mean = total / torch.arange(total.shape[1]).clamp(min=1).unsqueeze(1)
+        context = [embed(categories[:, i]) for i, embed in enumerate(self.category_embeddings)]
+        joined = torch.cat([*context, numbers], dim=1).unsqueeze(1).expand(-1, total.shape[1], -1)
+        user: Tensor = self.tower(torch.cat([mean, joined], dim=2))
+        return user
+
+    def head_logits(self, user: Tensor) -> Tensor:
+        """Of every item, (N, V)."""
+        return user @ self.item_vectors.T + self.item_bias
+
+
+def train_two_tower(config: TrainConfig, dataset: Dataset, split: Split, progress: Progress) -> TwoTower:
+    """Trained as our own encoder is: as many epochs, the same targets and loss, on all that is not held out."""
+    torch.manual_seed(config.seed)
+    split = dataclasses.replace(split, train_length=split.visible_length)
+    clicks = click_counts(dataset, split)
+    model, head = TwoTower(config, clicks, dataset.context.schema), SoftmaxHead(config, clicks)
+    config = config.replace(reassignments=0)
+    batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.later)
+    losses = functools.partial(head.losses, model)
+    optimizers = make_optimizers(model, config)
+    for epoch in range(1, config.warmup + 1):
+        generator = np.random.default_rng([config.seed, 6, epoch])
+        with progress.task(f"two-tower: epoch {epoch}/{config.warmup}", batches.predictions) as advance:
+            gradient_epoch(config, losses, optimizers, batches, epoch, generator, advance)
+    return model.eval()
+
+
+def encode(model: TwoTower, requests: Requests, history: int) -> tuple[NDArray[np.float32], float]:
+    """The user vector of each request, (R, E), and the seconds that took."""
+    users = []
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for part in requests.parts():
+            padded = torch.from_numpy(pad_histories(requests.histories[part], history))
+            vectors = model.encoder(
+                padded, torch.from_numpy(requests.categories[part]), torch.from_numpy(requests.numbers[part])
+            )
+            users.append(vectors[torch.arange(len(vectors)), (padded >= 0).sum(dim=1)].numpy())
+    return np.concatenate(users), time.perf_counter() - started
+
+
+def build_hnsw(vectors: NDArray[np.float32], bias: NDArray[np.float32]) -> tuple[Any, float]:
+    """A graph over items, and the seconds that took. vectors: (V, E), bias: (V,).
+
+    A graph of inner products is hard to walk, so nearest is made a matter of distance: one more coordinate gives all
+    items the same length (Bachrach et al. 2014).
+    """
+    import faiss  # only the benchmark has it
+
+    started = time.perf_counter()
+    places = np.concatenate([vectors, bias[:, None] - bias.mean()], axis=1)
+    squares = (places**2).sum(axis=1)
+    graph = faiss.IndexHNSWFlat(places.shape[1] + 1, LINKS)
+    graph.hnsw.efConstruction = 200
+    graph.add(np.concatenate([places, np.sqrt(squares.max() - squares)[:, None]], axis=1))
+    return graph, time.perf_counter() - started
+
+
+def answer_hnsw(graph: Any, users: NDArray[np.float32], requests: Requests, k: int, wider: int) -> Answers:
+    """The k nearest by inner product for each request, one request after another. users: (R, E).
+
+    wider: nodes kept while searching (efSearch), for each that is wanted. Reads are the distances computed.
+    """
+    import faiss
+
+    library: Any = faiss  # its types do not have what its wrapper adds
+    statistics = library.cvar
+    found: dict[bool, list[Items]] = {True: [], False: []}
+    reads, seconds = [], 0.0
+    for user, history in zip(users, requests.histories, strict=True):
+        place = np.append(user, [1, 0]).astype(np.float32)[None]
+        for filtered, answers in found.items():
+            seen = history if filtered else history[:0]
+            kept = library.IDSelectorNot(library.IDSelectorBatch(seen))
+            parameters = library.SearchParametersHNSW(efSearch=wider * k, sel=kept)
+            statistics.hnsw_stats.reset()
+            started = time.perf_counter()
+            _, (items,) = graph.search(place, min(k, requests.items), params=parameters)
+            if filtered:
+                seconds += time.perf_counter() - started
+                reads.append(statistics.hnsw_stats.ndis)
+            answers.append(items[items >= 0].astype(np.int64))
+    return Answers(found[True], found[False], np.array(reads), seconds)

@@ -1,0 +1,1 @@
+"""From files to data sets: tables, columns, user sequences, splits, batches and requests. Imports no other room."""

@@ -1,0 +1,132 @@
+"""Interactions, items and users from their files: vocabularies, sequences, context features and splits.
+
+Interactions have user_id, item_id, timestamp and perhaps rating; items have item_id; users have user_id. Ids are
+integers or strings. Everything ends in a few flat arrays: 4 bytes an interaction, an id an item and a user.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.context import ContextSchema
+from trainer.config import TrainConfig
+from trainer.data.columns import Ids, Indices, encode_ids, numbers
+from trainer.data.context import UserContext, UserRows, read_context
+from trainer.data.files import Table, read_table
+from trainer.data.times import timestamps
+from trainer.errors import DataError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The sequences of U users over V items.
+
+    item_ids: (V,) and user_ids: (U,), ascending. items: int32 (N,), item indices, user by user, each in time
+    order. offsets: int64 (U + 1,). context: of each user. said: what a user should know of how the files were read.
+    """
+
+    item_ids: Ids
+    user_ids: Ids
+    items: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    context: UserContext
+    said: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """SHA-256 of all of it: what tells one data set from another."""
+        digest = hashlib.sha256()
+        for array in (self.items, self.offsets, self.context.categories, self.context.numbers):
+            digest.update(np.ascontiguousarray(array).data)
+        for ids in (self.item_ids, self.user_ids):
+            digest.update(json.dumps(ids.tolist()).encode())
+        return digest.hexdigest()
+
+    def sequence(self, user: int) -> NDArray[np.int32]:
+        """All items of the user with index `user`, oldest first."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+
+def load_dataset(
+    interactions: Path,
+    config: TrainConfig,
+    items: Path | None = None,
+    users: Path | None = None,
+    schema: ContextSchema | None = None,
+) -> Dataset:
+    """Read and filter the files. Raises DataError naming file, column and row.
+
+    schema: the context schema of a version that is measured; None: one is fitted on these users.
+    """
+    context = {spec.partition(":")[0] for spec in config.context}
+    ratings = set() if config.min_rating is None else {"rating", "weight"}
+    table = read_table(interactions, {"user_id", "item_id", "timestamp", *ratings, *context})
+    catalogue = read_table(items, {"item_id"}) if items else None
+    by_user = read_table(users, {"user_id", *context}) if users and config.context else None
+    encoded_items = encode_ids([table, catalogue] if catalogue else [table], "item_id", config.item_id)
+    encoded_users = encode_ids([table, by_user] if by_user else [table], "user_id", config.user_id)
+    item_of, user_of = encoded_items.rows[0], encoded_users.rows[0]  # a row of the interactions
+    times = timestamps(table)
+    rows = np.arange(len(times))
+    if config.min_rating is not None:
+        column = "weight" if "rating" not in table.names and "weight" in table.names else "rating"
+        rows = rows[numbers(table, column) >= config.min_rating]
+    user_ids = encoded_users.ids
+    before = len(np.unique(user_of[rows]))
+    rows = rows[np.bincount(user_of[rows], minlength=len(user_ids))[user_of[rows]] >= config.min_interactions]
+    if not len(rows):
+        raise DataError(
+            f"{interactions}: no rows are left of {len(times)} after min_rating = {config.min_rating} "
+            f"and min_interactions = {config.min_interactions}; lower them"
+        )
+    rows = rows[np.lexsort((times[rows], user_of[rows]))]
+    kept_users, user_of = np.unique(user_of[rows], return_inverse=True)
+    # The catalogue has every item of the items file, clicked or not.
+    kept_items = np.unique(np.concatenate([item_of[rows], *encoded_items.rows[1:]]))
+    offsets = np.searchsorted(user_of, np.arange(len(kept_users) + 1)).astype(np.int64)
+    sources: list[UserRows] = []
+    if by_user:
+        found = _rows_of(encoded_users.rows[1], kept_users, user_ids, by_user)
+        if (found < 0).all():
+            there, here = user_ids[[encoded_users.rows[1][0], kept_users[0]]].tolist()
+            raise DataError(
+                f"{users}: tells of none of the {len(found)} users of the interactions; are their ids written alike? "
+                f"The first is {there!r} there and {here!r} in the interactions"
+            )
+        sources.append(UserRows(by_user, found))
+    # What the interactions say of a user is read at the end of the history, never in the truth.
+    lengths = np.diff(offsets)
+    seen = np.maximum(lengths // 2 if config.split == "users" else lengths - 1, 1)
+    sources.append(UserRows(table, rows[offsets[:-1] + seen - 1]))
+    context_of = read_context(config.context, sources, len(kept_users), schema)
+    said = [line for part in (table, catalogue, by_user) if part for line in part.guessed]
+    said += [*encoded_items.said, *encoded_users.said, *context_of.said]
+    if len(kept_users) < before:
+        fewer = f"{before - len(kept_users)} of {before} users have fewer than {config.min_interactions} interactions"
+        said.append(f"{fewer} and are left out (min_interactions)")
+    if catalogue and not np.isin(item_of[rows], encoded_items.rows[1]).any():
+        said.append(f"warning: no item of the interactions is in {items}; are their ids written alike?")
+    return Dataset(
+        encoded_items.ids[kept_items],
+        user_ids[kept_users],
+        np.searchsorted(kept_items, item_of[rows]).astype(np.int32),
+        offsets,
+        context_of,
+        tuple(said),
+    )
+
+
+def _rows_of(index: Indices, users: Indices, ids: Ids, table: Table) -> Indices:
+    """The row of each of `users` in a table whose row r is of user index[r]; -1 where there is none."""
+    rows = np.full(max(index.max(), users.max()) + 1, -1)
+    rows[index] = np.arange(len(index))
+    if (again := np.flatnonzero(rows[index] != np.arange(len(index)))).size:
+        (user,), row = ids[index[again[:1]]].tolist(), table.row(int(again[0]))
+        raise DataError(f"{table.file}: column user_id, {row}: user {user!r} has more than one row; keep one")
+    found: Indices = rows[users]
+    return found

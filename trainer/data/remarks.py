@@ -1,0 +1,39 @@
+"""What a user should know before hours of training: how the files were understood, and what is given and not used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from index_store.version import Manifest
+from retrieval.context import Category
+from trainer.config import TrainConfig
+from trainer.data.dataset import Dataset
+from trainer.data.files import read_table
+from trainer.progress import counted
+
+
+def remarks(dataset: Dataset, config: TrainConfig, users: Path | None, current: Manifest | None) -> Iterator[str]:
+    """A line each. users: the file, if one was given. current: of the version that is served now."""
+    yield from dataset.said
+    if dataset.context.schema.features:
+        yield "context: " + "; ".join(
+            f"{feature.name} is a category of {counted(len(feature.values), 'value')}"
+            if isinstance(feature, Category)
+            else f"{feature.name} is a number, {feature.mean:.4g} on average"
+            for feature in dataset.context.schema.features
+        )
+    if users and not config.context:
+        columns = [name for name in read_table(users, ()).names if name not in {"", "user_id"}]
+        yield f"--users {users}: not used, because `context` names no column; " + (
+            f"to use it, --set context=column,... of {', '.join(columns)}" if columns else "it has user_id alone"
+        )
+    yield from config.without_effect(len(dataset.item_ids))
+    if current:
+        now = "string" if dataset.item_ids.dtype == object else "integer"
+        before = "string" if "item_ids.json" in current.parts else "integer"
+        if now != before:
+            yield (
+                f"warning: item ids are {now}s here, and {before}s in {current.version}, the current one: answers will "
+                f"have them so; --set item_id={before} keeps them as they were"
+            )

@@ -1,0 +1,138 @@
+"""Times as people write them: epochs, dates, dates with times and zones. The first that is none is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from trainer.data.columns import numbers, required
+from trainer.data.files import Table
+from trainer.data.plain import plain
+from trainer.errors import DataError
+
+FORM = "2024-01-31 10:00:00, or seconds since 1970"
+_TIME = (
+    r"(?:(?:[T ] *)(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9})\d*)?)?"
+    r"(?: *(?P<half>[AaPp])\.?[Mm]\.?)?)?"
+    r" *(?:[Zz]|UTC|GMT)? *(?:(?P<sign>[+-])(?P<zone_hour>\d{2}):?(?P<zone_minute>\d{2})?)? *(?:UTC|GMT)?"
+)
+_YEAR_FIRST = r"^(?P<year>\d{4})[-/.](?P<month>\d{1,2})[-/.](?P<day>\d{1,2})" + _TIME + "$"
+_MONTH_FIRST = r"^(?P<month>\d{1,2})[-/.](?P<day>\d{1,2})[-/.](?P<year>\d{4})" + _TIME + "$"
+_DAY_FIRST = r"^(?P<day>\d{1,2})[-/.](?P<month>\d{1,2})[-/.](?P<year>\d{4})" + _TIME + "$"
+_NUMERIC = r"^-?\d+(\.\d*)?([eE][+-]?\d+)?$"
+_ABOVE_12 = r"(1[3-9]|[2-9]\d)[-/.]"
+_NANOSECONDS_FROM, _NANOSECONDS_TO = 1678, 2262  # the years whose nanoseconds fit in 64 bits
+
+
+def timestamps(table: Table) -> NDArray[Any]:
+    """Something that sorts as the column `timestamp` does; only their order within a user is used.
+
+    Integers, numbers, dates and times of Parquet, or text that says one of them. Raises DataError naming the first row
+    that is none of what the others are.
+    """
+    column = required(table, "timestamp")
+    kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date64(kind):
+        return np.asarray(column.cast(pa.int64()).to_numpy())
+    if pa.types.is_date32(kind):
+        return np.asarray(column.cast(pa.int32()).to_numpy())
+    if pa.types.is_integer(kind):
+        return np.asarray(column.to_numpy())
+    if pa.types.is_time(kind) or pa.types.is_duration(kind) or pa.types.is_boolean(kind):
+        raise DataError(f"{table.file}: column timestamp: expected integers or date and time, found {kind}")
+    column = plain(column, f"{table.file}: column timestamp")
+    if pa.types.is_string(column.type):
+        return _from_texts(pc.utf8_trim_whitespace(column), table)
+    return numbers(table, "timestamp")
+
+
+def _from_texts(texts: pa.ChunkedArray, table: Table) -> NDArray[Any]:
+    """Numbers as they are, dates and times as time since 1970. Each must have the form of the first."""
+    for pattern in (_NUMERIC, _YEAR_FIRST, _MONTH_FIRST):
+        fits = pc.match_substring_regex(texts, pattern)
+        if not fits[0].as_py():
+            continue
+        if not pc.all(fits).as_py():
+            raise _refused(table, texts, pc.index(fits, False).as_py())
+        if pattern == _NUMERIC:
+            return _from_numbers(texts, table)
+        if pattern == _MONTH_FIRST and _is_day_first(texts, table):
+            pattern = _DAY_FIRST  # noqa: PLW2901
+        years = pc.extract_regex(texts, r"(?P<year>\d{4})")
+        # Nanoseconds only where somebody writes them: farther years would not fit.
+        fine = pc.any(pc.match_substring_regex(texts, r"\d:\d{2}[.,]\d{7}")).as_py() and all(
+            _NANOSECONDS_FROM <= int(pc.min_max(chunk.field("year"))[bound].as_py()) < _NANOSECONDS_TO
+            for chunk in years.chunks
+            if len(chunk)
+            for bound in ("min", "max")
+        )
+        parts, done = [], 0
+        for chunk in texts.chunks:
+            parts.append(_since_1970(pc.extract_regex(chunk, pattern), table, texts, done, fine=fine))
+            done += len(chunk)
+        return np.concatenate(parts)
+    raise _refused(table, texts, 0)
+
+
+def _from_numbers(texts: pa.ChunkedArray, table: Table) -> NDArray[Any]:
+    try:
+        return np.asarray(texts.cast(pa.int64()).to_numpy())
+    except pa.ArrowInvalid:  # a decimal point, or beyond 64 bits
+        values = np.asarray(texts.cast(pa.float64()).to_numpy())
+    if not np.isfinite(values).all():
+        raise _refused(table, texts, int(np.argmin(np.isfinite(values))))
+    return values
+
+
+def _is_day_first(texts: pa.ChunkedArray, table: Table) -> bool:
+    """Of 31/01/2024 and 01/31/2024 which it is, if some row tells."""
+    day_first = pc.match_substring_regex(texts, f"^{_ABOVE_12}")
+    month_first = pc.match_substring_regex(texts, rf"^\d{{1,2}}[-/.]{_ABOVE_12}")
+    days, months = pc.sum(day_first).as_py(), pc.sum(month_first).as_py()
+    if days and months:
+        minority = day_first if days < months else month_first
+        raise _refused(table, texts, pc.index(minority, True).as_py(), "Other rows have day and month the other way. ")
+    if not months and pc.all(pc.match_substring_regex(texts, r"^\d+\.\d+\.")).as_py():
+        return True  # 31.01.2024: who writes points writes the day first
+    if not (days or months):
+        raise _refused(table, texts, 0, "No row tells which is the day and which the month. ")
+    return bool(days)
+
+
+def _since_1970(
+    found: pa.StructArray, table: Table, texts: pa.ChunkedArray, start: int, *, fine: bool
+) -> NDArray[np.int64]:
+    """Micro- or nanoseconds of the times whose parts are `found`; the first is row `start`."""
+
+    def number(name: str) -> NDArray[np.int64]:
+        """A part of each, 0 where it is left out."""
+        written = found.field(name)
+        return np.asarray(pc.if_else(pc.equal(written, ""), "0", written).cast(pa.int64()).to_numpy(False))
+
+    half = np.asarray(pc.utf8_lower(found.field("half")).to_numpy(False))
+    hour, minute, second, month = number("hour"), number("minute"), number("second"), number("month")
+    bad = (half != "") & ((hour < 1) | (hour > 12))
+    hour = np.where(half == "", hour, hour % 12 + 12 * (half == "p"))
+    month_start = ((number("year") - 1970) * 12 + month - 1).astype("datetime64[M]")
+    date = month_start.astype("datetime64[D]") + (number("day") - 1)
+    bad |= (month < 1) | (month > 12) | (date.astype("datetime64[M]") != month_start)
+    bad |= (hour > 23) | (minute > 59) | (second > 60)
+    if bad.any():
+        raise _refused(table, texts, start + int(np.argmax(bad)), "There is no such day or hour. ")
+    sign = np.where(np.asarray(found.field("sign").to_numpy(False)) == "-", -1, 1)
+    minutes = hour * 60 + minute - sign * (number("zone_hour") * 60 + number("zone_minute"))
+    seconds = date.astype(np.int64) * 86_400 + minutes * 60 + second
+    fraction = np.asarray(pc.utf8_rpad(found.field("fraction"), 9, "0").cast(pa.int64()).to_numpy(False))
+    return np.asarray(seconds * 10**9 + fraction if fine else seconds * 10**6 + fraction // 1000)
+
+
+def _refused(table: Table, texts: pa.ChunkedArray, row: int, why: str = "") -> DataError:
+    shown = texts[row].as_py()[:40]
+    return DataError(
+        f"{table.file}: column timestamp, {table.row(row)}: {shown!r} is no time. {why}Every row must have one form, "
+        f"like {FORM}"
+    )

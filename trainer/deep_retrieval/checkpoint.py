@@ -1,0 +1,152 @@
+"""A training run's folder: what it was asked, its metrics, and a checkpoint after each epoch. Nothing is pickled.
+
+run.json                the config and a digest of the data
+metrics.jsonl           a record an epoch
+checkpoint.safetensors  network, optimiser and paths, and a digest of them; replaced whole after each epoch
+published.json          what became of it: the version's name and fingerprint, and whether it was made current
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.optim import Optimizer
+
+from trainer.config import TrainConfig
+from trainer.data.dataset import Dataset
+from trainer.deep_retrieval.assignment import PathAssigner
+from trainer.deep_retrieval.layers import PathModel
+from trainer.errors import ResumeError
+
+
+class Run:
+    """The folder of one run. Opening it again with the same config and data continues it."""
+
+    def __init__(self, folder: Path, config: TrainConfig, dataset: Dataset) -> None:
+        """Raises ResumeError if `folder` holds a run of another config or of other data."""
+        self.folder = folder
+        self.history: list[dict[str, Any]] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResumeError(f"{folder}: cannot be used as a run's folder: {error.strerror}") from None
+        settings = config.to_json()
+        asked = {"config": settings, "data_sha256": dataset.digest()}
+        about = folder / "run.json"
+        if not about.exists():
+            _replace(about, json.dumps(asked, indent=2).encode())
+            return
+        try:
+            found = json.loads(about.read_bytes())
+            differing = [key for key, value in settings.items() if found["config"].get(key) != value]
+            same_data = found["data_sha256"] == asked["data_sha256"]
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise ResumeError(f"{about}: damaged; name another folder") from None
+        if differing:
+            raise ResumeError(f"{folder}: that run had another {', '.join(differing)}; name another folder")
+        if not same_data:
+            raise ResumeError(f"{folder}: that run was of other data; name another folder")
+
+    def published(self) -> dict[str, Any] | None:
+        """What `record_published` was told last, or None."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / "published.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def record_published(self, facts: dict[str, Any]) -> None:
+        """Remember that the run is over. facts: version, fingerprint, activated, ..."""
+        _replace(self.folder / "published.json", json.dumps(facts).encode())
+
+    def restore(self, model: PathModel, optimizers: Sequence[Optimizer], assigner: PathAssigner) -> int:
+        """Set all three to the last checkpoint and return its epoch; 0 if there is none."""
+        file = self.folder / "checkpoint.safetensors"
+        if not file.exists():
+            return 0
+        try:
+            with safe_open(file, "pt") as stored:
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+                epoch, digest = int(stored.metadata()["epoch"]), stored.metadata().get("sha256")
+            if digest is None:
+                raise ValueError("it is of an earlier release and has no SHA-256")
+            if digest != _digest(epoch, tensors):
+                raise ValueError("its SHA-256 is another")
+            assigner.paths = tensors.pop("paths").numpy()
+            model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+            for number, optimizer in enumerate(optimizers):
+                _load_optimizer(optimizer, number, tensors)
+            records = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
+            self.history = [record for record in records if record["epoch"] <= epoch]
+        except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise ResumeError(f"{file}: damaged ({error}); delete it to start over") from None
+        return epoch
+
+    def save(
+        self, record: dict[str, Any], model: PathModel, optimizers: Sequence[Optimizer], assigner: PathAssigner
+    ) -> None:
+        """Add an epoch's record and replace the checkpoint. A kill between the two repeats the epoch."""
+        self.history.append(record)
+        try:
+            self._write(record, model, optimizers, assigner)
+        except (OSError, SafetensorError) as error:
+            raise ResumeError(f"{self.folder}: the checkpoint could not be written: {error}") from None
+
+    def _write(
+        self, record: dict[str, Any], model: PathModel, optimizers: Sequence[Optimizer], assigner: PathAssigner
+    ) -> None:
+        metrics = b"".join(json.dumps(line).encode() + b"\n" for line in self.history)
+        _replace(self.folder / "metrics.jsonl", metrics)
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for number, optimizer in enumerate(optimizers):
+            for index, state in optimizer.state_dict()["state"].items():
+                values = {name: torch.as_tensor(value) for name, value in state.items()}
+                tensors |= {f"optimizer.{number}.{index}.{name}": value for name, value in values.items()}
+        tensors["paths"] = torch.from_numpy(assigner.paths)
+        temporary = self.folder / "checkpoint.partial"
+        epoch = record["epoch"]
+        save_file(tensors, temporary, {"epoch": str(epoch), "sha256": _digest(epoch, tensors)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(self.folder / "checkpoint.safetensors")
+
+
+def _digest(epoch: int, tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over everything that a checkpoint has."""
+    digest = hashlib.sha256(str(epoch).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f" {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _load_optimizer(optimizer: Optimizer, number: int, tensors: dict[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor | int]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, owner, index, key = name.split(".")  # of an earlier release: too few
+            if int(owner) != number:
+                continue
+            # SparseAdam counts its steps as an int.
+            state.setdefault(int(index), {})[key] = int(tensor) if tensor.dtype == torch.int64 else tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise ResumeError(f"{path}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,216 @@
+"""The path model: user encoder, D path layers, softmax head, and beam search. All path math is here.
+
+What is unusual in this model:
+- a path's probability is a product of D softmaxes over K nodes, each given the nodes before it (Sec. 3.1, eq. 1);
+- each layer has node embeddings of its own: node 7 of layer 1 is not node 7 of layer 2;
+- the first linear map of a path layer is split into a user part and one K x H table a chosen node, so a step
+  of the beam is table look-ups, one add, ReLU and one H x K product;
+- the softmax head has the encoder's own item vectors, and a bias that is fixed;
+- a history starts with a learned "start" item, so an empty history has a user vector too (cold start);
+- the beam can be kept to prefixes that lead to an item (`path_trie`).
+
+Shapes: B batch, T time, D layers, K nodes a layer, J paths an item, W beam, E embedding, H hidden, V items,
+C and M categorical and numeric context features. Node and path ids are int64; -1 pads item indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retrieval.context import ContextSchema
+from retrieval.query import Limits
+from trainer.config import TrainConfig
+from trainer.deep_retrieval.paths import path_nodes
+from trainer.encoders.gru import UserEncoder
+
+
+def _best(joint: Tensor, children: Tensor | None, beam: int, *, enough: bool = False) -> tuple[Tensor, Tensor]:
+    """The `beam` best log-probabilities (N, w) of `joint` (N, n), and where they are; none that leads to no item.
+
+    children: (N, n), -1 where no item lies. enough: n is at least Limits.BEAM.
+    """
+    if children is not None:
+        joint = torch.where(children < 0, -torch.inf, joint)
+    width = beam if enough and torch.compiler.is_exporting() else torch.sym_min(beam, joint.shape[1])
+    log_prob, place = joint.topk(width, dim=1)
+    return log_prob, place
+
+
+def rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table, (..., columns), -1 being the last. In ONNX the one operator that it is."""
+    if not torch.compiler.is_exporting():
+        return table[index]
+    shape = (*index.shape, table.shape[1])
+    found: Tensor = torch.onnx.ops.symbolic("Gather", (table, index), {"axis": 0}, dtype=table.dtype, shape=shape)
+    return found
+
+
+def quotient(numbers: Tensor, divisor: int) -> Tensor:
+    """Whole quotients of numbers that are not negative.
+
+    ONNX's Div truncates, which for those is the floor; the exporter's `//` adds nodes for signs.
+    """
+    if not torch.compiler.is_exporting():
+        return numbers // divisor
+    inputs = numbers, torch.tensor(divisor)
+    found: Tensor = torch.onnx.ops.symbolic("Div", inputs, dtype=numbers.dtype, shape=numbers.shape)
+    return found
+
+
+class PathLayer(nn.Module):
+    """p(c_d | x, c_1 .. c_{d-1}): an MLP over the user vector and the embeddings of the chosen nodes (Sec. 3.1)."""
+
+    def __init__(self, config: TrainConfig, width: int, chosen: int) -> None:
+        super().__init__()
+        self.nodes = nn.ParameterList(nn.Parameter(torch.empty(width, config.embedding)) for _ in range(chosen))
+        self.user = nn.Linear(config.embedding, config.hidden)
+        self.node = nn.ModuleList(nn.Linear(config.embedding, config.hidden, bias=False) for _ in range(chosen))
+        self.out = nn.Linear(config.hidden, width)
+        for nodes in self.nodes:
+            nn.init.normal_(nodes, std=config.embedding**-0.5)
+
+    def tables(self) -> list[Tensor]:
+        """What choosing a node adds to the hidden layer: a (K, H) table for each layer before this one."""
+        return [linear(nodes) for linear, nodes in zip(self.node, self.nodes, strict=True)]
+
+    def forward(self, user: Tensor, chosen: Sequence[Tensor], tables: list[Tensor]) -> Tensor:
+        """Log-probabilities (..., K). user: (..., H), already mapped by `self.user`; chosen: (...) a layer."""
+        hidden = user
+        for nodes, table in zip(chosen, tables, strict=True):
+            # Into what the table look-up has made: to fill new memory would take longer than the sum.
+            hidden = F.embedding(nodes, table).add_(hidden)
+        logits: Tensor = self.out(F.relu(hidden, inplace=bool(chosen)))
+        return logits.log_softmax(dim=-1)
+
+
+class PathModel(nn.Module):
+    """Everything that is learned by gradient: encoder, path layers, softmax head."""
+
+    def __init__(self, config: TrainConfig, width: int, clicks: NDArray[np.int64], schema: ContextSchema) -> None:
+        """width: K. clicks: (V,), of each item in training; the softmax head learns on top of their share."""
+        super().__init__()
+        items = len(clicks)
+        self.depth, self.width = config.depth, width
+        self.encoder = UserEncoder(config, items, schema)
+        self._layers = nn.ModuleList(PathLayer(config, width, d) for d in range(config.depth))
+        # Fixed, not learned: so it orders a path's items by how often they are clicked, and user and item
+        # vectors learn what is particular to the user.
+        self.register_buffer("item_bias", log_share(clicks))
+        self.item_bias: Tensor
+        nn.init.normal_(self.encoder.item_embedding.weight, std=config.embedding**-0.5)
+
+    @property
+    def layers(self) -> list[PathLayer]:
+        return [layer for layer in self._layers if isinstance(layer, PathLayer)]
+
+    @property
+    def item_vectors(self) -> Tensor:
+        """The softmax head's, (V, E): the very vectors by which the encoder reads the history."""
+        return self.encoder.item_embedding.weight[: len(self.item_bias)]
+
+    def vectors_of(self, items: Tensor) -> Tensor:
+        """Of `items`, (..., E); its gradient is of these alone."""
+        vectors: Tensor = self.encoder.item_embedding(items)
+        return vectors
+
+    def start_from(self, vectors: NDArray[np.float32]) -> None:
+        """Set the item vectors, (V, E), that training starts from."""
+        with torch.no_grad():
+            self.item_vectors.copy_(torch.from_numpy(vectors))
+
+    def path_log_probs(self, user: Tensor, paths: Tensor) -> Tensor:
+        """Log p(path | x), (N, J), of the paths (N, J) of users (N, E)."""
+        nodes = path_nodes(paths, self.depth, self.width)  # D x (N, J)
+        total = torch.zeros_like(paths, dtype=user.dtype)
+        for d, layer in enumerate(self.layers):
+            log_probs = layer(layer.user(user).unsqueeze(1), nodes[:d], layer.tables())  # (N, J or 1, K)
+            log_probs = log_probs.expand(-1, paths.shape[1], -1)
+            total = total + log_probs.gather(2, nodes[d].unsqueeze(2)).squeeze(2)
+        return total
+
+    def beam_search(self, user: Tensor, beam: int, trie: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The `beam` most probable paths found for each of N users, and their log-probabilities: both (N, W).
+
+        Algorithm 1: each layer keeps the beam's best prefixes by joint probability. Paths are ids; with the `trie` of
+        the paths in use (see `path_trie`) they are rows of those, and only prefixes that lead to an item are
+        kept: places left over have row -1 and log-probability -inf. W is `beam`, or all K^D paths where they are fewer.
+        user: (N, E).
+        """
+        width, (first, *others) = self.width, self.layers
+        joint = first(first.user(user), [], [])  # (N, K)
+        children = None if trie is None else trie[0][:1].expand_as(joint)  # rows in the next table
+        log_prob, node = _best(joint, children, beam)  # (N, w), of the prefixes kept
+        path = node if children is None else children.gather(1, node)  # ids, or rows in the next table
+        chosen = [node]  # a (N, w) a layer done
+        for d, layer in enumerate(others, 1):
+            log_probs = layer(layer.user(user).unsqueeze(1), chosen, layer.tables())  # (N, w, K)
+            joint = (log_prob.unsqueeze(2) + log_probs).reshape(user.shape[0], -1)  # (N, w * K)
+            children = None if trie is None else rows(trie[d], path).reshape(user.shape[0], -1)
+            # All but a tiny K have enough prefixes now for the widest beam: the exported graph need not ask.
+            log_prob, best = _best(joint, children, beam, enough=width * width >= Limits.BEAM)
+            parent = quotient(best, width)
+            node = best - parent * width
+            path = path.gather(1, parent) * width + node if children is None else children.gather(1, best)
+            chosen = [nodes.gather(1, parent) for nodes in chosen] + [node]
+        return path, log_prob
+
+    def head_logits(self, user: Tensor) -> Tensor:
+        """The softmax head's score of every item, (N, V). user: (N, E)."""
+        return user @ self.item_vectors.T + self.item_bias
+
+
+def log_share(clicks: NDArray[np.int64]) -> Tensor:
+    """Log of each item's share of the clicks (V,); one without clicks counts as half of one."""
+    return torch.from_numpy(np.log((clicks + 0.5) / (clicks + 0.5).sum())).float()
+
+
+class Retrieval(nn.Module):
+    """What is exported: vectors of the history, context and beam width in; user vector and rows of paths out.
+
+    It has nothing of the size of the catalogue but the trie: the vectors of a history's items come from where the
+    reranker's do.
+    """
+
+    def __init__(self, model: PathModel, trie: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.start = nn.Parameter(model.encoder.item_embedding.weight[model.encoder.start].detach().clone())
+        self.trie = nn.ParameterList(nn.Parameter(table, requires_grad=False) for table in trie)
+
+    def forward(
+        self, history: Tensor, length: Tensor, categories: Tensor, numbers: Tensor, beam: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """User vectors (B, E), the paths' rows among those in use (B, W) and their log-probabilities, best first.
+
+        history: float16 (B, T, E) item vectors, oldest first, 0 after its end; length: (B,), how many there are.
+        beam: int64 scalar, 1 to Limits.BEAM.
+        """
+        width: int = beam.item()  # type: ignore[assignment]  # int() would fix it at export
+        torch._check(width >= 1)  # noqa: SLF001 -- how the exporter learns a bound
+        torch._check(width <= Limits.BEAM)  # noqa: SLF001
+        items = torch.cat([self.start.expand(history.shape[0], 1, -1), history.float()], dim=1)  # (B, T + 1, E)
+        user = self.model.encoder.last(items, length, categories, numbers)  # (B, E)
+        return user, *self.model.beam_search(user, width, list(self.trie))
+
+
+def path_trie(path_ids: NDArray[np.int64], depth: int, width: int) -> list[Tensor]:
+    """The trie of the paths in use, for `beam_search`: D tables int32 (rows + 1, K), rows = prefixes one node shorter.
+
+    An entry is the row of the longer prefix in the next table, or in the last table that of the path in `path_ids`,
+    which ascend; -1 where no item lies. The last row of a table, -1, is of no prefix and leads nowhere.
+    """
+    tables = []
+    parents = np.zeros(1, np.int64)  # the ids of the prefixes that the table's rows stand for
+    for d in range(depth):
+        prefixes = np.unique(path_ids // width ** (depth - 1 - d))
+        table = np.full((len(parents) + 1, width), -1, np.int32)
+        table[np.searchsorted(parents, prefixes // width), prefixes % width] = np.arange(len(prefixes))
+        tables.append(torch.from_numpy(table))
+        parents = prefixes
+    return tables

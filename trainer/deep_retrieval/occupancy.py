@@ -1,0 +1,60 @@
+"""How the items are spread over the paths, and whether the index is collapsing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How the postings are spread over the paths. used: P; mean and largest: items a path; entropy in bits."""
+
+    used: int
+    largest: int
+    mean_size: float
+    gini: float
+    entropy: float
+
+    @classmethod
+    def of(cls, paths: NDArray[np.int64]) -> Occupancy:
+        """Of an assignment (V, J)."""
+        return cls.of_sizes(np.unique(paths, return_counts=True)[1])
+
+    @classmethod
+    def of_sizes(cls, sizes: NDArray[np.int64]) -> Occupancy:
+        """Of the sizes of the paths in use, (P,)."""
+        sizes = np.sort(sizes)
+        share = sizes / sizes.sum()
+        ranks = np.arange(1, len(sizes) + 1)
+        gini = float((2 * ranks - len(sizes) - 1) @ share / len(sizes))
+        return cls(len(sizes), int(sizes[-1]), float(sizes.mean()), gini, float(-(share * np.log2(share)).sum()))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"used": self.used, "largest": self.largest, "mean_size": self.mean_size, "gini": self.gini}
+
+
+def collapse(occupancy: Occupancy, config: TrainConfig) -> list[str]:
+    """What is wrong with how the postings are spread."""
+    found = []
+    postings = occupancy.used * occupancy.mean_size
+    items = postings / config.paths_per_item
+    most = max(10 * config.k, config.gate_largest * items)
+    if occupancy.largest > most:
+        found.append(
+            f"the largest path holds {occupancy.largest} of {items:.0f} items, expected {most:.0f} at most "
+            f"(10 k, or gate_largest = {config.gate_largest:.1%} of them)"
+        )
+    least = config.gate_entropy * math.log2(items)
+    if occupancy.entropy < least:
+        found.append(
+            f"the paths have an entropy of {occupancy.entropy:.1f} bits, expected {least:.1f} at least "
+            f"(gate_entropy = {config.gate_entropy} of the items' {math.log2(items):.1f})"
+        )
+    return found

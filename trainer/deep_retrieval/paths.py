@@ -1,0 +1,31 @@
+"""Paths as numbers: path_id = sum of c_d K^(D-1-d), drawn at random or taken apart into nodes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def path_nodes(paths: Tensor, depth: int, width: int) -> list[Tensor]:
+    """The nodes c_1 .. c_D of path ids, each of the ids' shape: path_id = sum of c_d K^(D-1-d)."""
+    return [paths // width ** (depth - 1 - d) % width for d in range(depth)]
+
+
+def random_paths(items: int, count: int, depth: int, width: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """`count` different paths for each item, (V, J), drawn uniformly (Sec. 3.2)."""
+    total = width**depth
+    paths = generator.integers(total, size=(items, count))
+    while len(clash := repeating_rows(paths)):
+        # Few clash where paths are plentiful; where they are scarce, draw without replacement.
+        if total <= 4 * count:
+            paths[clash] = np.argsort(generator.random((len(clash), total)), axis=1)[:, :count]
+        else:
+            paths[clash] = generator.integers(total, size=(len(clash), count))
+    return paths
+
+
+def repeating_rows(paths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows that have a path twice."""
+    ordered = np.sort(paths, axis=1)
+    return np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))

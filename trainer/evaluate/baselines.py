@@ -1,0 +1,125 @@
+"""What is retrieved with today, without a network: popularity, Item-CF, EASE, ALS.
+
+Each is fitted on who clicked what, (U, V), and scores all items from histories, (R, V), both 0 or 1. They see all that
+the split lets anybody see, so also what our own training keeps back for its reranker; settings are chosen on that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+from numpy.typing import NDArray
+
+from trainer.data.requests import Requests, history_matrix
+from trainer.evaluate.measures import Answers, Items, new_items, precision_recall_f, tops
+
+#: From histories (R, V) to scores (R, V).
+Scorer = Callable[[scipy.sparse.csr_array], NDArray[np.floating]]
+Setting = TypeVar("Setting")
+NEIGHBOURS = 100  # of an item, in Item-CF
+EASE_ITEMS = 10_000  # a matrix of them squared is inverted: 2 GB and a minute at most
+EASE_PENALTIES = (100.0, 300.0, 1000.0, 3000.0)
+#: Of ALS: the confidence of a click over 1 of none, and the penalty.
+ALS_SETTINGS = ((1.0, 0.1), (1.0, 10.0), (10.0, 1.0), (10.0, 30.0), (40.0, 10.0), (40.0, 100.0))
+
+
+def popularity(clicked: scipy.sparse.csr_array) -> Scorer:
+    """By how many users clicked an item, the same for all."""
+    users = np.asarray(clicked.sum(axis=0), np.float32)
+    return lambda histories: np.tile(users, (histories.shape[0], 1))
+
+
+def item_cf(clicked: scipy.sparse.csr_array) -> Scorer:
+    """The sum of the history's cosines with an item; items that have none with it by popularity."""
+    similar = item_similarity(clicked)
+    users = np.asarray(clicked.sum(axis=0), np.float32)
+    popular = 1e-6 * users / users.max()
+    return lambda histories: (histories @ similar).toarray() + popular
+
+
+def item_similarity(clicked: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    """Cosine between items over users, each item's 100 nearest kept. (V, V), sparse."""
+    norm = np.sqrt(clicked.sum(axis=0))
+    unit = scipy.sparse.csr_array(clicked @ scipy.sparse.diags_array(1 / np.maximum(norm, 1)))
+    blocks = []
+    for start in range(0, clicked.shape[1], 1000):
+        block = scipy.sparse.coo_array(unit[:, start : start + 1000].T @ unit)
+        row, column, cosine = block.row, block.col, block.data
+        other = row + start != column
+        row, column, cosine = row[other], column[other], cosine[other]
+        order = np.lexsort((column, -cosine, row))
+        place = np.arange(len(order)) - np.searchsorted(row[order], row[order])  # within its row
+        nearest = order[place < NEIGHBOURS]
+        found = (cosine[nearest], (row[nearest], column[nearest]))
+        blocks.append(scipy.sparse.csr_array(found, shape=block.shape))
+    return scipy.sparse.csr_array(scipy.sparse.vstack(blocks).T)
+
+
+def ease(clicked: scipy.sparse.csr_array, penalty: float) -> Scorer:
+    """The closed-form linear autoencoder (Steck 2019): each item predicted from all others, ridge `penalty`."""
+    gram = (clicked.T @ clicked).toarray().astype(np.float64)
+    gram[np.diag_indices_from(gram)] += penalty
+    inverse = scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)
+    weights = (inverse / -np.diag(inverse)).astype(np.float32)
+    np.fill_diagonal(weights, 0)
+    return lambda histories: histories @ weights
+
+
+def als(clicked: scipy.sparse.csr_array, setting: tuple[float, float], factors: int) -> Scorer:
+    """Implicit-feedback matrix factorisation (Hu et al. 2008), of the library `implicit`; new users are folded in.
+
+    setting: confidence and penalty, see ALS_SETTINGS.
+    """
+    from implicit.cpu.als import AlternatingLeastSquares  # only the benchmark has it
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):  # the library runs threads of its own
+        model = AlternatingLeastSquares(factors, alpha=setting[0], regularization=setting[1], random_state=0)
+        model.fit(scipy.sparse.csr_matrix(clicked), show_progress=False)
+
+    def scores(histories: scipy.sparse.csr_array) -> NDArray[np.floating]:
+        with threadpool_limits(1, "blas"):
+            users = model.recalculate_user(np.arange(histories.shape[0]), scipy.sparse.csr_matrix(histories))
+        found: NDArray[np.floating] = users @ model.item_factors.T
+        return found
+
+    return scores
+
+
+def best_setting(
+    fit: Callable[[scipy.sparse.csr_array, Setting], Scorer],
+    settings: Iterable[Setting],
+    clicked: scipy.sparse.csr_array,
+    requests: Requests,
+    k: int,
+) -> Setting:
+    """The setting whose fit on `clicked` has the highest F@k on `requests`; the first if nobody can be measured."""
+    truths = new_items(requests)
+    if not any(map(len, truths)):
+        return next(iter(settings))
+
+    def f_measure(setting: Setting) -> float:
+        answers = answer_all(fit(clicked, setting), requests, k)
+        return precision_recall_f(answers.filtered, truths, k)["f_measure"] or 0.0
+
+    return max(settings, key=f_measure)
+
+
+def answer_all(score: Scorer, requests: Requests, k: int) -> Answers:
+    """The k best of all items for each request."""
+    filtered: list[Items] = []
+    unfiltered: list[Items] = []
+    seconds = 0.0
+    for part in requests.parts():
+        histories = requests.histories[part]
+        started = time.perf_counter()
+        scores = score(history_matrix(histories, requests.items))
+        filtered += tops(scores, k, histories)
+        seconds += time.perf_counter() - started
+        unfiltered += tops(scores, k)
+    return Answers(filtered, unfiltered, np.full(len(filtered), requests.items), seconds)

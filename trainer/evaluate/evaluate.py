@@ -1,0 +1,186 @@
+"""A published version against brute force over its own vectors, Item-CF and popularity.
+
+Measured is what the service answers: the version's ONNX file, its path lists, its reranker.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index_store.version import Version
+from retrieval.paths.index import Reranker
+from retrieval.paths.search import Answer, Beams, Query, answer, fetch, join
+from trainer.data.dataset import Dataset
+from trainer.data.requests import Requests, held_out_requests
+from trainer.data.split import Split, clicked_items
+from trainer.deep_retrieval.occupancy import Occupancy
+from trainer.errors import DataError
+from trainer.evaluate.baselines import answer_all, item_cf, popularity
+from trainer.evaluate.measures import MEASURES, Answers, Items, new_items, nobody, ratios, tops
+from trainer.progress import Progress, counted
+from trainer.publish.version import open_session
+
+
+def evaluate(version: Version, dataset: Dataset, split: Split, k: int, progress: Progress) -> dict[str, Any]:
+    """The document of `dr-trainer evaluate --json`; fractions, not percent. None: nobody can be measured."""
+    requests = held_out_requests(dataset, split)
+    if not requests.histories:
+        raise DataError("test_users: nobody was held out, so there is nobody to measure; train with more")
+    measured = Measured(version, requests, k, progress)
+    deep, share = measured.retrieval(*version.manifest.reach(k), progress)
+    clicked = clicked_items(dataset, split.train_users, split.visible_length)
+    figures = {"deep_retrieval": deep.figures(requests, k), "brute_force": measured.brute_force.figures(requests, k)}
+    for name, fit in {"item_cf": item_cf, "popularity": popularity}.items():
+        progress.say(f"measuring {name}")
+        figures[name] = answer_all(fit(clicked), requests, k).figures(requests, k)
+
+    def document(kind: str) -> dict[str, Any]:
+        found: dict[str, Any] = {name: figure[kind] for name, figure in figures.items()}
+        found["ratio_to_brute_force"] = ratios(found["deep_retrieval"], found["brute_force"])
+        cost = {"candidates_mean": float(deep.reads.mean()), "candidates_p99": float(np.percentile(deep.reads, 99))}
+        found["deep_retrieval"] = found["deep_retrieval"] | cost
+        return found
+
+    return {
+        "k": k,
+        "users": sum(len(truth) > 0 for truth in new_items(requests)),
+        "version": version.manifest.version,
+        **document("filtered"),
+        "structural_recall": share,
+        "paths": Occupancy.of_sizes(np.diff(version.index.path_offsets)).to_json(),
+        "unfiltered": document("unfiltered"),
+    }
+
+
+def table(result: dict[str, Any], split: str) -> str:
+    """The document for people, in percent. split: of TrainConfig."""
+    k = result["k"]
+    if result["users"]:
+        head = f"{counted(result['users'], 'held-out user')}, history filtered (in brackets: not filtered)"
+    else:
+        head = f"{nobody(split)}; these figures are not filtered"
+    lines = [f"{result['version']}: {head}", ""]
+    lines.append(f"{'':16}{f'P@{k} %':>16}{f'R@{k} %':>16}{f'F@{k} %':>16}")
+    for name in ("deep_retrieval", "brute_force", "item_cf", "popularity"):
+        filtered, free = result[name], result["unfiltered"][name]
+        cells = (
+            f"{100 * filtered[m]:.2f} ({100 * free[m]:.2f})" if result["users"] else f"{100 * free[m]:.2f}"
+            for m in MEASURES
+        )
+        lines.append(f"{name.replace('_', ' '):16}" + "".join(f"{cell:>16}" for cell in cells))
+    deep, paths = result["deep_retrieval"], result["paths"]
+    ratio = (result if result["users"] else result["unfiltered"])["ratio_to_brute_force"]
+    shown = (f"{m[0].upper()} " + ("-" if ratio[m] is None else f"{ratio[m]:.3f}") for m in MEASURES)
+    lines += [
+        "",
+        f"ratio to brute force: {', '.join(shown)}",
+        f"items read a request: {deep['candidates_mean']:.1f} on average, {deep['candidates_p99']:.0f} at most in 99 %",
+    ]
+    if result["structural_recall"] is not None:
+        lines.append(f"of brute force's answer, {100 * result['structural_recall']:.1f} % was among them")
+    lines.append(
+        f"paths used: {paths['used']}, the largest holds {paths['largest']}, the mean {paths['mean_size']:.2f}"
+    )
+    return "\n".join(lines)
+
+
+def require_same_data(version: Version, dataset: Dataset, progress: Progress) -> None:
+    """Raise DataError unless the data have the version's items; warn if it was trained on other interactions."""
+    ids = np.asarray(version.item_ids, dtype=None if not isinstance(version.item_ids, list) else object)
+    if ids.dtype != dataset.item_ids.dtype or not np.array_equal(ids, dataset.item_ids):
+        made_from = version.manifest.metrics.get("files") or {}  # of an earlier release: not recorded
+        named = (name if kind == "interactions" else f"--{kind} {name}" for kind, name in made_from.items())
+        raise DataError(
+            f"{version.manifest.version} knows {version.manifest.items} items, the files have "
+            f"{len(dataset.item_ids)} and not the same; evaluate with the files it was trained on: "
+            f"{' '.join(named) or 'those of fit, --items too'}"
+        )
+    if version.manifest.metrics.get("data_sha256") != dataset.digest():
+        progress.say("warning: trained on other interactions; users measured here may have been trained on")
+
+
+class Measured:
+    """A version and what its own vectors, all scanned, answer to some requests."""
+
+    def __init__(self, version: Version, requests: Requests, k: int, progress: Progress) -> None:
+        self.version, self.requests, self.k = version, requests, k
+        self.session = open_session(bytes(version.parts["model.onnx"]))
+        index = version.index
+        vectors = index.item_vectors.astype(np.float32)
+        next(self._beams(1), None)  # the first search of a session takes longer
+        self.users: list[NDArray[np.float32]] = []  # a batch after another
+        filtered: list[Items] = []
+        unfiltered: list[Items] = []
+        seconds = 0.0
+        self.encoding = 0.0  # seconds for all requests
+        with progress.task("measuring brute force", len(requests.histories)) as advance:
+            started = time.perf_counter()
+            for part, beams in zip(requests.parts(), self._beams(1), strict=True):
+                self.encoding += time.perf_counter() - started
+                histories = requests.histories[part]
+                started = time.perf_counter()
+                scores = beams.user @ vectors.T + index.item_bias
+                filtered += tops(scores, k, histories)
+                seconds += time.perf_counter() - started
+                unfiltered += tops(scores, k)
+                self.users.append(beams.user)
+                advance(len(histories))
+                started = time.perf_counter()
+        reads = np.full(len(filtered), len(index.item_bias))
+        self.brute_force = Answers(filtered, unfiltered, reads, self.encoding + seconds)
+
+    def retrieval(
+        self, beam: int, per_path: int, progress: Progress, *, widen: bool = True, reranker: Reranker | None = None
+    ) -> tuple[Answers, float | None]:
+        """What the service answers, and the share of brute force's answer that is among the items read.
+
+        The share is None where brute force has no answer: everybody has had all items.
+        widen: search more paths where fewer than k items are found. reranker: instead of the version's.
+        """
+        manifest, requests = self.version.manifest, self.requests
+        answers: list[Answer] = []
+        free_answers: list[Answer] = []
+        held = wanted = 0
+        seconds = 0.0
+        with progress.task("measuring deep retrieval", len(requests.histories)) as advance:
+            for part, beams in zip(requests.parts(), self._beams(beam), strict=True):
+                queries = [
+                    Query(history, categories, numbers, self.k, beam, per_path, history, widen=widen)
+                    for history, categories, numbers in zip(
+                        requests.histories[part],
+                        requests.categories[part].tolist(),
+                        requests.numbers[part].tolist(),
+                        strict=True,
+                    )
+                ]
+                started = time.perf_counter()
+                answers += self._answer(queries, reranker)
+                seconds += time.perf_counter() - started
+                nothing = np.empty(0, np.int64)
+                free_answers += self._answer(
+                    [dataclasses.replace(query, excluded=nothing) for query in queries], reranker
+                )
+                index = self.version.index
+                met = join(index, beams, fetch(index, beams, per_path))
+                exact = self.brute_force.filtered[part]
+                keys = np.concatenate([row * manifest.items + top for row, top in enumerate(exact)])
+                held += int(np.isin(keys, met.request * manifest.items + met.item).sum())
+                wanted += len(keys)
+                advance(len(queries))
+        reads = np.array([answer.read for answer in answers])
+        found = Answers([a.items for a in answers], [a.items for a in free_answers], reads, seconds)
+        return found, held / wanted if wanted else None
+
+    def _beams(self, beam: int) -> Iterator[Beams]:
+        return self.requests.beams(self.session, self.version.index, self.version.manifest.history, beam)
+
+    def _answer(self, queries: list[Query], reranker: Reranker | None) -> list[Answer]:
+        version, manifest = self.version, self.version.manifest
+        reranker = reranker or version.reranker
+        return answer(self.session, version.index, reranker, queries, manifest.history, manifest.max_beam)
