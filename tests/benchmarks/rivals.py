@@ -15,7 +15,7 @@ import orjson
 from fastapi import FastAPI, Response
 
 from index_store.store import open_store
-from service.http.routes import RetrieveRequest, RetrieveResponse
+from service.http.models import RetrieveRequest, RetrieveResponse
 from tests.benchmarks.bench_retrieval import encoder_of
 
 
