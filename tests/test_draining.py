@@ -57,7 +57,7 @@ def test_sigterm_may_come_while_a_line_is_logged(stream: Stream) -> None:
         before = signal.signal(signal.SIGTERM, stop)
         try:
             draining = Draining()
-            with draining.on_sigterm(0):
+            with draining.on_signals(0):
                 log.info("interrupted")
                 assert draining.begun
                 assert not stopped.is_set()

@@ -9,9 +9,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.planted import write_interactions
+from tests.redis_servers import free_port
 from tests.test_commands import BIN, HEARING, QUICK
 from trainer.stopping import POLITE, stopped_by_signals
 
@@ -96,3 +98,52 @@ def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
     finally:
         for polite, handler in before.items():
             signal.signal(polite, handler)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *under: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A service that has started, with an empty store, and its address. under: the command that starts it."""
+    (folder / "s").mkdir()
+    port = free_port()
+    command = [
+        "env",
+        "--default-signal",
+        *under,
+        str(BIN / "dr-service"),
+        "--store",
+        str(folder / "s"),
+        f"--port={port}",
+    ]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DR_")}
+    environment |= {"DR_DRAIN_SECONDS": "0"}
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            read_until(process, "Uvicorn running on")
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def test_a_service_whose_terminal_is_closed_drains(tmp_path: Path) -> None:
+    """SIGHUP as SIGTERM: it says so, and ends orderly."""
+    with serving(tmp_path) as (process, _):
+        process.send_signal(signal.SIGHUP)
+        _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert "draining for 0 s" in err
+    assert "Traceback" not in err
+
+
+def test_a_service_under_nohup_outlives_the_terminal(tmp_path: Path) -> None:
+    """SIGHUP that is ignored stays ignored: a service that drains would keep no connection. SIGTERM ends it."""
+    with serving(tmp_path, "nohup") as (process, address):
+        process.send_signal(signal.SIGHUP)
+        assert "connection" not in httpx.get(f"{address}/livez", trust_env=False).headers
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert err.count("draining for 0 s") == 1

@@ -221,7 +221,7 @@ def test_odd_heads_are_refused_by_name(client: TestClient) -> None:
         assert name in problem["detail"]
     digits = b'{"history": [' + b"9" * 5000 + b"]}"
     problem = assert_problem(client.post("/v1/retrieve", content=digits, headers=[json_type]), 400)
-    assert problem["detail"] == "the body has a number of thousands of digits"
+    assert problem["detail"] == "the body has a number with thousands of digits"
 
 
 # -- null, and other names --

@@ -1,4 +1,4 @@
-"""Settings of the service. Each is an environment variable with the prefix DR_, four also flags."""
+"""Settings of the service. Each is an environment variable with the prefix DR_; four are also flags."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-#: What Kubernetes and Docker put into the environment for a Service called `dr` or `dr-...`.
+#: Variables that Kubernetes and Docker set for a Service called `dr` or `dr-...`.
 OF_A_SERVICE = re.compile(r"DR_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 ITS_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
-#: What docker-compose.yml, .env.example and the Makefile have beside settings.
+#: Other variables of docker-compose.yml, .env.example and the Makefile.
 OTHERS = {
     "DR_REDIS_PASSWORD", "DR_SERVICE_PASSWORD", "DR_SERVICE_STORE", "DR_TRAINER_STORE", "DR_CHAOS", "DR_SOAK_SECONDS",
 }  # fmt: skip
-SHOWN = 80  # characters of a wrong value
+SHOWN = 80  # characters of a wrong value that are shown
 
 
 class Settings(BaseSettings):
@@ -30,23 +30,24 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DR_", frozen=True, extra="ignore")
 
     store: str = Field(description="store URL: a folder, redis://host:port/db, redis+cluster://host:port")
-    store_password: SecretStr | None = Field(None, description="of Redis, where the URL has none")
+    store_password: SecretStr | None = Field(None, description="password of Redis, if the URL has none")
     residency: Literal["resident", "remote"] = Field(
-        "resident", description="path lists: copied to this host (resident), or read from Redis a request (remote)"
+        "resident",
+        description="path lists: copied to this host (resident), or read from Redis by each request (remote)",
     )
     cache: str = Field("~/.cache/deep-retrieval", description="folder that versions of a Redis store are copied to")
-    store_timeout_ms: int = Field(100, ge=1, le=60_000, description="remote: how long an answer of Redis may take")
+    store_timeout_ms: int = Field(100, ge=1, le=60_000, description="remote: how long Redis may take to answer")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
-    workers: int = Field(1, ge=1, le=256, description="processes, each with its own beam search")
+    workers: int = Field(1, ge=1, le=256, description="processes; each loads the model and searches by itself")
     admin_token: SecretStr | None = Field(None, description="bearer token of /admin; unset: admin is off")
-    poll_seconds: float = Field(0.5, gt=0, le=60, description="between two looks at the store's current version")
+    poll_seconds: float = Field(0.5, gt=0, le=60, description="time between two looks at the store's current version")
     timeout_ms: int = Field(1000, ge=1, le=60_000, description="deadline of a request that names none")
     max_queue: int = Field(
         512,
         ge=1,
-        description="requests waiting; one more is answered 429, as is who comes when a batch is waiting and its first "
-        "has waited half of DR_TIMEOUT_MS",
+        description="requests that may wait; 429 when they do, or when a whole batch waits and its oldest request has "
+        "used half of DR_TIMEOUT_MS",
     )
     max_batch: int = Field(32, ge=1, le=1024, description="requests searched together")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="longest request body; a longer one is answered 413")
@@ -54,10 +55,10 @@ class Settings(BaseSettings):
         75,
         ge=1,
         le=3600,
-        description="how long an idle connection is kept: longer than the proxy in front keeps it (nginx and ALB: 60)",
+        description="how long an idle connection is kept: longer than a proxy in front keeps it (nginx and ALB: 60)",
     )
     drain_seconds: float = Field(
-        2, ge=0, le=3600, description="after SIGTERM: not ready but answering, before the socket closes"
+        2, ge=0, le=3600, description="time after SIGTERM in which the service is not ready but still answers"
     )
 
     @model_validator(mode="before")
@@ -80,7 +81,7 @@ def variable(name: str) -> str:
 
 
 def mistakes(error: ValidationError, flags: Collection[str]) -> list[str]:
-    """A line for each wrong setting: its flag or variable, what was expected, what was found (of secrets not that)."""
+    """A line for each wrong setting: its flag or variable, what was expected and, unless secret, what was found."""
     lines = []
     for entry in error.errors():
         name = str(entry["loc"][0])
@@ -95,9 +96,9 @@ def mistakes(error: ValidationError, flags: Collection[str]) -> list[str]:
 
 
 def unknown(environment: Mapping[str, str]) -> list[str]:
-    """A warning for each DR_ variable that is neither a setting nor one that Kubernetes or compose sets.
+    """A warning for each DR_ variable that is neither a setting nor set by Kubernetes or compose.
 
-    And for a secret in quotation marks, which Docker's env files do not take off.
+    Also for a secret in quotation marks, because Docker does not remove those of an env file.
     """
     known = {variable(name): field for name, field in Settings.model_fields.items()}
     lines = []
@@ -108,9 +109,9 @@ def unknown(environment: Mapping[str, str]) -> list[str]:
             continue
         if name in known:
             if _is_secret(known[name]) and re.fullmatch(r"\s*(\"|').*\1\s*", value):
-                lines.append(f"{name} begins and ends with a quotation mark, which is taken for a part of it")
+                lines.append(f"{name} begins and ends with a quotation mark, which counts as part of it")
         elif upper in known:
-            lines.append(f"{name} is passed over; settings are written in capitals: {upper}")
+            lines.append(f"{name} is ignored; settings are written in capitals: {upper}")
         else:
             likely = difflib.get_close_matches(upper.removeprefix("DR_").lower(), Settings.model_fields, 1)
             hint = f"did you mean {variable(likely[0])}?" if likely else "the README lists them"
