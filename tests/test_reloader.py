@@ -17,7 +17,7 @@ from index_store.errors import StoreUnavailable, VersionDamaged
 from index_store.folder.store import FolderStore
 from index_store.version import Version
 from service.errors import NotReady
-from service.http.metrics import Metrics
+from service.metrics import Metrics
 from service.serving.reloader import NO_VERSIONS, NONE_CURRENT, Refused, Reloader, Serving, Waiting
 from tests.conftest import Planted
 from tests.planted import changed

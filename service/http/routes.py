@@ -15,7 +15,6 @@ from index_store.version import check_name
 from retrieval.query import Limits
 from service.errors import NotReady
 from service.http.guards import AdminRoute, Route
-from service.http.metrics import Metrics
 from service.http.models import (
     BatchRequest,
     BatchResponse,
@@ -25,6 +24,7 @@ from service.http.models import (
     SwapResponse,
 )
 from service.http.problems import Problem
+from service.metrics import Metrics
 from service.process.draining import Draining
 from service.process.settings import Settings
 from service.serving.batcher import Batcher

@@ -6,7 +6,7 @@ import asyncio
 
 from index_store.errors import StoreFull, StoreMisconfigured, StoreUnavailable, VersionNotFound
 from index_store.store import IndexStore
-from service.http.metrics import Metrics
+from service.metrics import Metrics
 from service.serving.holding import Holding
 from service.serving.retriever import Retriever
 from service.serving.trial import sizes, try_model

@@ -40,7 +40,7 @@ from index_store.errors import (
 from index_store.store import IndexStore
 from index_store.version import check_name
 from service.errors import NotReady
-from service.http.metrics import Metrics
+from service.metrics import Metrics
 from service.serving.holding import Holding
 from service.serving.loading import PASSING, Loader
 from service.serving.retriever import Retriever

@@ -63,7 +63,7 @@ class Metrics:
         self.swaps.labels("loaded").inc()
 
     def answered(self, read: int, *, short: bool, narrowed: bool) -> None:
-        """A retrieve request was answered. read: items on the paths it searched; for the others see models.Degraded."""
+        """A retrieve request was answered. read: items on its searched paths. short, narrowed: as in its answer."""
         self.items_read.observe(read)
         if short:
             self.short.inc()
