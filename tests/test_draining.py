@@ -34,7 +34,7 @@ class Stream(logging.Handler):
 
 @pytest.fixture
 def stream() -> Iterator[Stream]:
-    """What this test and draining log to."""
+    """The handler of the logs of this test and of draining."""
     handler, loggers = Stream(), [log, logging.getLogger("service.process.draining")]
     for logger in loggers:
         logger.addHandler(handler)

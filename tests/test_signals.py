@@ -40,13 +40,13 @@ def fitting(folder: Path, *settings: str, under: tuple[str, ...] = ()) -> Iterat
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> None:
-    """Read what it says until a line has `text`."""
+    """Read its stderr until a line has `text`."""
     assert process.stderr is not None
     assert any(text in line for line in process.stderr), f"it ended without {text!r}"
 
 
 def test_a_closed_terminal_is_told_how_to_go_on(tmp_path: Path) -> None:
-    """B28: SIGHUP after a checkpoint, as Ctrl-C: the flag to continue with, and 128 + 1."""
+    """SIGHUP after a checkpoint, as Ctrl-C: the flag to continue with, and 128 + 1."""
     with fitting(tmp_path) as process:
         read_until(process, "epoch 2/")
         process.send_signal(signal.SIGHUP)
@@ -58,7 +58,7 @@ def test_a_closed_terminal_is_told_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_nohup_outlives_the_terminal_and_ends_with_a_polite_kill(tmp_path: Path) -> None:
-    """B28: SIGHUP that is ignored stays ignored; SIGTERM as Ctrl-C, and 128 + 15."""
+    """SIGHUP that is ignored stays ignored; SIGTERM as Ctrl-C, and 128 + 15."""
     with fitting(tmp_path, under=("nohup",)) as process:
         read_until(process, "epoch 2/")
         process.send_signal(signal.SIGHUP)
@@ -71,7 +71,7 @@ def test_nohup_outlives_the_terminal_and_ends_with_a_polite_kill(tmp_path: Path)
 
 
 def test_before_the_first_checkpoint_nothing_is_kept(tmp_path: Path) -> None:
-    """B28: and that is said. With a step a click, the first epoch takes seconds."""
+    """And that is said. With a step a click, the first epoch takes seconds."""
     with fitting(tmp_path, "batch=1") as process:
         read_until(process, "paths an item")
         process.send_signal(signal.SIGTERM)
@@ -84,11 +84,11 @@ def test_before_the_first_checkpoint_nothing_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", POLITE)
 def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
-    """B28: after the first nothing of ours stands in its way; after the command all is as it was."""
+    """After the first nothing of ours stands in its way; after the command all is as it was."""
     before = {polite: signal.getsignal(polite) for polite in POLITE}
     try:
         for polite in POLITE:
-            signal.signal(polite, signal.SIG_DFL)  # whoever runs the tests may ignore some
+            signal.signal(polite, signal.SIG_DFL)  # the shell that runs the tests may ignore some
         with stopped_by_signals() as received:
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), number)

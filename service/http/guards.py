@@ -69,7 +69,7 @@ def _require_json(request: Request) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _wrong_type(content_type: str) -> str | None:
-    """What is wrong with a Content-Type, or None."""
+    """The detail of the 415 for this Content-Type, or None."""
     message = Message()
     message["content-type"] = content_type
     kind, subtype = message.get_content_maintype(), message.get_content_subtype()

@@ -145,7 +145,7 @@ def _field(entry: Any) -> str:
 def _message(entry: Any) -> str:
     if entry["type"] in OWN_MESSAGES:
         return str(entry["msg"])
-    return MESSAGES.get(entry["type"], "not what the schema says").format(**entry.get("ctx", {}))
+    return MESSAGES.get(entry["type"], "expected a value that fits the schema").format(**entry.get("ctx", {}))
 
 
 async def _http(request: Request, error: Exception) -> Response:
