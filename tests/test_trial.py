@@ -65,7 +65,7 @@ def test_a_checkout_that_is_not_installed_is_served(python: str, store: str) -> 
             said = []
             for line in process.stderr:
                 said.append(line)
-                if "Application startup complete" in line:
+                if "Uvicorn running on" in line:
                     break
             ready = httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False)
         finally:
