@@ -17,10 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.query import Limits
-
-#: A feature's value as JSON has it. None, "" and NaN mean that the user has none.
-Value = str | int | float | bool | None
+from retrieval.query import Limits, Value
 
 MAX_CATEGORIES = 100_000  # different values of a category
 LIMIT = 1e6  # standardised numbers are clipped to -LIMIT..LIMIT, so that float32 holds them

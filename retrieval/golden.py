@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from index_store.errors import VersionDamaged
-from retrieval.searcher import Request, Searcher
+from retrieval.query import Request
+from retrieval.searcher import Searcher
 
 #: Log-probabilities and scores may differ this much between processors, relative to values above 1.
 TOLERANCE = 1e-3

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-ItemId = int | str
+from retrieval.query import ItemId
 
 #: An id that is an integer, as CSV files and requests write it; pandas writes 7 as 7.0 where an id is missing.
 INTEGER = r"(0|-?[1-9][0-9]{0,18})(\.0+)?"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-
 from retrieval.paths.search import Query
+
 from retrieval.searcher import Request
 from service.serving.retriever import Retriever
 from tests.redis_servers import free_port

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+from retrieval.paths.search import Answer, Query
 
 from index_store.errors import StoreUnavailable
-from retrieval.paths.search import Answer, Query
 from service.http.metrics import Metrics
 from service.serving.batcher import Batcher
 from service.serving.pace import Pace

@@ -20,7 +20,7 @@ import pytest
 
 from index_store.__main__ import main as dr_index
 from index_store.folder.store import FolderStore
-from index_store.version import FORMAT
+from index_store.manifest import FORMAT
 from tests.conftest import Planted
 from tests.planted import small_version, write_interactions
 from trainer.__main__ import main as dr_trainer

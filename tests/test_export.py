@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from retrieval.paths.search import search
 
 from index_store.version import npy
 from retrieval.context import Category, ContextSchema, Number
 from retrieval.golden import replay
-from retrieval.paths.search import search
 from retrieval.searcher import Searcher
 from tests.conftest import Planted
 from tests.planted import changed

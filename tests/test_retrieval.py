@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from retrieval.paths.search import Beams, Query, answer, fetch, join, rerank, search
 
 from index_store.errors import VersionDamaged
 from retrieval.paths import search as retrieval
 from retrieval.paths.index import SOFTMAX, Index, Reranker
-from retrieval.paths.search import Beams, Query, answer, fetch, join, rerank, search
 from retrieval.query import Limits
 from tests.conftest import Planted
 from trainer.publish.version import open_session

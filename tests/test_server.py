@@ -21,8 +21,8 @@ from index_store.errors import (
     VersionDamaged,
     VersionIncompatible,
 )
+from index_store.manifest import FORMAT
 from index_store.store import open_store, prune
-from index_store.version import FORMAT
 from tests.planted import large_version, small_version
 from tests.redis_servers import RedisServer, free_port, program, running
 

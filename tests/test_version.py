@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
-from index_store.version import Manifest, Version, _is_finite, check_name, npy
+from index_store.manifest import Manifest, check_name
+from index_store.version import Version, _is_finite, npy
 from tests.planted import facts_of_version, parts_of_version, small_version
 
 

@@ -18,8 +18,9 @@ from trainer.errors import TrainerError
 from trainer.stopping import stopped_by_signals, tell
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is fast
+    from index_store.manifest import Manifest
     from index_store.store import IndexStore
-    from index_store.version import Manifest, Version
+    from index_store.version import Version
     from trainer.progress import Progress
 
 FIT_EXAMPLE = """example:
@@ -144,7 +145,7 @@ def _fit(options: argparse.Namespace) -> int:
     if not options.no_activate:
         store.activate(name, expected=previous)
     facts = {"version": name, "fingerprint": version.manifest.fingerprint, "activated": not options.no_activate}
-    facts |= {"beam": version.manifest.beam, "per_path": version.manifest.per_path, "run": str(run_folder)}
+    facts |= {name: version.manifest.structure[name] for name in ("beam", "per_path")} | {"run": str(run_folder)}
     run.record_published(facts)
     progress.say(f"published {name}" + ("" if options.no_activate else ", now current"))
     _print(facts if options.json else name)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-
 from retrieval.paths.search import Beams, search
+
 from tests.benchmarks.catalogue import CONFIG, Catalogue, make_catalogue
 from tests.benchmarks.measure import report, take_turns
 

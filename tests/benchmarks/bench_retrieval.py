@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from retrieval.paths.search import Answer, Query, fetch, rerank, search
 
 from index_store.version import Version
 from retrieval.paths import kernels
-from retrieval.paths.search import Answer, Query, fetch, rerank, search
 from service.serving.retriever import Retriever
 from tests.benchmarks.catalogue import CONFIG, Catalogue, make_catalogue
 from tests.benchmarks.measure import floor_rates, report, take_turns

@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from index_store.version import Manifest, PartInfo, Version, fingerprint, npy
+from index_store.manifest import Manifest, PartInfo, fingerprint
+from index_store.version import Version, npy
 from index_store.version import _sha256 as sha256
 
 Parts = dict[str, bytes]

@@ -8,7 +8,8 @@ from random import Random
 from typing import Any
 
 from index_store.errors import IndexStoreError
-from index_store.version import Manifest, Version
+from index_store.manifest import Manifest
+from index_store.version import Version
 from tests.chaos.conftest import Goal, amount
 from tests.conftest import Planted
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from retrieval.paths.search import Answer, Query
 
 from index_store.errors import StoreUnavailable, VersionDamaged
 from index_store.folder.store import FolderStore
@@ -24,7 +25,6 @@ from index_store.redis import client as redis_module
 from index_store.redis import store as server_module
 from index_store.redis.store import ServerStore
 from index_store.store import open_store
-from retrieval.paths.search import Answer, Query
 from retrieval.searcher import Request, Unknown
 from service.http.metrics import Metrics
 from service.http.routes import RetrieveRequest

@@ -7,7 +7,7 @@ What is unusual in this model:
   of the beam is table look-ups, one add, ReLU and one H x K product;
 - the softmax head has the encoder's own item vectors, and a bias that is fixed;
 - a history starts with a learned "start" item, so an empty history has a user vector too (cold start);
-- the beam can be kept to prefixes that lead to an item (`path_trie`).
+- the beam can be kept to prefixes that lead to an item (`retrieval.paths.trie`).
 
 Shapes: B batch, T time, D layers, K nodes a layer, J paths an item, W beam, E embedding, H hidden, V items,
 C and M categorical and numeric context features. Node and path ids are int64; -1 pads item indices.
@@ -134,24 +134,24 @@ class PathModel(nn.Module):
             total = total + log_probs.gather(2, nodes[d].unsqueeze(2)).squeeze(2)
         return total
 
-    def beam_search(self, user: Tensor, beam: int, trie: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def beam_search(self, user: Tensor, beam: int, trie: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The `beam` most probable paths found for each of N users, and their log-probabilities: both (N, W).
 
-        Algorithm 1: each layer keeps the beam's best prefixes by joint probability. Paths are ids; with the `trie` of
-        the paths in use (see `path_trie`) they are rows of those, and only prefixes that lead to an item are
-        kept: places left over have row -1 and log-probability -inf. W is `beam`, or all K^D paths where they are fewer.
-        user: (N, E).
+        Algorithm 1: each layer keeps the beam's best prefixes by joint probability. Paths are ids. With the trie of the
+        paths in use (R, K), see `retrieval.paths.trie`, only prefixes that lead to an item are kept and paths are their
+        places among those in use; places left over have -1 and log-probability -inf. W is `beam`, or all K^D paths
+        where they are fewer. user: (N, E).
         """
         width, (first, *others) = self.width, self.layers
         joint = first(first.user(user), [], [])  # (N, K)
-        children = None if trie is None else trie[0][:1].expand_as(joint)  # rows in the next table
+        children = None if trie is None else trie[:1].expand_as(joint)  # rows of the trie
         log_prob, node = _best(joint, children, beam)  # (N, w), of the prefixes kept
-        path = node if children is None else children.gather(1, node)  # ids, or rows in the next table
+        path = node if children is None else children.gather(1, node)  # ids, or rows of the trie
         chosen = [node]  # a (N, w) a layer done
-        for d, layer in enumerate(others, 1):
+        for layer in others:
             log_probs = layer(layer.user(user).unsqueeze(1), chosen, layer.tables())  # (N, w, K)
             joint = (log_prob.unsqueeze(2) + log_probs).reshape(user.shape[0], -1)  # (N, w * K)
-            children = None if trie is None else rows(trie[d], path).reshape(user.shape[0], -1)
+            children = None if trie is None else rows(trie, path).reshape(user.shape[0], -1)
             # All but a tiny K have enough prefixes now for the widest beam: the exported graph need not ask.
             log_prob, best = _best(joint, children, beam, enough=width * width >= Limits.BEAM)
             parent = quotient(best, width)
@@ -168,49 +168,3 @@ class PathModel(nn.Module):
 def log_share(clicks: NDArray[np.int64]) -> Tensor:
     """Log of each item's share of the clicks (V,); one without clicks counts as half of one."""
     return torch.from_numpy(np.log((clicks + 0.5) / (clicks + 0.5).sum())).float()
-
-
-class Retrieval(nn.Module):
-    """What is exported: vectors of the history, context and beam width in; user vector and rows of paths out.
-
-    It has nothing of the size of the catalogue but the trie: the vectors of a history's items come from where the
-    reranker's do.
-    """
-
-    def __init__(self, model: PathModel, trie: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self.start = nn.Parameter(model.encoder.item_embedding.weight[model.encoder.start].detach().clone())
-        self.trie = nn.ParameterList(nn.Parameter(table, requires_grad=False) for table in trie)
-
-    def forward(
-        self, history: Tensor, length: Tensor, categories: Tensor, numbers: Tensor, beam: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """User vectors (B, E), the paths' rows among those in use (B, W) and their log-probabilities, best first.
-
-        history: float16 (B, T, E) item vectors, oldest first, 0 after its end; length: (B,), how many there are.
-        beam: int64 scalar, 1 to Limits.BEAM.
-        """
-        width: int = beam.item()  # type: ignore[assignment]  # int() would fix it at export
-        torch._check(width >= 1)  # noqa: SLF001 -- how the exporter learns a bound
-        torch._check(width <= Limits.BEAM)  # noqa: SLF001
-        items = torch.cat([self.start.expand(history.shape[0], 1, -1), history.float()], dim=1)  # (B, T + 1, E)
-        user = self.model.encoder.last(items, length, categories, numbers)  # (B, E)
-        return user, *self.model.beam_search(user, width, list(self.trie))
-
-
-def path_trie(path_ids: NDArray[np.int64], depth: int, width: int) -> list[Tensor]:
-    """The trie of the paths in use, for `beam_search`: D tables int32 (rows + 1, K), rows = prefixes one node shorter.
-
-    An entry is the row of the longer prefix in the next table, or in the last table that of the path in `path_ids`,
-    which ascend; -1 where no item lies. The last row of a table, -1, is of no prefix and leads nowhere.
-    """
-    tables = []
-    parents = np.zeros(1, np.int64)  # the ids of the prefixes that the table's rows stand for
-    for d in range(depth):
-        prefixes = np.unique(path_ids // width ** (depth - 1 - d))
-        table = np.full((len(parents) + 1, width), -1, np.int32)
-        table[np.searchsorted(parents, prefixes // width), prefixes % width] = np.arange(len(prefixes))
-        tables.append(torch.from_numpy(table))
-        parents = prefixes
-    return tables

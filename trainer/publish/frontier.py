@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.paths.index import Index
-from retrieval.paths.search import Beams
+from retrieval.paths.index import PathIndex
+from retrieval.paths.rerank import Beams
+from retrieval.paths.structure import PathStructure
 from retrieval.query import Limits
 from trainer.config import TrainConfig
 from trainer.data.requests import Requests
@@ -29,7 +30,7 @@ class Point(NamedTuple):
 
 
 def choose_beam(
-    index: Index, session: Any, requests: Requests, config: TrainConfig, budget: float = READS
+    structure: PathStructure, requests: Requests, config: TrainConfig, budget: float = READS
 ) -> tuple[int, int]:
     """(beam, per_path) that find the most among those that read at most `budget` k items; else those that read least.
 
@@ -37,7 +38,7 @@ def choose_beam(
     """
     beams = BEAMS if config.beam == "auto" else (config.beam,)
     caps = CAPS if config.per_path == "auto" else (config.per_path,)
-    points = list(frontier(index, session, requests, config.k, config.history, budget * config.k, beams, caps))
+    points = list(frontier(structure, requests, config.k, budget * config.k, beams, caps))
     affordable = [p for p in points if p.reads <= budget * config.k and p.beam * p.per_path <= Limits.READS]
     if affordable:
         best = max(affordable, key=lambda point: (point.share, -point.reads, point.beam, point.per_path))
@@ -47,11 +48,9 @@ def choose_beam(
 
 
 def frontier(
-    index: Index,
-    session: Any,
+    structure: PathStructure,
     requests: Requests,
     k: int,
-    history: int,
     reads: float,
     beams: Iterable[int] = BEAMS,
     caps: Sequence[int] = CAPS,
@@ -59,12 +58,13 @@ def frontier(
     """Points by rising beam, then cap, and of each beam's the first that reads too much.
 
     Too much is more than `reads`, or what no request may. The share is of the k best items by the softmax head, of
-    all items. history: items that the model reads.
+    all items.
     """
     exact: list[NDArray[np.int64]] = []
+    index = structure.index
     vectors = index.item_vectors.astype(np.float32)
     for beam in beams:
-        searched = list(requests.beams(session, index, history, beam))
+        searched = list(requests.beams(structure, beam))
         exact = exact or [_exact_top(found.user, vectors, index.item_bias, k) for found in searched]
         for cap in caps:
             keys = [_keys_read(index, found, cap) for found in searched]
@@ -75,12 +75,12 @@ def frontier(
                 break  # a larger cap reads more
 
 
-def _keys_read(index: Index, beams: Beams, cap: int) -> NDArray[np.int64]:
+def _keys_read(index: PathIndex, beams: Beams, cap: int) -> NDArray[np.int64]:
     """Keys (request * V + item) of what a batch of beams reads, an item as often as it is on a path."""
     batch, width = beams.paths.shape
     postings = index.read(beams.paths.ravel(), cap)
     request = np.repeat(np.arange(batch), postings.lengths.reshape(batch, width).sum(axis=1))
-    keys: NDArray[np.int64] = request * len(index.item_bias) + postings.items
+    keys: NDArray[np.int64] = request * index.items + postings.items
     return keys
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.version import Version
-from retrieval.paths.index import Index
+from retrieval.paths.index import PathIndex
+from retrieval.paths.structure import PathFacts, PathStructure
 from trainer.config import TrainConfig
 from trainer.data.requests import Requests
 from trainer.deep_retrieval.assignment import Paths
@@ -80,19 +81,22 @@ class Health:
 
 
 def measure_health(
-    index: Index,
-    session: Any,
+    structure: PathStructure,
     requests: Requests,
     config: TrainConfig,
-    reach: tuple[int, int],
+    default_search: tuple[int, int],
     paths: Paths,
     width: int,
     clicks: NDArray[np.int64],
 ) -> Health:
-    """reach: the default beam and items per path. paths: (V, J). width: K. clicks: (V,), of each item in training."""
-    beam, per_path = reach
+    """Measure the index that is about to be published.
+
+    default_search: beam and items per path of a request that names neither. paths: (V, J). width: K. clicks: (V,), of
+    each item in training.
+    """
+    index, (beam, per_path) = structure.index, default_search
     read, reads = np.zeros(len(paths), bool), 0
-    for beams in requests.beams(session, index, config.history, beam):
+    for beams in requests.beams(structure, beam):
         reads += int(index.read(beams.paths.ravel(), per_path).lengths.sum())
         read[index.read(np.unique(beams.paths), per_path).items] = True
     clicked = clicks > 0
@@ -112,11 +116,13 @@ def churn(paths: Paths, item_ids: NDArray[Any], last_layers: int, previous: Vers
     Neighbours share a first node, whatever its number: a training numbers its nodes anew. Of pairs that were
     neighbours in `previous`, the share that are so no longer. last_layers: K^(D-1), paths below a first node.
     """
+    if previous.manifest.kind != "paths":
+        return None
     place = {item: i for i, item in enumerate(np.asarray(item_ids).tolist())}
     known = np.array([place.get(item, -1) for item in np.asarray(previous.item_ids).tolist()])
-    manifest, index = previous.manifest, previous.index
+    facts, index = PathFacts.of(previous.manifest.structure), PathIndex.of(previous)
     item = known[index.path_items]
-    node = np.repeat(index.path_ids, np.diff(index.path_offsets)) // manifest.width ** (manifest.depth - 1)
+    node = np.repeat(index.path_ids, np.diff(index.path_offsets)) // facts.width ** (facts.depth - 1)
     item, node = item[item >= 0], node[item >= 0]  # by rising node, as path ids are
     if not len(item):
         return None

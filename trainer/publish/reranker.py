@@ -1,6 +1,6 @@
 """The reranker: logistic regression over the candidates that tuning users' requests retrieve (Sec. 3.4).
 
-Its features are retrieval.paths.index.FEATURES; a candidate counts as clicked if the user clicked it later, which the
+Its features are retrieval.paths.rerank.FEATURES; a candidate counts as clicked if the user clicked it later, which the
 network has not seen.
 """
 
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from retrieval.paths.index import SOFTMAX, Index, Reranker
-from retrieval.paths.search import fetch, join
+from retrieval.paths.rerank import SOFTMAX, Reranker, candidates
+from retrieval.paths.structure import PathStructure
 from trainer.data.requests import Requests
 
 PRIOR = 300.0  # clicks: with as many, a weight is about half of what the clicks say
 FREE = 100.0  # so much weaker is the logit's penalty, squared
 
 
-def fit_reranker(index: Index, session: Any, requests: Requests, longest: int, beam: int, per_path: int) -> Reranker:
+def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_path: int) -> Reranker:
     """Fit on the candidates of `requests`, history items left out.
 
     The softmax head's score if nothing was clicked, or too little to learn from.
@@ -28,9 +28,9 @@ def fit_reranker(index: Index, session: Any, requests: Requests, longest: int, b
         return SOFTMAX
     features, clicked, weights = [], [], []
     done = 0
-    items = len(index.item_bias)
-    for beams in requests.beams(session, index, longest, beam):
-        met = join(index, beams, fetch(index, beams, per_path))
+    items = structure.index.items
+    for beams in requests.beams(structure, beam):
+        met = candidates(structure.index, beams, structure.read(beams, per_path))
         batch = range(done, done + len(beams.user))
         done = batch.stop
         key = met.request * items + met.item
