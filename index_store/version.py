@@ -23,11 +23,12 @@ A version is called `v<counter>-<fingerprint[:12]>`; nothing in it can change wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,14 +116,11 @@ class Version:
 
         What only its own kind knows is checked when it is opened, see `retrieval.searcher.Searcher.open`.
         """
-        try:
+        with naming(self.manifest.version):
             self.manifest.require_counts()
             self._validate_items()
             if PATHS & set(self.manifest.parts):
                 self._validate_paths()
-        except VersionDamaged as error:
-            name = self.manifest.version
-            raise VersionDamaged(str(error) if name in str(error) else f"{name}: {error}") from None
 
     def _validate_items(self) -> None:
         manifest, parts = self.manifest, set(self.manifest.parts)
@@ -163,6 +161,15 @@ class Version:
             return self.parts[part]
         except KeyError:
             raise VersionDamaged(f"{self.manifest.version}: the part {part} is missing; publish again") from None
+
+
+@contextlib.contextmanager
+def naming(version: str) -> Iterator[None]:
+    """Put the version's name before the message of a VersionDamaged that does not have it."""
+    try:
+        yield
+    except VersionDamaged as error:
+        raise VersionDamaged(str(error) if version in str(error) else f"{version}: {error}") from None
 
 
 def parts_here(manifest: Manifest, read_paths: PathReader | None) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from index_store.errors import VersionDamaged, VersionIncompatible
-from index_store.version import Version
+from index_store.version import Version, naming
 from retrieval.context import ContextSchema
 from retrieval.paths.structure import PathFacts, PathStructure
 from retrieval.query import Answer, BadQuery, Limits, Query, Request, Unknown
@@ -24,10 +24,10 @@ class Searcher:
         try:
             self.schema = ContextSchema.from_json(version.document("context.json"))
         except ValueError as error:
-            raise VersionDamaged(f"{self.manifest.version}: context.json: {error}") from None
+            raise VersionDamaged(f"context.json: {error}") from None
         self.vocabulary = Vocabulary(version.item_ids)
-        if structure.context_columns() != (len(self.schema.categories), len(self.schema.numbers)):
-            raise VersionDamaged(f"{self.manifest.version}: context.json has other features than model.onnx takes")
+        if not structure.reads_context(len(self.schema.categories), len(self.schema.numbers)):
+            raise VersionDamaged("context.json has other features than model.onnx takes")
 
     @classmethod
     def open(cls, version: Version) -> Searcher:
@@ -37,8 +37,9 @@ class Searcher:
         """
         manifest = version.manifest
         if manifest.kind == "paths":
-            facts = PathFacts.of(manifest.structure)
-            return cls(version, facts, PathStructure.open(version, facts))
+            with naming(manifest.version):
+                facts = PathFacts.of(manifest.structure)
+                return cls(version, facts, PathStructure.open(version, facts))
         raise VersionIncompatible(
             f"{manifest.version}: a structure of kind {manifest.kind!r}, but this release opens paths only; upgrade it"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ import pytest
 from hypothesis import settings
 
 from index_store.version import Version
+from retrieval.paths.index import PathIndex
+from retrieval.paths.structure import PathStructure
+from retrieval.searcher import Searcher
 from tests.planted import write_interactions
 from tests.redis_servers import RedisServer, running, running_cluster, valkey_binary
 from trainer.config import TrainConfig
@@ -56,6 +60,21 @@ class Planted:
     split: Split
     trained: Trained
     version: Version
+
+    @functools.cached_property
+    def searcher(self) -> Searcher:
+        """The version, opened."""
+        return Searcher.open(self.version)
+
+    @property
+    def structure(self) -> PathStructure:
+        """Its structure."""
+        return self.searcher.structure
+
+    @property
+    def index(self) -> PathIndex:
+        """Its path lists and item vectors."""
+        return self.structure.index
 
 
 def train_planted(folder: Path, config: TrainConfig, *, text_ids: bool = False, users: Path | None = None) -> Planted:

@@ -197,9 +197,9 @@ def test_what_is_served_is_what_was_measured(client: TestClient, planted: Plante
     from trainer.evaluate.evaluate import Measured
     from trainer.progress import SilentProgress
 
-    requests, manifest = held_out_requests(planted.dataset, planted.split), planted.version.manifest
+    requests, facts = held_out_requests(planted.dataset, planted.split), planted.searcher.facts
     measured = Measured(planted.version, requests, 5, SilentProgress())
-    expected, _ = measured.retrieval(manifest.beam, manifest.per_path, SilentProgress())
+    expected, _ = measured.retrieval(facts.beam, facts.per_path, SilentProgress())
     for history, items in zip(requests.histories, expected.filtered, strict=True):
         body = {"history": planted.dataset.item_ids[history].tolist(), "k": 5}
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import cast
 
 import pytest
-from retrieval.paths.search import Answer
 
 from index_store.errors import StoreUnavailable
+from retrieval.query import Answer
 from service.errors import ClientGone, DeadlineExceeded, Overloaded
 from service.http.metrics import Metrics
 from service.serving.batcher import Batcher, _Entry

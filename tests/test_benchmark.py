@@ -205,7 +205,7 @@ def test_random_paths_have_the_encoder_and_no_more(planted: Planted, tmp_path: P
         drawn, planted.dataset, planted.split, tmp_path, SilentProgress(), planted.trained
     )
 
-    assert np.array_equal(version.index.item_vectors, planted.version.index.item_vectors)
+    assert np.array_equal(version.array("item_vectors.npy"), planted.index.item_vectors)
     generator = np.random.default_rng([drawn.seed, 1])
     assert np.array_equal(trained.paths, random_paths(40, 2, 2, 6, generator))
 

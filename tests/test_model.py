@@ -11,8 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from retrieval.context import Category, ContextSchema, Number
+from retrieval.paths.trie import path_trie
 from trainer.config import TrainConfig
-from trainer.deep_retrieval.layers import PathModel, path_trie
+from trainer.deep_retrieval.layers import PathModel
 from trainer.deep_retrieval.paths import path_nodes, random_paths
 
 SCHEMA = ContextSchema((Category("country", ("AT", "NL")), Number("age", 40.0, 10.0)))
@@ -106,7 +107,7 @@ def test_the_beam_spends_no_place_on_a_dead_prefix(seed: int, beam: int, live: i
     user = torch.randn(2, 6, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         everything = all_paths(model, user)
-        rows, log_probs = model.beam_search(user, beam, path_trie(path_ids, 3, 4))
+        rows, log_probs = model.beam_search(user, beam, torch.from_numpy(path_trie(path_ids, 3, 4)))
 
     paths = torch.where(rows < 0, -1, torch.from_numpy(path_ids)[rows])
     assert paths.shape == (2, min(beam, 64))

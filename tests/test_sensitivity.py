@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval.paths.index import SOFTMAX
+from retrieval.paths.rerank import SOFTMAX
 from retrieval.query import Limits
 from tests.conftest import Planted
 from tests.planted import write_interactions

@@ -4,9 +4,9 @@ They take microseconds a request, 5 ms for one of 50,000 items, and keep the int
 wait for it again takes longer, and the service bounds what is read together, but for remote lists in a widened search.
 A call from Python takes 8 us, mostly for its arguments, so `rerank` is all that follows the reading. The first import
 compiles them (seconds), later ones read what numba kept beside Python's own compiled files or in NUMBA_CACHE_DIR; where
-it can write nowhere, every process compiles. Their slow twins are in tests/test_retrieval.py.
+it can write nowhere, every process compiles. Their slow twins are in tests/test_paths.py.
 
-Shapes as in retrieval.py.
+Shapes as in structure.py.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import VersionDamaged
-from index_store.version import Version
+from index_store.version import PARTS, PATHS, Version
 from retrieval.paths import kernels
 from retrieval.paths.index import PathIndex, Postings
 from retrieval.paths.rerank import BY_PATH, Beams, Reranker, rerank
@@ -87,28 +87,29 @@ class PathStructure:
 
     @classmethod
     def open(cls, version: Version, facts: PathFacts) -> PathStructure:
-        """The structure of a version. Raises VersionDamaged where its parts do not fit each other."""
-        manifest, index = version.manifest, PathIndex.of(version)
+        """The structure of a version. Raises VersionDamaged where its parts do not fit each other or the facts."""
+        strange = set(version.manifest.parts) - PARTS - PATHS - {"reranker.json", "item_ids.npy", "item_ids.json"}
+        if strange:
+            raise VersionDamaged(f"parts that a structure of paths does not have: {', '.join(sorted(strange))}")
+        index = PathIndex.of(version)
         if (len(index.path_ids), int(index.path_offsets[-1])) != (facts.paths, facts.postings):
-            raise VersionDamaged(f"{manifest.version}: its path lists are not as many or as long as its manifest says")
+            raise VersionDamaged("its path lists are not as many or as long as its manifest says")
         if index.path_ids[0] < 0 or index.path_ids[-1] >= facts.width**facts.depth:
-            raise VersionDamaged(f"{manifest.version}: path_ids: a path outside 0..width^depth - 1")
+            raise VersionDamaged("path_ids: a path outside 0..width^depth - 1")
         model = Path(version.folder, "model.onnx") if version.folder else bytes(version.parts["model.onnx"])
         try:
             session = open_session(model)
         except Exception as error:  # noqa: BLE001 -- the runtime has no error class of its own for a bad model
-            raise VersionDamaged(f"{manifest.version}: model.onnx cannot be loaded ({type(error).__name__})") from None
-        columns = {model_input.name: model_input.shape[-1:] for model_input in session.get_inputs()}
-        if columns.get("trie") != [facts.width]:
-            raise VersionDamaged(f"{manifest.version}: model.onnx searches another width than the manifest says")
+            raise VersionDamaged(f"model.onnx cannot be loaded ({type(error).__name__})") from None
+        if _columns(session, "trie") != facts.width:
+            raise VersionDamaged("model.onnx searches another width than the manifest says")
         trie = on_its_device(session, path_trie(index.path_ids, facts.depth, facts.width))
         reranker = Reranker.from_json(version.document("reranker.json"))
-        return cls(session, index, trie, reranker, manifest.history, facts.max_beam)
+        return cls(session, index, trie, reranker, version.manifest.history, facts.max_beam)
 
-    def context_columns(self) -> tuple[int, int]:
-        """How many categories and numbers the network reads of a user."""
-        columns = {model_input.name: model_input.shape[-1] for model_input in self.session.get_inputs()}
-        return columns.get("categories", 0), columns.get("numbers", 0)
+    def reads_context(self, categories: int, numbers: int) -> bool:
+        """Whether the network reads so many categories and numbers of a user."""
+        return (_columns(self.session, "categories"), _columns(self.session, "numbers")) == (categories, numbers)
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Answer queries that agree in `beam` and `rerank`, all at once."""
@@ -211,6 +212,11 @@ class PathStructure:
             [query.k for query in queries],
             [query.excluded for query in queries],
         )
+
+
+def _columns(session: Any, name: str) -> object:
+    """The last dimension of the network's input of that name; None if there is no such input."""
+    return next((entry.shape[-1] for entry in session.get_inputs() if entry.name == name and entry.shape), None)
 
 
 def _groups(waiting: Sequence[int], queries: Sequence[Query], beam: int) -> Iterator[list[int]]:

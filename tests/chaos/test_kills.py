@@ -144,7 +144,7 @@ class Follower:
             served = reloader._serving
             if served and self.served[-1:] != [served.name]:
                 model = served.manifest.parts["model.onnx"].sha256
-                right = all(map(same, answers_of(served.version), self._answers[model]))
+                right = all(map(same, answers_of(served.searcher.version), self._answers[model]))
                 with self._news:
                     self.served.append(served.name)
                     self.faults += [] if right else [f"{served.name} answers wrongly"]
