@@ -26,6 +26,7 @@ import httpx
 import numpy as np
 
 from index_store.store import open_store
+from retrieval.paths.index import PathIndex
 from tests.benchmarks.catalogue import CONFIG, make_catalogue
 from tests.benchmarks.measure import report
 from tests.redis_servers import RedisServer, free_port, running
