@@ -12,7 +12,7 @@ import numpy as np
 
 from index_store.errors import StoreUnavailable
 from retrieval.query import Answer, Query
-from service.http.metrics import Metrics
+from service.metrics import Metrics
 from service.serving.batcher import Batcher
 from service.serving.pace import Pace
 from service.serving.retriever import Retriever

@@ -20,8 +20,8 @@ import pytest
 import redis
 import yaml
 
-from service.http.metrics import Metrics
 from service.http.problems import HEADERS, Problem
+from service.metrics import Metrics
 from tests.planted import write_interactions
 from tests.proxy import CONFIG, proxy_config
 from tests.redis_servers import free_port, program, redis_binary

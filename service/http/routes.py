@@ -16,9 +16,9 @@ from retrieval import query as asked
 from retrieval.query import Answer, Limits, Query, Unknown
 from service.errors import NotReady
 from service.http.guards import AdminRoute, Route
-from service.http.metrics import Metrics
 from service.http.problems import Problem
 from service.http.values import Body, Context, ItemId, integer
+from service.metrics import Metrics
 from service.process.draining import Draining
 from service.process.settings import Settings
 from service.serving.batcher import Batcher

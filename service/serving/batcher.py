@@ -19,7 +19,7 @@ from typing import Any
 from index_store.errors import IndexStoreError, StoreUnavailable
 from retrieval.query import Answer, Limits, Query
 from service.errors import ClientGone, DeadlineExceeded, Overloaded
-from service.http.metrics import Metrics
+from service.metrics import Metrics
 from service.serving.retriever import Retriever
 
 log = logging.getLogger(__name__)

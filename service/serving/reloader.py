@@ -32,7 +32,7 @@ from index_store.manifest import check_name
 from index_store.store import IndexStore
 from retrieval.query import Limits
 from service.errors import NotReady
-from service.http.metrics import Metrics
+from service.metrics import Metrics
 from service.serving.retriever import Retriever
 from service.serving.trial import try_model
 

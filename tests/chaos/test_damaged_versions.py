@@ -100,7 +100,7 @@ def test_a_model_is_tried_once(planted: Planted, other: Planted, tmp_path: Path,
     """Not again when it comes back; another is."""
     import asyncio
 
-    from service.http.metrics import Metrics
+    from service.metrics import Metrics
 
     store = FolderStore(str(tmp_path))
     names = [store.publish(planted.version), store.publish(other.version)]

@@ -18,7 +18,7 @@ from index_store.folder.store import FolderStore
 from index_store.redis.store import ServerStore
 from index_store.store import IndexStore, open_store, prune
 from index_store.version import Version
-from service.http.metrics import Metrics
+from service.metrics import Metrics
 from service.serving.reloader import Reloader
 from tests.chaos.conftest import FULL, Goal, amount
 from tests.chaos.traffic import answers_of

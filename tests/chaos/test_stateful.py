@@ -31,7 +31,7 @@ from index_store.store import IndexStore, open_store, prune, rollback
 from index_store.version import Version
 from retrieval.query import ItemId
 from service.errors import NotReady
-from service.http.metrics import Metrics
+from service.metrics import Metrics
 from service.serving import reloader as reloader_module
 from service.serving.reloader import Reloader
 from service.serving.retriever import Retriever
