@@ -123,11 +123,11 @@ def _health(paths: Mapping[str, Any]) -> list[str]:
     if "reach" in paths:
         spread = ", ".join(f"{perplexity:.1f}" for perplexity in paths["perplexity"])
         lines += [
-            f"nodes in use a layer, as if evenly: {spread}",
+            f"effective nodes in use in each layer: {spread}",
             f"{paths['reach']:.1%} of the clicked items are in reach of {paths['reach_users']} training users",
         ]
     if paths.get("churn") is not None:
-        lines.append(f"{paths['churn']:.0%} of the neighbours are others than in {paths['previous']}")
+        lines.append(f"{paths['churn']:.0%} of the neighbours have changed since {paths['previous']}")
     return lines
 
 
