@@ -38,7 +38,7 @@ from trainer.evaluate.baselines import (
     item_cf,
     popularity,
 )
-from trainer.evaluate.evaluate import Measured
+from trainer.evaluate.evaluate import MeasuredVersion
 from trainer.evaluate.measures import MEASURES, Answers, new_items, nobody, ratios, recall_by_popularity
 from trainer.progress import Progress, counted
 from trainer.publish.frontier import choose_beam, frontier
@@ -110,7 +110,7 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
 
     trained, mine, seconds = _version(config, dataset, split, folder / "run", progress)
     encoder = sum(record["seconds"] for record in trained.history if "head_loss" in record)
-    measured = Measured(mine, requests, k, progress)
+    measured = MeasuredVersion(mine, requests, k, progress)
     default = measured.searcher.facts.default_search(k, mine.manifest.k)
     deep, share = measured.retrieval(*default, progress)
     add("deep_retrieval", deep, seconds)
@@ -127,7 +127,7 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     drawn = config.replace(start="random", reassignments=0)
     _, random, _ = _version(drawn, dataset, split, folder / "random", progress, trained)
     tuning = training_requests(dataset, split, TUNING_REQUESTS, config.seed)
-    for name, one in (("deep_retrieval", measured), ("random_paths", Measured(random, requests, k, progress))):
+    for name, one in (("deep_retrieval", measured), ("random_paths", MeasuredVersion(random, requests, k, progress))):
         for budget in BUDGETS:
             beam, per_path = choose_beam(one.structure, tuning, config, MARGIN * budget)
             add(f"{name}_{budget}k", one.retrieval(beam, per_path, progress, widen=False)[0], None)

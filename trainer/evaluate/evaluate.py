@@ -1,6 +1,6 @@
 """A published version against brute force over its own vectors, Item-CF and popularity.
 
-Measured is what the service answers: the version's ONNX file, its path lists, its reranker.
+MeasuredVersion is what the service answers: the version's ONNX file, its path lists, its reranker.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from trainer.progress import Progress, counted
 
 
 def evaluate(version: Version, dataset: Dataset, split: Split, k: int, progress: Progress) -> dict[str, Any]:
-    """The document of `dr-trainer evaluate --json`; fractions, not percent. None: nobody can be measured."""
+    """The document of `dr-trainer evaluate --json`: fractions, not percent; None where no user can be measured."""
     requests = held_out_requests(dataset, split)
     if not requests.histories:
         raise DataError("test_users: nobody was held out, so there is nobody to measure; train with more")
-    measured = Measured(version, requests, k, progress)
+    measured = MeasuredVersion(version, requests, k, progress)
     searcher = measured.searcher
     deep, share = measured.retrieval(*searcher.facts.default_search(k, version.manifest.k), progress)
     clicked = clicked_items(dataset, split.train_users, split.visible_length)
@@ -81,7 +81,7 @@ def table(result: dict[str, Any], split: str) -> str:
     lines += [
         "",
         f"ratio to brute force: {', '.join(shown)}",
-        f"items read a request: {deep['candidates_mean']:.1f} on average, {deep['candidates_p99']:.0f} at most in 99 %",
+        f"items read per request: {deep['candidates_mean']:.1f} on average, {deep['candidates_p99']:.0f} at most in 99 %",
     ]
     if result["structural_recall"] is not None:
         lines.append(f"of brute force's answer, {100 * result['structural_recall']:.1f} % was among them")
@@ -95,7 +95,7 @@ def require_same_data(version: Version, dataset: Dataset, progress: Progress) ->
     """Raise DataError unless the data have the version's items; warn if it was trained on other interactions."""
     ids = np.asarray(version.item_ids, dtype=None if not isinstance(version.item_ids, list) else object)
     if ids.dtype != dataset.item_ids.dtype or not np.array_equal(ids, dataset.item_ids):
-        made_from = version.manifest.metrics.get("files") or {}  # of an earlier release: not recorded
+        made_from = version.manifest.metrics.get("files") or {}  # an earlier release did not record it
         named = (name if kind == "interactions" else f"--{kind} {name}" for kind, name in made_from.items())
         raise DataError(
             f"{version.manifest.version} knows {version.manifest.items} items, the files have "
@@ -106,8 +106,8 @@ def require_same_data(version: Version, dataset: Dataset, progress: Progress) ->
         progress.say("warning: trained on other interactions; users measured here may have been trained on")
 
 
-class Measured:
-    """A version and what its own vectors, all scanned, answer to some requests."""
+class MeasuredVersion:
+    """A version, and what a scan of all its item vectors (brute force) answers to some requests."""
 
     def __init__(self, version: Version, requests: Requests, k: int, progress: Progress) -> None:
         self.searcher, self.requests, self.k = Searcher.open(version), requests, k
@@ -139,10 +139,10 @@ class Measured:
     def retrieval(
         self, beam: int, per_path: int, progress: Progress, *, widen: bool = True, reranker: Reranker | None = None
     ) -> tuple[Answers, float | None]:
-        """What the service answers, and the share of brute force's answer that is among the items read.
+        """The answers of the service, and the share of brute force's answers that is among the items read.
 
-        The share is None where brute force has no answer: everybody has had all items.
-        widen: search more paths where fewer than k items are found. reranker: instead of the version's.
+        The share is None if brute force has no answer because every user has had every item. widen: search more paths
+        if fewer than k items come out. reranker: used instead of the version's.
         """
         requests, index = self.requests, self.structure.index
         structure = replace(self.structure, reranker=reranker) if reranker else self.structure
