@@ -1,6 +1,6 @@
-"""A published version against brute force over its own vectors, Item-CF and popularity.
+"""Compares a published version with brute force over its own vectors, Item-CF and popularity.
 
-MeasuredVersion is what the service answers: the version's ONNX file, its path lists, its reranker.
+The answers measured are those of the service: the version's own network, path lists and reranker give them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def table(result: dict[str, Any], split: str) -> str:
     lines += [
         "",
         f"ratio to brute force: {', '.join(shown)}",
-        f"items read per request: {deep['candidates_mean']:.1f} on average, {deep['candidates_p99']:.0f} at most in 99 %",
+        f"items read: {deep['candidates_mean']:.1f} a request on average, {deep['candidates_p99']:.0f} at most in 99 %",
     ]
     if result["structural_recall"] is not None:
         lines.append(f"of brute force's answer, {100 * result['structural_recall']:.1f} % was among them")

@@ -61,8 +61,8 @@ class Health:
         o, spread = self.occupancy, ", ".join(f"{p:.1f}" for p in self.perplexity)
         moved = "" if self.churn is None else f"; {self.churn:.0%} of the neighbours have changed since {self.previous}"
         return (
-            f"index: {o.used} paths, largest {o.largest}, mean {o.mean_size:.2f}, gini {o.gini:.2f}; effective nodes in "
-            f"use in each layer: {spread}\n{self.reach:.1%} of the clicked items are in reach of {self.reach_users} "
+            f"index: {o.used} paths, largest {o.largest}, mean {o.mean_size:.2f}, gini {o.gini:.2f}; effective nodes "
+            f"in use in each layer: {spread}\n{self.reach:.1%} of the clicked items are in reach of {self.reach_users} "
             f"training users at the default beam{moved}"
         )
 
