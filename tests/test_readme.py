@@ -32,6 +32,8 @@ ADDED_BY_OTHER_BRANCHES = {
     "service/http/models.py",
     "trainer/deep_retrieval/scores.py",
     "trainer/deep_retrieval/m_step.py",
+    "trainer/deep_retrieval/reads.py",
+    "trainer/mistakes.py",
     "trainer/publish/network.py",
     "trainer/publish/parity.py",
     "trainer/publish/index.py",
