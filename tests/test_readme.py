@@ -30,6 +30,7 @@ ADDED_BY_OTHER_BRANCHES = {
     "retrieval/paths/trie.py",
     "retrieval/paths/rerank.py",
     "service/http/models.py",
+    "trainer/deep_retrieval/device.py",
     "trainer/deep_retrieval/scores.py",
     "trainer/deep_retrieval/m_step.py",
     "trainer/deep_retrieval/reads.py",
