@@ -22,7 +22,7 @@ EXAMPLE = """example:
   DR_ADMIN_TOKEN=change-me dr-service --store ./demo-store --port 8000
   curl -s localhost:8000/v1/retrieve -H 'content-type: application/json' -d '{"history": ["85123A"], "k": 10}'
 
-Every setting is also an environment variable, DR_STORE, DR_PORT, DR_ADMIN_TOKEN, ...; docs/reference.md lists them."""
+Every setting is also an environment variable, DR_STORE, DR_PORT, DR_ADMIN_TOKEN, ...; the README lists them."""
 
 
 #: How long a thread may keep the interpreter while another waits; Python's own 5 ms are ten searches.

@@ -28,7 +28,7 @@ FIT_EXAMPLE = """example:
 
 INTERACTIONS is Parquet or CSV with the columns user_id, item_id (integers or strings), timestamp (integer or
 date and time) and perhaps rating or weight. Interrupted? Run the same command again with --resume and the folder
-it named. docs/reference.md lists the settings."""
+it named. The README lists the settings."""
 
 EVALUATE_EXAMPLE = """example:
   dr-trainer evaluate examples/online_retail/interactions.parquet --items examples/online_retail/items.parquet \\

@@ -113,7 +113,7 @@ def unknown(environment: Mapping[str, str]) -> list[str]:
             lines.append(f"{name} is passed over; settings are written in capitals: {upper}")
         else:
             likely = difflib.get_close_matches(upper.removeprefix("DR_").lower(), Settings.model_fields, 1)
-            hint = f"did you mean {variable(likely[0])}?" if likely else "docs/reference.md lists them"
+            hint = f"did you mean {variable(likely[0])}?" if likely else "the README lists them"
             lines.append(f"{name if name.isprintable() else repr(name)} is not a setting; {hint}")
     return lines
 

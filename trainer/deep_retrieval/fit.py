@@ -92,7 +92,7 @@ def fit(
             progress.say("placing items by their vectors")
             vectors = model.item_vectors.detach().numpy()
             # About as many items a path as the candidate budget has for the widest beam. Rather too few than too
-            # many: a path of one item is found as well, and read in half the time (docs/log.md).
+            # many: a path of one item is found as well, and read in half the time (README, What was tried).
             leaf = max(1, round(BUDGET * config.k / Limits.BEAM))
             assigner.paths = tree_paths(vectors, config.paths_per_item, config.depth, width, leaf, generator)
 

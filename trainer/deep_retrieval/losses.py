@@ -16,7 +16,7 @@ from trainer.config import TrainConfig
 from trainer.data.batches import Batch
 from trainer.deep_retrieval.layers import PathModel
 
-#: Predictions a gradient step of the path layers: many small steps find more (docs/log.md).
+#: Predictions a gradient step of the path layers: many small steps find more (README, What was tried).
 PATH_STEP = 256
 
 
