@@ -2,7 +2,7 @@
 
 What a request costs depends on the network's shape, on how long the path lists are and on where in memory the items
 lie, not on what the weights say: what it finds means nothing. All path lists are about alike, as a trained tree's
-are: its leaves on the data sets of the README have 1 to 4 items. A path's items are drawn, so nearly all that is read
+are: its leaves on published data sets have 1 to 4 items. A path's items are drawn, so nearly all that is read
 is different.
 """
 

@@ -2,7 +2,7 @@
 
 The paper starts from random paths (Sec. 3.2). From there the network must first learn by heart which items a path
 has; from a tree over the item vectors it learns which kinds of item a user wants, and what it learned of one item
-holds for its neighbours (README, "What was tried").
+holds for its neighbours (docs/log.md).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ class UserEncoder(nn.Module):
     """GRU over the history joined with the context features (Sec. 4.1): one user vector a position.
 
     Added to it is the sum of the history's item vectors, whatever their order: the GRU alone falls behind item-to-item
-    similarity where order says little (README, Decisions).
+    similarity where order says little (docs/decisions.md).
     """
 
     def __init__(self, config: TrainConfig, items: int, schema: ContextSchema) -> None:
