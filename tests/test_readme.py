@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 from pathlib import Path
 
@@ -22,9 +21,9 @@ README = (ROOT / "README.md").read_text()
 
 def test_every_training_setting_is_there_with_its_default() -> None:
     """One row of the table a setting."""
-    for field in dataclasses.fields(TrainConfig):
+    for name, field in TrainConfig.model_fields.items():
         shown = "unset" if field.default is None else "[]" if field.default == () else field.default
-        assert f"| `{field.name}` | {shown} |" in README, field.name
+        assert f"| `{name}` | {shown} |" in README, name
 
 
 def test_every_service_setting_is_there_with_its_default() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from index_store.command import add_store, add_version, from_environment
 from index_store.errors import IndexStoreError
-from trainer.errors import TrainerError
+from trainer.errors import ConfigError, TrainerError
 from trainer.stopping import stopped_by_signals, tell
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is fast
@@ -28,7 +28,7 @@ FIT_EXAMPLE = """example:
 
 INTERACTIONS is Parquet or CSV with the columns user_id, item_id (integers or strings), timestamp (integer or
 date and time) and perhaps rating or weight. Interrupted? Run the same command again with --resume and the folder
-it named. The README lists the settings."""
+it named. docs/reference.md lists the settings."""
 
 EVALUATE_EXAMPLE = """example:
   dr-trainer evaluate examples/online_retail/interactions.parquet --items examples/online_retail/items.parquet \\
@@ -182,16 +182,21 @@ def _evaluate(options: argparse.Namespace) -> int:
     version = store.load(name)
 
     from retrieval.context import ContextSchema
-    from trainer.config import config_from
+    from trainer.config import stored_config
     from trainer.data.dataset import load_dataset
     from trainer.data.split import split_users
     from trainer.evaluate.evaluate import evaluate, require_same_data, table
     from trainer.progress import choose_progress
 
-    config = config_from(dict(version.manifest.config))
+    try:
+        config, unknown = stored_config(version.manifest.config)
+    except ConfigError as error:
+        raise ConfigError(f"{name} cannot be evaluated by this release: {error}") from None
     if options.k is not None and options.k < 1:
         raise TrainerError(f"--k: expected at least 1, found {options.k}")
     progress = choose_progress()
+    if unknown:
+        progress.say(f"{name} has settings that this release does not know; they are ignored: {', '.join(unknown)}")
     # Users are encoded as the version encodes them, not as these files alone would have it.
     schema = ContextSchema.from_json(version.document("context.json"))
     config = config.replace(item_id="string" if isinstance(version.item_ids, list) else "integer")
