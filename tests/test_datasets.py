@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +71,29 @@ def test_the_shipped_example_is_always_there(tmp_path: Path) -> None:
     assert source.items.exists()
     with pytest.raises(DataError, match="no data set is there"):
         find_datasets(tmp_path, None)
+
+
+def test_an_installation_says_how_to_get_the_example(tmp_path: Path) -> None:
+    """Bug 7: a wheel has the packages alone, without examples/."""
+    root, data = Path(__file__).parent.parent, tmp_path / "data"
+    data.mkdir()
+    for package in ("trainer", "retrieval", "index_store"):
+        shutil.copytree(root / package, tmp_path / "site" / package)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", "benchmark", "--data-dir", data, "--datasets", "online-retail"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"dr-trainer: --datasets online-retail: not in {data}; "
+        "get the folder examples/online_retail of this project's repository, copied into that folder\n"
+    )
 
 
 def test_ones_own_online_retail_goes_first(tmp_path: Path) -> None:

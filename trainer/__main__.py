@@ -40,8 +40,8 @@ BENCHMARK_EXAMPLE = """example:
   dr-trainer benchmark --data-dir data --datasets ml-1m,purchases.parquet --seeds 3 --report benchmark-report
 
 Data sets are found in DIR: ml-100k, ml-1m, ml-20m, ml-25m (GroupLens' folders, unzipped), amazon-beauty, amazon-books
-(ratings_Beauty.csv, ratings_Books.csv), online-retail (shipped), and any file of interactions, by its name. Needs
-pip install 'deep-retrieval[benchmark]'. Stopped? The same command goes on where it was."""
+(ratings_Beauty.csv, ratings_Books.csv), online-retail (a checkout has it), and any file of interactions, by its name.
+Needs pip install 'deep-retrieval[benchmark]'. Stopped? The same command goes on where it was."""
 
 SENSITIVITY_EXAMPLE = """example:
   dr-trainer sensitivity examples/online_retail/interactions.parquet --set k=20 --report sensitivity-report
