@@ -1,4 +1,4 @@
-"""Settings that cannot work are refused by name."""
+"""Settings: what is refused and how, and how files, flags and stored versions give them."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path, text: str) -> None:
         load_config(file)
 
 
-def test_what_windows_saves_is_read(tmp_path: Path) -> None:
+def test_a_file_saved_by_windows_is_read(tmp_path: Path) -> None:
     """B29: TOML with a byte order mark and CRLF."""
     file = tmp_path / "config.toml"
     file.write_bytes(b"\xef\xbb\xbfk = 7\r\nepochs = 4\r\n")
@@ -253,8 +253,8 @@ def test_what_windows_saves_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000])
-def test_what_toml_cannot_hold_is_a_wrong_value(tmp_path: Path, value: str) -> None:
-    """Python's reader fails in its own way at 5,000 digits, and at as many brackets."""
+def test_a_value_that_toml_cannot_hold_is_refused(tmp_path: Path, value: str) -> None:
+    """5,000 digits, or as many brackets, make Python's TOML reader fail with errors of their own."""
     with pytest.raises(ConfigError, match="k: expected a whole number"):
         load_config(None, [f"k={value}"])
     (tmp_path / "config.toml").write_text(f"k = {value}")
@@ -262,8 +262,8 @@ def test_what_toml_cannot_hold_is_a_wrong_value(tmp_path: Path, value: str) -> N
         load_config(tmp_path / "config.toml")
 
 
-def test_what_is_set_and_changes_nothing_is_said() -> None:
-    """B34: a line for each reason; nothing of what is as it comes."""
+def test_settings_without_effect_are_reported() -> None:
+    """B34: a line for each reason; settings at their defaults are not mentioned."""
     assert TrainConfig().without_effect(500) == []
     assert TrainConfig(alpha=2, eta=0.5, negatives=9, reassignments=99, epochs=5, warmup_epochs=2).without_effect(
         20_000
@@ -294,7 +294,7 @@ def test_width_follows_the_catalogue(items: int, width: int) -> None:
 
 
 def test_a_trie_too_large_for_the_network_is_refused() -> None:
-    """Ten million items are no trouble at K = 100; a million at K = 100,000 are."""
+    """Ten million items are possible at K = 100; a million at K = 100,000 are not."""
     assert TrainConfig(width=100).resolve_width(10_000_000) == 100
     with pytest.raises(ConfigError, match="width: the trie"):
         TrainConfig(width=100_000, depth=3).resolve_width(1_000_000)

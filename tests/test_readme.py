@@ -49,7 +49,7 @@ def test_every_file_of_the_packages_is_there() -> None:
         assert set(re.findall(r"^  (\w+\.py) +\S", listed, re.MULTILINE)) == files, package
 
 
-@pytest.mark.parametrize("parser", [trainer.__main__._parser(), index_store.__main__._parser()])
+@pytest.mark.parametrize("parser", [trainer.__main__.make_parser(), index_store.__main__.make_parser()])
 def test_every_command_and_flag_is_there(parser: argparse.ArgumentParser) -> None:
     """In the row of its command, but for those that are said of all of them."""
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))

@@ -52,7 +52,7 @@ Stopped? The same command goes on where it was."""
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 128 + N after signal N."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     if options.command == "fit" and options.resume is None:
         options.resume = Path("runs", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
     commands = {"fit": _fit, "evaluate": _evaluate, "benchmark": _benchmark, "sensitivity": _sensitivity}
@@ -279,7 +279,8 @@ def _table(text: str) -> Path:
     return Path("/dev/stdin") if text == "-" else Path(text).expanduser()
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of dr-trainer."""
     parser = argparse.ArgumentParser(prog="dr-trainer", description=__doc__)
     add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -291,40 +292,42 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     fit = add("fit", "train, publish and activate a version", FIT_EXAMPLE)
-    measure = add("evaluate", "P/R/F@k of a version on held-out users", EVALUATE_EXAMPLE)
-    compare = add("benchmark", "Deep Retrieval beside its rivals on several data sets and seeds", BENCHMARK_EXAMPLE)
-    vary = add("sensitivity", "what B, K, D, J and alpha are worth on your data", SENSITIVITY_EXAMPLE)
+    measure = add(
+        "evaluate", "precision, recall and F of a version, on the users that its training held out", EVALUATE_EXAMPLE
+    )
+    compare = add("benchmark", "Deep Retrieval beside other methods, on several data sets and seeds", BENCHMARK_EXAMPLE)
+    vary = add("sensitivity", "how beam, K, D, J and alpha change recall on your data", SENSITIVITY_EXAMPLE)
     for command in (fit, measure, vary):
         command.add_argument("interactions", type=_table, metavar="INTERACTIONS", help="Parquet or CSV")
-        command.add_argument("--items", type=_table, metavar="F", help="Parquet or CSV with item_id: the catalogue")
-        command.add_argument("--users", type=_table, metavar="F", help="Parquet or CSV with user_id and context")
+        command.add_argument("--items", type=_table, metavar="F", help="the catalogue: Parquet or CSV with item_id")
+        command.add_argument("--users", type=_table, metavar="F", help="context features: Parquet or CSV with user_id")
     for command in (fit, measure):
         add_store(command)
     for command in (fit, vary, compare):
         command.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; wins over a file's"
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; wins over the file"
         )
     for command in (fit, vary):
-        command.add_argument("--config", type=Path, metavar="F.toml", help="settings, a key a line")
+        command.add_argument("--config", type=Path, metavar="F.toml", help="TOML file of settings, a key per line")
         command.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
     for command in (compare, vary):
         command.add_argument("--report", type=Path, metavar="DIR", help="write a page with tables and plots there")
         command.add_argument(
             "--runs", type=Path, default=Path("runs", command.prog.split()[-1]), metavar="DIR",
-            help="what is measured is kept there; default: %(default)s",
+            help="folder that keeps the measurements; default: %(default)s",
         )  # fmt: skip
     fit.add_argument(
         "--resume", type=Path, metavar="DIR", help="keep checkpoints in DIR, and continue the run that is there"
     )
     fit.add_argument("--no-activate", action="store_true", help="publish, but leave `current` where it is")
     fit.add_argument("--allow-collapsed", action="store_true", help="publish what the gate on index health refuses")
-    measure.add_argument("--version", metavar="V", help="default: the current version")
-    measure.add_argument(
-        "--k", type=int, metavar="N", help="candidates asked for; default: what the version was made for"
-    )
+    measure.add_argument("--version", metavar="V", help="version to measure; default: the current one")
+    measure.add_argument("--k", type=int, metavar="N", help="candidates per request; default: the version's k")
     compare.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="where the data sets are")
-    compare.add_argument("--datasets", metavar="A,B", help="default: all that are there")
-    compare.add_argument("--seeds", type=int, default=5, metavar="N", help="0 to N - 1; default: %(default)s")
+    compare.add_argument("--datasets", metavar="A,B", help="which data sets; default: all in --data-dir")
+    compare.add_argument(
+        "--seeds", type=int, default=5, metavar="N", help="number of seeds, 0 to N - 1; default: %(default)s"
+    )
     return parser
 
 

@@ -112,7 +112,9 @@ class Network(_Group):
     history: Annotated[int, Field(ge=1, le=Limits.HISTORY)] = Field(
         69, description="how many of the most recent items the encoder reads (Sec. 4.1)"
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="of the encoder's inputs and its output")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.5, description="dropout rate of the encoder's inputs and output"
+    )
     context: tuple[str, ...] = Field(
         (), description='columns of user features for the encoder: "name", "name:category" or "name:number"'
     )
@@ -148,9 +150,11 @@ class GradientSteps(_Group):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where training runs; auto: on a GPU if torch sees one"
     )
-    epochs: Count = Field(20, description="passes over the interactions; at least 2 are made: encoder, path layers")
+    epochs: Count = Field(
+        20, description="passes over the interactions, two at least: the encoder's, then the path layers'"
+    )
     warmup_epochs: Count | Auto = Field(
-        "auto", description="epochs of the encoder, before there are paths; auto: two of five"
+        "auto", description="epochs in which the encoder learns, before there are paths; auto: two of five"
     )
     start: Literal["tree", "random"] = Field(
         "tree", description="the first paths: from a tree over the item vectors, or random (Sec. 3.2)"
@@ -168,13 +172,15 @@ class GradientSteps(_Group):
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(
         0.003,
-        description="Adam's; falls to a tenth over the warm-up, and again over the epochs after it (with "
+        description="Adam's learning rate; falls to a tenth over the warm-up, and again over the epochs after it (with "
         "reassignments: from one to the next)",
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.00001, description=f"L2 penalty; without effect on item vectors in catalogues of over {DENSE_ITEMS:,} items"
     )
-    later: Share = Field(0.5, description="share of the targets that are any later item of the user, not the next one")
+    later: Share = Field(
+        0.5, description="share of targets that are a random later item of the user instead of the next"
+    )
     full_softmax_items: Count = Field(
         10_000, description="largest catalogue for the full softmax; in larger ones the head samples negatives"
     )
@@ -228,7 +234,7 @@ class Assignment(_Group):
         0.999, description="decay of an item's scores at each further observation of the item"
     )
     alpha: Annotated[float, Field(ge=0)] | Auto = Field(
-        "auto", description="penalty factor on crowded paths; auto: such that a request reads about 7.5 k items"
+        "auto", description="penalty factor on crowded paths; auto: a request then reads about 7.5 times k items"
     )
     sweeps: Count = Field(5, description="T, sweeps of the coordinate descent (Sec. 3.3: 3 to 5)")
 
@@ -236,7 +242,9 @@ class Assignment(_Group):
 class Answer(_Group):
     """Answers. The defaults of a request that names none."""
 
-    k: Annotated[int, Field(ge=1, le=Limits.K)] = Field(100, description="candidates returned; 5 k to 10 k are read")
+    k: Annotated[int, Field(ge=1, le=Limits.K)] = Field(
+        100, description="candidates returned; about 7.5 times as many are read"
+    )
     beam: Annotated[int, Field(ge=1, le=Limits.BEAM)] | Auto = Field(
         "auto", description="W, paths searched; auto: chosen by measurement after training"
     )
@@ -261,11 +269,13 @@ class Gate(_Group):
     """Gate. An index that fails a check is not published, except by `fit --allow-collapsed`."""
 
     gate_largest: Share = Field(
-        0.05, description="share of the items that one path may hold; 10 k items are always allowed"
+        0.05, description="largest share of the items on one path; 10 times k items are always allowed"
     )
-    gate_entropy: Share = Field(0.3, description="least entropy of the paths, as a share of the items' (log2 V)")
+    gate_entropy: Share = Field(0.3, description="least entropy of the paths, relative to that of the items (log2 V)")
     gate_reach: Share = Field(
-        0.1, description="least share of clicked items that training users reach, of what as many reads could reach"
+        0.1,
+        description="least share of the clicked items that training users' requests read, relative to the most that as "
+        "many reads could",
     )
 
 
@@ -273,9 +283,9 @@ class Data(_Group):
     """Data. How the files are read, and who is held out for `evaluate`."""
 
     item_id: Literal["auto", "integer", "string"] = Field(
-        "auto", description="type of the ids; auto: integer if all ids in all files are"
+        "auto", description="type of item ids; auto: integer if every id in every file is one"
     )
-    user_id: Literal["auto", "integer", "string"] = Field("auto", description="likewise for users")
+    user_id: Literal["auto", "integer", "string"] = Field("auto", description="the same for user ids")
     min_rating: float | None = Field(None, description="interactions with a lower rating are dropped")
     min_interactions: Count = Field(3, description="users with fewer interactions are dropped")
     split: Literal["users", "last-out"] = Field(
@@ -284,7 +294,7 @@ class Data(_Group):
     test_users: Annotated[int, Field(ge=0)] | Auto = Field(
         "auto", description="users held out; auto: a tenth of all, at most 1,000"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of all random numbers")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of all random numbers")
 
 
 GROUPS = (Structure, Network, GradientSteps, Assignment, Answer, Gate, Data)
