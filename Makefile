@@ -4,11 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test lint bench chaos soak system java
+.PHONY: help install demo docs test lint bench chaos soak system java
 
 help:
 	@echo "make install   make .venv with everything"
 	@echo "make demo      train on the shipped purchases, serve, ask; ONCE=1 ends after the answer"
+	@echo "make docs      write docs/reference.md: every setting, command and route"
 	@echo "make test      lint, types and tests"
 	@echo "make lint      lint and types only"
 	@echo "make bench     how fast it is, beside alternatives (minutes; nothing else should run)"
@@ -31,6 +32,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: install
 	@$(BIN)/python examples/demo.py
+
+docs: install
+	$(BIN)/python docs/reference.py
 
 test: system lint
 	$(BIN)/pytest

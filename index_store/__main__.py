@@ -25,7 +25,7 @@ Services follow `current` within a second. --json prints one JSON document and n
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 130 for Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
         store = open_store(options.store, password=from_environment("DR_STORE_PASSWORD"))
         store.require_readable()
@@ -169,7 +169,8 @@ def _size(manifest: Manifest) -> int:
     return sum(part.size for part in manifest.parts.values())
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of dr-index."""
     parser = argparse.ArgumentParser(
         prog="dr-index", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

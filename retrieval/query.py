@@ -30,7 +30,7 @@ class Limits:
     BEAM: Final = 256  # W, paths searched
     PER_PATH: Final = 10_000  # n, items read of a path
     READS: Final = 50_000  # beam times per_path: items read
-    TIMEOUT_MS: Final = 60_000
+    TIMEOUT_MS: Final = 60_000  # milliseconds until the answer
     REQUESTS: Final = 64  # of one batch
     ITEM_ID: Final = 256  # characters of an item id that is a string
     FEATURES: Final = 64  # context features

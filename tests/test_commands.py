@@ -93,7 +93,7 @@ def test_fit_evaluate_and_index(
     [
         (["--set", "widht=3"], "widht: no such setting"),
         (["--set", "width=100000", "--set", "depth=5"], "width, depth: 100000\\^5 paths do not fit in int64"),
-        (["--set", "beam=1000"], "beam: expected 1 to 256"),
+        (["--set", "beam=1000"], "beam: expected a whole number from 1 to 256"),
         (["--config", "none.toml"], "none.toml: No such file"),
         (["--users", "none.parquet", "--set", "context=x"], "none.parquet: cannot be read"),
         (["--set", "min_interactions=99"], "no rows are left"),

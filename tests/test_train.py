@@ -95,6 +95,22 @@ def test_a_run_of_another_config_is_not_continued(planted: Planted, tmp_path: Pa
         Run(tmp_path, SMALL.replace(epochs=9, seed=8), planted.dataset)
 
 
+def test_a_run_of_another_release_is_not_continued(planted: Planted, tmp_path: Path) -> None:
+    """A setting that is new, or gone: the same command would train another version."""
+    Run(tmp_path, SMALL, planted.dataset)
+    about = tmp_path / "run.json"
+    asked = json.loads(about.read_text())
+    del asked["config"]["device"]
+    about.write_text(json.dumps(asked | {"config": asked["config"] | {"shrink": 1}}))
+
+    with pytest.raises(ResumeError) as refused:
+        Run(tmp_path, SMALL, planted.dataset)
+
+    assert str(refused.value) == (
+        f"{tmp_path}: that run is of another release, which has other settings (device, shrink); name another folder"
+    )
+
+
 def test_a_run_of_other_data_is_not_continued(planted: Planted, tmp_path: Path) -> None:
     """Not even with the same settings."""
     import dataclasses

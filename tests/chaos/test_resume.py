@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from random import Random
@@ -23,9 +22,9 @@ from trainer.deep_retrieval.steps import make_optimizers
 from trainer.errors import ResumeError
 
 SETTINGS = [
-    f"--set={field.name}={getattr(SMALL, field.name)}"
-    for field in dataclasses.fields(TrainConfig)
-    if getattr(SMALL, field.name) != getattr(TrainConfig(), field.name)
+    f"--set={name}={getattr(SMALL, name)}"
+    for name, field in TrainConfig.model_fields.items()
+    if getattr(SMALL, name) != field.default
 ]
 
 

@@ -46,10 +46,16 @@ class Run:
             return
         try:
             found = json.loads(about.read_bytes())
+            names = sorted(settings.keys() ^ found["config"].keys())
             differing = [key for key, value in settings.items() if found["config"].get(key) != value]
             same_data = found["data_sha256"] == asked["data_sha256"]
         except (ValueError, KeyError, AttributeError, TypeError):
             raise ResumeError(f"{about}: damaged; name another folder") from None
+        if names:
+            raise ResumeError(
+                f"{folder}: that run is of another release, which has other settings ({', '.join(names)}); "
+                "name another folder"
+            )
         if differing:
             raise ResumeError(f"{folder}: that run had another {', '.join(differing)}; name another folder")
         if not same_data:
