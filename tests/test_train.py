@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,10 +18,10 @@ from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
 from trainer import config as config_module
 from trainer.config import TrainConfig
-from trainer.data.split import click_counts
-from trainer.deep_retrieval.assignment import PathAssigner
+from trainer.data.dataset import load_dataset
+from trainer.data.split import click_counts, split_users
 from trainer.deep_retrieval.checkpoint import Run
-from trainer.deep_retrieval.fit import expected_reads, fit
+from trainer.deep_retrieval.fit import fit
 from trainer.deep_retrieval.steps import set_learning_rate
 from trainer.errors import ResumeError, TrainerError
 from trainer.progress import SilentProgress
@@ -72,6 +75,81 @@ def test_an_interrupted_run_continues_to_the_same_version(planted: Planted, tmp_
     assert digests(planted.version) == resumed
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, SMALL.epochs + 1))
+
+
+def test_two_reassignments_interrupted_at_every_epoch_end_in_the_same_version(planted: Planted, tmp_path: Path) -> None:
+    """Before, between and after them: paths, weights and every part of the version are those of one undisturbed run."""
+    config = SMALL.replace(epochs=7, warmup_epochs=2, reassignments=2)
+    assert config.reassignment_epochs() == {3, 5}
+    for epoch in range(1, config.epochs + 1):
+        with pytest.raises(KeyboardInterrupt):
+            fit(config, planted.dataset, planted.split, Run(tmp_path / "a", config, planted.dataset), Interrupt(epoch))
+
+    resumed, undisturbed = (
+        fit(config, planted.dataset, planted.split, Run(tmp_path / name, config, planted.dataset), SilentProgress())
+        for name in "ab"
+    )
+
+    assert np.array_equal(resumed.paths, undisturbed.paths)
+    weights = undisturbed.model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in resumed.model.state_dict().items())
+    one, two = (
+        digests(make_version(config, planted.dataset, planted.split, trained, SilentProgress()))
+        for trained in (resumed, undisturbed)
+    )
+    assert one == two
+
+
+def test_items_without_clicks_keep_the_paths_of_the_tree_through_a_reassignment(
+    planted: Planted, tmp_path: Path
+) -> None:
+    """They have no scores by which they could move; the clicked items beside them do move."""
+    catalogue = tmp_path / "items.parquet"
+    without_clicks = [1001, 1002, 1003]
+    pq.write_table(pa.table({"item_id": [*planted.dataset.item_ids.tolist(), *without_clicks]}), catalogue)
+    dataset = load_dataset(planted.file, SMALL, items=catalogue)
+    split = split_users(dataset, SMALL)
+    (reassigned,) = SMALL.reassignment_epochs()
+    run = Run(tmp_path / "tree", SMALL, dataset)
+    with pytest.raises(KeyboardInterrupt):
+        fit(SMALL, dataset, split, run, Interrupt(reassigned - 1))
+    tree = load_file(run.folder / "checkpoint.safetensors")["paths"].numpy()
+
+    trained = fit(SMALL, dataset, split, Run(tmp_path / "whole", SMALL, dataset), SilentProgress())
+
+    unclicked = np.isin(dataset.item_ids, without_clicks)
+    assert trained.paths[unclicked].tolist() == tree[unclicked].tolist()
+    assert not np.array_equal(trained.paths[~unclicked], tree[~unclicked])
+
+
+class MemoryWatch(SilentProgress):
+    """How many bytes are in use, by numpy too, whenever something is said."""
+
+    def __init__(self) -> None:
+        self.bytes: list[int] = []
+
+    def say(self, text: str) -> None:
+        self.bytes.append(tracemalloc.get_traced_memory()[0])
+
+
+@pytest.mark.parametrize("reassignments", [0, 1])
+def test_a_table_of_scores_is_in_memory_during_a_reassignment_alone(
+    planted: Planted, tmp_path: Path, reassignments: int
+) -> None:
+    """Never without one, and never at the end of an epoch. The table has 16 bytes for each of V S scores."""
+    config = SMALL.replace(reassignments=reassignments, candidate_paths=20_000)
+    table = 16 * len(planted.dataset.item_ids) * config.candidate_paths
+    run, watch = Run(tmp_path, config, planted.dataset), MemoryWatch()
+
+    tracemalloc.start()
+    try:
+        fit(config, planted.dataset, planted.split, run, watch)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert max(watch.bytes) < table / 2
+    assert (peak > table) == bool(reassignments)
 
 
 def test_a_finished_run_is_not_trained_again(planted: Planted, tmp_path: Path) -> None:
@@ -180,21 +258,3 @@ def test_clicks_are_counted_in_what_training_sees(planted: Planted) -> None:
             slow[item] += 1
 
     assert counted.tolist() == slow.tolist()
-
-
-def test_alpha_meets_the_budget() -> None:
-    """Scores that all prefer one path: auto finds the penalty at which a request reads about 7.5 k items."""
-    from trainer.deep_retrieval.fit import _alpha_for_budget
-
-    items, size = 400, 100
-    rng = np.random.default_rng(0)
-    assigner = PathAssigner(np.zeros((items, 1), np.int64), size - 1, 1.0)
-    assigner._candidates[:] = np.arange(size)
-    assigner._scores[:] = np.exp(-np.arange(size) / 10) * (1 + 0.1 * rng.random((items, size)))
-    assigner.clicks[:] = 10
-    beams = np.tile(np.arange(size), (50, 1))
-    config = TrainConfig(k=10, beam=15, paths_per_item=1, candidate_paths=size)
-
-    alpha = _alpha_for_budget(assigner, beams, config)
-
-    assert 50 <= expected_reads(assigner.descend(alpha, config.sweeps), beams, 15) <= 100

@@ -81,6 +81,7 @@ class TrainConfig:
     split: Literal["users", "last-out"] = "users"  # held-out users' second halves, or everybody's last item
     test_users: int | Literal["auto"] = "auto"  # held out; auto: a tenth of the users, at most 1,000
     seed: int = 0  # of everything that is drawn
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # where training computes; auto: on a GPU where there is one
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():

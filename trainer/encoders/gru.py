@@ -67,7 +67,7 @@ def _running_sum(embedded: Tensor) -> Tensor:
     embedded: (B, T + 1, E), the start item first, which is left out.
     """
     total = torch.cat([torch.zeros_like(embedded[:, :1]), embedded[:, 1:].cumsum(dim=1)], dim=1)
-    count = torch.arange(embedded.shape[1]).clamp(min=1).sqrt()  # (T + 1,)
+    count = torch.arange(embedded.shape[1], device=embedded.device).clamp(min=1).sqrt()  # (T + 1,)
     return total / count.unsqueeze(1)
 
 
@@ -79,7 +79,7 @@ def last_state(gru: nn.GRU, inputs: Tensor, length: Tensor) -> Tensor:
     """
     if not torch.compiler.is_exporting():
         states: Tensor = gru(inputs)[0]
-        return states[torch.arange(len(inputs)), length - 1]
+        return states[torch.arange(len(inputs), device=states.device), length - 1]
 
     def gates(name: str) -> Tensor:
         values, size = gru.get_parameter(name), gru.hidden_size

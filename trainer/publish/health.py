@@ -17,8 +17,8 @@ from index_store.version import Version
 from retrieval.paths.index import Index
 from trainer.config import TrainConfig
 from trainer.data.requests import Requests
-from trainer.deep_retrieval.assignment import Paths
 from trainer.deep_retrieval.occupancy import Occupancy, collapse
+from trainer.deep_retrieval.scores import Paths
 
 PAIRS = 100_000  # of neighbours, drawn to see how many still are
 REACH_USERS = 10_000  # training users whose requests are made to see which items they reach
