@@ -62,9 +62,9 @@ def is_on_gpu(tensor: Tensor) -> bool:
     return getattr(tensor, "is_on_pretended_gpu", False)
 
 
-def _name(func: Callable[..., Any]) -> str:
-    """Of an attribute of tensors: "grad.__get__"."""
-    name = getattr(func, "__name__", "")
+def _name(func: Any) -> str:
+    """Of a function; of reading or setting an attribute of a tensor "grad.__get__", "data.__set__"."""
+    name: str = getattr(func, "__name__", "")
     return f"{func.__self__.__name__}.{name}" if name in {"__get__", "__set__"} else name
 
 

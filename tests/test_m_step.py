@@ -124,7 +124,7 @@ def test_items_never_clicked_keep_the_paths_that_the_scores_were_made_from() -> 
 
 
 def test_items_never_clicked_crowd_their_paths() -> None:
-    """Two unclicked items on path 0 leave it to no clicked one, unless it is worth the crowd."""
+    """With a penalty a clicked item avoids the path of two unclicked ones; without it takes its best path."""
     scores = scores_with({(0, 0): 1.0, (0, 5): 0.9}, same_paths(3, 1))
 
     assert descend(scores, 0.1, 3).tolist() == [[5], [0], [0]]
@@ -200,7 +200,7 @@ def test_alpha_meets_the_budget() -> None:
 
 
 def test_expected_reads_by_hand() -> None:
-    """Paths 1 and 2 have one item and three; a beam meets 1, 2 and the empty 9, another 2 alone."""
+    """Paths 1 and 2 have one item and three. One beam has both and the empty path 9, the other has 2 alone."""
     paths = np.array([[1], [2], [2], [2]])
     beams = np.array([[1, 2, 9], [2, 9, 9]])
 

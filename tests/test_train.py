@@ -29,7 +29,7 @@ from trainer.publish.version import make_version
 
 
 class Interrupt(SilentProgress):
-    """Raises KeyboardInterrupt when an epoch has been told, as Ctrl-C there would."""
+    """Raises KeyboardInterrupt when the line of an epoch is printed, as Ctrl-C would at that moment."""
 
     def __init__(self, epoch: int) -> None:
         self._wanted = f"epoch {epoch}/"
@@ -40,28 +40,30 @@ class Interrupt(SilentProgress):
 
 
 def fingerprint(planted: Planted, config: TrainConfig, run: Run) -> dict[str, str]:
-    """Of the version that this run makes: the digest of each part."""
+    """The digest of each part of the version that this run makes."""
     trained = fit(config, planted.dataset, planted.split, run, SilentProgress())
     return digests(make_version(config, planted.dataset, planted.split, trained, SilentProgress()))
 
 
 def digests(version: Version) -> dict[str, str]:
-    """Of each part."""
+    """The digest of each part."""
     return {name: part.sha256 for name, part in version.manifest.parts.items()}
 
 
 def test_an_interrupted_run_of_sparse_steps_continues(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There the item vectors have an optimiser of their own."""
+    """With sparse steps the item vectors have an optimiser of their own."""
     monkeypatch.setattr(config_module, "DENSE_ITEMS", 10)
     config = SMALL.replace(full_softmax_items=1, negatives=20, epochs=4, warmup_epochs=2)
     with pytest.raises(KeyboardInterrupt):
         fit(config, planted.dataset, planted.split, Run(tmp_path / "a", config, planted.dataset), Interrupt(1))
 
-    one, two = (fingerprint(planted, config, Run(tmp_path / name, config, planted.dataset)) for name in "ab")
+    resumed, undisturbed = (
+        fingerprint(planted, config, Run(tmp_path / name, config, planted.dataset)) for name in "ab"
+    )
 
-    assert one == two
+    assert resumed == undisturbed
 
 
 def test_an_interrupted_run_continues_to_the_same_version(planted: Planted, tmp_path: Path) -> None:
@@ -93,11 +95,11 @@ def test_two_reassignments_interrupted_at_every_epoch_end_in_the_same_version(pl
     assert np.array_equal(resumed.paths, undisturbed.paths)
     weights = undisturbed.model.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in resumed.model.state_dict().items())
-    one, two = (
-        digests(make_version(config, planted.dataset, planted.split, trained, SilentProgress()))
+    versions = [
+        make_version(config, planted.dataset, planted.split, trained, SilentProgress())
         for trained in (resumed, undisturbed)
-    )
-    assert one == two
+    ]
+    assert digests(versions[0]) == digests(versions[1])
 
 
 def test_items_without_clicks_keep_the_paths_of_the_tree_through_a_reassignment(
@@ -161,8 +163,8 @@ def test_a_finished_run_is_not_trained_again(planted: Planted, tmp_path: Path) -
     again = fit(config, planted.dataset, planted.split, Run(tmp_path, config, planted.dataset), Interrupt(2))
 
     assert np.array_equal(first.paths, again.paths)
-    for one, two in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True):
-        assert torch.equal(one, two)
+    weights = first.model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in again.model.state_dict().items())
 
 
 def test_a_run_of_another_config_is_not_continued(planted: Planted, tmp_path: Path) -> None:
@@ -185,7 +187,7 @@ def test_a_run_of_other_data_is_not_continued(planted: Planted, tmp_path: Path) 
 
 
 def test_a_damaged_checkpoint_is_named(planted: Planted, tmp_path: Path) -> None:
-    """With what to do about it."""
+    """The message names the file and the remedy."""
     (tmp_path / "checkpoint.safetensors").write_bytes(b"nonsense")
 
     with pytest.raises(ResumeError, match="delete it to start over"):
@@ -193,7 +195,7 @@ def test_a_damaged_checkpoint_is_named(planted: Planted, tmp_path: Path) -> None
 
 
 def test_items_of_a_group_share_paths(planted: Planted) -> None:
-    """What is learned is the planted structure: two items on one path are of one group far more often than not."""
+    """The planted structure is learned: two items on one path are of one group far more often than not."""
     paths, items = planted.trained.paths, planted.dataset.item_ids
     together = (paths[:, None, :, None] == paths[None, :, None, :]).any(axis=(2, 3))
     np.fill_diagonal(together, False)
@@ -221,9 +223,9 @@ def test_paths_are_learned_with_the_encoder_fixed(planted: Planted, tmp_path: Pa
             fit(SMALL, planted.dataset, planted.split, run, Interrupt(epoch))
         stages.append(load_file(run.folder / "checkpoint.safetensors"))
 
-    def changed(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> set[str]:
-        names = [name for name in one if name.startswith("model.")]
-        return {name.split(".")[1] for name in names if not torch.equal(one[name], two[name])}
+    def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+        names = [name for name in before if name.startswith("model.")]
+        return {name.split(".")[1] for name in names if not torch.equal(before[name], after[name])}
 
     assert changed(stages[0], stages[1]) == {"encoder"}
     assert changed(stages[1], stages[2]) == {"_layers"}

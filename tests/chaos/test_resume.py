@@ -1,4 +1,4 @@
-"""Training killed at any moment and continued ends in the same bytes; a damaged checkpoint is told."""
+"""Training killed at any moment and continued ends in the same bytes; a damaged checkpoint is refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Training:
         return Victim(train, self._command, str(self.folder / "log"))
 
     def finish(self) -> dict[str, bytes]:
-        """Let it come to its end, and return what it has published: one version, every part of it."""
+        """Let it come to its end, and return every part of the one version that it has published."""
         victim = self.start()
         victim.wait()
         assert not victim.kill(), self.log()
@@ -58,7 +58,7 @@ class Training:
         return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
     def log(self) -> str:
-        """What it has said."""
+        """The lines it has printed."""
         return (self.folder / "log").read_text()
 
 
@@ -109,7 +109,7 @@ def fresh(planted: Planted) -> tuple[PathModel, list[torch.optim.Optimizer]]:
 
 
 def test_a_damaged_checkpoint_is_refused(planted: Planted, tmp_path: Path) -> None:
-    """Cut short anywhere, or any bit flipped: an error that says what to do."""
+    """Cut short anywhere, or with any bit flipped: the error names the remedy."""
     random = Random(0)
     run = Run(tmp_path, SMALL, planted.dataset)
     model, optimizers = fresh(planted)

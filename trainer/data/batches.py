@@ -43,7 +43,7 @@ class Batches:
         """history: the longest window, in items. batch: about how many predictions a batch has.
 
         later: the share of targets that are not the next item but any later one of the window, drawn anew in each epoch
-        that has a generator. For retrieval shall find what a user does later, in whatever order.
+        that has a generator: retrieval is asked for the items that a user clicks later, in whatever order.
         """
         self._dataset, self._history, self._batch, self._later = dataset, history, batch, later
         lengths = split.train_length[split.train_users]

@@ -91,8 +91,8 @@ def fit(
         if epoch == config.warmup + 1 and config.start == "tree":
             progress.say("placing items by their vectors")
             vectors = model.item_vectors.detach().cpu().numpy()
-            # So many items a path that the widest beam reads what training aims at. Rather too few than too many:
-            # an item alone on its path is retrieved as well, with half the reads (README, What was tried).
+            # So many items a path that the widest beam reads what training aims at. Too few do little harm: paths of
+            # one item retrieve nearly as much with half the reads (README, What was tried).
             leaf = max(1, round(TRAINED_READS * config.k / Limits.BEAM))
             paths = tree_paths(vectors, config.paths_per_item, config.depth, width, leaf, generator)
 
@@ -113,7 +113,7 @@ def fit(
             record |= {"alpha": alpha, "moved": float((before[:, :, None] != paths[:, None]).all(2).mean())}
 
         occupancy = Occupancy.of(paths)
-        record |= {**occupancy.to_json(), "entropy": occupancy.entropy, "seconds": round(time.monotonic() - started, 2)}
+        record |= {**occupancy.to_json(), "seconds": round(time.monotonic() - started, 2)}
         run.save(record, model, optimizers, paths)
         progress.say(_line(record, config.passes))
         for fault in [] if warming_up else collapse(occupancy, config):

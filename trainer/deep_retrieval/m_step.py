@@ -22,7 +22,7 @@ from trainer.deep_retrieval.scores import Paths, PathScores
 from trainer.progress import Advance
 
 SEARCHED_TOGETHER = 128  # users on a CPU: with more, a layer's numbers no longer fit the caches
-SAMPLED_REQUESTS = 4000  # whose beams tell how many items a request reads
+SAMPLED_REQUESTS = 4000  # requests from whose beams the items that a request reads are estimated
 
 
 def reassign(
@@ -116,8 +116,8 @@ def _descend(candidates, place, size, scores, clicks, count, alpha, sweeps):  # 
     """Paths (V, J); -1 where an item has no further path with a score. size: the length of `load`.
 
     In each sweep an item leaves all its paths and chooses J anew, but keeps the old ones if those are better together.
-    So no sweep lowers the objective. (Algorithm 2 replaces one path at a time, and what an item still has of its old
-    paths makes the same paths more crowded for it.)
+    So no sweep lowers the objective. (Algorithm 2 replaces one path at a time. Then an item still counts in the load of
+    its other old paths, and the penalty keeps it from choosing them again.)
     """
     load = np.zeros(size, np.int32)
     chosen = np.full((len(candidates), count), -1, np.int16)

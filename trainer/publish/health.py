@@ -45,7 +45,6 @@ class Health:
     def to_json(self) -> dict[str, Any]:
         return {
             **self.occupancy.to_json(),
-            "entropy": self.occupancy.entropy,
             "perplexity": self.perplexity,
             "reach": self.reach,
             "reach_users": self.reach_users,
