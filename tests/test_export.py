@@ -171,7 +171,8 @@ def test_the_reads_are_within_the_budget(planted: Planted) -> None:
 
 def test_the_frontier_is_measured(planted: Planted) -> None:
     """Of all pairs that may be read, the chosen one holds most of brute force's answer, by a slow count."""
-    from trainer.publish.frontier import BEAMS, CAPS, READS, choose_beam
+    from trainer.deep_retrieval.reads import SERVED_READS
+    from trainer.publish.frontier import BEAMS, CAPS, choose_beam
 
     requests = training_requests(planted.dataset, planted.split, 30, 0)
     index, k = planted.index, 2
@@ -186,7 +187,7 @@ def test_the_frontier_is_measured(planted: Planted) -> None:
                 read = index.read(row, cap).items.tolist()
                 hits += len(set(best) & set(read))
                 reads += len(read)
-            if reads <= READS * k * 30:
+            if reads <= SERVED_READS * k * 30:
                 shares[beam, cap] = hits
 
     chosen = choose_beam(planted.structure, requests, planted.config.replace(k=k))

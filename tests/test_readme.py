@@ -7,10 +7,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from service.metrics import Metrics
 
 from index_store.folder.store import FolderStore
 from service.http.app import create_app
-from service.http.metrics import Metrics
 from service.process.settings import Settings
 from trainer.config import load_config
 

@@ -3,9 +3,9 @@
 What is unusual in this model:
 - a path's probability is a product of D softmaxes over K nodes, each given the nodes before it (Sec. 3.1, eq. 1);
 - each layer has node embeddings of its own: node 7 of layer 1 is not node 7 of layer 2;
-- the first linear map of a path layer is split into a user part and one K x H table a chosen node, so a step
-  of the beam is table look-ups, one add, ReLU and one H x K product;
-- the softmax head has the encoder's own item vectors, and a bias that is fixed;
+- the first linear map of a path layer is split into a user part and a K x H table for each layer before, so a step of
+  the beam is table look-ups, additions, ReLU and one H x K product;
+- the softmax head shares its item vectors with the encoder, and its bias is fixed;
 - a history starts with a learned "start" item, so an empty history has a user vector too (cold start);
 - the beam can be kept to prefixes that lead to an item (`retrieval.paths.trie`).
 
@@ -76,31 +76,35 @@ class PathLayer(nn.Module):
             nn.init.normal_(nodes, std=config.embedding**-0.5)
 
     def tables(self) -> list[Tensor]:
-        """What choosing a node adds to the hidden layer: a (K, H) table for each layer before this one."""
+        """For each layer before this one what its nodes add to the hidden units: tables (K, H), a row a node."""
         return [linear(nodes) for linear, nodes in zip(self.node, self.nodes, strict=True)]
 
     def forward(self, user: Tensor, chosen: Sequence[Tensor], tables: list[Tensor]) -> Tensor:
-        """Log-probabilities (..., K). user: (..., H), already mapped by `self.user`; chosen: (...) a layer."""
+        """Log-probabilities of the layer's nodes, (..., K).
+
+        user: (..., H), already mapped by `self.user`. chosen: for each layer before, the nodes (...). tables: of
+        `tables()`, computed once for many calls.
+        """
         hidden = user
         for nodes, table in zip(chosen, tables, strict=True):
-            # Into what the table look-up has made: to fill new memory would take longer than the sum.
+            # Added in place to the looked-up rows: to allocate new memory would take longer than to add.
             hidden = F.embedding(nodes, table).add_(hidden)
         logits: Tensor = self.out(F.relu(hidden, inplace=bool(chosen)))
         return logits.log_softmax(dim=-1)
 
 
 class PathModel(nn.Module):
-    """Everything that is learned by gradient: encoder, path layers, softmax head."""
+    """All that is learned by gradient: encoder, path layers, and the softmax head over the item vectors."""
 
     def __init__(self, config: TrainConfig, width: int, clicks: NDArray[np.int64], schema: ContextSchema) -> None:
-        """width: K. clicks: (V,), of each item in training; the softmax head learns on top of their share."""
+        """width: K. clicks: (V,), of each item in training; the head's bias is the log of their share."""
         super().__init__()
         items = len(clicks)
         self.depth, self.width = config.depth, width
         self.encoder = UserEncoder(config, items, schema)
         self._layers = nn.ModuleList(PathLayer(config, width, d) for d in range(config.depth))
-        # Fixed, not learned: so it orders a path's items by how often they are clicked, and user and item
-        # vectors learn what is particular to the user.
+        # Fixed, so that it orders a path's items by how often they are clicked; and user and item vectors learn only
+        # how a user differs from the others.
         self.register_buffer("item_bias", log_share(clicks))
         self.item_bias: Tensor
         nn.init.normal_(self.encoder.item_embedding.weight, std=config.embedding**-0.5)
@@ -111,11 +115,11 @@ class PathModel(nn.Module):
 
     @property
     def item_vectors(self) -> Tensor:
-        """The softmax head's, (V, E): the very vectors by which the encoder reads the history."""
+        """The item vectors, (V, E), which the softmax head and the encoder share."""
         return self.encoder.item_embedding.weight[: len(self.item_bias)]
 
     def vectors_of(self, items: Tensor) -> Tensor:
-        """Of `items`, (..., E); its gradient is of these alone."""
+        """The vectors of `items`, (..., E). The gradient reaches these vectors alone."""
         vectors: Tensor = self.encoder.item_embedding(items)
         return vectors
 
@@ -125,7 +129,7 @@ class PathModel(nn.Module):
             self.item_vectors.copy_(torch.from_numpy(vectors))
 
     def path_log_probs(self, user: Tensor, paths: Tensor) -> Tensor:
-        """Log p(path | x), (N, J), of the paths (N, J) of users (N, E)."""
+        """Log p(path | x), (N, J). user: (N, E). paths: (N, J) path ids, J for each user."""
         nodes = path_nodes(paths, self.depth, self.width)  # D x (N, J)
         total = torch.zeros_like(paths, dtype=user.dtype)
         for d, layer in enumerate(self.layers):
@@ -161,10 +165,10 @@ class PathModel(nn.Module):
         return path, log_prob
 
     def head_logits(self, user: Tensor) -> Tensor:
-        """The softmax head's score of every item, (N, V). user: (N, E)."""
+        """The softmax head's logit of every item, (N, V). user: (N, E)."""
         return user @ self.item_vectors.T + self.item_bias
 
 
 def log_share(clicks: NDArray[np.int64]) -> Tensor:
-    """Log of each item's share of the clicks (V,); one without clicks counts as half of one."""
+    """The log of each item's share of the clicks, (V,). Each item counts half a click more than it has."""
     return torch.from_numpy(np.log((clicks + 0.5) / (clicks + 0.5).sum())).float()

@@ -14,10 +14,10 @@ from retrieval.paths.structure import PathStructure
 from retrieval.query import Limits
 from trainer.config import TrainConfig
 from trainer.data.requests import Requests
+from trainer.deep_retrieval.reads import SERVED_READS
 
 BEAMS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 21, 25, 30, 36, 45, 50, 60, 75, 90, 100, 125, 150, 175, 200, 225, 256)
 CAPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500)
-READS = 9  # budget: items read on average for each candidate returned; the paper has 5 to 10
 
 
 class Point(NamedTuple):
@@ -32,7 +32,7 @@ class Point(NamedTuple):
 
 
 def choose_beam(
-    structure: PathStructure, requests: Requests, config: TrainConfig, budget: float = READS
+    structure: PathStructure, requests: Requests, config: TrainConfig, budget: float = SERVED_READS
 ) -> tuple[int, int]:
     """(beam, per_path) with the largest share among the pairs that read at most `budget` k items on average.
 

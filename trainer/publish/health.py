@@ -18,8 +18,8 @@ from retrieval.paths.index import PathIndex
 from retrieval.paths.structure import PathFacts, PathStructure
 from trainer.config import TrainConfig
 from trainer.data.requests import Requests
-from trainer.deep_retrieval.assignment import Paths
 from trainer.deep_retrieval.occupancy import Occupancy, collapse
+from trainer.deep_retrieval.scores import Paths
 
 PAIRS = 100_000  # of neighbours, drawn to see how many are neighbours still
 REACH_USERS = 10_000  # training users, at most, whose requests tell which items can be reached
@@ -46,7 +46,6 @@ class Health:
     def to_json(self) -> dict[str, Any]:
         return {
             **self.occupancy.to_json(),
-            "entropy": self.occupancy.entropy,
             "perplexity": self.perplexity,
             "reach": self.reach,
             "reach_users": self.reach_users,
