@@ -7,10 +7,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from service.metrics import Metrics
 
 from index_store.folder.store import FolderStore
 from service.http.app import create_app
+from service.metrics import Metrics
 from service.process.settings import Settings
 from trainer.config import load_config
 
@@ -19,6 +19,7 @@ PACKAGES = ("index_store", "retrieval", "trainer", "service")
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "examples/online_retail/README.md", *DOCS]
+
 
 def test_the_readme_is_short_and_so_is_every_page() -> None:
     """A page is read in one sitting."""

@@ -107,7 +107,7 @@ def test_a_model_is_tried_once(planted: Planted, other: Planted, tmp_path: Path,
     third = store.publish(changed(planted.version, context=bytes(planted.version.parts["context.json"]) + b" "))
     store.activate(names[0])
     tried: list[Version] = []
-    monkeypatch.setattr("service.serving.reloader.try_model", tried.append)
+    monkeypatch.setattr("service.serving.loading.try_model", tried.append)
 
     async def swap() -> None:
         reloader = Reloader(store, 60, Metrics())

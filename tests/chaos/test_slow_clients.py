@@ -1,4 +1,4 @@
-"""Goal B13: who sends nothing more, or drop by drop, is cut off by the shipped proxy, and costs others nothing."""
+"""Goal B13: a client that stops sending, or sends drop by drop, is cut off by the proxy, and others notice nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import numpy as np
 from index_store.store import open_store
 from tests.chaos.conftest import FULL, Goal, amount
 from tests.chaos.traffic import BODIES
+from tests.chaos.wire import target
 from tests.conftest import Planted
 from tests.fleet import fleet
 from tests.http_client import Pool, Reply, at_rate, post
@@ -72,6 +74,19 @@ def test_slow_clients(goal: Goal, planted: Planted, tmp_path: Path) -> None:
         f"{len(cut)}, {max(cut):.1f} s",
         reached=len(cut) == clients and (max(cut) <= CUT_SECONDS or not FULL),
     )
+
+
+def test_a_refused_body_is_not_waited_for(planted: Planted, tmp_path: Path) -> None:
+    """A client that stops sending after its body was refused as too long is cut off: 413, and the connection ends."""
+    head = b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1048577\r\n\r\n"
+    with target(planted, tmp_path) as live, proxied(tmp_path, [live.port]) as port:
+        with socket.create_connection(("127.0.0.1", port), timeout=CUT_SECONDS) as connection:
+            connection.sendall(head + b" " * 65_536)
+            said = b""
+            while part := connection.recv(65_536):
+                said += part
+        assert said.startswith(b"HTTP/1.1 413 ")
+        live.check_unharmed()
 
 
 async def _others(port: int, bodies: list[bytes]) -> list[float | None]:
