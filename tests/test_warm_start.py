@@ -88,8 +88,8 @@ def test_the_same_draw_gives_the_same_paths() -> None:
 
 
 @given(
-    rows=st.integers(1, 200),
-    columns=st.integers(1, 50),
+    rows=st.integers(1, 60),
+    columns=st.integers(1, 20),
     count=st.integers(1, 3),
     costs=st.sampled_from([1, 3, 100, 10**6]),
     seed=st.integers(0, 999),

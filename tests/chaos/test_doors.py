@@ -24,7 +24,7 @@ from tests.conftest import Planted
 from tests.fleet import ADMIN, BIN, TOKEN, fleet
 from tests.redis_servers import RedisServer, running
 from tests.test_api import make_app
-from tests.test_compose import SECRETS, SERVICES, interpolate
+from tests.test_rehearsal import SECRETS, services_of
 from tests.wire import exchange, target
 
 ROUTES = [("GET", "/admin/v1/versions"), ("POST", "/admin/v1/swap"), ("POST", "/admin/v1/rollback")]
@@ -342,7 +342,7 @@ NEEDED = {
 
 def test_redis_lets_the_service_do_nothing_else(tmp_path: Path, goal: Goal) -> None:
     """Promise: rights in Redis. Every command of the server, sent as the service's user of docker-compose.yml."""
-    arguments = interpolate(SERVICES["redis"]["command"], SECRETS)[1:]
+    arguments = services_of(SECRETS)["redis"]["command"][1:]
     with running(RedisServer(tmp_path / "redis", *arguments)) as server:
 
         def send(*words: str) -> str:
