@@ -29,7 +29,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 ROOT = Path(__file__).parent.parent
-#: Where a silent bug hurts most (patterns of modules), and the tests that should find it.
+#: Where a silent bug hurts most (patterns of modules), and the tests that should notice it.
 TESTS: dict[str, list[str]] = {
     "retrieval/*.py": ["test_context.py", "test_retrieval.py", "test_export.py", "test_api.py"],
     "retrieval/paths/*.py": ["test_retrieval.py", "test_rerank.py", "test_export.py", "test_api.py"],
@@ -41,7 +41,7 @@ TESTS: dict[str, list[str]] = {
         "test_assignment.py", "test_losses.py", "test_model.py", "test_warm_start.py", "test_train.py",
     ],
     "trainer/evaluate/measures.py": ["test_measures.py", "test_evaluate.py"],
-    "service/serving/batcher.py": ["test_batcher.py", "test_pace.py", "test_api.py"],
+    "service/serving/batcher.py": ["test_batcher.py", "test_hang_ups.py", "test_pace.py", "test_api.py"],
     "service/serving/reloader.py": ["test_reloader.py", "test_readiness.py", "test_api.py"],
 }  # fmt: skip
 #: Operators whose mutants cannot be imported, raise TypeError wherever they are run, or are the same function.
@@ -49,29 +49,34 @@ LEFT_OUT = re.compile(
     r"core/(RemoveDecorator|ReplaceComparisonOperator_(?!Is)\w+_Is(Not)?"
     r"|ReplaceBinaryOperator_(?!Bit|LShift|RShift)\w+_(Bit\w+|\w+Shift|Mod|Pow|FloorDiv))"
 )
+SMALLEST = 500  # bytes of a module: the others have nothing but a docstring
 PATIENCE, SPARE = 3, 60  # a mutant's tests may take three times as long as usual, and a minute more
+
+Place = tuple[int, str, int]  # line, operator, which of its occurrences in the module
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A module with one change. text: the line before and after."""
+    """A module with one change. change: its line before and after."""
 
     module: str
     line: int
     code: str
-    text: str
+    change: str
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line}: {self.change}"
 
 
-def chosen(patterns: list[str]) -> dict[str, list[str]]:
-    """The modules of TESTS, or of those the ones that are named by `patterns`, each with its test files."""
-    modules: dict[str, list[str]] = {}
+def modules_and_tests(named: list[str]) -> dict[str, list[str]]:
+    """The modules of TESTS, only those `named` by patterns if there are any, each with its test files."""
+    chosen: dict[str, list[str]] = {}
     for pattern, tests in TESTS.items():
         for path in sorted(ROOT.glob(pattern)):
-            module = str(path.relative_to(ROOT))
-            if path.stat().st_size > 500 and (not patterns or any(path.match(each) for each in patterns)):
-                found = [path for each in tests for path in (ROOT / "tests").glob(each)]
-                modules[module] = sorted(str(path.relative_to(ROOT)) for path in found)
-    return modules
+            if path.stat().st_size >= SMALLEST and (not named or any(path.match(each) for each in named)):
+                files = [file for each in tests for file in (ROOT / "tests").glob(each)]
+                chosen[str(path.relative_to(ROOT))] = sorted(str(file.relative_to(ROOT)) for file in files)
+    return chosen
 
 
 def meaning(code: str) -> str:
@@ -87,18 +92,19 @@ def meaning(code: str) -> str:
     return ast.dump(tree)
 
 
-def places(code: str) -> Iterator[tuple[int, str, int]]:
-    """Where the operators can change the code: line, operator, and which of its occurrences."""
+def places_of(code: str) -> Iterator[Place]:
+    """Everywhere that an operator can change the code."""
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.plugins import get_operator, operator_names
 
     tree = get_ast(code)
     for name in operator_names():
         operator = get_operator(name)
-        if not LEFT_OUT.fullmatch(name) and not operator.arguments():
-            found = (place for node in ast_nodes(tree) for place in operator().mutation_positions(node))
-            for occurrence, ((line, _), _) in enumerate(found):
-                yield line, name, occurrence
+        if LEFT_OUT.fullmatch(name) or operator.arguments():
+            continue
+        spans = (span for node in ast_nodes(tree) for span in operator().mutation_positions(node))
+        for occurrence, ((line, _), _) in enumerate(spans):
+            yield line, name, occurrence
 
 
 def draw(module: str, count: int, seed: int) -> list[Mutant]:
@@ -107,98 +113,93 @@ def draw(module: str, count: int, seed: int) -> list[Mutant]:
     from cosmic_ray.plugins import get_operator
 
     code = (ROOT / module).read_text()
-    shuffled = sorted(places(code))
+    shuffled = sorted(places_of(code))
     random.Random(f"{seed} {module}").shuffle(shuffled)
-    first: dict[int, tuple[int, str, int]] = {}
+    first: dict[int, Place] = {}
     for place in shuffled:
         first.setdefault(place[0], place)
-    rest = [place for place in shuffled if first[place[0]] is not place]
+    others = [place for place in shuffled if first[place[0]] is not place]
     mutants: list[Mutant] = []
-    for _, name, occurrence in [*first.values(), *rest]:
+    for _, name, occurrence in [*first.values(), *others]:
         if len(mutants) == count:
             break
         changed = mutate_code(code, get_operator(name)(), occurrence)
         if changed is None or meaning(changed) == meaning(code):
             continue
-        lines = zip(code.splitlines(), changed.splitlines(), strict=False)
-        line, (before, after) = next((i, pair) for i, pair in enumerate(lines, 1) if pair[0] != pair[1])
+        pairs = enumerate(zip(code.splitlines(), changed.splitlines(), strict=False), 1)
+        line, (before, after) = next((line, pair) for line, pair in pairs if pair[0] != pair[1])
         mutants.append(Mutant(module, line, changed, f"{before.strip()}  ->  {after.strip()}"))
     return mutants
 
 
 def run_tests(folder: Path, tests: list[str], seconds: float | None) -> tuple[str, str]:
-    """Run the tests of a copy of the code: "survived", "killed" or "timeout", and the end of what pytest said."""
+    """Run the tests of a copy of the code: "survived", "killed" or "timeout", and the end of what pytest printed."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
-        said, _ = process.communicate(timeout=seconds)
+        printed, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         return "timeout", ""
     finally:
-        with_children(process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # servers too, of a test that did not come to its end
         process.wait()
-    return "killed" if process.returncode else "survived", said.decode(errors="replace")[-3000:]
+    return "killed" if process.returncode else "survived", printed.decode(errors="replace")[-3000:]
 
 
-def with_children(group: int) -> None:
-    """End what is left of a process group: servers of a test that did not come to its end."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
-
-
-def try_module(folder: Path, module: str, tests: list[str], mutants: list[Mutant]) -> list[tuple[Mutant, str]]:
+def try_module(folder: Path, module: str, tests: list[str], mutants: list[Mutant]) -> dict[Mutant, str]:
     """What became of each mutant. Raises SystemExit if the tests fail without any change."""
     original = (folder / module).read_text()
     started = time.monotonic()
-    outcome, said = run_tests(folder, tests, None)
+    outcome, printed = run_tests(folder, tests, None)
     if outcome != "survived":
-        raise SystemExit(f"{module}: its tests fail without a change\n{said}")
+        raise SystemExit(f"{module}: its tests fail without a change\n{printed}")
     seconds = PATIENCE * (time.monotonic() - started) + SPARE
-    outcomes = []
+    outcomes = {}
     for mutant in mutants:
         (folder / module).write_text(mutant.code)
-        outcomes.append((mutant, run_tests(folder, tests, seconds)[0]))
-        print(f"{outcomes[-1][1]:>8}  {module}:{mutant.line}: {mutant.text}", flush=True)
+        outcomes[mutant], _ = run_tests(folder, tests, seconds)
+        print(f"{outcomes[mutant]:>8}  {mutant}", flush=True)
     (folder / module).write_text(original)
     return outcomes
 
 
 def main() -> int:
-    """Try the mutants, a copy of the repository for each core; list the survivors."""
+    """Try the mutants, each process in a copy of the repository; list the survivors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="*", help="patterns of modules; all of them if none is given")
+    parser.add_argument("modules", nargs="*", help="patterns of modules; all of the list if there is none")
     parser.add_argument("-n", type=int, default=20, help="mutants a module (20)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="modules at once (one a core)")
     options = parser.parse_args()
-    modules = chosen(options.modules)
-    folders: SimpleQueue[Path] = SimpleQueue()
+    modules = modules_and_tests(options.modules)
+    copies: SimpleQueue[Path] = SimpleQueue()
     with tempfile.TemporaryDirectory() as top, ThreadPoolExecutor(options.jobs) as threads:
         for number in range(options.jobs):
-            copy = Path(top, str(number))
-            shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "runs", "demo-store*", "*.png"))
-            folders.put(copy)
+            copies.put(
+                shutil.copytree(
+                    ROOT, Path(top, str(number)), ignore=shutil.ignore_patterns(".*", "runs", "demo-store*")
+                )
+            )
 
-        def try_in_a_copy(module: str) -> list[tuple[Mutant, str]]:
-            folder = folders.get()
+        def try_in_a_copy(module: str) -> dict[Mutant, str]:
+            folder = copies.get()
             try:
                 return try_module(folder, module, modules[module], draw(module, options.n, options.seed))
             finally:
-                folders.put(folder)
+                copies.put(folder)
 
-        outcomes = list(threads.map(try_in_a_copy, modules))
+        outcomes = dict(zip(modules, threads.map(try_in_a_copy, modules), strict=True))
 
     print("\n| module | mutants | killed | survived |\n|---|---|---|---|")
-    for module, found in zip(modules, outcomes, strict=True):
-        survived = sum(outcome == "survived" for _, outcome in found)
-        print(f"| {module} | {len(found)} | {len(found) - survived} | {survived} |")
-    print("\nSurvivors:")
-    for mutant, outcome in (each for found in outcomes for each in found):
-        if outcome == "survived":
-            print(f"{mutant.module}:{mutant.line}: {mutant.text}")
+    for module, each in outcomes.items():
+        survived = list(each.values()).count("survived")
+        print(f"| {module} | {len(each)} | {len(each) - survived} | {survived} |")
+    survivors = [str(mutant) for each in outcomes.values() for mutant, outcome in each.items() if outcome == "survived"]
+    print("\nSurvivors:", *survivors, sep="\n")
     return 0
 
 
