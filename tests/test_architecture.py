@@ -99,13 +99,11 @@ def test_one_place_opens_the_runtime() -> None:
     assert opening == {"retrieval/session.py", "service/serving/trial_program.py"}
 
 
-@pytest.mark.parametrize(
-    "module", ["service.serving.retriever", "service.serving.trial", "trainer.publish.version", "retrieval.searcher"]
-)
-def test_nothing_is_sent_to_the_runtimes_maker(module: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("package", ["service", "trainer", "retrieval"])
+def test_nothing_is_sent_to_the_runtimes_maker(package: str, tmp_path: Path) -> None:
     """ONNX Runtime would keep an id of this machine and a database of events, and send them."""
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-    code = f"import {module}, onnxruntime; onnxruntime.get_available_providers()"
+    code = f"import {package}, onnxruntime; onnxruntime.get_available_providers()"
 
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 

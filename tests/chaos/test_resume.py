@@ -62,7 +62,10 @@ class Training:
 
 
 def test_a_killed_training_continues_to_the_same_bytes(tmp_path: Path, goal: Goal) -> None:
-    """SIGKILL at random moments, from reading the data to moving the pointer; and twice undisturbed."""
+    """Promise: killed training.
+
+    SIGKILL at random moments, from reading the data to moving the pointer; and twice undisturbed.
+    """
     random, wanted = Random(0), amount(20)
     file = write_interactions(tmp_path)
     first = Training(file, tmp_path / "first").finish()
@@ -91,7 +94,6 @@ def test_a_killed_training_continues_to_the_same_bytes(tmp_path: Path, goal: Goa
             break
 
     goal(
-        "B9",
         f"training killed at {killed} random moments, {continued} of them after a checkpoint, and continued; two clean "
         "runs: versions with another byte in any part",
         differing,
@@ -108,7 +110,10 @@ def fresh(planted: Planted) -> tuple[PathModel, list[torch.optim.Optimizer]]:
 
 
 def test_a_damaged_checkpoint_is_refused(planted: Planted, tmp_path: Path) -> None:
-    """Cut short anywhere, or with any bit flipped: the error names the remedy."""
+    """Promise: killed training.
+
+    A checkpoint cut short anywhere, or with any bit flipped, is refused; the error says what to do.
+    """
     random = Random(0)
     run = Run(tmp_path, SMALL, planted.dataset)
     model, optimizers = fresh(planted)
