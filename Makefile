@@ -4,16 +4,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test lint bench chaos soak system java
+.PHONY: help install demo docs test tests lint bench chaos soak mutants system java
 
 help:
 	@echo "make install   make .venv with everything"
 	@echo "make demo      train on the shipped purchases, serve, ask; ONCE=1 ends after the answer"
-	@echo "make test      lint, types and tests"
+	@echo "make docs      write docs/reference.md: every setting, command and route"
+	@echo "make test      lint, types and tests, in JOBS processes (two a core): about three minutes on two cores"
 	@echo "make lint      lint and types only"
 	@echo "make bench     how fast it is, beside alternatives (minutes; nothing else should run)"
-	@echo "make chaos     faults, overload and hostile input at full length; writes tests/chaos/REPORT.md (40 minutes)"
+	@echo "make chaos     faults, overload, hostile input and long random walks; writes tests/chaos/REPORT.md (40 minutes)"
 	@echo "make soak      swaps, restarts of Redis, clients that hang up for half an hour; writes tests/chaos/SOAK.md"
+	@echo "make mutants   change the code in N places a module (20), and list the changes that no test notices (hours)"
 	@echo "make system    install the programs that tests start: redis-server, haproxy, curl, wget, faketime (root on Debian)"
 	@echo "make java      install a JDK, whose HTTP client make chaos tries (root on Debian)"
 
@@ -32,10 +34,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/python examples/demo.py
 
-test: system lint
-	$(BIN)/pytest
+docs: install
+	$(BIN)/python docs/reference.py
+
+# Lint and types take one core while the tests begin.
+test: system install
+	@$(MAKE) --no-print-directory --jobs=2 lint tests
+
+JOBS ?= $(shell echo $$((2 * $$(nproc))))
+
+tests:
+	$(BIN)/pytest --numprocesses=$(JOBS) --dist=loadfile
 
 bench: install
+	$(BIN)/pytest tests/benchmarks
 	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
 
 chaos: install system java
@@ -43,6 +55,13 @@ chaos: install system java
 
 soak: install system
 	DR_CHAOS=tests/chaos/SOAK.md DR_SOAK_SECONDS=1800 $(BIN)/pytest -v tests/chaos/test_soak.py
+
+N ?= 20
+
+mutants: install system
+	@$(BIN)/python -c 'import cosmic_ray' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[mutants]'
+	$(BIN)/python -m tests.mutants -n $(N)
 
 # Without them the Valkey of the test dependencies stands in for Redis, and the rehearsal of the compose file is skipped.
 system:

@@ -1,30 +1,45 @@
-"""One small run of everything, trained once a session on planted data."""
+"""One small run of everything, trained once a session on planted data; servers that all tests of a process share."""
 
 from __future__ import annotations
 
+import fcntl
+import functools
+import os
+import pickle
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
+import retrieval.paths.kernels  # noqa: F401 -- compiles them, before there are workers that would each do so
 from index_store.version import Version
+from retrieval.paths.index import PathIndex
+from retrieval.paths.structure import PathStructure
+from retrieval.searcher import Searcher
 from tests.planted import write_interactions
 from tests.redis_servers import RedisServer, running, running_cluster, valkey_binary
 from trainer.config import TrainConfig
-from trainer.data.dataset import Dataset, load_dataset
-from trainer.data.split import Split, split_users
-from trainer.deep_retrieval.checkpoint import Run
-from trainer.deep_retrieval.fit import Trained, fit
-from trainer.progress import SilentProgress
-from trainer.publish.version import make_version
+
+if TYPE_CHECKING:  # the workers' controller loads this file too, and needs neither torch nor a store
+    from index_store.version import Version
+    from trainer.data.dataset import Dataset
+    from trainer.data.split import Split
+    from trainer.deep_retrieval.fit import Trained
 
 # The same examples every time: a test that fails now and then says nothing of the change at hand.
 settings.register_profile("steady", derandomize=True)
 settings.load_profile("steady")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what has a make target of its own, unless it is named."""
+    named = any(collection_path.name in argument for argument in config.invocation_params.args)
+    return True if collection_path.name in {"chaos", "benchmarks"} and not named else None
+
 
 #: Small and quick: about two seconds of training.
 SMALL = TrainConfig(
@@ -57,9 +72,31 @@ class Planted:
     trained: Trained
     version: Version
 
+    @functools.cached_property
+    def searcher(self) -> Searcher:
+        """The version, opened."""
+        return Searcher.open(self.version)
+
+    @property
+    def structure(self) -> PathStructure:
+        """Its structure."""
+        return self.searcher.structure
+
+    @property
+    def index(self) -> PathIndex:
+        """Its path lists and item vectors."""
+        return self.structure.index
+
 
 def train_planted(folder: Path, config: TrainConfig, *, text_ids: bool = False, users: Path | None = None) -> Planted:
     """Train on planted interactions and make a version."""
+    from trainer.data.dataset import load_dataset
+    from trainer.data.split import split_users
+    from trainer.deep_retrieval.checkpoint import Run
+    from trainer.deep_retrieval.fit import fit
+    from trainer.progress import SilentProgress
+    from trainer.publish.version import make_version
+
     folder.mkdir(exist_ok=True)
     file = write_interactions(folder, text_ids=text_ids)
     dataset = load_dataset(file, config, users=users)
@@ -70,16 +107,29 @@ def train_planted(folder: Path, config: TrainConfig, *, text_ids: bool = False, 
     )
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Planted]) -> Planted:
+    """What `make` makes in a new folder, made by the first worker that asks for it and read by the others."""
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    folder = factory.getbasetemp().parent if parallel else factory.getbasetemp()
+    kept = folder / f"{name}.pickle"
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            kept.write_bytes(pickle.dumps(make(folder / name)))
+    made: Planted = pickle.loads(kept.read_bytes())
+    return made
+
+
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     """Integer ids, seed 0."""
-    return train_planted(tmp_path_factory.mktemp("planted"), SMALL)
+    return once(tmp_path_factory, "planted", lambda folder: train_planted(folder, SMALL))
 
 
 @pytest.fixture(scope="session")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     """The same data with seed 1: a version of its own to swap with."""
-    return train_planted(tmp_path_factory.mktemp("other"), SMALL.replace(seed=1))
+    return once(tmp_path_factory, "other", lambda folder: train_planted(folder, SMALL.replace(seed=1)))
 
 
 @pytest.fixture(scope="session")

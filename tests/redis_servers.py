@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -45,12 +46,17 @@ def valkey_binary() -> str:
     return str(binary)
 
 
+#: From another one in each process, and below those that the system gives to whoever connects.
+_PORTS = itertools.cycle([10_000 + (97 * os.getpid() + i) % 20_000 for i in range(20_000)])
+
+
 def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port nobody listens on now, and that nobody is given before it is used."""
+    while True:
+        port = next(_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class RedisServer:

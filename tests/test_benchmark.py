@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
+import torch
 
 from tests.conftest import Planted
 from tests.planted import write_interactions
@@ -22,6 +23,8 @@ from trainer.benchmark.benchmark import METHODS, summarise
 from trainer.benchmark.kept import keep
 from trainer.benchmark.sensitivity import slope
 from trainer.data.dataset import Dataset
+from trainer.deep_retrieval.checkpoint import Run
+from trainer.deep_retrieval.fit import fit
 from trainer.deep_retrieval.paths import random_paths
 from trainer.errors import ResumeError
 from trainer.progress import SilentProgress
@@ -34,34 +37,6 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_benchmark_killed_between_its_trainings_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first network is not trained again, nor the random paths; the figures are those of one that ran through."""
-    file = write_interactions(tmp_path)
-    file.rename(tmp_path / "shop.interactions.parquet")
-
-    def command(runs: str) -> list[str]:
-        return ["benchmark", "--data-dir", str(tmp_path), "--seeds", "1", "--runs", str(tmp_path / runs), *QUICK]
-
-    def interrupt(*_: Any) -> Any:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as killed:
-        killed.setattr(benchmark_module, "train_two_tower", interrupt)
-        assert dr_trainer([*command("killed"), "--json"]) == 130
-    capsys.readouterr()
-    assert dr_trainer([*command("killed"), "--json"]) == 0
-    resumed = capsys.readouterr()
-    whole = run(capsys, *command("whole"))
-
-    assert resumed.err.count("continuing after epoch") == 2
-    assert ": learning" not in resumed.err
-    rows = json.loads(resumed.out)["datasets"]["shop"]["methods"]
-    for name, row in whole["datasets"]["shop"]["methods"].items():
-        assert rows[name]["filtered"] == row["filtered"], name
-
-
 def require_page(folder: Path, pictures: set[str]) -> None:
     """It has every picture in it, and asks nothing of a network."""
     page = (folder / "index.html").read_text()
@@ -71,18 +46,25 @@ def require_page(folder: Path, pictures: set[str]) -> None:
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script", page)
 
 
-def test_benchmark_measures_every_method_and_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All methods beside each other ; a second run takes what is there, and says the same."""
-    file = write_interactions(tmp_path)
-    file.rename(tmp_path / "shop.interactions.parquet")
-    command = [
-        "benchmark", "--data-dir", str(tmp_path), "--seeds", "1", "--runs", str(tmp_path / "runs"), "--report",
-        str(tmp_path / "report"), *QUICK,
-    ]  # fmt: skip
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set, and its whole benchmark in runs/whole and report."""
+    folder = tmp_path_factory.mktemp("shop")
+    write_interactions(folder).rename(folder / "shop.interactions.parquet")
+    assert dr_trainer([*command(folder, "whole"), "--report", str(folder / "report")]) == 0
+    return folder
 
-    document = run(capsys, *command)
+
+def command(folder: Path, runs: str) -> list[str]:
+    """The benchmark of `shop`, kept in runs/`runs`."""
+    return ["benchmark", "--data-dir", str(folder), "--seeds", "1", "--runs", str(folder / "runs" / runs), *QUICK]
+
+
+def test_benchmark_measures_every_method_and_goes_on(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All methods beside each other; a second run takes what is there, and says the same."""
+    document = json.loads((shop / "report" / "benchmark.json").read_text())
 
     found = document["datasets"]["shop"]
     assert document["seeds"] == 1
@@ -97,19 +79,41 @@ def test_benchmark_measures_every_method_and_goes_on(
     exact = found["methods"]["brute_force"]["filtered"]["ratio_to_brute_force"]
     assert all(ratio == {"mean": 1.0, "std": None} for ratio in exact.values())
     assert found["methods"]["item_cf"]["filtered"]["f_measure"]["mean"] > 0.7
-    pictures = {"shop-methods", "shop-reads", "shop-popularity", "shop-learning", "shop-occupancy"}
-    require_page(tmp_path / "report", pictures)
-    page = (tmp_path / "report" / "index.html").read_text()
+    require_page(
+        shop / "report", {f"shop-{name}" for name in ("methods", "reads", "popularity", "learning", "occupancy")}
+    )
+    page = (shop / "report" / "index.html").read_text()
     assert "One seed, on held-out users" in page
     assert "1 seeds" not in page
     assert "deviation" not in page  # of one seed there is none
-    assert json.loads((tmp_path / "report" / "benchmark.json").read_text()) == document
 
     monkeypatch.setattr(benchmark_module, "measure_seed", lambda *_: pytest.fail("measured again"))
-    assert run(capsys, *command) == document
-    assert dr_trainer(command) == 0
+    assert run(capsys, *command(shop, "whole")) == document
+    assert dr_trainer(command(shop, "whole")) == 0
     table = capsys.readouterr().out
     assert all(label in table for label in METHODS.values())
+
+
+def test_a_benchmark_killed_between_its_trainings_goes_on(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first network is not trained again; the figures are those of a benchmark that ran through."""
+
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(benchmark_module, "build_hnsw", interrupt)
+        assert dr_trainer([*command(shop, "killed"), "--json"]) == 130
+    capsys.readouterr()
+    assert dr_trainer([*command(shop, "killed"), "--json"]) == 0
+    resumed = capsys.readouterr()
+
+    assert resumed.err.count("continuing after epoch") == 1 + 1  # and the random paths, after the same warm-up
+    rows = json.loads(resumed.out)["datasets"]["shop"]["methods"]
+    whole = json.loads((shop / "report" / "benchmark.json").read_text())["datasets"]["shop"]["methods"]
+    for name, row in whole.items():
+        assert rows[name]["filtered"] == row["filtered"], name
 
 
 def test_where_nobody_has_a_new_item(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,12 +204,14 @@ def test_what_is_held_out_reaches_no_rival(planted: Planted) -> None:
 
 def test_random_paths_have_the_encoder_and_no_more(planted: Planted, tmp_path: Path) -> None:
     """What is compared is the assignment alone."""
-    drawn = planted.config.replace(start="random", reassignments=0)
-    trained, version, _ = benchmark_module._version(
-        drawn, planted.dataset, planted.split, tmp_path, SilentProgress(), planted.trained
+    drawn, dataset, base = (
+        planted.config.replace(start="random", reassignments=0),
+        planted.dataset,
+        planted.trained.model,
     )
+    trained = fit(drawn, dataset, planted.split, Run(tmp_path, drawn, dataset), SilentProgress(), base.encoder)
 
-    assert np.array_equal(version.index.item_vectors, planted.version.index.item_vectors)
+    assert torch.equal(trained.model.item_vectors, base.item_vectors)
     generator = np.random.default_rng([drawn.seed, 1])
     assert np.array_equal(trained.paths, random_paths(40, 2, 2, 6, generator))
 

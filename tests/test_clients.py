@@ -13,13 +13,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from index_store.folder.store import FolderStore
-from tests.chaos.wire import Target, exchange, target
 from tests.conftest import Planted
 from tests.fleet import ADMIN
 from tests.http_client import Reply
 from tests.proxy import proxied
 from tests.redis_servers import program
 from tests.test_api import make_app
+from tests.wire import Target, exchange, target
 
 BODY = b'{"history": [1, 5, 9], "k": 3}'
 JSON = b"Host: localhost\r\nContent-Type: application/json\r\n"

@@ -1,4 +1,4 @@
-"""Goal C5, without its list of parts: no floor below a version that mended a known fault, no pin below a floor."""
+"""No floor allows a version with a known fault, and no pin is below a floor."""
 
 from __future__ import annotations
 
@@ -52,5 +52,6 @@ def test_pins_and_what_is_installed_are_above_the_floors() -> None:
     """So that what is tested is what a release allows."""
     pinned = pins()
     for name, requirement in requirements().items():
-        assert requirement.specifier.contains(metadata.version(name)), name
         assert requirement.specifier.contains(pinned[name]), name
+        if name != "cosmic-ray":  # make mutants installs it
+            assert requirement.specifier.contains(metadata.version(name)), name

@@ -46,14 +46,14 @@ def test_a_search_that_hangs_is_not_ready(
     store.activate(store.publish(planted.version))
     with TestClient(make_app(store)) as client, ThreadPoolExecutor(1) as thread:
         retriever = client.app_state["reloader"].retriever
-        began, gate, answer = threading.Event(), threading.Event(), retriever.answer
+        began, gate, answer = threading.Event(), threading.Event(), retriever.searcher.answer_once
 
         def hang(queries: Any) -> Any:
             began.set()
             assert gate.wait(30)
             return answer(queries)
 
-        monkeypatch.setattr(retriever, "answer", hang)
+        monkeypatch.setattr(retriever.searcher, "answer_once", hang)
         # Two requests are searched in a thread, so that the event loop goes on.
         asked = thread.submit(
             client.post, "/v1/retrieve:batch", json={"requests": [{"timeout_ms": 60_000}, {"timeout_ms": 60_000}]}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,90 +16,99 @@ import pytest
 
 from tests.planted import write_interactions
 from tests.redis_servers import free_port
-from tests.test_commands import BIN, HEARING, QUICK
+from tests.test_commands import BIN, QUICK
+from trainer.__main__ import main as dr_trainer
 from trainer.stopping import POLITE, stopped_by_signals
 
 
-@contextlib.contextmanager
-def fitting(folder: Path, *settings: str, under: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
-    """A fit that takes long, with its run in folder/r. under: the command that starts it."""
-    command = [
-        *under,
-        *HEARING,
-        str(BIN / "dr-trainer"),
-        "fit",
-        str(write_interactions(folder)),
-        *QUICK,
-        "--set=epochs=500",
-    ]
-    command += [f"--set={setting}" for setting in settings]
-    command += ["--store", str(folder / "s"), "--resume", str(folder / "r")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def fitting(folder: Path) -> list[str]:
+    """The arguments of a fit that takes long, with its run in folder/r."""
+    places = ["--store", str(folder / "s"), "--resume", str(folder / "r")]
+    return ["fit", str(write_interactions(folder)), *QUICK, "--set=epochs=500", *places]
 
 
-def read_until(process: subprocess.Popen[str], text: str) -> None:
-    """Read its stderr until a line has `text`."""
-    assert process.stderr is not None
-    assert any(text in line for line in process.stderr), f"it ended without {text!r}"
+class Interrupting(io.StringIO):
+    """A standard error on which a line with `text` brings a signal."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__()
+        self._text, self._number = text, number
+
+    def write(self, said: str) -> int:
+        written = super().write(said)
+        if self._text in said:
+            signal.raise_signal(self._number)
+        return written
 
 
-def test_a_closed_terminal_is_told_how_to_go_on(tmp_path: Path) -> None:
-    """SIGHUP after a checkpoint, as Ctrl-C: the flag to continue with, and 128 + 1."""
-    with fitting(tmp_path) as process:
-        read_until(process, "epoch 2/")
-        process.send_signal(signal.SIGHUP)
-        _, err = process.communicate(timeout=60)
-
-    assert process.returncode == 129
-    assert err.splitlines()[-1] == f"dr-trainer: stopped; to continue, add --resume {tmp_path / 'r'}"
-    assert "Traceback" not in err
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """All polite signals are heard, also where whoever runs the tests ignores some."""
+    before = {polite: signal.signal(polite, signal.SIG_DFL) for polite in POLITE}
+    yield
+    for polite, handler in before.items():
+        signal.signal(polite, handler)
 
 
-def test_nohup_outlives_the_terminal_and_ends_with_a_polite_kill(tmp_path: Path) -> None:
-    """SIGHUP that is ignored stays ignored; SIGTERM as Ctrl-C, and 128 + 15."""
-    with fitting(tmp_path, under=("nohup",)) as process:
-        read_until(process, "epoch 2/")
-        process.send_signal(signal.SIGHUP)
-        read_until(process, "epoch 4/")
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+@pytest.mark.usefixtures("heard")
+@pytest.mark.parametrize("number", POLITE)
+def test_a_stopped_training_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Ctrl-C, a polite kill or a closed terminal after a checkpoint: the flag to continue with, and 128 + N."""
+    said = Interrupting("epoch 2/", number)
+    monkeypatch.setattr(sys, "stderr", said)
 
-    assert process.returncode == 143
-    assert err.splitlines()[-1] == f"dr-trainer: stopped; to continue, add --resume {tmp_path / 'r'}"
+    assert dr_trainer(fitting(tmp_path)) == 128 + number
+
+    last = said.getvalue().splitlines()[-1]
+    assert last == f"dr-trainer: stopped; to continue, add --resume {tmp_path / 'r'}"
 
 
-def test_before_the_first_checkpoint_nothing_is_kept(tmp_path: Path) -> None:
-    """And that is said. With a step a click, the first epoch takes seconds."""
-    with fitting(tmp_path, "batch=1") as process:
-        read_until(process, "paths an item")
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+@pytest.mark.usefixtures("heard")
+def test_before_the_first_checkpoint_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that is said."""
+    said = Interrupting("paths an item", signal.SIGTERM)
+    monkeypatch.setattr(sys, "stderr", said)
 
-    assert process.returncode == 143
-    assert err.splitlines()[-1] == "dr-trainer: stopped; nothing was kept: there was no checkpoint yet"
+    assert dr_trainer(fitting(tmp_path)) == 128 + signal.SIGTERM
+
+    assert said.getvalue().splitlines()[-1] == "dr-trainer: stopped; nothing was kept: there was no checkpoint yet"
     assert not (tmp_path / "r" / "checkpoint.safetensors").exists()
 
 
+def test_nohup_outlives_the_terminal_and_ends_with_a_polite_kill(tmp_path: Path) -> None:
+    """As a process. SIGHUP that is ignored stays ignored; SIGTERM ends it with 128 + 15."""
+
+    def read_until(text: str) -> None:
+        assert process.stderr is not None
+        assert any(text in line for line in process.stderr), f"it ended without {text!r}"
+
+    command = ["nohup", "env", "--default-signal=INT,TERM", str(BIN / "dr-trainer"), *fitting(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
+        try:
+            read_until("epoch 2/")
+            process.send_signal(signal.SIGHUP)
+            read_until("epoch 4/")
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+
+    assert process.returncode == 143
+    assert err.splitlines()[-1] == f"dr-trainer: stopped; to continue, add --resume {tmp_path / 'r'}"
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", POLITE)
 def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
     """After the first nothing of ours stands in its way; after the command all is as it was."""
-    before = {polite: signal.getsignal(polite) for polite in POLITE}
-    try:
-        for polite in POLITE:
-            signal.signal(polite, signal.SIG_DFL)  # the shell that runs the tests may ignore some
-        with stopped_by_signals() as received:
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), number)
-            assert received == [number]
-            assert [signal.getsignal(polite) for polite in POLITE] == [signal.SIG_DFL] * len(POLITE)
+    with stopped_by_signals() as received:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        assert received == [number]
         assert [signal.getsignal(polite) for polite in POLITE] == [signal.SIG_DFL] * len(POLITE)
-    finally:
-        for polite, handler in before.items():
-            signal.signal(polite, handler)
+    assert [signal.getsignal(polite) for polite in POLITE] == [signal.SIG_DFL] * len(POLITE)
 
 
 @contextlib.contextmanager
@@ -120,7 +131,8 @@ def serving(folder: Path, *under: str) -> Iterator[tuple[subprocess.Popen[str], 
         command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
     ) as process:
         try:
-            read_until(process, "Uvicorn running on")
+            assert process.stderr is not None
+            assert any("Uvicorn running on" in line for line in process.stderr)
             yield process, f"http://127.0.0.1:{port}"
         finally:
             process.kill()

@@ -15,9 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, FailFast, Field
 
-from retrieval.paths.search import Answer, Query
-from retrieval.query import Limits
-from retrieval.searcher import Request, Unknown
+from retrieval.query import Answer, Limits, Request, Unknown
 from retrieval.vocabulary import Vocabulary
 from service.http.values import Body, Context, ItemId, integer
 
@@ -58,11 +56,10 @@ class RetrieveRequest(Body):
         """The request as the search takes it: each of its fields from the field of the same name here."""
         return Request(**{name: getattr(self, name) for name in ASKED})
 
-    def answered(self, query: Query, unknown: Unknown, answer: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
+    def answered(self, unknown: Unknown, answer: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
         """The candidates, coverage and degraded of the RetrieveResponse to this request.
 
-        query: this request in the version's terms, with defaults. unknown: how much of it the version does not know.
-        vocabulary: the version's item ids.
+        unknown: how much of the request the version does not know. vocabulary: the version's item ids.
         """
         ids = vocabulary.names(answer.items)
         scores, log_probs = answer.scores.tolist(), answer.path_log_probs.tolist()
@@ -78,7 +75,7 @@ class RetrieveRequest(Body):
                 "unknown_history": unknown.history,
                 "unknown_context": unknown.context,
             },
-            "degraded": {"short": len(answer.items) < query.k, "narrowed": answer.narrowed},
+            "degraded": {"short": answer.short, "narrowed": answer.narrowed},
         }
 
 

@@ -11,7 +11,7 @@ import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPBearer
 
-from index_store.version import check_name
+from index_store.manifest import check_name
 from retrieval.query import Limits
 from service.errors import NotReady
 from service.http.guards import AdminRoute, Route
@@ -91,7 +91,7 @@ async def info(request: Request, reloader: ReloaderDep) -> dict[str, Any]:
         "history": Limits.HISTORY,
         "exclude": Limits.EXCLUDE,
         "k": Limits.K,
-        "beam": min(Limits.BEAM, retriever.manifest.max_beam),
+        "beam": min(Limits.BEAM, retriever.max_beam),
         "per_path": Limits.PER_PATH,
         "requests": Limits.REQUESTS,
         "body_bytes": request.state.settings.max_body_bytes,
@@ -159,8 +159,8 @@ async def _answer(bodies: Sequence[RetrieveRequest], request: Request, reloader:
     gone = functools.partial(_hung_up, request)
     answers = await batcher.submit(retriever, [query for query, _ in prepared], timeout, gone)
     responses = []
-    for body, (query, unknown), answer in zip(bodies, prepared, answers, strict=True):
-        described = body.answered(query, unknown, answer, searcher.vocabulary)
+    for body, (_, unknown), answer in zip(bodies, prepared, answers, strict=True):
+        described = body.answered(unknown, answer, searcher.vocabulary)
         counts.answered(answer.read, **described["degraded"])
         responses.append(
             {

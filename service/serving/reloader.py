@@ -37,8 +37,8 @@ from index_store.errors import (
     VersionIncompatible,
     VersionNotFound,
 )
+from index_store.manifest import check_name
 from index_store.store import IndexStore
-from index_store.version import check_name
 from service.errors import NotReady
 from service.metrics import Metrics
 from service.serving.holding import Holding
@@ -198,7 +198,7 @@ class Reloader:
                 "state": states.get(manifest.version, "available"),
                 "created": manifest.created,
                 "items": manifest.items,
-                "paths": manifest.paths,
+                "paths": manifest.structure.get("paths"),
                 "bytes": sum(part.size for part in manifest.parts.values()),
                 "metrics": manifest.metrics,
             }
@@ -224,7 +224,7 @@ class Reloader:
         if retriever is self._serving:
             return
         self._before, self._serving = self._serving, retriever
-        self._metrics.serving(retriever.name, retriever.manifest.items, retriever.manifest.paths)
+        self._metrics.serving(retriever.name, retriever.manifest.items, retriever.searcher.facts.paths)
         log.info("serving %s, before it %s", retriever.name, self._before.name if self._before else "nothing")
 
     def _fail(self, name: str | None, error: Exception) -> None:

@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 
 from index_store.errors import VersionDamaged
-from index_store.version import Manifest, Version
+from index_store.manifest import Manifest
+from index_store.version import Version
+from retrieval.query import Limits
 
 MEMORY = 2**30  # bytes of address space, beside four times the model's own size; the runtime alone takes 200 MB
 SECONDS = 20  # of processor time; three times as long in all
@@ -24,7 +26,7 @@ ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 def sizes(manifest: Manifest) -> dict[str, int]:
     """How large the inputs of the version's model become when the service runs it: history items and beam width."""
-    return {"history": manifest.history, "beam": manifest.max_beam}
+    return {"history": manifest.history, "beam": Limits.BEAM}
 
 
 def try_model(version: Version) -> None:

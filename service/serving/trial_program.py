@@ -63,6 +63,8 @@ def _input(needed: Any, batch: int, sizes: dict[str, int]) -> np.ndarray[Any, An
             return np.zeros((batch, width), np.int64)
         case "numbers":
             return np.ones((batch, width), np.float32)
+        case "trie":  # every node leads on, so the widest beam is full
+            return np.zeros((2, width), np.int32)
         case "beam":
             return np.array(sizes["beam"], np.int64)
     raise ValueError(needed.name)

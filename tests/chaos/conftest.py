@@ -1,13 +1,14 @@
-"""How long the tests here take, and the table of what they showed.
+"""How long the tests here take, what each of them checks, and the table of what they showed.
 
-`make test` runs each at about a tenth of its length; `make chaos` runs all of it and writes the report that it names in
-DR_CHAOS.
+`make test` leaves them out. `make chaos` runs all of it and writes the report that it names in DR_CHAOS; without that
+variable each test is about a tenth of its length, to try it while it is written.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
+import re
 import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -22,55 +23,101 @@ FULL = bool(REPORT)
 #: `make java` is part of `make chaos` only; what a JDK's client sends, tests/test_clients.py sends without one.
 collect_ignore = [] if FULL or shutil.which("javac") else ["test_clients.py"]
 
+#: What users and operators may rely on. The docstring of every test here begins with the name of one.
+PROMISES = {
+    "clients that hang up": "Clients that hang up at any moment leave nothing behind; others get their own answers.",
+    "convergence": "All replicas and their workers come to serve the current version, and never go back.",
+    "costly requests": "Huge uploads are refused as they arrive; the costliest valid request takes milliseconds.",
+    "credentials": "Only the right token opens /admin, and neither token nor password is ever logged.",
+    "damaged versions": "A damaged version is refused with a reason, and the one in service answers on.",
+    "disk faults": "A full or broken disk gives a clear error, and leaves the version before in place.",
+    "hostile input": "Whatever is sent gets a short, documented answer that does not repeat it; never a server error.",
+    "jumping clocks": "Clocks that are set forward or back change nothing.",
+    "killed publishers": "A publisher killed at any moment leaves the version before or the one after, and no litter.",
+    "killed training": "A training that is killed and continued ends in the same bytes as one that was not.",
+    "lost keys": "Path lists that are missing in Redis are a fault, never empty lists.",
+    "metrics": "The service counts exactly what its clients saw.",
+    "mutated manifests": "Whatever a manifest contains, reading it gives a manifest or one of the store's own errors.",
+    "no leaks": "Swaps leave no memory, descriptors or threads behind.",
+    "no pickle": "Nothing is unpickled where requests are served.",
+    "overload": "At five times the peak, admitted requests are answered in time and the others refused at once.",
+    "power loss": "After a power failure the store has the version before or the one after, and what it promised.",
+    "racing swaps": "Each of many clients that swap at once is told what came of it, and what is served is current.",
+    "random walks": "Whatever is done to a store, in any order, by processes that may die, a small model predicts.",
+    "readiness": "A replica that says it is ready answers, and one that cannot answer says that it is not.",
+    "Redis faults": "Whatever Redis does, an answer is right or 503, and all is well within 2 s of its recovery.",
+    "restarts": "Behind the shipped proxy, a replica that is told to stop fails no request.",
+    "retention": "Old versions are deleted and those in use are kept, and requests do not notice.",
+    "rights in Redis": "The service's user in Redis can do what the service needs, and nothing else.",
+    "rollback": "A rollback takes a second at most, and no request fails meanwhile.",
+    "slow clients": "Clients that stop sending, or send byte by byte, are cut off by the proxy; others are not slower.",
+    "soak": "Swaps, restarts of Redis and clients that hang up leave the service as it was at first.",
+    "swaps": "While versions swap, no request fails, is answered wrongly, or mixes two versions.",
+}
+
+
+def promise_of(item: pytest.Item) -> str:
+    """The promise that a test checks."""
+    named = re.match(r"Promise: ([\w ]+)\.", getattr(item, "obj", item).__doc__ or "")
+    if named is None or named[1] not in PROMISES:
+        raise pytest.UsageError(f"{item.nodeid}: its docstring begins with no promise: expected 'Promise: NAME. ...'")
+    return named[1]
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Refuse a test that does not say what it checks."""
+    promise_of(item)
+
 
 def amount(full: int, short: int | None = None) -> int:
-    """So many rounds: all of them, or a tenth (or `short`) in `make test`."""
+    """So many rounds: all of them in `make chaos`, else a tenth (or `short`)."""
     return full if FULL else short or -(-full // 10)
 
 
 class Goal(Protocol):
-    """Record that a goal was tested: its letter and number, what was asked, what was seen, and whether that will do.
+    """Record a part of a promise that was tested: what was asked, what was seen, and whether that will do.
 
-    timing: a busy machine can miss it, so that `make test` only records it.
+    timing: a busy machine can miss it, so that it is only recorded unless the run is `make chaos`.
     """
 
-    def __call__(self, name: str, asked: str, seen: object, reached: object, *, timing: bool = False) -> None: ...
+    def __call__(self, asked: str, seen: object, reached: object, *, timing: bool = False) -> None: ...
 
 
 class Goals:
     """All that was recorded."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str, bool]] = []
-        self.without: dict[str, str] = {}  # tests that did not come to an end: failed or skipped
+        self.rows: list[tuple[str, str, str, bool]] = []  # promise, asked, seen, reached
+        self.without: dict[str, tuple[str, str]] = {}  # tests that did not come to an end: promise, failed or skipped
 
     def table(self) -> str:
         """Markdown."""
         about = machine()
         where = f"{about['processor']}, {about['cores']} cores, Python {about['python']}"
+        tested = {row[0] for row in self.rows} | {promise for promise, _ in self.without.values()}
         lines = [
             "# What was tested under faults, overload and hostile input",
             "",
-            "A: what users feel. B: what operators rely on. C: that the tests and the code itself can be trusted.",
-            "",
             f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}: {where}; clients and servers shared it.",
             "",
-            "| Goal | Asked | Seen | |",
+            *(f"- {name}: {promise}" for name, promise in PROMISES.items() if name in tested),
+            "",
+            "| Promise | Asked | Seen | |",
             "|---|---|---|---|",
         ]
-        for name, asked, seen, reached in sorted(self.rows, key=lambda row: (row[0][0], int(row[0][1:]))):
+        for name, asked, seen, reached in sorted(self.rows, key=lambda row: list(PROMISES).index(row[0])):
             lines.append(f"| {name} | {asked} | {seen} | {'pass' if reached else '**fail**'} |")
-        lines += [f"| | {test} | {outcome} | **fail** |" for test, outcome in self.without.items()]
+        lines += [f"| {name} | {test} | {outcome} | **fail** |" for test, (name, outcome) in self.without.items()]
         return "\n".join(lines) + "\n"
 
 
-FOUND = Goals()
+RECORDED = Goals()
 
 
 def pytest_sessionfinish() -> None:
-    """Write down what a full run has found."""
-    if FULL and (FOUND.rows or FOUND.without):
-        Path(REPORT).write_text(FOUND.table())
+    """Write down what a full run has shown."""
+    if FULL and (RECORDED.rows or RECORDED.without):
+        Path(REPORT).write_text(RECORDED.table())
 
 
 @pytest.hookimpl(wrapper=True)
@@ -78,17 +125,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Whether it has goals or not, a test that does not come to its end is in the table."""
     report = yield
     if not report.passed and report.when != "teardown":  # where missed goals fail, which are there
-        FOUND.without[item.nodeid.rpartition("/")[2]] = report.outcome
+        RECORDED.without[item.nodeid.rpartition("/")[2]] = promise_of(item), report.outcome
     return report
 
 
 @pytest.fixture
-def goal() -> Iterator[Goal]:
+def goal(request: pytest.FixtureRequest) -> Iterator[Goal]:
     """See Goal. What was missed fails the test at its end, so that all figures are seen."""
-    missed: list[str] = []
+    name, missed = promise_of(request.node), list[str]()
 
-    def record(name: str, asked: str, seen: object, reached: object, *, timing: bool = False) -> None:
-        FOUND.rows.append((name, asked, str(seen), bool(reached)))
+    def record(asked: str, seen: object, reached: object, *, timing: bool = False) -> None:
+        RECORDED.rows.append((name, asked, str(seen), bool(reached)))
         print(f"{name}: {asked}: {seen}")
         if not reached and (FULL or not timing):
             missed.append(f"{name}: {asked}; seen: {seen}")

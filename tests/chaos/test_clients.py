@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 from tests.chaos.conftest import Goal, amount
-from tests.chaos.wire import target
 from tests.conftest import Planted
 from tests.redis_servers import program
+from tests.wire import target
 
 #: One client, as it comes: some requests after each other, some at once, and HEAD. Prints how each was answered.
 JAVA = """
@@ -44,7 +44,10 @@ class Client {
 
 
 def test_java(planted: Planted, tmp_path: Path, goal: Goal) -> None:
-    """B02: every request is answered, whole or chunked, and the log says nothing of what was offered."""
+    """Promise: hostile input.
+
+    An HTTP/2 offer is no such input: each request is answered, and the log does not mention it.
+    """
     times = amount(200)
     (tmp_path / "Client.java").write_text(JAVA)
     with target(planted, tmp_path, max_queue=1000) as live:
@@ -57,4 +60,4 @@ def test_java(planted: Planted, tmp_path: Path, goal: Goal) -> None:
     assert done.returncode == 0, done.stderr
     right = ["200 4", "200 4", "200 1"] * times + ["200 4"] * times
     found = done.stdout.splitlines()
-    goal("A7", "requests of Java's HttpClient as it comes", f"{found.count('200 4')} answered", found == right)
+    goal("requests of Java's HttpClient as it comes", f"{found.count('200 4')} answered", found == right)

@@ -1,4 +1,4 @@
-"""Goal C6: clocks that jump change nothing: whoever measures a time does so by a clock that cannot be set."""
+"""Clocks that jump: whatever is measured is measured by a clock that cannot be set."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def library() -> str:
 def test_clocks_that_jump(
     goal: Goal, planted: Planted, other: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the server and of two replicas, a day and an hour on and back, while versions come, swap and go."""
+    """Promise: jumping clocks.
+
+    The server's and two replicas' clocks jump by an hour or a day, while versions are swapped.
+    """
     clock = tmp_path / "clock"
     clock.write_text("+0")
     (tmp_path / "sitecustomize.py").write_text(REPLICAS_CLOCK)
@@ -82,7 +85,6 @@ def test_clocks_that_jump(
 
     problems = traffic.failed + traffic.wrong
     goal(
-        "C6",
         f"{len(JUMPS) * rounds} jumps of the clocks by an hour or a day, versions published, swapped, rolled back and "
         "pruned: failed, wrong",
         f"{len(problems)} of {traffic.answered + len(problems):,}",

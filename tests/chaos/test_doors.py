@@ -20,12 +20,12 @@ from fastapi.testclient import TestClient
 from index_store.folder.store import FolderStore
 from index_store.store import open_store
 from tests.chaos.conftest import Goal, amount
-from tests.chaos.wire import exchange, target
 from tests.conftest import Planted
 from tests.fleet import ADMIN, BIN, TOKEN, fleet
 from tests.redis_servers import RedisServer, running
 from tests.test_api import make_app
-from tests.test_compose import SECRETS, SERVICES, interpolate
+from tests.test_rehearsal import SECRETS, services_of
+from tests.wire import exchange, target
 
 ROUTES = [("GET", "/admin/v1/versions"), ("POST", "/admin/v1/swap"), ("POST", "/admin/v1/rollback")]
 RIGHT = TOKEN.encode()
@@ -35,7 +35,7 @@ RIGHT = TOKEN.encode()
 
 @pytest.mark.parametrize("token", [None, ""])
 def test_admin_is_closed_by_default(tmp_path: Path, token: str | None) -> None:
-    """No token, or an empty one: 403 on every route, whatever is sent."""
+    """Promise: credentials. No token, or an empty one: 403 on every route, whatever is sent."""
     with TestClient(make_app(FolderStore(str(tmp_path)), admin_token=token)) as client:
         paths = client.get("/openapi.json").json()["paths"]
         assert {path for _, path in ROUTES} == {path for path in paths if "admin" in path}
@@ -53,7 +53,7 @@ def test_admin_is_closed_by_default(tmp_path: Path, token: str | None) -> None:
 
 
 def test_bytes_are_compared_in_constant_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """hmac.compare_digest decides, on two digests of one length, whatever was sent."""
+    """Promise: credentials. hmac.compare_digest decides, on two digests of one length, whatever was sent."""
     compared: list[tuple[Any, Any]] = []
     verdict: list[bool] = []
 
@@ -140,7 +140,7 @@ def fuzzed_request(random: Random) -> bytes:
 
 
 def test_fuzzed_credentials(planted: Planted, tmp_path: Path, goal: Goal) -> None:
-    """Prefixes, other bytes, other schemes, two headers, other hosts, paths in disguise: no door opens or breaks."""
+    """Promise: credentials. Prefixes, other bytes, other schemes, two headers, other hosts, paths in disguise."""
     random = Random(0)
     count, together = amount(10_000), 50
     accepted = broken = 0
@@ -157,16 +157,17 @@ def test_fuzzed_credentials(planted: Planted, tmp_path: Path, goal: Goal) -> Non
         live.check_unharmed()
         assert TOKEN not in live.replica.log()
 
-    goal(
-        "A10", f"{count:,} fuzzed credentials: accepted, server errors", f"{accepted}, {broken}", not accepted + broken
-    )
+    goal(f"{count:,} fuzzed credentials: accepted, server errors", f"{accepted}, {broken}", not accepted + broken)
 
 
 # -- secrets --
 
 
 def test_no_secret_is_logged(planted: Planted, other: Planted, tmp_path: Path, goal: Goal) -> None:
-    """By a process that serves, swaps, rejects, and loses its store; wherever the store's password was given."""
+    """Promise: credentials.
+
+    A process serves, swaps, rejects and loses its store; its log has neither token nor password.
+    """
     password = "s3cret-of-the-store"
     arguments = ("--requirepass", password)
     logs = []
@@ -211,7 +212,7 @@ def test_no_secret_is_logged(planted: Planted, other: Planted, tmp_path: Path, g
     secrets = [TOKEN[:-1], password[:-1]]
     secrets += [base64.b64encode(secret.encode()).decode()[:-4] for secret in (TOKEN, password)]
     told = [secret for secret in secrets if secret in text]
-    goal("A10", f"{len(text.splitlines())} log lines of faults and refusals: secrets", len(told), not told)
+    goal(f"{len(text.splitlines())} log lines of faults and refusals: secrets", len(told), not told)
 
 
 # -- pickle --
@@ -289,7 +290,7 @@ print("done")
 def test_nothing_is_unpickled_where_requests_are_served(
     planted: Planted, other: Planted, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goal: Goal
 ) -> None:
-    """Loads, serves and swaps with every way to unpickle blocked, but for what numba kept of our own kernels.
+    """Promise: no pickle. A process loads, serves and swaps with every way to unpickle blocked, but for numba's cache.
 
     The exception is told by its bytes: they stand in the files beside kernels.py, and numba asks for them.
     """
@@ -323,7 +324,6 @@ def test_nothing_is_unpickled_where_requests_are_served(
 
     reached = [line for line in told.read_text().splitlines() if line != "kernel"]
     goal(
-        "C3",
         "a process that loads, serves and swaps: ways to unpickle reached, but numba's own",
         len(reached),
         not reached,
@@ -341,8 +341,8 @@ NEEDED = {
 
 
 def test_redis_lets_the_service_do_nothing_else(tmp_path: Path, goal: Goal) -> None:
-    """Every command that the server has, with its subcommands, sent as the service's user of docker-compose.yml."""
-    arguments = interpolate(SERVICES["redis"]["command"], SECRETS)[1:]
+    """Promise: rights in Redis. Every command of the server, sent as the service's user of docker-compose.yml."""
+    arguments = services_of(SECRETS)["redis"]["command"][1:]
     with running(RedisServer(tmp_path / "redis", *arguments)) as server:
 
         def send(*words: str) -> str:
@@ -377,4 +377,4 @@ def test_redis_lets_the_service_do_nothing_else(tmp_path: Path, goal: Goal) -> N
 
     assert allowed >= NEEDED
     asked = f"{len(commands)} commands of Redis, {harmful} of them writing or administering: open beyond the needed"
-    goal("C4", asked, len(extra), not extra)
+    goal(asked, len(extra), not extra)

@@ -24,9 +24,9 @@ from schemathesis.specs.openapi.checks import (
 
 from service.http.models import RetrieveRequest
 from tests.chaos.conftest import Goal, amount
-from tests.chaos.wire import MARK, Judge, Target, target
 from tests.conftest import SMALL, Planted, train_planted
 from tests.fleet import ADMIN
+from tests.wire import MARK, Judge, Target, target
 
 LIMIT = 1_048_576  # the default of max_body_bytes
 JSON_HEADERS = {"content-type": "application/json"}
@@ -81,7 +81,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 
 
 def test_generated_bodies(live: Target, texts: Target, goal: Goal) -> None:
-    """Nearly right ones and arbitrary JSON, for one user and for several."""
+    """Promise: hostile input. Nearly right bodies and arbitrary JSON, for one user and for several."""
     judge = Judge(live.openapi)
 
     @settings(
@@ -104,7 +104,7 @@ def test_generated_bodies(live: Target, texts: Target, goal: Goal) -> None:
     texts.check_unharmed()
     assert judge.statuses[RETRIEVE] == judge.statuses[BATCH] == {200, 422}
     asked = f"{judge.answers:,} generated bodies: server errors, echoes, bodies over 4 KB, undocumented statuses"
-    goal("A7", asked, judge.faults(), judge.content)
+    goal(asked, judge.faults(), judge.content)
 
 
 # -- hand-made bodies --
@@ -164,7 +164,7 @@ ANSWERED = [
 
 
 def test_hand_made_bodies(live: Target, goal: Goal) -> None:
-    """Each to the three routes that take a body; the first of them is known to refuse or to answer it."""
+    """Promise: hostile input. Each to the three routes that take a body; what /v1/retrieve says of each is known."""
     judge = Judge(live.openapi)
     post = live.replica.client.post
     for wanted, bodies in (("refused", REFUSED), ("answered", ANSWERED)):
@@ -181,7 +181,7 @@ def test_hand_made_bodies(live: Target, goal: Goal) -> None:
     live.check_unharmed()
     assert judge.statuses[RETRIEVE] == {200, 400, 413, 422}
     asked = f"{len(REFUSED) + len(ANSWERED)} hand-made bodies to 3 routes: server errors, echoes, bodies over 4 KB"
-    goal("A7", asked, judge.faults("server error", "echo", "long"), judge.content)
+    goal(asked, judge.faults("server error", "echo", "long"), judge.content)
 
 
 # -- the OpenAPI as others read it --
@@ -199,7 +199,7 @@ def unhurried(body: Any) -> Any:
 
 
 def test_every_documented_route_keeps_its_promises(live: Target, goal: Goal) -> None:
-    """What schemathesis makes of the OpenAPI, right and wrong, with and without the token: statuses, types, schemas."""
+    """Promise: hostile input. What schemathesis makes of the OpenAPI, right and wrong, with and without the token."""
     judge = Judge(live.openapi)
     checks = [
         not_a_server_error,
@@ -237,4 +237,4 @@ def test_every_documented_route_keeps_its_promises(live: Target, goal: Goal) -> 
     live.check_unharmed()
     assert routes == sum(map(len, live.openapi["paths"].values()))
     asked = f"schemathesis, {routes} routes, {judge.answers:,} requests: server errors, undocumented statuses or bodies"
-    goal("A7", asked, judge.faults("server error", "undocumented"), judge.content)
+    goal(asked, judge.faults("server error", "undocumented"), judge.content)

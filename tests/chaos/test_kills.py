@@ -76,7 +76,7 @@ def repeat(store: IndexStore, version: Version) -> str:
 
 
 def test_killed_before_any_step_of_publish_and_activate(place: str, client: Any, goal: Goal) -> None:
-    """Every operation on the disk, every message to the server."""
+    """Promise: killed publishers. Before every operation on the disk, and every message to the server."""
     every = amount(1, 4)
     killed = 0
     outcomes = set()
@@ -101,7 +101,6 @@ def test_killed_before_any_step_of_publish_and_activate(place: str, client: Any,
             client.delete(*keys_of(client, f"{place.partition('namespace=')[2]}{steps}"))
     kind = "folder" if "://" not in place else "Redis"
     goal(
-        "A3",
         f"publisher killed before each of {killed} steps of publish and activate ({kind}): half versions seen, repeats "
         "that failed, orphans",
         "0, 0, 0",
@@ -146,7 +145,7 @@ class Follower:
             served = reloader.retriever
             if self.served[-1:] != [served.name]:
                 model = served.manifest.parts["model.onnx"].sha256
-                right = all(map(same, answers_of(served.version), self._answers[model]))
+                right = all(map(same, answers_of(served.searcher.version), self._answers[model]))
                 with self._news:
                     self.served.append(served.name)
                     self.faults += [] if right else [f"{served.name} answers wrongly"]
@@ -158,7 +157,10 @@ class Follower:
 def test_killed_at_any_moment(
     place: str, client: Any, tmp_path: Path, planted: Planted, other: Planted, goal: Goal
 ) -> None:
-    """Then the same is published again, or another; a replica that follows serves whole versions; pruning tidies up."""
+    """Promise: killed publishers.
+
+    At random moments, while a replica follows; then the same or another version is published.
+    """
     random, store, wanted = Random(0), open_store(place), amount(200)
     models = [planted.version, other.version]
     answers = {model.manifest.parts["model.onnx"].sha256: answers_of(model) for model in models}
@@ -192,7 +194,6 @@ def test_killed_at_any_moment(
     assert follower.faults == []
     kind = "folder" if isinstance(store, FolderStore) else "Redis"
     goal(
-        "A3",
         f"publisher killed by SIGKILL at {killed} random moments ({kind}; {after} had moved the pointer), a replica "
         f"following ({len(follower.served)} versions served): half versions or wrong answers seen, repeats that "
         "failed, orphans after pruning",

@@ -1,4 +1,4 @@
-"""C7: what the service counts is what its clients saw, exactly.
+"""What the service counts, beside what its clients saw.
 
 A request is counted once, by the route it was for and the status of its answer, when it has been answered; also where
 nobody read the answer. Who hangs up before all of its body is there is counted as 400. What is no HTTP is not counted:
@@ -135,7 +135,10 @@ def replica(planted: Planted, tmp_path: Path) -> Iterator[Replica]:
 
 
 def test_what_is_counted_is_what_clients_saw(replica: Replica, goal: Goal) -> None:
-    """Every route, status, short and narrowed answer of a mix of all that may be asked, and every histogram's count."""
+    """Promise: metrics.
+
+    Every route and status of a mix of all requests there are, short and narrowed answers, histograms.
+    """
     mix = kinds(replica.served())
     asked = Random(0).choices(mix, [kind.share for kind in mix], k=REQUESTS)
     seen: Counter[Key] = Counter()
@@ -175,7 +178,6 @@ def test_what_is_counted_is_what_clients_saw(replica: Replica, goal: Goal) -> No
         by_status[status] += number
     told = ", ".join(f"{number:,} of {status}" for status, number in sorted(by_status.items()))
     goal(
-        "C7",
         "what 100,000 requests of every kind were answered = what the service counted, by route and status",
         f"{REQUESTS:,}: {told}; {short:,} short, {narrowed:,} narrowed; all equal",
         set(by_status) == {200, 400, 401, 404, 405, 409, 413, 422, 429, 504}
@@ -185,7 +187,7 @@ def test_what_is_counted_is_what_clients_saw(replica: Replica, goal: Goal) -> No
 
 
 def test_who_hangs_up_is_counted_once(replica: Replica) -> None:
-    """Sent whole, by the answer that nobody read; hung up in the middle of the body, as 400."""
+    """Promise: metrics. Sent whole, by the answer that nobody read; hung up in the middle of the body, as 400."""
     number = amount(3000)
     whole = post(RETRIEVE, {"history": [1, 5, 9], "k": 5})
 
@@ -215,7 +217,10 @@ def test_who_hangs_up_is_counted_once(replica: Replica) -> None:
 def test_every_request_that_the_store_failed_is_counted(
     own: RedisServer, planted: Planted, tmp_path: Path, goal: Goal
 ) -> None:
-    """Whether the server did not answer, or not in time, or is not asked again for a moment: 503 is one fault."""
+    """Promise: metrics.
+
+    The server does not answer, or not in time, or is not asked again for a moment: 503 is one fault.
+    """
     store = open_store(own.url)
     store.activate(store.publish(planted.version))
     seen: Counter[int] = Counter()
@@ -244,7 +249,6 @@ def test_every_request_that_the_store_failed_is_counted(
         assert "never retrieved" not in replica.log()
 
     goal(
-        "C7",
         "requests refused because the store failed = store faults counted",
         f"{seen[503]:,} of {number:,} and {faults:,}",
         seen[503] == faults == seen.total(),

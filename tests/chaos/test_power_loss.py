@@ -163,7 +163,10 @@ def check(root: Path, promised: Promises) -> None:
 def test_after_a_power_failure_the_store_has_before_or_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goal: Goal
 ) -> None:
-    """In states drawn from all that the disk may be in, at drawn steps of publishing, activating and deleting."""
+    """Promise: power loss.
+
+    In states drawn from all that the disk may be in, at drawn steps of publish, activate, delete.
+    """
     monkeypatch.setattr(os, "fsync", lambda _: None)  # the machine stays up: what is synced is counted, not done
     random, wanted = Random(0), amount(3000)
     seen: set[tuple[frozenset[tuple[str, bytes | None]], frozenset[str]]] = set()
@@ -183,7 +186,6 @@ def test_after_a_power_failure_the_store_has_before_or_after(
             shutil.rmtree(root)
 
     goal(
-        "B8",
         f"power loss at drawn steps of publish, activate and delete, {len(seen)} different states of the disk: "
         "half versions accepted, promises broken, repeats that failed",
         "0, 0, 0",

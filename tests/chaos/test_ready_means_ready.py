@@ -1,4 +1,4 @@
-"""Goal B10: who says that it is ready answers at once, and who cannot answer says that it is not."""
+"""Replicas that say they are ready, and one that cannot answer."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def first_answer(replica: Replica, wanted: Candidates, refused: threading.Event)
 
 
 def test_who_is_ready_answers(goal: Goal, planted: Planted, tmp_path: Path) -> None:
-    """Replicas that find no version yet are asked without a pause until they are ready, and at once for an answer."""
+    """Promise: readiness. Replicas that find no version are asked until they are ready, and at once for an answer."""
     (wanted, *_) = answers_of(planted.version)
     found = []
     for number in range(amount(50) // AT_ONCE):
@@ -78,7 +78,6 @@ def test_who_is_ready_answers(goal: Goal, planted: Planted, tmp_path: Path) -> N
             store.activate(name)
             found += list(asked)
     goal(
-        "B10",
         f"{len(found)} replicas, not ready without a version: the first request after the first ready not answered "
         "rightly; its median time",
         f"{[right for right, _ in found].count(False)}; "
@@ -90,19 +89,22 @@ def test_who_is_ready_answers(goal: Goal, planted: Planted, tmp_path: Path) -> N
 def test_who_does_not_answer_is_not_ready(
     goal: Goal, planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A search hangs: seconds until /readyz says so, while /livez does not; ready again when it ends."""
+    """Promise: readiness.
+
+    A search hangs: seconds until /readyz says so, while /livez does not; ready again when it ends.
+    """
     store = FolderStore(str(tmp_path))
     store.activate(store.publish(planted.version))
     with TestClient(make_app(store)) as client, ThreadPoolExecutor(1) as thread:
         retriever = client.app_state["reloader"].retriever
-        began, gate, answer = threading.Event(), threading.Event(), retriever.answer
+        began, gate, answer = threading.Event(), threading.Event(), retriever.searcher.answer_once
 
         def hang(queries: Any) -> Any:
             began.set()
             assert gate.wait(PATIENCE)
             return answer(queries)
 
-        monkeypatch.setattr(retriever, "answer", hang)
+        monkeypatch.setattr(retriever.searcher, "answer_once", hang)
         asked = thread.submit(client.post, "/v1/retrieve:batch", json={"requests": [{}, {}]})
         assert began.wait(PATIENCE)
         started, statuses = time.monotonic(), []
@@ -116,9 +118,8 @@ def test_who_does_not_answer_is_not_ready(
         assert asked.result().status_code == 200
         after = client.get("/readyz").status_code
     goal(
-        "B10",
         f"a search hangs: not ready within {NOT_READY_SECONDS:.0f} s, alive all the while, ready when it ends",
         f"{seconds:.2f} s, {set(statuses) == {200}}, {after == 200}",
         reached=seconds < PATIENCE and set(statuses) == {200} and after == 200,
     )
-    goal("B10", "within 2 s", f"{seconds:.2f} s", seconds <= NOT_READY_SECONDS, timing=True)
+    goal("within 2 s", f"{seconds:.2f} s", seconds <= NOT_READY_SECONDS, timing=True)

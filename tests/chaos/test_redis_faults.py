@@ -1,4 +1,4 @@
-"""Goals A4 and B6: whatever Redis does, an answer is right or it is 503, and all is well soon after it is."""
+"""Everything that Redis, its network or its operator may do to a service."""
 
 from __future__ import annotations
 
@@ -108,7 +108,10 @@ def refused_rightly(reply: Reply) -> bool:
 
 
 def test_redis_faults(goal: Goal, own: RedisServer, planted: Planted, tmp_path: Path) -> None:
-    """A replica with a copy answers all through each fault; one that reads Redis answers rightly or 503."""
+    """Promise: Redis faults.
+
+    A replica with a copy answers all through each; one that reads Redis answers rightly or 503.
+    """
     store = open_store(own.url)
     name = store.publish(planted.version)
     store.activate(name)
@@ -143,21 +146,18 @@ def test_redis_faults(goal: Goal, own: RedisServer, planted: Planted, tmp_path: 
                 seconds += [*read.seconds, *(reply.seconds for reply in read.refused)]
     print(problems[:5])
     goal(
-        "A4",
         f"{len(faults.all)} kinds of faults x {rounds}: wrong, or refused other than by 503 or 429 with Retry-After",
         f"{len(problems)}; refused: " + ", ".join(f"{fault} {count}" for fault, count in refusals.items() if count),
         reached=not problems and all(refusals[fault] for fault in REFUSING),
     )
     late = 1000 * float(np.percentile(seconds, 99))
     goal(
-        "A4",
         "p99 of answers and refusals within the deadline of 1,000 ms and 50",
         f"{late:.0f} ms",
         late <= 1050,
         timing=True,
     )
     goal(
-        "A4",
         f"right again within {RECOVERED_SECONDS:.0f} s of recovery, at the slowest",
         f"{max(slow):.2f} s",
         reached=max(slow) <= RECOVERED_SECONDS,
@@ -178,7 +178,10 @@ def _recovery(replica: Replica) -> float:
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
 def test_no_publish_where_versions_may_decay(policy: str, own: RedisServer, planted: Planted) -> None:
-    """A server that evicts would lose a third of a version without a word."""
+    """Promise: Redis faults.
+
+    Nothing is published to a server that evicts: it would lose a part of a version without a word.
+    """
     with own.client() as client:
         client.config_set("maxmemory-policy", policy)
 
@@ -187,7 +190,7 @@ def test_no_publish_where_versions_may_decay(policy: str, own: RedisServer, plan
 
 
 def test_lost_keys_are_a_fault(goal: Goal, own: RedisServer, planted: Planted, tmp_path: Path) -> None:
-    """Some of a version's path lists are removed by hand: nobody is answered as if they were empty."""
+    """Promise: lost keys. Some of a version's path lists are removed by hand."""
     store = open_store(own.url)
     name = store.publish(planted.version)
     store.activate(name)
@@ -202,7 +205,6 @@ def test_lost_keys_are_a_fault(goal: Goal, own: RedisServer, planted: Planted, t
             time.sleep(2)
         logged = "missing or cut short" in replica.log()
     goal(
-        "B6",
         f"{len(lost)} of {len(lists)} path lists removed by hand: wrong answers; said in the log",
         f"{len(traffic.wrong)}; {'yes' if logged else 'no'}",
         reached=not traffic.wrong and not traffic.failed and traffic.refused and logged,

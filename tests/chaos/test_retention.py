@@ -1,4 +1,4 @@
-"""Goal B5: versions come and go, what is in use stays, and the deleting is not felt."""
+"""Versions that come and go while others are in use."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ class Cycles:
 
 @pytest.mark.parametrize("residency", ["resident", "remote"])
 def test_old_versions_go(residency: str, goal: Goal, own: RedisServer, planted: Planted, tmp_path: Path) -> None:
-    """A slow replica holds the first version all the while; another follows, and is asked all the time."""
+    """Promise: retention.
+
+    A slow replica holds the first version all the while; another follows, and is asked all the time.
+    """
     cycles = amount(100)  # of each residency
     seen = Counter[str]()
     store = open_store(own.url)
@@ -88,14 +91,12 @@ def test_old_versions_go(residency: str, goal: Goal, own: RedisServer, planted: 
 
     problems = traffic.failed + traffic.wrong + without.failed + without.wrong
     goal(
-        "B5",
         f"{cycles} versions published and pruned ({residency}): kept beside the leased ones, at most 3; the leased "
         f"deleted; requests failed or wrong; commands forbidden to us",
         f"{work.most}; 0; {len(problems)}; {len(FORBIDDEN & set(seen))}",
         reached=work.most <= 3 and not problems and not FORBIDDEN & set(seen) and work.deleted >= cycles,
     )
     goal(
-        "B5",
         f"deleting adds at most 5 ms to the p99 ({residency})",
         f"{traffic.p99() - without.p99():+.1f} ms, {without.p99():.1f} without",
         reached=traffic.p99() <= without.p99() + 5,

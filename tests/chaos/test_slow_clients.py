@@ -1,4 +1,4 @@
-"""Goal B13: a client that stops sending, or sends drop by drop, is cut off by the proxy, and others notice nothing."""
+"""Clients that stop sending, or send byte by byte, before the shipped proxy."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import numpy as np
 from index_store.store import open_store
 from tests.chaos.conftest import FULL, Goal, amount
 from tests.chaos.traffic import BODIES
-from tests.chaos.wire import target
 from tests.conftest import Planted
 from tests.fleet import fleet
 from tests.http_client import Pool, Reply, at_rate, post
 from tests.proxy import proxied
+from tests.wire import target
 
 HALF_OPEN, DRIPPING = amount(500), amount(50)
 CUT_SECONDS = 10.0
@@ -38,7 +38,10 @@ BEGINNINGS = [
 
 
 def test_slow_clients(goal: Goal, planted: Planted, tmp_path: Path) -> None:
-    """Requests at a fixed rate through the proxy, before and while the slow ones hold their connections."""
+    """Promise: slow clients.
+
+    Requests at a fixed rate through the proxy, before and while slow ones hold their connections.
+    """
     store = open_store(str(tmp_path / "store"))
     store.activate(store.publish(planted.version))
     bodies = [post("/v1/retrieve", body) for body in BODIES]
@@ -55,21 +58,18 @@ def test_slow_clients(goal: Goal, planted: Planted, tmp_path: Path) -> None:
 
     clients = HALF_OPEN + DRIPPING
     goal(
-        "B13",
         f"{HALF_OPEN} half-open and {DRIPPING} dripping clients through the proxy: others not answered 200",
         quiet.count(None) + busy.count(None),
         reached=None not in quiet + busy,
     )
     before, meanwhile = (1000 * float(np.percentile([s for s in seconds if s], 99)) for seconds in (quiet, busy))
     goal(
-        "B13",
         "p99 of others at most 1.5 times the quiet one, or 2 ms more",
         f"{meanwhile:.1f} ms, {before:.1f}",
         reached=meanwhile <= max(1.5 * before, before + 2),
         timing=True,
     )
     goal(
-        "B13",
         f"all {clients} are cut off; the last within {CUT_SECONDS:.0f} s",
         f"{len(cut)}, {max(cut):.1f} s",
         reached=len(cut) == clients and (max(cut) <= CUT_SECONDS or not FULL),

@@ -1,4 +1,4 @@
-"""Goal B11: swaps, restarts of Redis and clients that hang up leave the service as it was at first.
+"""Swaps, restarts of Redis and clients that hang up, for a long time.
 
 A minute of it belongs to `make chaos`; `make soak` takes half an hour.
 """
@@ -34,7 +34,7 @@ RECOVERY_SECONDS = 2.0
 
 
 def test_soak(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
-    """A replica with a copy and one that reads Redis, asked at a fixed rate all the time."""
+    """Promise: soak. A replica with a copy and one that reads Redis, asked at a fixed rate all the time."""
     wanted = versions(planted, other)
     store = open_store(own.url)
     names = _publish(store, wanted)
@@ -62,7 +62,6 @@ def test_soak(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tm
     problems = [*kept.failed, *kept.wrong, *read.failed, *read.wrong]
     unexplained = [at for at in refused_at if not any(begun <= at <= well for begun, well in restarts)]
     goal(
-        "B11",
         f"{SECONDS} s, {swaps} swaps, {PARTS} restarts of an empty Redis, {2 * RATE} requests a second, 1 % of them "
         "hung up on: failed, wrong, or refused but in a restart",
         f"{len(problems) + len(unexplained)} of {kept.answered + read.answered + len(refused_at):,}; "
@@ -71,7 +70,6 @@ def test_soak(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tm
     )
     first, last = (_p99(kept.seconds[part]) for part in _first_and_last(len(kept.seconds)))
     goal(
-        "B11",
         "p99 in the last sixth at most 1.2 times that in the first, or 2 ms more",
         f"{last:.1f} ms, {first:.1f}",
         reached=last <= max(1.2 * first, first + 2),
@@ -79,7 +77,6 @@ def test_soak(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tm
     )
     slopes = [60 * (max(seen[len(seen) // 2 :]) - max(seen[: len(seen) // 2])) / (SECONDS / 2) for seen in memory]
     goal(
-        "B11",
         "memory of a replica grows less than 1 MB a minute in the second half",
         ", ".join(f"{slope:.2f} MB" for slope in slopes),
         reached=max(slopes) < 1 or SECONDS < 600,  # what is freed late counts for more in a short time

@@ -1,4 +1,4 @@
-"""B12: whatever is done to a store in whatever order, by whoever dies over it, it is as a model of 50 lines says."""
+"""Random walks over everything that can be done to a store, beside a model of 50 lines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from index_store.redis import store as server_module
 from index_store.redis.store import ServerStore
 from index_store.store import IndexStore, open_store, prune, rollback
 from index_store.version import Version
-from retrieval.vocabulary import ItemId
+from retrieval.query import ItemId
 from service.errors import NotReady
 from service.metrics import Metrics
 from service.serving.reloader import Reloader, Serving
@@ -340,7 +340,7 @@ def test_a_random_walk_is_that_of_the_model(
     request: pytest.FixtureRequest,
     goal: Goal,
 ) -> None:
-    """Publish, activate, roll back, delete, prune, hold, die, restart, follow and ask, in any order."""
+    """Promise: random walks. Publish, activate, roll back, delete, prune, hold, die, restart, follow and ask."""
     monkeypatch.setattr(server_module, "HOLD_MS", LONG_MS)
     monkeypatch.setattr(server_module, "PUBLISH_MS", LONG_MS)
     monkeypatch.setattr(server_module, "BATCH", 8)  # keys at once: more steps to die at
@@ -373,7 +373,6 @@ def test_a_random_walk_is_that_of_the_model(
             ),
         )
     goal(
-        "B12",
         f"{steps:,} random steps of publish, activate, rollback, delete, prune, hold, kill, restart and query equal a "
         f"reference model ({backend})",
         f"{here.steps:,} steps, {here.deaths:,} deaths, all equal",

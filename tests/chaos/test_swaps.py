@@ -1,4 +1,4 @@
-"""Goals A1 and B1-B4: versions swap under load, and no request fails, mixes two of them or is answered wrongly."""
+"""Versions that swap under load, from everywhere, and back."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def versions(planted: Planted, other: Planted) -> list[Version]:
 
 
 def test_swaps_under_load(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
-    """Swaps among three versions by turns of two replicas, as fast as they are answered, at 200 requests a second."""
+    """Promise: swaps.
+
+    Among three versions by turns of two replicas, as fast as they are answered, at 200 requests a second.
+    """
     names = three(planted, other, own.url)
     expected = dict(zip(names, map(answers_of, versions(planted, other)), strict=True))
     statuses: Counter[int] = Counter()
@@ -67,20 +70,17 @@ def test_swaps_under_load(goal: Goal, planted: Planted, other: Planted, own: Red
         first, later = _after_a_swap(replicas[0], names, amount(50))
 
     goal(
-        "A1",
         f"{swaps:,} swaps at {RATE} requests a second over two replicas: failed, wrong, swaps not answered 200",
         f"{len(traffic.failed)}, {len(traffic.wrong)}, {swaps - statuses[200]} of {traffic.answered:,}",
         reached=not traffic.failed and not traffic.wrong and statuses == {200: swaps} and traffic.seen == seen,
     )
     goal(
-        "A1",
         "p99 during swaps at most 1.5 times the quiet one, or 10 ms more",
         f"{traffic.p99():.1f} ms, quiet {quiet.p99():.1f} ms",
         reached=traffic.p99() <= max(1.5 * quiet.p99(), quiet.p99() + 10),
         timing=True,
     )
     goal(
-        "A1",
         "the first request after a swap takes at most twice the median of others, at the median",
         f"{first:.2f} ms, others {later:.2f} ms",
         reached=first <= 2 * later,
@@ -102,7 +102,10 @@ def _after_a_swap(replica: Replica, names: Sequence[str], swaps: int) -> tuple[f
 
 
 def test_all_converge(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
-    """Two replicas of two workers follow a pointer that others move, although every hint is lost; never backwards."""
+    """Promise: convergence.
+
+    Two replicas of two workers follow a pointer that others move, although every hint is lost.
+    """
     names = three(planted, other, own.url)
     with own.client() as client:
         client.execute_command("ACL", "SETUSER", "deaf", "on", ">pw", "~*", "+@all", "-subscribe", "&*")
@@ -131,12 +134,12 @@ def test_all_converge(goal: Goal, planted: Planted, other: Planted, own: RedisSe
             took.append(time.monotonic() - moved)
             backwards += sum(client.get("/v1/info").json()["version"] != wanted for client in clients)
     p99 = float(np.percentile(took, 99))
-    goal("B1", f"{flips} flips, no hints: processes that went back to the version before", backwards, backwards == 0)
-    goal("B1", "all workers of two replicas follow, p99 at most 2 s", f"{p99:.1f} s", p99 <= 2, timing=True)
+    goal(f"{flips} flips, no hints: processes that went back to the version before", backwards, backwards == 0)
+    goal("all workers of two replicas follow, p99 at most 2 s", f"{p99:.1f} s", p99 <= 2, timing=True)
 
 
 def test_swaps_from_everywhere(goal: Goal, planted: Planted, other: Planted, tmp_path: Path) -> None:
-    """32 threads swap to valid and invalid versions: each is told what came of it, and one load runs at a time."""
+    """Promise: racing swaps. 32 threads swap to valid and invalid versions; one load runs at a time."""
     url = str(tmp_path / "store")
     names = three(planted, other, url)
     requests = amount(1024, 32)
@@ -166,7 +169,6 @@ def test_swaps_from_everywhere(goal: Goal, planted: Planted, other: Planted, tmp
     accepted = seen[False, 200]
     told = ", ".join(f"{count:,} x {status}" for (_, status), count in sorted(seen.items()))
     goal(
-        "B2",
         f"{threads} threads x {requests} swaps, valid and not: each is told what came of it, and served is current",
         f"{told}; {loads} moves",
         reached=seen.total() == threads * requests
@@ -179,7 +181,10 @@ def test_swaps_from_everywhere(goal: Goal, planted: Planted, other: Planted, tmp
 
 
 def test_rollback_at_once(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
-    """The version before stays loaded: a rollback under load takes no longer than its messages."""
+    """Promise: rollback.
+
+    The version before stays loaded, so a rollback under load takes no longer than its messages.
+    """
     names = three(planted, other, own.url)
     expected = dict(zip(names, map(answers_of, versions(planted, other)), strict=True))
     took: list[float] = []
@@ -195,14 +200,12 @@ def test_rollback_at_once(goal: Goal, planted: Planted, other: Planted, own: Red
             took.append(time.monotonic() - started)
             assert reply.json()["version"] == names[number % 2] == replica.served()
     goal(
-        "B3",
         f"{rounds} rollbacks under load: the slowest at most 1 s",
         f"{max(took):.3f} s",
         max(took) <= 1,
         timing=True,
     )
     goal(
-        "B3",
         "requests meanwhile: failed, wrong",
         f"{len(traffic.failed)}, {len(traffic.wrong)}",
         not traffic.failed + traffic.wrong,
@@ -210,7 +213,7 @@ def test_rollback_at_once(goal: Goal, planted: Planted, other: Planted, own: Red
 
 
 def test_swaps_keep_nothing(goal: Goal, planted: Planted, other: Planted, tmp_path: Path) -> None:
-    """Memory, descriptors and threads stay flat over swaps among three versions."""
+    """Promise: no leaks. Memory, descriptors and threads stay flat over swaps among three versions."""
     url = str(tmp_path / "store")
     names = three(planted, other, url)
     swaps = amount(500)
@@ -229,9 +232,8 @@ def test_swaps_keep_nothing(goal: Goal, planted: Planted, other: Planted, tmp_pa
     slope = more(memory) / (len(memory) - third)
     # In a few swaps what is freed late counts for more; and threads of the pool are started one by one, to its size.
     megabytes, started = 0.1 if FULL else 0.5, len(os.sched_getaffinity(0)) + 4
-    goal("B4", f"{swaps} swaps: memory grows at most {megabytes} MB a swap", f"{slope:.3f} MB", slope <= megabytes)
+    goal(f"{swaps} swaps: memory grows at most {megabytes} MB a swap", f"{slope:.3f} MB", slope <= megabytes)
     goal(
-        "B4",
         f"{swaps} swaps: descriptors more at the end than at the beginning, 0; threads, {started} of the pool at most",
         f"{more(descriptors)}, {more(threads)}",
         reached=more(descriptors) <= 0 and more(threads) <= started,

@@ -1,4 +1,4 @@
-"""The benchmarks' short form, so that they cannot rot. Their figures are read elsewhere; no time is judged here."""
+"""The benchmarks' short forms, which `make bench` runs first: a broken one is told in a minute. No time is judged."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_retrieval(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_scaling(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two sizes: bytes an item are those of the formats (README, Memory)."""
+    """Two sizes: bytes an item are those of the formats (docs/sizing.md)."""
     bench_scaling.print_figures(bench_scaling.bench([3000, 6000], 3, 1))
 
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.conftest import Goal
-from tests.chaos.wire import MARK, Judge, Target, ask_once, exchange, target
 from tests.conftest import Planted
+from tests.wire import MARK, Judge, Target, ask_once, exchange, target
 
 BODY = b'{"history": [1, 5], "k": 2, "exclude": ["m4rk3d-1nput"]}'
 CHUNK = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
@@ -129,7 +128,7 @@ def live(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield opened
 
 
-def test_broken_framing_is_refused(live: Target, goal: Goal) -> None:
+def test_broken_framing_is_refused(live: Target) -> None:
     """One answer at most, 400, and the connection is at its end: nothing behind it is read as a request."""
     judge = Judge(live.openapi)
     smuggled = 0
@@ -142,11 +141,11 @@ def test_broken_framing_is_refused(live: Target, goal: Goal) -> None:
             judge.see(("", "of the parser"), 404 if reply.status == 400 else reply.status, reply.body, name)
 
     live.check_unharmed()
-    asked = f"{len(REFUSED)} requests that cannot be framed: smuggled requests answered, server errors, echoes"
-    goal("A7", asked, f"{smuggled}, {judge.faults('server error', 'echo')}", judge.content and not smuggled)
+    assert smuggled == 0
+    assert judge.content
 
 
-def test_odd_requests_are_answered_in_their_order(live: Target, goal: Goal) -> None:
+def test_odd_requests_are_answered_in_their_order(live: Target) -> None:
     """As many answers as requests, each as documented."""
     judge = Judge(live.openapi)
     for name, (data, wanted) in ANSWERED.items():
@@ -161,8 +160,7 @@ def test_odd_requests_are_answered_in_their_order(live: Target, goal: Goal) -> N
             judge.see(where, reply.status, reply.body, name)
 
     live.check_unharmed()
-    asked = f"{len(ANSWERED)} odd requests over raw sockets: server errors, echoes, bodies over 4 KB, undocumented"
-    goal("A7", asked, judge.faults(), judge.content)
+    assert judge.content
 
 
 @pytest.mark.parametrize("upgrade", [UPGRADE % b"h2c", UPGRADE % b"websocket", WEBSOCKET, UPGRADE % b"m4rk3d-1nput"])

@@ -1,0 +1,56 @@
+"""A model runs in a process of its own first: one that does not end is stopped there, and the same is tried once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from index_store.errors import VersionDamaged
+from index_store.folder.store import FolderStore
+from index_store.version import Version
+from service.metrics import Metrics
+from service.serving import trial
+from service.serving.reloader import Reloader
+from service.serving.trial import try_model
+from tests.chaos.damage import endless
+from tests.conftest import Planted
+from tests.planted import changed
+
+
+def test_a_model_without_end_is_ended(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a limit on processor time, in a process of its own."""
+    monkeypatch.setattr(trial, "SECONDS", 1)
+
+    with pytest.raises(VersionDamaged, match=r"signal 9|longer than 3 s"):
+        try_model(changed(planted.version, model=endless()))
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_models_trial_passes_for_what_was_trained(planted: Planted, tmp_path: Path, *, stored: bool) -> None:
+    """Whether it is a file or bytes."""
+    store = FolderStore(str(tmp_path))
+    version = store.load(store.publish(planted.version)) if stored else planted.version
+
+    try_model(version)
+
+
+def test_a_model_is_tried_once(planted: Planted, other: Planted, tmp_path: Path, monkeypatch: Any) -> None:
+    """Not again when it comes back; another is."""
+    store = FolderStore(str(tmp_path))
+    names = [store.publish(planted.version), store.publish(other.version)]
+    third = store.publish(changed(planted.version, context=bytes(planted.version.parts["context.json"]) + b" "))
+    store.activate(names[0])
+    tried: list[Version] = []
+    monkeypatch.setattr("service.serving.loading.try_model", tried.append)
+
+    async def swap() -> None:
+        reloader = Reloader(store, 60, Metrics())
+        for name in (*names, third, names[1]):
+            await reloader.swap(name, ...)
+
+    asyncio.run(swap())
+
+    assert [version.manifest.version for version in tried] == names
