@@ -77,7 +77,7 @@ def test_slow_clients(goal: Goal, planted: Planted, tmp_path: Path) -> None:
 
 
 def test_a_refused_body_is_not_waited_for(planted: Planted, tmp_path: Path) -> None:
-    """A client that stops sending after its body was refused as too long is cut off: 413, and the connection ends."""
+    """Promise: slow clients. A client that stops sending after its body was refused is cut off: 413, and the end."""
     head = b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1048577\r\n\r\n"
     with target(planted, tmp_path) as live, proxied(tmp_path, [live.port]) as port:
         with socket.create_connection(("127.0.0.1", port), timeout=CUT_SECONDS) as connection:
