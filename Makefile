@@ -4,11 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test tests lint bench chaos soak mutants system java
+.PHONY: help install demo docs test tests lint bench chaos soak mutants system java
 
 help:
 	@echo "make install   make .venv with everything"
 	@echo "make demo      train on the shipped purchases, serve, ask; ONCE=1 ends after the answer"
+	@echo "make docs      write docs/reference.md: every setting, command and route"
 	@echo "make test      lint, types and tests, in JOBS processes (two a core): about three minutes on two cores"
 	@echo "make lint      lint and types only"
 	@echo "make bench     how fast it is, beside alternatives (minutes; nothing else should run)"
@@ -32,6 +33,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: install
 	@$(BIN)/python examples/demo.py
+
+docs: install
+	$(BIN)/python docs/reference.py
 
 # Lint and types take one core while the tests begin.
 test: system install

@@ -12,8 +12,8 @@ from typing import Any
 
 from index_store.command import add_store, add_version, from_environment
 from index_store.errors import IndexStoreError
+from index_store.manifest import Manifest
 from index_store.store import IndexStore, find_version, open_store, prune, rollback
-from index_store.version import Manifest
 
 EXAMPLES = """examples:
   dr-index list --store ./demo-store
@@ -25,7 +25,7 @@ Services follow `current` within a second. --json prints one JSON document and n
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 130 for Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
         store = open_store(options.store, password=from_environment("DR_STORE_PASSWORD"))
         store.require_readable()
@@ -54,7 +54,14 @@ def _list(store: IndexStore, _: argparse.Namespace) -> Result:
     manifests = store.versions()
     marks = {previous: "previous", current: "current"}
     rows = [
-        (m.version, marks.get(m.version, ""), m.created, str(m.items), str(m.paths), f"{_size(m) / 2**20:.1f}")
+        (
+            m.version,
+            marks.get(m.version, ""),
+            m.created,
+            str(m.items),
+            str(m.structure.get("paths", "")),
+            f"{_size(m) / 2**20:.1f}",
+        )
         for m in manifests
     ]
     document = {
@@ -66,7 +73,7 @@ def _list(store: IndexStore, _: argparse.Namespace) -> Result:
                 "state": marks.get(m.version, "available"),
                 "created": m.created,
                 "items": m.items,
-                "paths": m.paths,
+                "paths": m.structure.get("paths"),
                 "bytes": _size(m),
             }
             for m in manifests
@@ -94,10 +101,9 @@ def _show(store: IndexStore, options: argparse.Namespace) -> Result:
     document = dataclasses.asdict(manifest)
     lines = [
         f"{manifest.version}, created {manifest.created}",
-        f"{manifest.items} items, {manifest.paths_per_item} paths each, on {manifest.paths} paths",
-        f"{manifest.depth} layers of {manifest.width} nodes",
+        f"{manifest.items} items, {manifest.k} candidates by default",
+        f"{manifest.kind}: " + ", ".join(f"{name} {value}" for name, value in manifest.structure.items()),
         *_health(manifest.metrics.get("paths", {})),
-        f"defaults: k {manifest.k}, beam {manifest.beam}, per_path {manifest.per_path}",
         f"fingerprint {manifest.fingerprint}",
         *(f"  {name:18} {part.size:>12} bytes  sha256 {part.sha256[:12]}" for name, part in manifest.parts.items()),
         *_named("files:", manifest.metrics.get("files")),
@@ -117,11 +123,11 @@ def _health(paths: Mapping[str, Any]) -> list[str]:
     if "reach" in paths:
         spread = ", ".join(f"{perplexity:.1f}" for perplexity in paths["perplexity"])
         lines += [
-            f"nodes in use a layer, as if evenly: {spread}",
+            f"effective nodes in use in each layer: {spread}",
             f"{paths['reach']:.1%} of the clicked items are in reach of {paths['reach_users']} training users",
         ]
     if paths.get("churn") is not None:
-        lines.append(f"{paths['churn']:.0%} of the neighbours are others than in {paths['previous']}")
+        lines.append(f"{paths['churn']:.0%} of the neighbours have changed since {paths['previous']}")
     return lines
 
 
@@ -163,7 +169,8 @@ def _size(manifest: Manifest) -> int:
     return sum(part.size for part in manifest.parts.values())
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of dr-index."""
     parser = argparse.ArgumentParser(
         prog="dr-index", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

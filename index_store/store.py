@@ -8,14 +8,11 @@ from contextlib import suppress
 from types import EllipsisType
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from index_store.address import Address, folder_of
 from index_store.errors import InvalidName, PointerMoved, VersionInUse, VersionNotFound
 from index_store.folder.store import FolderStore
-from index_store.version import Manifest, Progress, Version, check_name
-from retrieval.paths.index import Postings
+from index_store.manifest import Manifest, check_name
+from index_store.version import ByteProgress, Version
 
 WHOLE_NAME = re.compile(r"v\d+-[0-9a-f]{12}")
 NEWEST = 3  # versions that are named where one was not found
@@ -39,7 +36,7 @@ class IndexStore(Protocol):
         StoreMisconfigured, StoreFull, StoreUnavailable.
         """
 
-    def publish(self, version: Version, progress: Progress | None = None) -> str:
+    def publish(self, version: Version, progress: ByteProgress | None = None) -> str:
         """Store `version` whole and return its name; `current` stays where it is.
 
         Readers see all of it or nothing, whenever the publisher dies. Publishing bytes that are already
@@ -67,9 +64,6 @@ class IndexStore(Protocol):
 
         Raises VersionNotFound, VersionDamaged, VersionIncompatible.
         """
-
-    def lookup(self, version: str, path_ids: NDArray[np.int64], n: int) -> Postings:
-        """The first n items of each of `path_ids` in `version`; a path not in use has none."""
 
     def delete(self, version: str) -> None:
         """Remove `version`. Who has loaded it whole keeps it.

@@ -1,4 +1,4 @@
-"""The user's context features: how a value becomes what the network reads, once for trainer and service.
+"""The user's context features: how a value becomes a number, in one place for trainer and service.
 
 A feature is a category or a number. The trainer fits a `ContextSchema` on its users' values, encodes them with it, and
 stores it in the version as context.json: a list, in the order of the network's inputs. The service reads it back and
@@ -17,10 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.query import Limits
-
-#: A feature's value as JSON has it. None, "" and NaN mean that the user has none.
-Value = str | int | float | bool | None
+from retrieval.query import Limits, Value
 
 MAX_CATEGORIES = 100_000  # different values of a category
 LIMIT = 1e6  # standardised numbers are clipped to -LIMIT..LIMIT, so that float32 holds them
@@ -128,21 +125,21 @@ class Number:
         return cls(name, mean, std)
 
     def encode(self, value: Value) -> float:
-        """What the network reads for `value`."""
+        """The number that the network reads for `value`: standardised and clipped; 0, the mean, where it is absent."""
         number = as_number(value)
         return 0.0 if number is None else max(-LIMIT, min(LIMIT, (number - self.mean) / self.std))
 
     def encode_all(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
-        """What it reads for each of `values` (U,), NaN where a user has none."""
+        """The same for `values` (U,), NaN where a user has none."""
         with np.errstate(invalid="ignore"):
             encoded = np.clip((values - self.mean) / self.std, -LIMIT, LIMIT)
         return np.where(np.isfinite(values), encoded, 0.0).astype(np.float32)
 
 
 class Encoded(NamedTuple):
-    """One user's context for the network: codes (C,) and numbers (M,), in the order of the schema's.
+    """One user's context as the network reads it: codes (C,) and numbers (M,), in the schema's order.
 
-    unknown: how many of the given features the version does not have, or has never seen with the given value.
+    unknown: how many given features the version does not have, or has never seen with that value.
     """
 
     categories: list[int]
@@ -158,12 +155,12 @@ class ContextSchema:
 
     @cached_property
     def categories(self) -> tuple[Category, ...]:
-        """Those that are categories, in the order of the network's `categories` input."""
+        """The categories, in the order of the network's `categories` input."""
         return tuple(feature for feature in self.features if isinstance(feature, Category))
 
     @cached_property
     def numbers(self) -> tuple[Number, ...]:
-        """Those that are numbers, in the order of the network's `numbers` input."""
+        """The numbers, in the order of the network's `numbers` input."""
         return tuple(feature for feature in self.features if isinstance(feature, Number))
 
     @cached_property
@@ -171,7 +168,7 @@ class ContextSchema:
         return frozenset(feature.name for feature in self.features)
 
     def encode(self, context: Mapping[str, Any]) -> Encoded:
-        """What the network reads of a user's features, given by name. Never refuses: what is unknown is counted."""
+        """Encode a user's features, given by name. Refuses nothing: unknown features and values are counted."""
         unknown = sum(name not in self._names and not is_absent(value) for name, value in context.items())
         codes, numbers = [], []
         for category in self.categories:
@@ -221,5 +218,5 @@ def _feature(entry: Any) -> Category | Number:
         raise ValueError("a context feature that is neither a category nor a number")
     mean, std = float(entry["mean"]), float(entry["std"])
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-        raise ValueError("a context feature whose mean or standard deviation is none")
+        raise ValueError("a context feature whose mean or standard deviation is not a number")
     return Number(name, mean, std)

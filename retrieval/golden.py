@@ -1,7 +1,8 @@
 """Golden queries: requests with their answers, recorded when a version is made and replayed before it is served.
 
-They are in a caller's terms (item ids, feature names, raw values) and go the way that every request goes. So they show
-that ids, context schema, model, paths, vectors and reranker belong together and work on this machine; digests cannot.
+They are in a caller's terms (item ids, feature names, raw values) and are answered as every request is. So they show,
+as digests cannot, that ids, context schema, network, paths, vectors and reranker belong together and work on this
+machine.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from index_store.errors import VersionDamaged
-from retrieval.searcher import Request, Searcher
+from retrieval.query import Request
+from retrieval.searcher import Searcher
 
 #: Log-probabilities and scores may differ this much between processors, relative to values above 1.
 TOLERANCE = 1e-3

@@ -1,66 +1,48 @@
-"""One opened version that answers requests in the caller's terms. Trainer and service share it."""
+"""Searcher: one opened version that answers. Trainer, service, golden queries and benchmarks all ask it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
-from index_store.errors import VersionDamaged
-from index_store.version import Version
-from retrieval.context import ContextSchema, Value
-from retrieval.paths.search import Answer, Query, answer
-from retrieval.query import Limits
-from retrieval.vocabulary import ItemId, Vocabulary
-
-
-class BadQuery(ValueError):
-    """A request that this version does not take. The message goes to the caller: it never has input in it."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a caller asks for, as `POST /v1/retrieve` has it. Where a value is None the version has a default."""
-
-    history: Sequence[ItemId] = ()  # oldest first
-    context: Mapping[str, Value] = field(default_factory=dict)  # the user's features, by name
-    k: int | None = None
-    beam: int | None = None
-    per_path: int | None = None
-    exclude: Sequence[ItemId] = ()
-    exclude_history: bool = True
-    rerank: bool = True
-
-
-class Unknown(NamedTuple):
-    """How much of a request the version does not know: history items, and context features or their values."""
-
-    history: int
-    context: int
+from index_store.errors import VersionDamaged, VersionIncompatible
+from index_store.version import Version, naming
+from retrieval.context import ContextSchema
+from retrieval.paths.structure import PathFacts, PathStructure
+from retrieval.query import Answer, BadQuery, Limits, Query, Request, Unknown
+from retrieval.vocabulary import Vocabulary
 
 
 class Searcher:
     """Answers requests from one version. Never changes, so whoever holds it gets answers of that version alone."""
 
-    def __init__(self, version: Version, session: Any) -> None:
-        """session: an onnxruntime.InferenceSession of its model.onnx. Raises VersionDamaged if they do not fit."""
-        self.version = version
-        self.session = session
-        manifest = self.manifest = version.manifest
+    def __init__(self, version: Version, facts: PathFacts, structure: PathStructure) -> None:
+        """Made by `open`. Raises VersionDamaged if the structure reads other features than the schema has."""
+        self.version, self.manifest = version, version.manifest
+        self.facts, self.structure = facts, structure
         try:
             self.schema = ContextSchema.from_json(version.document("context.json"))
         except ValueError as error:
-            raise VersionDamaged(f"{manifest.version}: context.json: {error}") from None
+            raise VersionDamaged(f"context.json: {error}") from None
         self.vocabulary = Vocabulary(version.item_ids)
-        inputs = {model_input.name: model_input.shape[-1:] for model_input in session.get_inputs()}
-        expected = [len(self.schema.categories)], [len(self.schema.numbers)]
-        if (inputs.get("categories"), inputs.get("numbers")) != expected:
-            raise VersionDamaged(f"{manifest.version}: context.json has other features than model.onnx takes")
-        paths = session.get_modelmeta().custom_metadata_map.get("path_ids")
-        if paths != manifest.parts["path_ids.npy"].sha256:
-            raise VersionDamaged(f"{manifest.version}: model.onnx names the rows of other paths than the version's")
+        if not structure.reads_context(len(self.schema.categories), len(self.schema.numbers)):
+            raise VersionDamaged("context.json has other features than model.onnx takes")
+
+    @classmethod
+    def open(cls, version: Version) -> Searcher:
+        """Make a version ready to answer, by its kind. A new kind of structure is opened here.
+
+        Raises VersionIncompatible for a kind that this release does not know, VersionDamaged for parts that do not fit.
+        """
+        manifest = version.manifest
+        if manifest.kind == "paths":
+            with naming(manifest.version):
+                facts = PathFacts.of(manifest.structure)
+                return cls(version, facts, PathStructure.open(version, facts))
+        raise VersionIncompatible(
+            f"{manifest.version}: a structure of kind {manifest.kind!r}, but this release opens paths only; upgrade it"
+        )
 
     def prepare(self, request: Request) -> tuple[Query, Unknown]:
         """The request in the version's own terms, and how much of it is unknown, which is left out.
@@ -68,35 +50,44 @@ class Searcher:
         Raises BadQuery for a beam wider than the version searches, or more reads than a request may make.
         """
         k = request.k or self.manifest.k
-        default_beam, default_per_path = self.manifest.reach(k)
+        default_beam, default_per_path = self.facts.default_search(k, self.manifest.k)
         # Where one of the two is named, the other gives way: a swap to another default makes no request too large.
         beam = request.beam or min(default_beam, max(1, Limits.READS // (request.per_path or 1)))
         per_path = request.per_path or min(default_per_path, Limits.READS // beam)
-        if beam > self.manifest.max_beam:
-            raise BadQuery(f"beam: this version searches at most {self.manifest.max_beam} paths")
+        if beam > self.facts.max_beam:
+            raise BadQuery(f"beam: this version searches at most {self.facts.max_beam} paths")
         if beam * per_path > Limits.READS:
-            raise BadQuery(
-                f"beam, per_path: a request reads at most {Limits.READS} items, so their product is too large"
-            )
+            raise BadQuery(f"beam, per_path: their product is the items read, at most {Limits.READS}")
         known = self.vocabulary.indices(request.history)
         excluded = self.vocabulary.indices(request.exclude)
         if request.exclude_history:
             excluded = np.concatenate([excluded, known])
         categories, numbers, unknown = self.schema.encode(request.context)
         query = Query(
-            known[-self.manifest.history :],
-            categories,
-            numbers,
-            k,
-            beam,
-            per_path,
-            excluded,
-            request.rerank,
+            history=known[-self.manifest.history :],
+            categories=categories,
+            numbers=numbers,
+            k=k,
+            beam=beam,
+            per_path=per_path,
+            excluded=excluded,
+            rerank=request.rerank,
             widen=request.beam is None,
         )
         return query, Unknown(len(request.history) - len(known), unknown)
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Answer queries that agree in `beam` and `rerank`, all at once."""
-        version, manifest = self.version, self.manifest
-        return answer(self.session, version.index, version.reranker, queries, manifest.history, manifest.max_beam)
+        """Answer queries that agree in `beam` and `rerank`, all at once. A short answer is searched wider."""
+        return self.structure.answer(queries)
+
+    def answer_once(self, queries: Sequence[Query]) -> list[Answer]:
+        """The same without searching wider; `widen` goes on from there."""
+        return self.structure.answer_once(queries)
+
+    def can_widen(self, query: Query, answer: Answer) -> bool:
+        """Whether a wider search may find more than `answer`."""
+        return self.structure.can_widen(query, answer)
+
+    def widen(self, queries: Sequence[Query], answers: Sequence[Answer]) -> list[Answer]:
+        """The answers after a wider search of those queries that need it and may."""
+        return self.structure.widen(queries, answers)

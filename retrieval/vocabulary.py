@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-ItemId = int | str
+from retrieval.query import ItemId
 
-#: An id that is an integer, as CSV files and requests write it; pandas writes 7 as 7.0 where an id is missing.
+#: How files and requests write an integer id; pandas writes 7 as 7.0 in a column that has a missing value.
 INTEGER = r"(0|-?[1-9][0-9]{0,18})(\.0+)?"
 _INTEGER = re.compile(INTEGER)
 
 
 class Vocabulary:
-    """The ids of V items, ascending: all integers, or all texts. An item's index is its id's place."""
+    """The ids of V items, ascending: all integers, or all strings. An item's index is the place of its id."""
 
     def __init__(self, ids: NDArray[np.int64] | list[str]) -> None:
         self._ids = ids

@@ -22,15 +22,16 @@ EXAMPLE = """example:
   DR_ADMIN_TOKEN=change-me dr-service --store ./demo-store --port 8000
   curl -s localhost:8000/v1/retrieve -H 'content-type: application/json' -d '{"history": ["85123A"], "k": 10}'
 
-Every setting is also an environment variable, DR_STORE, DR_PORT, DR_ADMIN_TOKEN, ...; the README lists them."""
+Every setting is also an environment variable, DR_STORE, DR_PORT, DR_ADMIN_TOKEN, ...; docs/reference.md lists
+them."""
 
 
 #: How long a thread may keep the interpreter while another waits; Python's own 5 ms are ten searches.
 SWITCH_SECONDS = 0.0002
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the service until it is told to stop; returns its exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of dr-service."""
     parser = argparse.ArgumentParser(
         prog="dr-service", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,7 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", metavar="P", help="port to listen on; default 8000")
     parser.add_argument("--workers", metavar="N", help="processes; default 1")
     add_version(parser)
-    options = vars(parser.parse_args(arguments))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the service until it is told to stop; returns its exit status."""
+    options = vars(make_parser().parse_args(arguments))
 
     from pydantic import ValidationError
 

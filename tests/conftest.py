@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import pickle
 import uuid
@@ -21,6 +22,9 @@ from trainer.config import TrainConfig
 
 if TYPE_CHECKING:  # the workers' controller loads this file too, and needs neither torch nor a store
     from index_store.version import Version
+    from retrieval.paths.index import PathIndex
+    from retrieval.paths.structure import PathStructure
+    from retrieval.searcher import Searcher
     from trainer.data.dataset import Dataset
     from trainer.data.split import Split
     from trainer.deep_retrieval.fit import Trained
@@ -66,6 +70,23 @@ class Planted:
     split: Split
     trained: Trained
     version: Version
+
+    @functools.cached_property
+    def searcher(self) -> Searcher:
+        """The version, opened."""
+        from retrieval.searcher import Searcher
+
+        return Searcher.open(self.version)
+
+    @property
+    def structure(self) -> PathStructure:
+        """Its structure."""
+        return self.searcher.structure
+
+    @property
+    def index(self) -> PathIndex:
+        """Its path lists and item vectors."""
+        return self.structure.index
 
 
 def train_planted(folder: Path, config: TrainConfig, *, text_ids: bool = False, users: Path | None = None) -> Planted:

@@ -15,8 +15,7 @@ from typing import Any
 
 import httpx
 
-from retrieval.paths.search import Query
-from retrieval.searcher import Request
+from retrieval.query import Query, Request
 from service.serving.retriever import Retriever
 from tests.redis_servers import free_port
 
@@ -119,7 +118,7 @@ def query_of(retriever: Retriever, history: Sequence[Any], k: int | None = None,
 
 def answer_of(retriever: Retriever, **asked: Any) -> Candidates:
     """What a service of this version must answer to such a request, searched alone: the oracle."""
-    (answer,) = retriever.answer([query_of(retriever, **asked)])
+    (answer,) = retriever.searcher.answer([query_of(retriever, **asked)])
     rows = zip(
         retriever.searcher.vocabulary.names(answer.items),
         answer.scores.tolist(),

@@ -11,8 +11,8 @@ from typing import Any, cast
 import numpy as np
 
 from index_store.errors import StoreUnavailable
-from retrieval.paths.search import Answer, Query
-from service.http.metrics import Metrics
+from retrieval.query import Answer, Query
+from service.metrics import Metrics
 from service.serving.batcher import Batcher
 from service.serving.pace import Pace
 from service.serving.retriever import Retriever
@@ -30,9 +30,10 @@ class GatedRetriever:
     """Answers query k with k; each batch waits for the gate."""
 
     remote = False
-    manifest = SimpleNamespace(max_beam=256)
+    max_beam = 256
 
     def __init__(self) -> None:
+        self.searcher = SimpleNamespace(answer_once=self.answer_once, can_widen=lambda *_: False)
         self.pace = Pace(0.1, 0.0, 0.0)  # s a search: too long to keep others waiting
         self.gate = threading.Event()
         self.started = threading.Event()
@@ -41,7 +42,7 @@ class GatedRetriever:
         self.beams: list[list[int]] = []
         self.widen: list[list[bool]] = []
 
-    def answer(self, queries: Sequence[Query]) -> list[Answer]:
+    def answer_once(self, queries: Sequence[Query]) -> list[Answer]:
         """One batch."""
         self.threads.append(threading.get_ident())
         self.batches.append([q.k for q in queries])
@@ -54,7 +55,7 @@ class GatedRetriever:
         if any(q.k == 14 for q in queries):
             raise StoreUnavailable("a list is missing")
         nothing = NOTHING.astype(np.float32)
-        return [Answer(np.array([q.k]), nothing, nothing, 0, 0, 0) for q in queries]
+        return [Answer(np.array([q.k]), nothing, nothing, False, 0, 0, 0) for q in queries]
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -71,25 +71,29 @@ def parts_of_version(
 
 
 def facts_of_version(items: int, paths: int, postings: int, **changes: Any) -> dict[str, Any]:
-    """The other fields of a manifest, for Version.build."""
-    facts = {
+    """The other fields of a manifest, for Version.build. changes: of the head, or of its part of kind "paths"."""
+    structure = {
         "depth": 2,
         "width": 4,
         "paths_per_item": 1,
-        "embedding": items,
-        "history": 5,
-        "items": items,
         "paths": paths,
         "postings": postings,
-        "k": 2,
         "beam": 2,
         "per_path": 5,
         "max_beam": 8,
+    }
+    head = {
+        "kind": "paths",
+        "items": items,
+        "embedding": items,
+        "history": 5,
+        "k": 2,
         "created": "2026-01-01T00:00:00+00:00",
+        "structure": structure | {name: value for name, value in changes.items() if name in structure},
         "config": {},
         "metrics": {},
     }
-    return facts | changes
+    return head | {name: value for name, value in changes.items() if name not in structure}
 
 
 def small_version(stamp: str = "a") -> Version:

@@ -194,12 +194,12 @@ def test_batched_answers_equal_single_ones(client: TestClient) -> None:
 def test_what_is_served_is_what_was_measured(client: TestClient, planted: Planted) -> None:
     """The service's answers to held-out users are those that evaluation counts."""
     from trainer.data.requests import held_out_requests
-    from trainer.evaluate.evaluate import Measured
+    from trainer.evaluate.evaluate import MeasuredVersion
     from trainer.progress import SilentProgress
 
-    requests, manifest = held_out_requests(planted.dataset, planted.split), planted.version.manifest
-    measured = Measured(planted.version, requests, 5, SilentProgress())
-    expected, _ = measured.retrieval(manifest.beam, manifest.per_path, SilentProgress())
+    requests, facts = held_out_requests(planted.dataset, planted.split), planted.searcher.facts
+    measured = MeasuredVersion(planted.version, requests, 5, SilentProgress())
+    expected, _ = measured.retrieval(facts.beam, facts.per_path, SilentProgress())
     for history, items in zip(requests.histories, expected.filtered, strict=True):
         body = {"history": planted.dataset.item_ids[history].tolist(), "k": 5}
 

@@ -18,18 +18,41 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("index_store", "retrieval", "trainer", "service")
 
 
-def imports(package: str) -> dict[str, set[str]]:
-    """The top-level packages that each file imports."""
-    found = {}
+#: The rooms of each package, lowest first, and those that each may import. Files beside the rooms, such as errors.py
+#: and config.py, import no room; only commands and the two doors named below do.
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "trainer": {
+        "data": set(),
+        "encoders": {"data"},
+        "deep_retrieval": {"data", "encoders"},
+        "publish": {"data", "encoders", "deep_retrieval"},
+        "evaluate": {"data", "deep_retrieval", "publish"},
+        "benchmark": {"data", "encoders", "deep_retrieval", "publish", "evaluate"},
+    },
+    "service": {"process": set(), "serving": set(), "http": {"process", "serving"}},
+    "retrieval": {"paths": set()},
+    "index_store": {"folder": set(), "redis": {"folder"}},
+}
+DOORS = {"index_store/store.py", "retrieval/searcher.py"}
+
+
+def modules(package: str) -> dict[str, set[str]]:
+    """What each file imports, anywhere in it: modules of ours in full, of others with what is taken from them."""
+    imported = {}
     for file in sorted((ROOT / package).rglob("*.py")):
         names: set[str] = set()
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
-                names |= {alias.name.split(".")[0] for alias in node.names}
+                names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
-                names.add(node.module.split(".")[0])
-        found[str(file.relative_to(ROOT))] = names
-    return found
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        imported[str(file.relative_to(ROOT))] = names
+    return imported
+
+
+def imports(package: str) -> dict[str, set[str]]:
+    """The top-level packages that each file imports."""
+    return {file: {name.split(".")[0] for name in names} for file, names in modules(package).items()}
 
 
 @pytest.mark.parametrize(
@@ -37,22 +60,43 @@ def imports(package: str) -> dict[str, set[str]]:
     [
         ("trainer", {"service", "fastapi", "uvicorn"}),
         ("service", {"trainer", "torch", "onnx", "sklearn", "pyarrow", "numba"}),
-        ("retrieval", {"service", "trainer", "torch", "fastapi", "pydantic", "onnx", "pyarrow"}),
+        ("retrieval", {"service", "trainer", "torch", "fastapi", "pydantic", "onnx", "pyarrow", "redis"}),
+        ("index_store", {"service", "trainer", "retrieval", "numba"}),
     ],
 )
-def test_arrows_point_one_way(package: str, forbidden: set[str]) -> None:
-    """Trainer and service never import each other; what both use imports neither."""
+def test_arrows_between_packages_point_one_way(package: str, forbidden: set[str]) -> None:
+    """Trainer -> retrieval -> index_store and service -> retrieval -> index_store; trainer and service never meet."""
     for file, names in imports(package).items():
         assert not names & forbidden, file
 
 
+@pytest.mark.parametrize("package", ROOMS)
+def test_arrows_between_rooms_point_one_way(package: str) -> None:
+    """A room imports rooms below it alone, so there is no circle among them; files beside the rooms import none."""
+    rooms, order = ROOMS[package], list(ROOMS[package])
+    assert set(rooms) == {file.parent.name for file in (ROOT / package).glob("*/__init__.py")}
+    assert all(order.index(below) < order.index(room) for room in rooms for below in rooms[room])
+    for file, names in modules(package).items():
+        used = {name.split(".")[1] for name in names if name.startswith(f"{package}.")} & set(rooms)
+        room = file.split("/")[1]
+        if room in rooms:
+            assert used - {room} <= rooms[room], file
+        elif file not in DOORS and room != "__main__.py":
+            assert not used, file
+
+
 def test_the_store_is_numpy_and_the_standard_library() -> None:
-    """So that anything can read a version; the client library is in one file, the compiler's in another."""
+    """So that anything can read a version; the client library is in one file."""
     libraries = {"index_store/redis/client.py": "redis"}
     for file, names in imports("index_store").items():
-        assert names <= {"numpy", "index_store", "retrieval", libraries.get(file, "numpy"), *sys.stdlib_module_names}, (
-            file
-        )
+        assert names <= {"numpy", "index_store", libraries.get(file, "numpy"), *sys.stdlib_module_names}, file
+
+
+def test_one_place_opens_the_runtime() -> None:
+    """So that the trainer measures what the service runs. The trial of a model has a process and limits of its own."""
+    opening = {file for package in PACKAGES for file, names in imports(package).items() if "onnxruntime" in names}
+
+    assert opening == {"retrieval/session.py", "service/serving/trial.py"}
 
 
 @pytest.mark.parametrize("package", ["service", "trainer", "retrieval"])
@@ -74,8 +118,8 @@ def test_importing_the_service_leaves_torch_out() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_who_uses_a_folder_needs_neither_redis_nor_compiler() -> None:
-    """They are imported by who opens a redis:// URL, and who answers requests."""
+def test_a_folder_needs_neither_redis_nor_compiler() -> None:
+    """They are imported when a redis:// URL is opened, and when requests are answered."""
     code = "import sys, index_store.__main__; print({'redis', 'numba'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

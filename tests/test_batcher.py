@@ -11,9 +11,9 @@ from typing import cast
 import pytest
 
 from index_store.errors import StoreUnavailable
-from retrieval.paths.search import Answer
+from retrieval.query import Answer
 from service.errors import ClientGone, DeadlineExceeded, Overloaded
-from service.http.metrics import Metrics
+from service.metrics import Metrics
 from service.serving.batcher import Batcher, _Entry
 from service.serving.pace import Pace
 from service.serving.retriever import Retriever

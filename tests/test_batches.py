@@ -60,7 +60,7 @@ def test_every_item_is_predicted_once_from_its_past(seeded: bool) -> None:
 
 
 def test_later_targets_are_later_items() -> None:
-    """With later = 1 a target is drawn evenly from what is left of the window; without a generator it is the next."""
+    """With later = 1 any item left of the window is as likely a target; without a generator it is the next."""
     dataset, split = dataset_of([list(range(5))] * 400)
     batches = Batches(dataset, split, history=9, batch=10_000, later=1.0)
     (batch,) = batches.epoch(np.random.default_rng(0))
@@ -77,7 +77,7 @@ def test_the_order_follows_the_generator() -> None:
     """The same seed gives the same batches, another seed others."""
     dataset, split = dataset_of([list(range(n, n + 7)) for n in range(50)])
     batches = Batches(dataset, split, history=4, batch=20)
-    one, same, other = ([b.history.tolist() for b in batches.epoch(np.random.default_rng(s))] for s in (1, 1, 2))
+    first, same, other = ([b.history.tolist() for b in batches.epoch(np.random.default_rng(s))] for s in (1, 1, 2))
 
-    assert one == same
-    assert one != other
+    assert first == same
+    assert first != other

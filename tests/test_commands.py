@@ -19,7 +19,7 @@ import pytest
 
 from index_store.__main__ import main as dr_index
 from index_store.folder.store import FolderStore
-from index_store.version import FORMAT
+from index_store.manifest import FORMAT
 from tests.conftest import Planted
 from tests.planted import small_version, write_interactions
 from trainer.__main__ import main as dr_trainer
@@ -87,7 +87,7 @@ def test_fit_evaluate_and_index(
     [
         (["--set", "widht=3"], "widht: no such setting"),
         (["--set", "width=100000", "--set", "depth=5"], "width, depth: 100000\\^5 paths do not fit in int64"),
-        (["--set", "beam=1000"], "beam: expected 1 to 256"),
+        (["--set", "beam=1000"], "beam: expected a whole number from 1 to 256"),
         (["--config", "none.toml"], "none.toml: No such file"),
         (["--users", "none.parquet", "--set", "context=x"], "none.parquet: cannot be read"),
         (["--set", "min_interactions=99"], "no rows are left"),

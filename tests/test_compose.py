@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from service.http.metrics import Metrics
 from service.http.problems import HEADERS, Problem
+from service.metrics import Metrics
 from tests.proxy import CONFIG
 
 ROOT = Path(__file__).parent.parent

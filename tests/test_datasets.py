@@ -1,7 +1,11 @@
-"""Data sets are found as their publishers pack them, or it is said how to get them."""
+"""Data sets are read as their publishers pack them; a message says how to get a missing one."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +33,7 @@ PLAIN = TrainConfig(min_interactions=1, test_users=0)
     ],
 )
 def test_published_formats_are_read(tmp_path: Path, name: str, separator: str, header: str) -> None:
-    """All of them are the same four rows."""
+    """The same four rows in every format."""
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
     file.write_text(header + "".join(separator.join(map(str, row)) + "\n" for row in ROWS))
@@ -42,8 +46,8 @@ def test_published_formats_are_read(tmp_path: Path, name: str, separator: str, h
     assert load_dataset(file, PLAIN.replace(min_rating=4)).item_ids.tolist() == [31, 40]
 
 
-def test_what_is_there_is_found(tmp_path: Path) -> None:
-    """Presets by their folder or by name, files by name; other tables are let be."""
+def test_data_sets_in_the_folder_are_listed(tmp_path: Path) -> None:
+    """Presets by their folder or by name, files of interactions by name; other tables are ignored."""
     (tmp_path / "spark.interactions.parquet").mkdir()
     for name in ("ml-1m/ratings.dat", "ml-100k.interactions.parquet", "shop.interactions.csv", "shop.csv", "items.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -58,8 +62,8 @@ def test_what_is_there_is_found(tmp_path: Path) -> None:
     assert find_datasets(tmp_path, ["items.csv", "shop"])[0].interactions == tmp_path / "items.csv"
 
 
-def test_the_shipped_example_is_always_there(tmp_path: Path) -> None:
-    """So that there is something to try; but nobody trains on it without asking."""
+def test_a_checkout_has_the_example(tmp_path: Path) -> None:
+    """It is used only if it is named."""
     (source,) = find_datasets(tmp_path, ["online-retail"])
 
     assert source.interactions.exists()
@@ -69,8 +73,31 @@ def test_the_shipped_example_is_always_there(tmp_path: Path) -> None:
         find_datasets(tmp_path, None)
 
 
-def test_ones_own_online_retail_goes_first(tmp_path: Path) -> None:
-    """The shipped one is for who has none."""
+def test_an_installation_says_how_to_get_the_example(tmp_path: Path) -> None:
+    """Bug 7: a wheel has the packages alone, without examples/."""
+    root, data = Path(__file__).parent.parent, tmp_path / "data"
+    data.mkdir()
+    for package in ("trainer", "retrieval", "index_store"):
+        shutil.copytree(root / package, tmp_path / "site" / package)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", "benchmark", "--data-dir", data, "--datasets", "online-retail"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"dr-trainer: --datasets online-retail: not in {data}; "
+        "get the folder examples/online_retail of this project's repository, copied into that folder\n"
+    )
+
+
+def test_a_copy_in_the_data_folder_wins_over_the_example(tmp_path: Path) -> None:
+    """As a file of its name, or as a folder."""
     (tmp_path / "online-retail.interactions.csv").touch()
 
     assert find_datasets(tmp_path, None)[0].interactions == tmp_path / "online-retail.interactions.csv"
@@ -81,14 +108,14 @@ def test_ones_own_online_retail_goes_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "online-retail"])
-def test_what_is_missing_is_explained(tmp_path: Path, name: str) -> None:
-    """Where to get it."""
+def test_a_missing_data_set_has_an_address(tmp_path: Path, name: str) -> None:
+    """The message says where to get it."""
     with pytest.raises(DataError, match="https://"):
         find_datasets(tmp_path, [name])
 
 
-def test_a_name_that_nobody_knows(tmp_path: Path) -> None:
-    """There are presets and files."""
+def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
+    """The message lists the presets, and the files that are there."""
     with pytest.raises(DataError, match=r"--datasets mine: .*there are ml-100k"):
         find_datasets(tmp_path, ["mine"])
     (tmp_path / "shop.interactions.csv").touch()

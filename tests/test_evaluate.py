@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 
 from index_store.version import Version
+from retrieval.paths.rerank import SOFTMAX
 from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
 from trainer.errors import DataError
@@ -42,13 +46,10 @@ def test_the_document_has_the_keys_that_others_rely_on(planted: Planted) -> None
 
 def test_with_every_path_read_it_equals_brute_force(planted: Planted) -> None:
     """Reading the whole index with the softmax score gives brute force's own figures, to the last digit."""
-    import dataclasses
-
-    from retrieval.paths.index import SOFTMAX
-
-    everything = dataclasses.replace(planted.version.manifest, beam=36, per_path=1000)
-    version = Version(everything, planted.version.parts)
-    version.__dict__["reranker"] = SOFTMAX  # fills the cached property
+    structure = {**planted.version.manifest.structure, "beam": 36, "per_path": 1000}
+    everything = dataclasses.replace(planted.version.manifest, structure=structure)
+    softmax = json.dumps(SOFTMAX.to_json()).encode()
+    version = Version(everything, {**planted.version.parts, "reranker.json": softmax})
 
     result = evaluate(version, planted.dataset, planted.split, 5, SilentProgress())
 

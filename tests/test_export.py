@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import onnx
@@ -12,24 +13,32 @@ import torch
 from index_store.version import npy
 from retrieval.context import Category, ContextSchema, Number
 from retrieval.golden import replay
-from retrieval.paths.search import search
+from retrieval.paths.rerank import SOFTMAX
+from retrieval.paths.structure import PathStructure
+from retrieval.paths.trie import path_trie
 from retrieval.searcher import Searcher
+from retrieval.session import open_session
 from tests.conftest import Planted
 from tests.planted import changed
 from trainer.config import TrainConfig
 from trainer.data.context import UserContext
 from trainer.data.dataset import Dataset
 from trainer.data.requests import Requests, training_requests
-from trainer.deep_retrieval.layers import PathModel, Retrieval, path_trie
+from trainer.deep_retrieval.layers import PathModel
 from trainer.errors import ExportRefused
-from trainer.publish.version import check_parity, make_index, open_session, to_onnx
+from trainer.publish.index import make_index
+from trainer.publish.network import Network, to_onnx
+from trainer.publish.parity import check_parity
 
 
-def retrieval_of(planted: Planted) -> Retrieval:
-    """The exported module, in torch."""
-    model = planted.trained.model
-    tables = path_trie(np.unique(planted.trained.paths), planted.config.depth, model.width)
-    return Retrieval(model, tables).eval()
+def network_of(planted: Planted) -> Network:
+    """The exported network, in torch."""
+    return Network(planted.trained.model).eval()
+
+
+def with_network(structure: PathStructure, network: Network) -> PathStructure:
+    """The structure with an ONNX file made of `network`."""
+    return dataclasses.replace(structure, session=open_session(to_onnx(network, ContextSchema())))
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
@@ -38,14 +47,16 @@ def test_onnx_equals_torch(planted: Planted, batch: int, beam: int) -> None:
     """User vectors, paths and log-probabilities, whatever the batch, the lengths and the beam."""
     rng = np.random.default_rng(batch)
     histories = [rng.integers(40, size=rng.integers(0, 7)) for _ in range(batch)]
-    index, nothing = planted.version.index, (np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32))
-    found = search(open_session(bytes(planted.version.parts["model.onnx"])), index, histories, *nothing, beam, 6)
+    index, nothing = planted.index, (np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32))
+    found = planted.structure.search(histories, *nothing, beam)
     vectors = np.zeros((batch, 6, 16), np.float16)
     for row, history in zip(vectors, histories, strict=True):
         row[: len(history)] = index.item_vectors[history]
     inputs = vectors, np.array([len(history) for history in histories]), *nothing
     with torch.inference_mode():
-        user, rows, log_probs = retrieval_of(planted)(*map(torch.from_numpy, inputs), torch.tensor(beam))
+        user, rows, log_probs = network_of(planted)(
+            *map(torch.from_numpy, inputs), torch.tensor(beam), torch.from_numpy(planted.structure.trie)
+        )
 
     assert np.allclose(user, found.user, atol=1e-5)
     assert np.allclose(log_probs, found.log_probs, atol=1e-4)
@@ -61,7 +72,9 @@ def test_onnx_equals_torch_with_three_layers_and_context(width: int) -> None:
     model = PathModel(config, width, np.ones(50, np.int64), schema).eval()
     rng = np.random.default_rng(0)
     index = make_index(model, rng.integers(width**3, size=(50, 3)))
-    retrieval = Retrieval(model, path_trie(index.path_ids, 3, width)).eval()
+    network = Network(model).eval()
+    session = open_session(to_onnx(network, schema))
+    structure = PathStructure(session, index, path_trie(index.path_ids, 3, width), SOFTMAX, 6, 256)
     categories, numbers = rng.integers(3, size=(9, 1)), rng.normal(size=(9, 1)).astype(np.float32)
     offsets = np.cumsum([0, *rng.integers(0, 9, size=9)])
     clicks = rng.integers(50, size=offsets[-1]).astype(np.int32)
@@ -69,7 +82,7 @@ def test_onnx_equals_torch_with_three_layers_and_context(width: int) -> None:
     histories = [dataset.sequence(user).astype(np.int64) for user in range(9)]
     requests = Requests(50, histories, histories, categories, numbers, np.arange(9))
 
-    check_parity(retrieval, open_session(to_onnx(retrieval, index.path_ids, dataset)), index, requests, config)
+    check_parity(network, structure, requests)
 
 
 @pytest.mark.parametrize("value", [7e4, np.nan])
@@ -85,29 +98,27 @@ def test_vectors_that_float16_cannot_hold_are_refused(planted: Planted, value: f
 
 def test_the_gate_refuses_another_start_of_the_history(planted: Planted) -> None:
     """What is exported is compared with what was trained, not with itself alone."""
-    retrieval = copy.deepcopy(retrieval_of(planted))
+    network = copy.deepcopy(network_of(planted))
     with torch.no_grad():
-        retrieval.start.add_(1.0)
-    session = open_session(to_onnx(retrieval, planted.version.index.path_ids, planted.dataset))
+        network.start.add_(1.0)
+    structure = with_network(planted.structure, network)
     requests = training_requests(planted.dataset, planted.split, 7, 0)
 
     with pytest.raises(ExportRefused, match="not the trained one"):
-        check_parity(retrieval, session, planted.version.index, requests, planted.config)
+        check_parity(network, structure, requests)
 
 
 def test_the_gate_refuses_another_network(planted: Planted) -> None:
     """A weight that changed after the export is noticed, in the encoder, a path layer, or the tables."""
-    session = open_session(bytes(planted.version.parts["model.onnx"]))
     requests = training_requests(planted.dataset, planted.split, 7, 0)
-    index = planted.version.index
-    check_parity(retrieval_of(planted), session, index, requests, planted.config)
+    check_parity(network_of(planted), planted.structure, requests)
     for name in ("model.encoder.project.weight", "model._layers.1.out.weight"):
-        retrieval = copy.deepcopy(retrieval_of(planted))
+        network = copy.deepcopy(network_of(planted))
         with torch.no_grad():
-            retrieval.get_parameter(name).mul_(1.2)
+            network.get_parameter(name).mul_(1.2)
 
         with pytest.raises(ExportRefused, match=r"differ|not the trained one"):
-            check_parity(retrieval, session, index, requests, planted.config)
+            check_parity(network, planted.structure, requests)
 
 
 def test_the_onnx_file_tells_nothing_of_this_machine(planted: Planted) -> None:
@@ -123,7 +134,7 @@ def test_the_onnx_file_tells_nothing_of_this_machine(planted: Planted) -> None:
 
 def test_path_lists_are_the_assignment_turned_round(planted: Planted) -> None:
     """Item v is on path c exactly if c is among the paths of v; in a path the most clicked come first."""
-    index = planted.version.index
+    index = planted.index
     for place, path in enumerate(index.path_ids.tolist()):
         items = index.path_items[index.path_offsets[place] : index.path_offsets[place + 1]].tolist()
         expected = [v for v, paths in enumerate(planted.trained.paths.tolist()) if path in paths]
@@ -147,28 +158,27 @@ def test_the_index_of_an_assignment_by_hand(planted: Planted) -> None:
 
 def test_the_reads_are_within_the_budget(planted: Planted) -> None:
     """Beam times per_path was chosen so that a request reads at most 9 k items on average."""
-    manifest = planted.version.manifest
-    session = open_session(bytes(planted.version.parts["model.onnx"]))
+    facts = planted.searcher.facts
     requests = training_requests(planted.dataset, planted.split, 100, 0)
     reads = [
-        planted.version.index.read(row, manifest.per_path).lengths.sum()
-        for beams in requests.beams(session, planted.version.index, manifest.history, manifest.beam)
+        planted.index.read(row, facts.per_path).lengths.sum()
+        for beams in requests.beams(planted.structure, facts.beam)
         for row in beams.paths
     ]
 
-    assert np.mean(reads) <= 9 * manifest.k
+    assert np.mean(reads) <= 9 * planted.config.k
 
 
 def test_the_frontier_is_measured(planted: Planted) -> None:
     """Of all pairs that may be read, the chosen one holds most of brute force's answer, by a slow count."""
-    from trainer.publish.frontier import BEAMS, CAPS, READS, choose_beam
+    from trainer.deep_retrieval.reads import SERVED_READS
+    from trainer.publish.frontier import BEAMS, CAPS, choose_beam
 
-    session = open_session(bytes(planted.version.parts["model.onnx"]))
     requests = training_requests(planted.dataset, planted.split, 30, 0)
-    index, k = planted.version.index, 2
+    index, k = planted.index, 2
     shares = {}
     for beam in BEAMS:
-        (beams,) = requests.beams(session, planted.version.index, 6, beam)
+        (beams,) = requests.beams(planted.structure, beam)
         for cap in CAPS:
             hits, reads = 0, 0
             for user, row in zip(beams.user, beams.paths, strict=True):
@@ -177,10 +187,10 @@ def test_the_frontier_is_measured(planted: Planted) -> None:
                 read = index.read(row, cap).items.tolist()
                 hits += len(set(best) & set(read))
                 reads += len(read)
-            if reads <= READS * k * 30:
+            if reads <= SERVED_READS * k * 30:
                 shares[beam, cap] = hits
 
-    chosen = choose_beam(index, session, requests, planted.config.replace(k=k))
+    chosen = choose_beam(planted.structure, requests, planted.config.replace(k=k))
 
     assert shares[chosen] == max(shares.values())
 
@@ -190,11 +200,10 @@ def test_what_is_fixed_stays_fixed(planted: Planted, beam: int | str, per_path: 
     """Also where it reads more than the budget."""
     from trainer.publish.frontier import choose_beam
 
-    session = open_session(bytes(planted.version.parts["model.onnx"]))
     requests = training_requests(planted.dataset, planted.split, 10, 0)
     config = planted.config.replace(k=1, beam=beam, per_path=per_path)
 
-    found = choose_beam(planted.version.index, session, requests, config)
+    found = choose_beam(planted.structure, requests, config)
 
     assert beam in {"auto", found[0]}
     assert per_path in {"auto", found[1]}
@@ -205,7 +214,7 @@ def test_golden_queries_replay(planted: Planted) -> None:
     version = planted.version
     golden = version.document("golden.json")
 
-    replay(Searcher(version, open_session(bytes(version.parts["model.onnx"]))), golden)
+    replay(planted.searcher, golden)
 
     assert [] in [request["history"] for request in golden["requests"]]
 
@@ -220,5 +229,5 @@ def test_golden_queries_notice_what_does_not_belong(planted: Planted, other: Pla
     strange = bytes(two.parts[name]) if part != "item_ids" else npy(np.asarray(one.item_ids) + 1)
     mixed = changed(one, **{part: strange})
 
-    with pytest.raises(VersionDamaged, match=r"golden|other paths"):
-        replay(Searcher(mixed, open_session(bytes(mixed.parts["model.onnx"]))), one.document("golden.json"))
+    with pytest.raises(VersionDamaged, match="golden"):
+        replay(Searcher.open(mixed), one.document("golden.json"))

@@ -1,4 +1,4 @@
-"""What the network learns from: targets drawn as they should be, losses that are what they say."""
+"""The losses against their definitions, and the draws against the probabilities they should have."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from trainer.deep_retrieval.steps import make_optimizers
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_what_is_taught_is_the_heads_softmax(*, sampled: bool) -> None:
-    """An item as often as the head gives it probability; nearly so where negatives are sampled."""
+def test_the_head_samples_items_from_its_softmax(*, sampled: bool) -> None:
+    """Each item as often as its probability says; nearly so where negatives are sampled."""
     torch.manual_seed(0)
     clicks = np.array([50, 1, 9, 30, 5, 5])
     config = TrainConfig(full_softmax_items=1, negatives=2000) if sampled else TrainConfig()
@@ -25,11 +25,11 @@ def test_what_is_taught_is_the_heads_softmax(*, sampled: bool) -> None:
     user = torch.randn(1, 4)
 
     with torch.no_grad():
-        found = SoftmaxHead(config, clicks).sample(model, user.expand(20_000, 4))
-        wanted = model.head_logits(user).softmax(dim=1)[0]
+        items = SoftmaxHead(config, clicks).sample(model, user.expand(20_000, 4))
+        probabilities = model.head_logits(user).softmax(dim=1)[0]
 
-    shares = torch.bincount(found, minlength=6) / 20_000
-    assert (shares - wanted).abs().max() < 0.03
+    shares = torch.bincount(items, minlength=6) / 20_000
+    assert (shares - probabilities).abs().max() < 0.03
 
 
 def test_sampled_softmax_tends_to_the_full_one() -> None:
@@ -47,8 +47,8 @@ def test_sampled_softmax_tends_to_the_full_one() -> None:
         )
 
 
-def test_a_sparse_step_is_of_the_items_it_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their gradient is that of a whole table; all other items stay where they are."""
+def test_a_sparse_step_moves_the_items_of_its_batch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their gradient is the dense one; all other items stay where they are."""
     monkeypatch.setattr(config_module, "DENSE_ITEMS", 10)
     clicks = np.ones(50, np.int64)
     config = TrainConfig(embedding=4, hidden=4, dropout=0.0, full_softmax_items=1, negatives=5)
@@ -81,20 +81,20 @@ def test_a_sparse_step_is_of_the_items_it_has_read(monkeypatch: pytest.MonkeyPat
 
 
 def test_draws_follow_the_probabilities_of_their_row() -> None:
-    """What has probability 0 is never drawn, the first and the last not either."""
+    """A column with probability 0 is never drawn, whether it is the first, the last or in between."""
     torch.manual_seed(0)
     probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0], [0.5, 0.0, 0.0, 0.0, 0.5]])
 
-    found = draw(probabilities.cumsum(dim=1), 20_000)
+    drawn = draw(probabilities.cumsum(dim=1), 20_000)
 
-    shares = torch.stack([torch.bincount(row, minlength=5) / 20_000 for row in found])
+    shares = torch.stack([torch.bincount(row, minlength=5) / 20_000 for row in drawn])
     assert (shares - probabilities).abs().max() < 0.02
     assert (shares[probabilities == 0] == 0).all()
 
 
 @pytest.mark.parametrize("users", [3, 200, 600])
 def test_paths_learn_in_steps_of_like_size_from_every_prediction(users: int) -> None:
-    """A batch's steps have each of its clicks once, and a mean loss that is the batch's own."""
+    """The steps of a batch have each of its clicks once, so their mean loss is that of the whole batch."""
     torch.manual_seed(0)
     clicks = np.array([50, 1, 9, 30, 5, 5])
     model = PathModel(TrainConfig(embedding=4, hidden=4, dropout=0.0), 10, clicks, ContextSchema()).eval()
@@ -119,8 +119,8 @@ def test_paths_learn_in_steps_of_like_size_from_every_prediction(users: int) -> 
     assert sum(mean * count for mean, count in steps) / sum(counts) == pytest.approx(whole.item(), rel=1e-5)
 
 
-def test_taught_paths_learn_what_the_head_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all targets taught, the clicks are not what the loss is of."""
+def test_with_all_targets_taught_the_loss_is_of_the_items_that_the_head_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clicked items have no part in it."""
     clicks = np.array([50, 1, 9, 30, 5, 5])
     model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema()).eval()
     paths, head = np.arange(12).reshape(6, 2), SoftmaxHead(TrainConfig(), clicks)

@@ -11,15 +11,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from retrieval.context import Category, ContextSchema, Number
+from retrieval.paths.trie import path_trie
 from trainer.config import TrainConfig
-from trainer.deep_retrieval.layers import PathModel, path_trie
+from trainer.deep_retrieval.layers import PathModel
 from trainer.deep_retrieval.paths import path_nodes, random_paths
 
 SCHEMA = ContextSchema((Category("country", ("AT", "NL")), Number("age", 40.0, 10.0)))
 
 
 def make_model(depth: int, width: int, seed: int = 0) -> PathModel:
-    """A small random network with eyes: its probabilities are far from uniform."""
+    """A small random network whose probabilities are far from uniform."""
     torch.manual_seed(seed)
     config = TrainConfig(depth=depth, embedding=6, hidden=8, width=width, candidate_paths=1, paths_per_item=1)
     model = PathModel(config, width, np.ones(9, np.int64), SCHEMA).eval()
@@ -53,15 +54,15 @@ def test_the_paths_are_a_probability_distribution(depth: int, width: int) -> Non
 
 @pytest.mark.parametrize(("depth", "width"), [(1, 7), (2, 5), (3, 4)])
 def test_path_log_probs_are_those_of_the_definition(depth: int, width: int) -> None:
-    """Of any paths, for each user and place: users, items and their J paths stay lined up."""
+    """For any J paths of each user; users and their paths stay lined up."""
     model = make_model(depth, width)
     user = torch.randn(5, 6)
     paths = torch.randint(width**depth, (5, 3))
     with torch.no_grad():
         expected = all_paths(model, user).gather(1, paths)
-        found = model.path_log_probs(user, paths)
+        computed = model.path_log_probs(user, paths)
 
-    assert torch.allclose(expected, found, atol=1e-5)
+    assert torch.allclose(expected, computed, atol=1e-5)
 
 
 @pytest.mark.parametrize(("depth", "width"), [(1, 7), (2, 5), (3, 4)])
@@ -106,7 +107,7 @@ def test_the_beam_spends_no_place_on_a_dead_prefix(seed: int, beam: int, live: i
     user = torch.randn(2, 6, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         everything = all_paths(model, user)
-        rows, log_probs = model.beam_search(user, beam, path_trie(path_ids, 3, 4))
+        rows, log_probs = model.beam_search(user, beam, torch.from_numpy(path_trie(path_ids, 3, 4)))
 
     paths = torch.where(rows < 0, -1, torch.from_numpy(path_ids)[rows])
     assert paths.shape == (2, min(beam, 64))
@@ -122,16 +123,16 @@ def test_the_beam_spends_no_place_on_a_dead_prefix(seed: int, beam: int, live: i
 
 @pytest.mark.parametrize("length", [0, 1, 3])
 def test_the_last_user_vector_is_that_of_the_whole_encoder(length: int) -> None:
-    """What is exported leaves out what only other positions need; context and a short history included."""
+    """The exported encoder computes one position alone, for a history of any length, and with context."""
     encoder = make_model(2, 5).encoder.eval()
     history = torch.tensor([[3, 4, 1]]).where(torch.arange(3) < length, -1)
     categories, numbers = torch.tensor([[2]]), torch.tensor([[0.5]])
     rows = torch.cat([torch.tensor([[encoder.start]]), history], dim=1)
     vectors = encoder.item_embedding(rows.clamp(min=0)) * (rows >= 0).unsqueeze(2)
     with torch.no_grad():
-        found = encoder.last(vectors, torch.tensor([length]), categories, numbers)
+        last = encoder.last(vectors, torch.tensor([length]), categories, numbers)
 
-        assert torch.allclose(found, encoder(history, categories, numbers)[:, length], atol=1e-6)
+        assert torch.allclose(last, encoder(history, categories, numbers)[:, length], atol=1e-6)
 
 
 def test_an_empty_history_has_a_user_vector() -> None:

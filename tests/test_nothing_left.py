@@ -14,7 +14,7 @@ import pytest
 
 from index_store.__main__ import main as dr_index
 from index_store.folder.store import FolderStore
-from retrieval.searcher import Request
+from retrieval.query import Request
 from service.serving.retriever import Retriever
 from tests.test_commands import QUICK
 from trainer.__main__ import main as dr_trainer

@@ -1,76 +1,142 @@
-"""The README is whole: every setting, route, file, command and flag is in it, and its links lead somewhere."""
+"""The pages for people: their links lead somewhere, the map of files is whole, every field and metric is explained."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
-import index_store.__main__
-import trainer.__main__
 from index_store.folder.store import FolderStore
 from service.http.app import create_app
+from service.metrics import Metrics
 from service.process.settings import Settings
-from trainer.config import TrainConfig, load_config
+from trainer.config import load_config
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PACKAGES = ("index_store", "retrieval", "trainer", "service")
+README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "examples/online_retail/README.md", *DOCS]
+
+# TEMPORARY, until the branches of the rebuild are merged: files that the pages name and other branches add, and files
+# that other branches remove. Delete both names and their two uses then.
+ADDED_BY_OTHER_BRANCHES = {
+    "docs/reference.md",
+    "index_store/manifest.py",
+    "retrieval/session.py",
+    "retrieval/paths/structure.py",
+    "retrieval/paths/trie.py",
+    "retrieval/paths/rerank.py",
+    "service/http/models.py",
+    "service/serving/holding.py",
+    "service/serving/loading.py",
+    "service/serving/trial_program.py",
+    "service/serving/trouble.py",
+    "trainer/deep_retrieval/device.py",
+    "trainer/deep_retrieval/scores.py",
+    "trainer/deep_retrieval/m_step.py",
+    "trainer/deep_retrieval/reads.py",
+    "trainer/mistakes.py",
+    "trainer/publish/network.py",
+    "trainer/publish/parity.py",
+    "trainer/publish/index.py",
+}
+REMOVED_BY_OTHER_BRANCHES = {"retrieval/paths/search.py", "trainer/deep_retrieval/assignment.py"}
 
 
-def test_every_training_setting_is_there_with_its_default() -> None:
-    """One row of the table a setting."""
-    for field in dataclasses.fields(TrainConfig):
-        shown = "unset" if field.default is None else "[]" if field.default == () else field.default
-        assert f"| `{field.name}` | {shown} |" in README, field.name
+def test_the_readme_is_short_and_so_is_every_page() -> None:
+    """A page is read in one sitting."""
+    assert len(README.read_text().splitlines()) <= 160
+    for page in DOCS:
+        if page.name != "reference.md":  # a table to look things up in
+            assert len(page.read_text().splitlines()) <= 300, page.name
 
 
-def test_every_service_setting_is_there_with_its_default() -> None:
-    """As the environment variable that it is."""
-    for name, field in Settings.model_fields.items():
-        default = "required" if field.is_required() else "unset" if field.default is None else field.default
-        assert f"| `DR_{name.upper()}` | {default} |" in README, name
+def test_the_readme_leads_to_every_page() -> None:
+    """In one click."""
+    for page in DOCS:
+        assert f"](docs/{page.name})" in README.read_text(), page.name
 
 
-def test_every_route_is_there(tmp_path: Path) -> None:
-    """With its method."""
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Relative ones to files of this repository, and those with an anchor to a heading of that page."""
+    for link in re.findall(r"\]\(\s*([^)\s]+)\)", without_code(page.read_text())):
+        if re.match(r"[a-z]+:", link):
+            continue
+        place, _, anchor = unquote(link).partition("#")
+        target = (page.parent / place).resolve() if place else page
+        if target.is_relative_to(ROOT) and str(target.relative_to(ROOT)) in ADDED_BY_OTHER_BRANCHES:
+            continue
+        assert target.exists(), f"{page.name}: {link}"
+        assert target.is_relative_to(ROOT), f"{page.name}: {link} leaves the repository"
+        if anchor:
+            assert anchor in anchors(target.read_text()), f"{page.name}: {link}"
+
+
+def test_the_map_lists_every_file_of_the_packages_once() -> None:
+    """And nothing that is not there."""
+    listed = listed_files((ROOT / "docs" / "architecture.md").read_text())
+    there = {
+        str(file.relative_to(ROOT))
+        for package in PACKAGES
+        for file in (ROOT / package).rglob("*.py")
+        if file.name != "__init__.py"
+    }
+
+    assert len(listed) == len(set(listed))
+    assert set(listed) == (there - REMOVED_BY_OTHER_BRANCHES) | {
+        file for file in ADDED_BY_OTHER_BRANCHES if file.endswith(".py")
+    }
+
+
+def test_the_map_is_read_as_it_is_drawn() -> None:
+    """Rooms by their indentation."""
+    drawn = (
+        "```\nfirst/     a package\n  a.py     a file\n  room/    a room\n    b.py   another\n  c.py     a third\n```\n"
+    )
+
+    assert listed_files(f"## Map of files\n\n{drawn}") == ["first/a.py", "first/room/b.py", "first/c.py"]
+
+
+def test_every_field_of_a_request_and_an_answer_is_explained(tmp_path: Path) -> None:
+    """In docs/http.md, under the name that it has in JSON."""
     app = create_app(Settings.model_validate({"store": str(tmp_path)}), FolderStore(str(tmp_path)))
-    for path, operations in app.openapi()["paths"].items():
+    document, page = app.openapi(), (ROOT / "docs" / "http.md").read_text()
+    for path, operations in document["paths"].items():
         for method in operations:
-            assert f"`{method.upper()} {path}`" in README, path
+            assert f"`{method.upper()} {path}`" in page, path
+        for operation in operations.values():
+            for status in operation["responses"]:
+                assert status == "200" or f"| {status} |" in page, status
+    schemas = document["components"]["schemas"]
+    fields = {
+        "RetrieveRequest": "`{}`",
+        "RetrieveResponse": "`{}`",
+        "Candidate": "`candidates[].{}`",
+        "Coverage": "`coverage.{}`",
+        "Degraded": "`degraded.{}`",
+    }
+    for schema, form in fields.items():
+        for name in schemas[schema]["properties"]:
+            if name not in {"coverage", "degraded"}:
+                assert f"| {form.format(name)} |" in page, f"{schema}.{name}"
 
 
-def test_every_file_of_the_packages_is_there() -> None:
-    """Each in its package's list, and nothing that is not there."""
-    for package in ("index_store", "retrieval", "trainer", "service"):
-        (listed,) = re.findall(rf"^{package}/.*\n((?:  .*\n)+)", README, re.MULTILINE)
-        files = {file.name for file in (ROOT / package).glob("*.py")} - {"__init__.py"}
-        assert set(re.findall(r"^  (\w+\.py) +\S", listed, re.MULTILINE)) == files, package
-
-
-@pytest.mark.parametrize("parser", [trainer.__main__._parser(), index_store.__main__._parser()])
-def test_every_command_and_flag_is_there(parser: argparse.ArgumentParser) -> None:
-    """In the row of its command, but for those that are said of all of them."""
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    for name, command in commands.choices.items():
-        (row,) = re.findall(rf"^\| `(?:{parser.prog} {name}\b|{parser.prog} .*\| {name}\b).*$", README, re.MULTILINE)
-        for action in command._actions:
-            for flag in action.option_strings[-1:]:
-                assert flag in row or flag in {"--help", "--json"}, f"{name} {flag}"
+def test_every_metric_is_explained() -> None:
+    """In docs/operate.md."""
+    page = (ROOT / "docs" / "operate.md").read_text()
+    for name, kind in re.findall(r"^# TYPE deepretrieval_(\w+) (\w+)$", Metrics().text().decode(), re.MULTILINE):
+        if not (kind == "gauge" and name.endswith("_created")):  # the library's own, beside every counter
+            assert f"`{name}" in page, name
 
 
 def test_every_make_target_is_there() -> None:
     """Those of the help."""
     for target in re.findall(r"make (\w+) ", (ROOT / "Makefile").read_text().split("install:")[0]):
-        assert f"make {target}" in README
-
-
-def test_links_lead_somewhere() -> None:
-    """Relative ones, to files of this repository."""
-    for link in re.findall(r"\]\((?!https?://|#)([^)]+)\)", README):
-        assert (ROOT / link.split("#")[0]).exists(), link
+        assert f"`make {target}`" in README.read_text()
 
 
 def test_the_example_config_is_valid() -> None:
@@ -85,3 +151,32 @@ def test_the_shipped_data_are_small_and_attributed() -> None:
     assert sum(file.stat().st_size for file in folder.glob("*.parquet")) < 1_500_000
     assert "10.24432/C5BW33" in (folder / "README.md").read_text()
     assert "CC BY 4.0" in (folder / "README.md").read_text()
+
+
+def without_code(text: str) -> str:
+    """A page without its code blocks and code in a line, where brackets are no links."""
+    return re.sub(r"`[^`\n]*`", "``", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives a page's headings; a heading that comes twice gets a number the second time."""
+    given: set[str] = set()
+    headings = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    for heading in re.findall(r"^#+ +(.+?) *$", headings, re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(" ", "-")
+        number = sum(slug == other or re.fullmatch(rf"{re.escape(slug)}-\d+", other) is not None for other in given)
+        given.add(f"{slug}-{number}" if number else slug)
+    return given
+
+
+def listed_files(text: str) -> list[str]:
+    """The Python files of the first drawing below the heading "Map of files", with their folders."""
+    (drawing,) = re.findall(r"^## Map of files$.*?^```$(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    files, folders = [], [""]
+    for indent, name, about in re.findall(r"^( *)([\w./]+)(?: +(\S.*))?$", drawing, re.MULTILINE):
+        assert about, f"{name}: nothing is said of it"
+        depth = len(indent) // 2
+        folders[depth + 1 :] = [folders[depth] + name] if name.endswith("/") else []
+        if name.endswith(".py"):
+            files.append(folders[depth] + name)
+    return files

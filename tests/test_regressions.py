@@ -24,10 +24,10 @@ from index_store.redis import client as redis_module
 from index_store.redis import store as server_module
 from index_store.redis.store import ServerStore
 from index_store.store import open_store
-from retrieval.paths.search import Answer, Query
-from retrieval.searcher import Request, Unknown
-from service.http.metrics import Metrics
+from retrieval.paths.index import PathIndex
+from retrieval.query import Answer, Query, Request, Unknown
 from service.http.routes import RetrieveRequest
+from service.metrics import Metrics
 from service.serving.pace import Pace
 from service.serving.reloader import Reloader
 from service.serving.retriever import Retriever
@@ -53,17 +53,19 @@ class Stamped:
     @property
     def searcher(self) -> Any:
         """What prepares its queries and names its items."""
-        return SimpleNamespace(prepare=self.prepare, vocabulary=self)
+        return SimpleNamespace(
+            prepare=self.prepare, vocabulary=self, answer_once=self.answer_once, can_widen=lambda *_: False
+        )
 
     def prepare(self, _: Request) -> tuple[Query, Unknown]:
         """A query of its own."""
         nothing = np.empty(0, np.int64)
         return Query(nothing, [], [], self.number, 1, 1, nothing), Unknown(0, 0)
 
-    def answer(self, queries: Sequence[Query]) -> list[Answer]:
+    def answer_once(self, queries: Sequence[Query]) -> list[Answer]:
         """Its number, and the number of who prepared the query."""
         one = np.ones(2, np.float32)
-        return [Answer(np.array([self.number, query.k]), one, one, 1, 2, 2) for query in queries]
+        return [Answer(np.array([self.number, query.k]), one, one, False, 1, 2, 2) for query in queries]
 
     def names(self, items: Any) -> list[str]:
         """Of items, with its own."""
@@ -107,7 +109,7 @@ def test_a_failed_search_keeps_no_version(swapping: TestClient, path: str, *, re
     """What was raised names where it was raised, and so, in a circle, all that the search had: none is left."""
 
     class Failing(Stamped):
-        def answer(self, queries: Sequence[Query]) -> list[Answer]:
+        def answer_once(self, queries: Sequence[Query]) -> list[Answer]:
             raise StoreUnavailable("a list is missing")
 
     body: dict[str, Any] = {} if path == "/v1/retrieve" else {"requests": [{}, {}]}
@@ -259,13 +261,13 @@ def test_what_is_held_again_and_again_stays(
 def test_a_request_tries_a_frozen_server_once(own: RedisServer, tmp_path: Path) -> None:
     """Who comes after it would wait for every further try."""
     store = open_store(own.url, cache=str(tmp_path / "cache"), remote=True, timeout=2)
-    index = store.load(store.publish(small_version())).index
-    index.lookup(np.array([3]), 10)
+    index = PathIndex.of(store.load(store.publish(small_version())))
+    index.read(np.array([0]), 10)
     own.freeze()
     started = time.monotonic()
     try:
         with pytest.raises(StoreUnavailable):
-            index.lookup(np.array([3]), 10)
+            index.read(np.array([0]), 10)
     finally:
         own.thaw()
 
@@ -278,12 +280,12 @@ def test_more_threads_than_connections_wait_for_one(
     """Nobody is refused while the server answers."""
     monkeypatch.setattr(redis_module, "CONNECTIONS", 2)
     store = open_store(own.url, cache=str(tmp_path / "cache"), remote=True, timeout=10)
-    index = store.load(store.publish(small_version())).index
+    index = PathIndex.of(store.load(store.publish(small_version())))
     found: list[Any] = []
 
     def ask() -> None:
         try:
-            found.append(index.lookup(np.array([3]), 10).items.tolist())
+            found.append(index.read(np.array([0]), 10).items.tolist())
         except StoreUnavailable as error:
             found.append(error)
 

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from index_store.errors import StoreUnavailable
 from index_store.folder.store import FolderStore
 from index_store.version import Version
-from service.http.metrics import Metrics
+from service.metrics import Metrics
 from service.serving import reloader as reloader_module
 from service.serving.reloader import Reloader
 from tests.conftest import Planted

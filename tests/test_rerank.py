@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.paths.index import SOFTMAX, Index
+from retrieval.paths.index import PathIndex
+from retrieval.paths.rerank import SOFTMAX
+from retrieval.paths.structure import PathStructure
 from trainer.data.requests import Requests
 from trainer.publish.reranker import fit_reranker
 
@@ -33,16 +35,17 @@ def requests_of(truths: list[np.ndarray]) -> Requests:
     )
 
 
-def index_of(vectors: np.ndarray, bias: np.ndarray) -> Index:
-    """All items on path 1."""
+def structure_of(users: np.ndarray, vectors: np.ndarray, bias: np.ndarray) -> PathStructure:
+    """All items on path 1, and users with these vectors."""
     items = len(bias)
-    return Index(
+    index = PathIndex(
         np.array([1]),
         np.array([0, items]),
         np.arange(items, dtype=np.int32),
         vectors.astype(np.float16),
         bias.astype(np.float32),
     )
+    return PathStructure(FixedSession(users.astype(np.float32)), index, None, SOFTMAX, 5, 1)
 
 
 def test_it_finds_the_feature_that_matters() -> None:
@@ -51,9 +54,7 @@ def test_it_finds_the_feature_that_matters() -> None:
     users, vectors, bias = rng.normal(size=(60, 4)), rng.normal(size=(60, 4)), rng.normal(size=60) * 0.01
     truths = [np.argsort(-(vectors @ user))[:6] for user in users]
 
-    reranker = fit_reranker(
-        index_of(vectors, bias), FixedSession(users.astype(np.float32)), requests_of(truths), 5, 1, 60
-    )
+    reranker = fit_reranker(structure_of(users, vectors, bias), requests_of(truths), 1, 60)
     weights = reranker.weights
 
     assert reranker.kind == "lr"
@@ -73,9 +74,7 @@ def test_users_who_click_more_do_not_bend_the_weights() -> None:
     best = np.argsort(-vectors[:, 0])
     truths = [best[: int(30 - 5 * offset)] for offset in offsets]
 
-    reranker = fit_reranker(
-        index_of(vectors, np.zeros(60)), FixedSession(users.astype(np.float32)), requests_of(truths), 5, 1, 60
-    )
+    reranker = fit_reranker(structure_of(users, vectors, np.zeros(60)), requests_of(truths), 1, 60)
 
     assert reranker.weights[0] > 0.5
 
@@ -84,14 +83,8 @@ def test_history_items_teach_nothing() -> None:
     """They are never answered, so they are neither clicked nor skipped: here nothing else is, so nothing is learned."""
     users = np.ones((3, 2), np.float32)
 
-    reranker = fit_reranker(
-        index_of(np.eye(3, 2), np.zeros(3)),
-        FixedSession(users),
-        requests_of([np.array([r]) for r in range(3)]),
-        5,
-        1,
-        3,
-    )
+    clicked = [np.array([r]) for r in range(3)]
+    reranker = fit_reranker(structure_of(users, np.eye(3, 2), np.zeros(3)), requests_of(clicked), 1, 3)
 
     assert reranker is SOFTMAX
 
@@ -101,8 +94,6 @@ def test_clicks_against_the_logit_are_not_believed() -> None:
     vectors = np.linspace(1, -1, 60)[:, None]
     worst = [np.array([58, 59])] * 3
 
-    reranker = fit_reranker(
-        index_of(vectors, np.zeros(60)), FixedSession(np.ones((3, 1), np.float32)), requests_of(worst), 5, 1, 60
-    )
+    reranker = fit_reranker(structure_of(np.ones((3, 1)), vectors, np.zeros(60)), requests_of(worst), 1, 60)
 
     assert reranker is SOFTMAX

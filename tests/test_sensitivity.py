@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval.paths.index import SOFTMAX
+from retrieval.paths.rerank import SOFTMAX
 from retrieval.query import Limits
 from tests.conftest import Planted
 from tests.planted import write_interactions
@@ -27,7 +27,7 @@ def test_it_measures_what_the_published_version_answers(planted: Planted, beam: 
     """Without export: the same recall, share and reads as the version's, ranked by the head, at a beam."""
     requests = held_out_requests(planted.dataset, planted.split)
     mine = MeasuredPaths(planted.trained, requests, planted.config)
-    published = evaluate.Measured(planted.version, requests, 5, SilentProgress())
+    published = evaluate.MeasuredVersion(planted.version, requests, 5, SilentProgress())
     answers, share = published.retrieval(
         beam, Limits.READS // Limits.BEAM, SilentProgress(), widen=False, reranker=SOFTMAX
     )

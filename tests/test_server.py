@@ -21,8 +21,9 @@ from index_store.errors import (
     VersionDamaged,
     VersionIncompatible,
 )
+from index_store.manifest import FORMAT
 from index_store.store import open_store, prune
-from index_store.version import FORMAT
+from retrieval.paths.index import PathIndex
 from tests.planted import large_version, small_version
 from tests.redis_servers import RedisServer, free_port, program, running
 
@@ -342,7 +343,7 @@ def test_the_service_user_of_the_stack_can_follow_a_cluster(redis_cluster: list[
     assert store.activate(one) is None
     assert store.activate(two, expected=one) == one
     assert store.wait(60)
-    assert store.load(two).index.lookup(np.array([3]), 5).items.tolist() == [0, 2]
+    assert PathIndex.of(store.load(two)).read(np.array([0]), 5).items.tolist() == [0, 2]
     with pytest.raises(StoreMisconfigured):
         store.publish(small_version("3"))
     store.hold([])

@@ -17,6 +17,7 @@ from index_store.folder.store import FolderStore
 from index_store.redis import path_lists as remote_module
 from index_store.redis.store import ServerStore
 from index_store.store import open_store
+from retrieval.paths.index import PathIndex
 from tests.planted import large_version, small_version
 from tests.redis_servers import RedisServer
 
@@ -103,23 +104,22 @@ def test_a_copy_of_damaged_keys_is_refused(url: str, tmp_path: Path, client: Any
 
 
 def test_remote_lists_are_those_of_the_index(url: str, tmp_path: Path, client: Any) -> None:
-    """The same items and lengths, capped by the server, unused paths empty and not asked for."""
+    """The same items and lengths, cut by the server; row -1, which is no path, is empty and not asked for."""
     lists = large_version()
     name = open_store(url).publish(lists)
-    index = open_store(url, cache=str(tmp_path / "cache"), remote=True, timeout=5).load(name).index
+    index = PathIndex.of(open_store(url, cache=str(tmp_path / "cache"), remote=True, timeout=5).load(name))
     assert len(index.path_items) == 0
-    random = np.random.default_rng(0)
+    here, random = PathIndex.of(lists), np.random.default_rng(0)
     for n in (1, 3):
-        path_ids = random.integers(0, 20_000, 200)
-        path_ids[:50] = random.choice(lists.index.path_ids, 50)
+        rows = random.integers(-1, len(here.path_ids), 200)
 
         client.config_resetstat()
-        found, expected = index.lookup(path_ids, n), lists.index.lookup(path_ids, n)
+        found, expected = index.read(rows, n), here.read(rows, n)
 
         assert found.items.tolist() == expected.items.tolist()
         assert found.lengths.tolist() == expected.lengths.tolist()
         calls: Any = client.info("commandstats")
-        assert calls["cmdstat_getrange"]["calls"] == np.isin(path_ids, lists.index.path_ids).sum()
+        assert calls["cmdstat_getrange"]["calls"] == (rows >= 0).sum()
 
 
 @pytest.mark.parametrize("content", [None, b"\0\0\0\0", b"\0\0\0\0\2\0\0", b"\0\0\0\0\2\0\0\0\1\0\0\0"])
@@ -128,18 +128,18 @@ def test_a_remote_list_that_is_not_right_is_a_fault(
 ) -> None:
     """Missing or cut short: not an empty path. Longer than its length in the version: the cap cuts it."""
     name = open_store(url).publish(small_version())
-    index = open_store(url, cache=str(tmp_path / "cache"), remote=True, timeout=5).load(name).index
+    index = PathIndex.of(open_store(url, cache=str(tmp_path / "cache"), remote=True, timeout=5).load(name))
     key = f"{namespace}:{name}:path:3"
     client.delete(key)
     if content:
         client.set(key, content)
 
     if content and len(content) > 8:
-        assert index.lookup(np.array([3]), 10).items.tolist() == [0, 2]
+        assert index.read(np.array([0]), 10).items.tolist() == [0, 2]
     else:
         with pytest.raises(StoreUnavailable, match="missing or cut short"):
-            index.lookup(np.array([3]), 10)
-    assert index.lookup(np.array([7]), 10).items.tolist() == [1]
+            index.read(np.array([0]), 10)
+    assert index.read(np.array([1]), 10).items.tolist() == [1]
 
 
 def test_a_remote_list_of_items_that_are_not_there_is_a_fault(
@@ -147,11 +147,11 @@ def test_a_remote_list_of_items_that_are_not_there_is_a_fault(
 ) -> None:
     """An index out of range would be another's item, or a crash."""
     name = open_store(url).publish(small_version())
-    index = open_store(url, cache=str(tmp_path / "cache"), remote=True, timeout=5).load(name).index
+    index = PathIndex.of(open_store(url, cache=str(tmp_path / "cache"), remote=True, timeout=5).load(name))
     client.set(f"{namespace}:{name}:path:3", b"\0\0\0\0\3\0\0\0")
 
     with pytest.raises(StoreUnavailable, match=r"0\.\.2"):
-        index.lookup(np.array([3]), 10)
+        index.read(np.array([0]), 10)
 
 
 def test_a_frozen_server_costs_one_timeout(own: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +159,8 @@ def test_a_frozen_server_costs_one_timeout(own: RedisServer, tmp_path: Path, mon
     monkeypatch.setattr(remote_module, "PAUSE", 3600)
     store = open_store(own.url, cache=str(tmp_path / "cache"), remote=True, timeout=0.5)
     assert isinstance(store, ServerStore)
-    index = store.load(store.publish(small_version())).index
-    index.lookup(np.array([3]), 10)
+    index = PathIndex.of(store.load(store.publish(small_version())))
+    index.read(np.array([0]), 10)
     asked = 0
     heads = store._server.heads
 
@@ -174,32 +174,32 @@ def test_a_frozen_server_costs_one_timeout(own: RedisServer, tmp_path: Path, mon
     try:
         for _ in range(100):
             with pytest.raises(StoreUnavailable):
-                index.lookup(np.array([3]), 10)
+                index.read(np.array([0]), 10)
     finally:
         own.thaw()
     assert asked == 1
     store._remote_paths._paused_until = 0.0  # the pause is over
 
-    assert index.lookup(np.array([3]), 10).items.tolist() == [0, 2]
+    assert index.read(np.array([0]), 10).items.tolist() == [0, 2]
 
 
 def test_a_server_restarted_empty_is_a_fault_until_published_again(own: RedisServer, tmp_path: Path) -> None:
     """What is loaded is told from what is there."""
     store = open_store(own.url, cache=str(tmp_path / "cache"), remote=True, timeout=5)
-    index = store.load(store.publish(small_version())).index
+    index = PathIndex.of(store.load(store.publish(small_version())))
     own.stop()
     with pytest.raises(StoreUnavailable):
-        index.lookup(np.array([3]), 10)
+        index.read(np.array([0]), 10)
     own.start()
     assert store.current() is None
     time_out = time.monotonic() + 20
     while time.monotonic() < time_out:
         with pytest.raises(StoreUnavailable) as caught:
-            index.lookup(np.array([3]), 10)
+            index.read(np.array([0]), 10)
         if "missing" in str(caught.value):
             break
     else:
         pytest.fail("the restarted server was not noticed")
     store.publish(small_version())
 
-    assert index.lookup(np.array([3]), 10).items.tolist() == [0, 2]
+    assert index.read(np.array([0]), 10).items.tolist() == [0, 2]

@@ -155,7 +155,7 @@ def test_the_token_of_a_file_with_a_line_break_opens_admin(tmp_path: Path) -> No
 def test_a_mistyped_variable_is_told() -> None:
     """B34: with the likely one, and not with its value."""
     assert unknown({"DR_TIMEOUT_MSS": "5", "dr_admin_tokn": "hunter2", "DR_FOO": "1", "PATH": "/bin"}) == [
-        "DR_FOO is not a setting; the README lists them",
+        "DR_FOO is not a setting; docs/reference.md lists them",
         "DR_TIMEOUT_MSS is not a setting; did you mean DR_TIMEOUT_MS?",
         "dr_admin_tokn is not a setting; did you mean DR_ADMIN_TOKEN?",
     ]

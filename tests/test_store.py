@@ -9,7 +9,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
 import pytest
 
 from index_store.errors import (
@@ -198,17 +197,6 @@ def test_a_name_is_never_a_path(store: IndexStore, name: str) -> None:
             verb(name)
 
 
-def test_lookup_reads_the_first_n_of_each_path(store: IndexStore) -> None:
-    """In the order asked for; a path not in use has none."""
-    name = store.publish(small_version())
-
-    postings = store.lookup(name, np.array([7, 5, 3]), 10)
-    capped = store.lookup(name, np.array([3]), 1)
-
-    assert (postings.items.tolist(), postings.lengths.tolist()) == ([1, 0, 2], [1, 0, 2])
-    assert (capped.items.tolist(), capped.lengths.tolist()) == ([0], [1])
-
-
 def test_delete(store: IndexStore) -> None:
     """A deleted version is gone, for readers who had loaded it nothing changes."""
     one, two = store.publish(small_version("1")), store.publish(small_version("2"))
@@ -308,7 +296,7 @@ def test_every_backend_does_as_the_folder_does(store: IndexStore, tmp_path: Path
         stamp = str(random.randrange(6))
         one = names.get(stamp, ("v9-000000000000",) * 2)
         two = names.get(str(random.randrange(6)), ("v8-000000000000",) * 2)
-        verb = random.choice(["publish", "activate", "expect", "rollback", "delete", "prune", "load", "lookup"])
+        verb = random.choice(["publish", "activate", "expect", "rollback", "delete", "prune", "load"])
         if verb == "publish":
             names[stamp] = (oracle.publish(small_version(stamp)), store.publish(small_version(stamp)))
             for i in (0, 1):
@@ -323,10 +311,8 @@ def test_every_backend_does_as_the_folder_does(store: IndexStore, tmp_path: Path
             both(lambda each, i: each.delete(one[i]))
         elif verb == "prune":
             both(lambda each, i: [stamps[i][name] for name in prune(each, keep=3)])
-        elif verb == "load":
-            both(lambda each, i: {part: bytes(content) for part, content in each.load(one[i]).parts.items()})
         else:
-            both(lambda each, i: each.lookup(one[i], np.array([7, 1, 3]), 1).items.tolist())
+            both(lambda each, i: {part: bytes(content) for part, content in each.load(one[i]).parts.items()})
 
     stamps: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for _ in range(60):

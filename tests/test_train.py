@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,10 +18,10 @@ from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
 from trainer import config as config_module
 from trainer.config import TrainConfig
-from trainer.data.split import click_counts
-from trainer.deep_retrieval.assignment import PathAssigner
+from trainer.data.dataset import load_dataset
+from trainer.data.split import click_counts, split_users
 from trainer.deep_retrieval.checkpoint import Run
-from trainer.deep_retrieval.fit import expected_reads, fit
+from trainer.deep_retrieval.fit import fit
 from trainer.deep_retrieval.steps import set_learning_rate
 from trainer.errors import ResumeError, TrainerError
 from trainer.progress import SilentProgress
@@ -26,7 +29,7 @@ from trainer.publish.version import make_version
 
 
 class Interrupt(SilentProgress):
-    """Raises KeyboardInterrupt when an epoch has been told, as Ctrl-C there would."""
+    """Raises KeyboardInterrupt when the line of an epoch is printed, as Ctrl-C would at that moment."""
 
     def __init__(self, epoch: int) -> None:
         self._wanted = f"epoch {epoch}/"
@@ -37,28 +40,30 @@ class Interrupt(SilentProgress):
 
 
 def fingerprint(planted: Planted, config: TrainConfig, run: Run) -> dict[str, str]:
-    """Of the version that this run makes: the digest of each part."""
+    """The digest of each part of the version that this run makes."""
     trained = fit(config, planted.dataset, planted.split, run, SilentProgress())
     return digests(make_version(config, planted.dataset, planted.split, trained, SilentProgress()))
 
 
 def digests(version: Version) -> dict[str, str]:
-    """Of each part."""
+    """The digest of each part."""
     return {name: part.sha256 for name, part in version.manifest.parts.items()}
 
 
 def test_an_interrupted_run_of_sparse_steps_continues(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There the item vectors have an optimiser of their own."""
+    """With sparse steps the item vectors have an optimiser of their own."""
     monkeypatch.setattr(config_module, "DENSE_ITEMS", 10)
     config = SMALL.replace(full_softmax_items=1, negatives=20, epochs=4, warmup_epochs=2)
     with pytest.raises(KeyboardInterrupt):
         fit(config, planted.dataset, planted.split, Run(tmp_path / "a", config, planted.dataset), Interrupt(1))
 
-    one, two = (fingerprint(planted, config, Run(tmp_path / name, config, planted.dataset)) for name in "ab")
+    resumed, undisturbed = (
+        fingerprint(planted, config, Run(tmp_path / name, config, planted.dataset)) for name in "ab"
+    )
 
-    assert one == two
+    assert resumed == undisturbed
 
 
 def test_an_interrupted_run_continues_to_the_same_version(planted: Planted, tmp_path: Path) -> None:
@@ -74,6 +79,81 @@ def test_an_interrupted_run_continues_to_the_same_version(planted: Planted, tmp_
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, SMALL.epochs + 1))
 
 
+def test_two_reassignments_interrupted_at_every_epoch_end_in_the_same_version(planted: Planted, tmp_path: Path) -> None:
+    """Before, between and after them: paths, weights and every part of the version are those of one undisturbed run."""
+    config = SMALL.replace(epochs=7, warmup_epochs=2, reassignments=2)
+    assert config.reassignment_epochs() == {3, 5}
+    for epoch in range(1, config.epochs + 1):
+        with pytest.raises(KeyboardInterrupt):
+            fit(config, planted.dataset, planted.split, Run(tmp_path / "a", config, planted.dataset), Interrupt(epoch))
+
+    resumed, undisturbed = (
+        fit(config, planted.dataset, planted.split, Run(tmp_path / name, config, planted.dataset), SilentProgress())
+        for name in "ab"
+    )
+
+    assert np.array_equal(resumed.paths, undisturbed.paths)
+    weights = undisturbed.model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in resumed.model.state_dict().items())
+    versions = [
+        make_version(config, planted.dataset, planted.split, trained, SilentProgress())
+        for trained in (resumed, undisturbed)
+    ]
+    assert digests(versions[0]) == digests(versions[1])
+
+
+def test_items_without_clicks_keep_the_paths_of_the_tree_through_a_reassignment(
+    planted: Planted, tmp_path: Path
+) -> None:
+    """They have no scores by which they could move; the clicked items beside them do move."""
+    catalogue = tmp_path / "items.parquet"
+    without_clicks = [1001, 1002, 1003]
+    pq.write_table(pa.table({"item_id": [*planted.dataset.item_ids.tolist(), *without_clicks]}), catalogue)
+    dataset = load_dataset(planted.file, SMALL, items=catalogue)
+    split = split_users(dataset, SMALL)
+    (reassigned,) = SMALL.reassignment_epochs()
+    run = Run(tmp_path / "tree", SMALL, dataset)
+    with pytest.raises(KeyboardInterrupt):
+        fit(SMALL, dataset, split, run, Interrupt(reassigned - 1))
+    tree = load_file(run.folder / "checkpoint.safetensors")["paths"].numpy()
+
+    trained = fit(SMALL, dataset, split, Run(tmp_path / "whole", SMALL, dataset), SilentProgress())
+
+    unclicked = np.isin(dataset.item_ids, without_clicks)
+    assert trained.paths[unclicked].tolist() == tree[unclicked].tolist()
+    assert not np.array_equal(trained.paths[~unclicked], tree[~unclicked])
+
+
+class MemoryWatch(SilentProgress):
+    """How many bytes are in use, by numpy too, whenever something is said."""
+
+    def __init__(self) -> None:
+        self.bytes: list[int] = []
+
+    def say(self, text: str) -> None:
+        self.bytes.append(tracemalloc.get_traced_memory()[0])
+
+
+@pytest.mark.parametrize("reassignments", [0, 1])
+def test_a_table_of_scores_is_in_memory_during_a_reassignment_alone(
+    planted: Planted, tmp_path: Path, reassignments: int
+) -> None:
+    """Never without one, and never at the end of an epoch. The table has 16 bytes for each of V S scores."""
+    config = SMALL.replace(reassignments=reassignments, candidate_paths=20_000)
+    table = 16 * len(planted.dataset.item_ids) * config.candidate_paths
+    run, watch = Run(tmp_path, config, planted.dataset), MemoryWatch()
+
+    tracemalloc.start()
+    try:
+        fit(config, planted.dataset, planted.split, run, watch)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert max(watch.bytes) < table / 2
+    assert (peak > table) == bool(reassignments)
+
+
 def test_a_finished_run_is_not_trained_again(planted: Planted, tmp_path: Path) -> None:
     """Resuming it goes straight to the result."""
     config = SMALL.replace(epochs=1)
@@ -83,8 +163,8 @@ def test_a_finished_run_is_not_trained_again(planted: Planted, tmp_path: Path) -
     again = fit(config, planted.dataset, planted.split, Run(tmp_path, config, planted.dataset), Interrupt(2))
 
     assert np.array_equal(first.paths, again.paths)
-    for one, two in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True):
-        assert torch.equal(one, two)
+    weights = first.model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in again.model.state_dict().items())
 
 
 def test_a_run_of_another_config_is_not_continued(planted: Planted, tmp_path: Path) -> None:
@@ -93,6 +173,22 @@ def test_a_run_of_another_config_is_not_continued(planted: Planted, tmp_path: Pa
 
     with pytest.raises(ResumeError, match="had another epochs, seed"):
         Run(tmp_path, SMALL.replace(epochs=9, seed=8), planted.dataset)
+
+
+def test_a_run_of_another_release_is_not_continued(planted: Planted, tmp_path: Path) -> None:
+    """A setting that is new, or gone: the same command would train another version."""
+    Run(tmp_path, SMALL, planted.dataset)
+    about = tmp_path / "run.json"
+    asked = json.loads(about.read_text())
+    del asked["config"]["device"]
+    about.write_text(json.dumps(asked | {"config": asked["config"] | {"shrink": 1}}))
+
+    with pytest.raises(ResumeError) as refused:
+        Run(tmp_path, SMALL, planted.dataset)
+
+    assert str(refused.value) == (
+        f"{tmp_path}: that run is of another release, which has other settings (device, shrink); name another folder"
+    )
 
 
 def test_a_run_of_other_data_is_not_continued(planted: Planted, tmp_path: Path) -> None:
@@ -107,7 +203,7 @@ def test_a_run_of_other_data_is_not_continued(planted: Planted, tmp_path: Path) 
 
 
 def test_a_damaged_checkpoint_is_named(planted: Planted, tmp_path: Path) -> None:
-    """With what to do about it."""
+    """The message names the file and the remedy."""
     (tmp_path / "checkpoint.safetensors").write_bytes(b"nonsense")
 
     with pytest.raises(ResumeError, match="delete it to start over"):
@@ -115,7 +211,7 @@ def test_a_damaged_checkpoint_is_named(planted: Planted, tmp_path: Path) -> None
 
 
 def test_items_of_a_group_share_paths(planted: Planted) -> None:
-    """What is learned is the planted structure: two items on one path are of one group far more often than not."""
+    """The planted structure is learned: two items on one path are of one group far more often than not."""
     paths, items = planted.trained.paths, planted.dataset.item_ids
     together = (paths[:, None, :, None] == paths[None, :, None, :]).any(axis=(2, 3))
     np.fill_diagonal(together, False)
@@ -143,9 +239,9 @@ def test_paths_are_learned_with_the_encoder_fixed(planted: Planted, tmp_path: Pa
             fit(SMALL, planted.dataset, planted.split, run, Interrupt(epoch))
         stages.append(load_file(run.folder / "checkpoint.safetensors"))
 
-    def changed(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> set[str]:
-        names = [name for name in one if name.startswith("model.")]
-        return {name.split(".")[1] for name in names if not torch.equal(one[name], two[name])}
+    def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+        names = [name for name in before if name.startswith("model.")]
+        return {name.split(".")[1] for name in names if not torch.equal(before[name], after[name])}
 
     assert changed(stages[0], stages[1]) == {"encoder"}
     assert changed(stages[1], stages[2]) == {"_layers"}
@@ -180,21 +276,3 @@ def test_clicks_are_counted_in_what_training_sees(planted: Planted) -> None:
             slow[item] += 1
 
     assert counted.tolist() == slow.tolist()
-
-
-def test_alpha_meets_the_budget() -> None:
-    """Scores that all prefer one path: auto finds the penalty at which a request reads about 7.5 k items."""
-    from trainer.deep_retrieval.fit import _alpha_for_budget
-
-    items, size = 400, 100
-    rng = np.random.default_rng(0)
-    assigner = PathAssigner(np.zeros((items, 1), np.int64), size - 1, 1.0)
-    assigner._candidates[:] = np.arange(size)
-    assigner._scores[:] = np.exp(-np.arange(size) / 10) * (1 + 0.1 * rng.random((items, size)))
-    assigner.clicks[:] = 10
-    beams = np.tile(np.arange(size), (50, 1))
-    config = TrainConfig(k=10, beam=15, paths_per_item=1, candidate_paths=size)
-
-    alpha = _alpha_for_budget(assigner, beams, config)
-
-    assert 50 <= expected_reads(assigner.descend(alpha, config.sweeps), beams, 15) <= 100

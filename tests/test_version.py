@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
-from index_store.version import Manifest, Version, _is_finite, check_name, npy
+from index_store.manifest import Manifest, check_name
+from index_store.version import Version, _is_finite, npy
 from tests.planted import facts_of_version, parts_of_version, small_version
 
 
@@ -108,7 +109,6 @@ def test_parts_of_another_version_are_refused() -> None:
         ("path_ids.npy", b"\x93NUMPY\x01\x00nonsense", "not a .npy array"),
         ("path_ids.npy", npy(np.array([7, 3]))[:-1], "not a .npy array"),
         ("model.onnx", b"... location ... secret.bin", "external data"),
-        ("reranker.json", b'{"kind": "lr"}', "reranker"),
         ("context.json", b"{", "not JSON"),
     ],
 )
@@ -147,19 +147,6 @@ def test_string_ids_are_kept_as_strings() -> None:
     version = Version.build(parts, **facts_of_version(items=2, paths=1, postings=2))
 
     assert version.item_ids == ["a", "b"]
-
-
-def test_reach_grows_with_k() -> None:
-    """Twice the items need twice the paths; past the widest beam, deeper paths."""
-    facts: dict[str, Any] = facts_of_version(items=3, paths=2, postings=3)
-    manifest = Version.build(
-        parts_of_version({3: [0, 2], 7: [1]}, item_ids=[10, 20, 30]), **facts | {"k": 10, "beam": 2, "per_path": 5}
-    ).manifest
-
-    assert manifest.reach(5) == (2, 5)
-    assert manifest.reach(10) == (2, 5)
-    assert manifest.reach(20) == (4, 5)
-    assert manifest.reach(80) == (8, 10)
 
 
 @pytest.mark.parametrize("name", ["", "V1", "-a", "../v1", "a/b", "a" * 65, "v1\n", "http://x"])

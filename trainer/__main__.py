@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from index_store.command import add_store, add_version, from_environment
 from index_store.errors import IndexStoreError
-from trainer.errors import TrainerError
+from trainer.errors import ConfigError, TrainerError
 from trainer.stopping import stopped_by_signals, tell
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is fast
+    from index_store.manifest import Manifest
     from index_store.store import IndexStore
-    from index_store.version import Manifest, Version
+    from index_store.version import Version
     from trainer.progress import Progress
 
 FIT_EXAMPLE = """example:
@@ -28,7 +29,7 @@ FIT_EXAMPLE = """example:
 
 INTERACTIONS is Parquet or CSV with the columns user_id, item_id (integers or strings), timestamp (integer or
 date and time) and perhaps rating or weight. Interrupted? Run the same command again with --resume and the folder
-it named. The README lists the settings."""
+it named. docs/reference.md lists the settings."""
 
 EVALUATE_EXAMPLE = """example:
   dr-trainer evaluate examples/online_retail/interactions.parquet --items examples/online_retail/items.parquet \\
@@ -40,8 +41,8 @@ BENCHMARK_EXAMPLE = """example:
   dr-trainer benchmark --data-dir data --datasets ml-1m,purchases.parquet --seeds 3 --report benchmark-report
 
 Data sets are found in DIR: ml-100k, ml-1m, ml-20m, ml-25m (GroupLens' folders, unzipped), amazon-beauty, amazon-books
-(ratings_Beauty.csv, ratings_Books.csv), online-retail (shipped), and any file of interactions, by its name. Needs
-pip install 'deep-retrieval[benchmark]'. Stopped? The same command goes on where it was."""
+(ratings_Beauty.csv, ratings_Books.csv), online-retail (a checkout has it), and any file of interactions, by its name.
+Needs pip install 'deep-retrieval[benchmark]'. Stopped? The same command goes on where it was."""
 
 SENSITIVITY_EXAMPLE = """example:
   dr-trainer sensitivity examples/online_retail/interactions.parquet --set k=20 --report sensitivity-report
@@ -52,7 +53,7 @@ Stopped? The same command goes on where it was."""
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 128 + N after signal N."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     if options.command == "fit" and options.resume is None:
         options.resume = Path("runs", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
     commands = {"fit": _fit, "evaluate": _evaluate, "benchmark": _benchmark, "sensitivity": _sensitivity}
@@ -144,7 +145,7 @@ def _fit(options: argparse.Namespace) -> int:
     if not options.no_activate:
         store.activate(name, expected=previous)
     facts = {"version": name, "fingerprint": version.manifest.fingerprint, "activated": not options.no_activate}
-    facts |= {"beam": version.manifest.beam, "per_path": version.manifest.per_path, "run": str(run_folder)}
+    facts |= {name: version.manifest.structure[name] for name in ("beam", "per_path")} | {"run": str(run_folder)}
     run.record_published(facts)
     progress.say(f"published {name}" + ("" if options.no_activate else ", now current"))
     _print(facts if options.json else name)
@@ -182,16 +183,21 @@ def _evaluate(options: argparse.Namespace) -> int:
     version = store.load(name)
 
     from retrieval.context import ContextSchema
-    from trainer.config import config_from
+    from trainer.config import stored_config
     from trainer.data.dataset import load_dataset
     from trainer.data.split import split_users
     from trainer.evaluate.evaluate import evaluate, require_same_data, table
     from trainer.progress import choose_progress
 
-    config = config_from(dict(version.manifest.config))
+    try:
+        config, unknown = stored_config(version.manifest.config)
+    except ConfigError as error:
+        raise ConfigError(f"{name} cannot be evaluated by this release: {error}") from None
     if options.k is not None and options.k < 1:
         raise TrainerError(f"--k: expected at least 1, found {options.k}")
     progress = choose_progress()
+    if unknown:
+        progress.say(f"{name} has settings that this release does not know; they are ignored: {', '.join(unknown)}")
     # Users are encoded as the version encodes them, not as these files alone would have it.
     schema = ContextSchema.from_json(version.document("context.json"))
     config = config.replace(item_id="string" if isinstance(version.item_ids, list) else "integer")
@@ -274,7 +280,8 @@ def _table(text: str) -> Path:
     return Path("/dev/stdin") if text == "-" else Path(text).expanduser()
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of dr-trainer."""
     parser = argparse.ArgumentParser(prog="dr-trainer", description=__doc__)
     add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -286,40 +293,42 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     fit = add("fit", "train, publish and activate a version", FIT_EXAMPLE)
-    measure = add("evaluate", "P/R/F@k of a version on held-out users", EVALUATE_EXAMPLE)
-    compare = add("benchmark", "Deep Retrieval beside its rivals on several data sets and seeds", BENCHMARK_EXAMPLE)
-    vary = add("sensitivity", "what B, K, D, J and alpha are worth on your data", SENSITIVITY_EXAMPLE)
+    measure = add(
+        "evaluate", "precision, recall and F of a version, on the users that its training held out", EVALUATE_EXAMPLE
+    )
+    compare = add("benchmark", "Deep Retrieval beside other methods, on several data sets and seeds", BENCHMARK_EXAMPLE)
+    vary = add("sensitivity", "how beam, K, D, J and alpha change recall on your data", SENSITIVITY_EXAMPLE)
     for command in (fit, measure, vary):
         command.add_argument("interactions", type=_table, metavar="INTERACTIONS", help="Parquet or CSV")
-        command.add_argument("--items", type=_table, metavar="F", help="Parquet or CSV with item_id: the catalogue")
-        command.add_argument("--users", type=_table, metavar="F", help="Parquet or CSV with user_id and context")
+        command.add_argument("--items", type=_table, metavar="F", help="the catalogue: Parquet or CSV with item_id")
+        command.add_argument("--users", type=_table, metavar="F", help="context features: Parquet or CSV with user_id")
     for command in (fit, measure):
         add_store(command)
     for command in (fit, vary, compare):
         command.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; wins over a file's"
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; wins over the file"
         )
     for command in (fit, vary):
-        command.add_argument("--config", type=Path, metavar="F.toml", help="settings, a key a line")
+        command.add_argument("--config", type=Path, metavar="F.toml", help="TOML file of settings, a key per line")
         command.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
     for command in (compare, vary):
         command.add_argument("--report", type=Path, metavar="DIR", help="write a page with tables and plots there")
         command.add_argument(
             "--runs", type=Path, default=Path("runs", command.prog.split()[-1]), metavar="DIR",
-            help="what is measured is kept there; default: %(default)s",
+            help="folder that keeps the measurements; default: %(default)s",
         )  # fmt: skip
     fit.add_argument(
         "--resume", type=Path, metavar="DIR", help="keep checkpoints in DIR, and continue the run that is there"
     )
     fit.add_argument("--no-activate", action="store_true", help="publish, but leave `current` where it is")
     fit.add_argument("--allow-collapsed", action="store_true", help="publish what the gate on index health refuses")
-    measure.add_argument("--version", metavar="V", help="default: the current version")
-    measure.add_argument(
-        "--k", type=int, metavar="N", help="candidates asked for; default: what the version was made for"
-    )
+    measure.add_argument("--version", metavar="V", help="version to measure; default: the current one")
+    measure.add_argument("--k", type=int, metavar="N", help="candidates per request; default: the version's k")
     compare.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="where the data sets are")
-    compare.add_argument("--datasets", metavar="A,B", help="default: all that are there")
-    compare.add_argument("--seeds", type=int, default=5, metavar="N", help="0 to N - 1; default: %(default)s")
+    compare.add_argument("--datasets", metavar="A,B", help="which data sets; default: all in --data-dir")
+    compare.add_argument(
+        "--seeds", type=int, default=5, metavar="N", help="number of seeds, 0 to N - 1; default: %(default)s"
+    )
     return parser
 
 

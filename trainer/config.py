@@ -1,123 +1,79 @@
-"""TrainConfig: every setting of a training run. Stored whole in the manifest of what the run publishes.
+"""TrainConfig: every setting of a training run, and how a TOML file, `--set` and a stored version give it.
 
-Symbols are the paper's (arXiv 2007.07203v2): D layers, K nodes a layer, J paths an item, S candidate paths.
+Symbols are the paper's (arXiv 2007.07203v2): D layers, K nodes a layer, J paths an item, S candidate paths, V items.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import tomllib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from retrieval.query import Limits
 from trainer.errors import ConfigError
+from trainer.mistakes import mistake
 
-#: Up to so many items a gradient step moves all their vectors, as Adam does, also of those it has not read: a little
-#: more is found in a catalogue of 50,000, but with 1.5 million an epoch takes an order longer (README, Decisions).
+#: In a catalogue of more items, a gradient step changes only the vectors of the items it has read. Below, Adam moves
+#: all of them: recall is a little higher (50,000 items), but with 1.5 million an epoch would take ten times as long.
 DENSE_ITEMS = 200_000
 #: The least K that width = "auto" gives.
 MIN_WIDTH = 10
-#: The trie of the paths in use has at most this many entries, 4 bytes each: it is in the ONNX file, which ends at 2 GB.
+#: The trie of the paths in use has at most this many entries, of 4 bytes each.
 MAX_TRIE = 2**28
 
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Auto = Literal["auto"]
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Checked when it is made; raises ConfigError naming the setting."""
 
-    # The structure
-    depth: int = 3  # D, layers of a path
-    width: int | Literal["auto"] = "auto"  # K, nodes a layer; auto: the least with K^D >= 5 V J, at least 10
-    paths_per_item: int = 3  # J, paths an item sits on
+class _Group(BaseModel):
+    """Settings that belong together. Values are not converted: "3" and 3.0 are no whole numbers, true is not 1."""
 
-    # The network
-    embedding: int = 64  # E, floats of an item or user vector, units of the GRU
-    hidden: int = 256  # H, units of each path layer's MLP
-    history: int = 69  # most recent items the encoder reads (Sec. 4.1)
-    dropout: float = 0.5  # of the encoder's inputs and output
-    context: tuple[str, ...] = ()  # the user's columns the encoder reads: "name", "name:category" or "name:number"
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
-    # The gradient steps
-    epochs: int = 20  # passes over the interactions, two at least: one for the encoder, one for the paths
-    warmup_epochs: int | Literal["auto"] = "auto"  # of them, for encoder and head, before there are paths; auto: 2 of 5
-    start: Literal["tree", "random"] = "tree"  # the first paths: by a tree over the item vectors, or drawn (Sec. 3.2)
-    reassignments: int = 0  # M-steps, spread evenly over the epochs after the warm-up (the paper: one an epoch)
-    taught: float = 0.5  # share of the path layers' targets drawn from the head's softmax instead of the clicks
-    batch: int | Literal["auto"] = "auto"  # interactions a step of the encoder; auto: a hundredth of all, 256 to 2048
-    learning_rate: float = 0.003  # Adam's, at first; falls to a tenth
-    weight_decay: float = 0.00001  # L2, in Adam's gradient; not of item vectors beyond 200,000 items
-    later: float = 0.5  # share of predictions of any later item instead of the next
-    full_softmax_items: int = 10_000  # V above which the head learns from sampled negatives
-    negatives: int = 2000  # sampled a step, shared by the batch
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Every mistake is a line of a ConfigError."""
+        for name, value in values.items():
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ConfigError(f"{name}: expected a number that fits in 64 bits")
+        try:
+            return handler(values)
+        except ValidationError as error:
+            wrong = dict.fromkeys(str(entry["loc"][0]) for entry in error.errors())
+        settings = cls.model_json_schema()["properties"]
+        raise ConfigError("\n".join(mistake(name, values[name], settings) for name in wrong))
 
-    # The assignment
-    candidate_paths: int = 80  # S, paths scored an item, or all K^D where they are fewer
-    eta: float = 0.999  # decay of a score at each further observation of its item
-    alpha: float | Literal["auto"] = "auto"  # penalty on crowded paths; auto: meets the candidate budget
-    sweeps: int = 5  # T, of the coordinate descent (Sec. 3.3: 3 to 5)
 
-    # The answer
-    k: int = 100  # candidates returned; 5k to 10k are read
-    beam: int | Literal["auto"] = "auto"  # W, paths searched a request; auto: measured after training
-    per_path: int | Literal["auto"] = "auto"  # n, items read of a path; auto: chosen together with beam
-    rerank: Literal["lr", "softmax"] = "lr"  # by logistic regression, or by the softmax head alone
+class Structure(_Group):
+    """Structure. A path takes one of K nodes in each of D layers; K^D paths exist, and each item sits on J of them."""
 
-    # What is published; fit --allow-collapsed publishes all the same
-    gate_largest: float = 0.05  # share of the items that one path may hold, or 10 k items where that is more
-    gate_entropy: float = 0.3  # entropy of the paths at least, relative to that of the items
-    gate_reach: float = 0.1  # clicked items that training users reach, relative to what as many reads could
-
-    # The data
-    item_id: Literal["auto", "integer", "string"] = (
-        "auto"  # type of the ids; auto: integers if all files have only such
+    depth: Count = Field(3, description="D, layers of a path")
+    width: Count | Auto = Field(
+        "auto", description=f"K, nodes of a layer; auto: the smallest K with K^D >= 5 V J, at least {MIN_WIDTH}"
     )
-    user_id: Literal["auto", "integer", "string"] = "auto"  # likewise
-    min_rating: float | None = None  # rows rated lower are dropped
-    min_interactions: int = 3  # users with fewer are dropped
-    split: Literal["users", "last-out"] = "users"  # held-out users' second halves, or everybody's last item
-    test_users: int | Literal["auto"] = "auto"  # held out; auto: a tenth of the users, at most 1,000
-    seed: int = 0  # of everything that is drawn
+    paths_per_item: Count = Field(3, description="J, paths of an item")
 
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            _check_type(name, getattr(self, name), kind)
-        for name, (allowed, expected) in _BOUNDS.items():
-            value = getattr(self, name)
-            if value != "auto" and not allowed(value):
-                raise ConfigError(f"{name}: expected {expected}, found {value}")
-        if self.warmup_epochs != "auto" and self.warmup_epochs >= self.epochs > 1:
-            raise ConfigError(
-                f"warmup_epochs: expected less than epochs = {self.epochs}, or no paths would be learned; "
-                f"found {self.warmup_epochs}"
-            )
-        if self.candidate_paths < self.paths_per_item:
-            raise ConfigError(
-                f"candidate_paths: expected at least paths_per_item = {self.paths_per_item}, "
-                f"found {self.candidate_paths}"
-            )
-        if self.beam != "auto" and self.per_path != "auto" and self.beam * self.per_path > Limits.READS:
-            raise ConfigError(f"beam, per_path: a request may read at most {Limits.READS} items, their product")
-        self._check_context()
-        if isinstance(self.width, int):
+    @model_validator(mode="after")
+    def _paths_exist(self) -> Self:
+        if self.width != "auto":
             self._check_paths(self.width)
         elif self.depth > 62 or MIN_WIDTH**self.depth >= 2**63:
             raise ConfigError(f"width, depth: {MIN_WIDTH}^{self.depth} paths do not fit in int64; make depth smaller")
-
-    def _check_context(self) -> None:
-        if len(self.context) > Limits.FEATURES:
-            raise ConfigError(f"context: expected at most {Limits.FEATURES} columns, found {len(self.context)}")
-        names = [spec.partition(":")[0] for spec in self.context]
-        for spec, name in zip(self.context, names, strict=True):
-            if not name or spec not in {name, *(f"{name}:{kind}" for kind in ("category", "categorical", "number"))}:
-                raise ConfigError(f'context: expected "column", "column:category" or "column:number", found {spec!r}')
-            if len(name) > Limits.FEATURE_NAME:
-                raise ConfigError(f"context: a name of {len(name)} characters; expected at most {Limits.FEATURE_NAME}")
-            if names.count(name) > 1:
-                raise ConfigError(f"context: {name} is named twice")
+        return self
 
     def _check_paths(self, width: int) -> None:
         if self.depth > 62 or width**self.depth >= 2**63:
@@ -131,10 +87,10 @@ class TrainConfig:
     def resolve_width(self, items: int) -> int:
         """K for a catalogue of V items.
 
-        auto: the smallest K with K^D >= 5 V J, at least 10. Then a random assignment is nearly free of
-        collisions, and it is left to the penalty how many paths are used.
+        auto: the smallest K with K^D >= 5 V J, at least 10. Then random paths seldom collide, and the penalty alone
+        decides how many paths are used. Raises ConfigError where the trie of the paths would be too large.
         """
-        if isinstance(self.width, int):
+        if self.width != "auto":
             width = self.width
         else:
             width = max(MIN_WIDTH, math.ceil((5 * items * self.paths_per_item) ** (1 / self.depth)))
@@ -147,26 +103,118 @@ class TrainConfig:
             )
         return width
 
+
+class Network(_Group):
+    """Network. The encoder turns a user's history into a vector; the path layers give every path a probability."""
+
+    embedding: Count = Field(64, description="E, length of item and user vectors; units of the encoder's GRU")
+    hidden: Count = Field(256, description="hidden units of each path layer's MLP")
+    history: Annotated[int, Field(ge=1, le=Limits.HISTORY)] = Field(
+        69, description="how many of the most recent items the encoder reads (Sec. 4.1)"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.5, description="dropout rate of the encoder's inputs and output"
+    )
+    context: tuple[str, ...] = Field(
+        (), description='columns of user features for the encoder: "name", "name:category" or "name:number"'
+    )
+
+    @field_validator("context", mode="before")
+    @classmethod
+    def _as_tuple(cls, names: Any) -> Any:
+        """TOML and JSON have lists; `--set context=country,age` is a string."""
+        if isinstance(names, str):
+            names = list(filter(None, map(str.strip, names.split(","))))
+        return tuple(names) if isinstance(names, list) else names
+
+    @model_validator(mode="after")
+    def _columns_can_be_asked_for(self) -> Self:
+        if len(self.context) > Limits.FEATURES:
+            raise ConfigError(f"context: expected at most {Limits.FEATURES} columns, found {len(self.context)}")
+        names = [column.partition(":")[0] for column in self.context]
+        for column, name in zip(self.context, names, strict=True):
+            if not name or column not in {name, *(f"{name}:{kind}" for kind in ("category", "categorical", "number"))}:
+                raise ConfigError(f'context: expected "column", "column:category" or "column:number", found {column!r}')
+            if len(name) > Limits.FEATURE_NAME:
+                raise ConfigError(
+                    f"context: expected names of at most {Limits.FEATURE_NAME} characters, found {len(name)}"
+                )
+            if names.count(name) > 1:
+                raise ConfigError(f"context: {name} is named twice")
+        return self
+
+
+class GradientSteps(_Group):
+    """Gradient steps. First the encoder learns with a softmax head; then both are fixed and the path layers learn."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where training runs; auto: on a GPU if torch sees one"
+    )
+    epochs: Count = Field(
+        20, description="passes over the interactions, two at least: the encoder's, then the path layers'"
+    )
+    warmup_epochs: Count | Auto = Field(
+        "auto", description="epochs in which the encoder learns, before there are paths; auto: two of five"
+    )
+    start: Literal["tree", "random"] = Field(
+        "tree", description="the first paths: from a tree over the item vectors, or random (Sec. 3.2)"
+    )
+    reassignments: Annotated[int, Field(ge=0)] = Field(
+        0, description="M-steps, spread evenly over the epochs after the warm-up (the paper: one per epoch)"
+    )
+    taught: Share = Field(
+        0.5, description="share of the path layers' targets that are drawn from the softmax head, not from the clicks"
+    )
+    batch: Count | Auto = Field(
+        "auto",
+        description="interactions per step of the encoder; auto: a hundredth of all, from 256 to 2048. "
+        "The path layers take about 256",
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        0.003,
+        description="Adam's learning rate; falls to a tenth over the warm-up, and again over the epochs after it (with "
+        "reassignments: from one to the next)",
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.00001, description=f"L2 penalty; without effect on item vectors in catalogues of over {DENSE_ITEMS:,} items"
+    )
+    later: Share = Field(
+        0.5, description="share of targets that are a random later item of the user instead of the next"
+    )
+    full_softmax_items: Count = Field(
+        10_000, description="largest catalogue for the full softmax; in larger ones the head samples negatives"
+    )
+    negatives: Count = Field(2000, description="negatives sampled per step, for the whole batch")
+
+    @model_validator(mode="after")
+    def _paths_have_epochs(self) -> Self:
+        if self.warmup_epochs != "auto" and self.warmup_epochs >= self.epochs > 1:
+            raise ConfigError(
+                f"warmup_epochs: expected less than epochs = {self.epochs}, or no paths would be learned; "
+                f"found {self.warmup_epochs}"
+            )
+        return self
+
     def resolve_batch(self, interactions: int) -> int:
-        """Interactions a step of the encoder. auto: so few that an epoch of few of them has a hundred steps too."""
+        """Interactions per step of the encoder. auto: small data too get about a hundred steps an epoch."""
         return min(2048, max(256, interactions // 100)) if self.batch == "auto" else self.batch
 
     def samples_negatives(self, items: int) -> bool:
-        """Whether the head learns from sampled negatives instead of from all items."""
+        """Whether the head learns from sampled negatives instead of from all V items."""
         return items > self.full_softmax_items
 
     def steps_are_sparse(self, items: int) -> bool:
-        """Whether a gradient step changes the vectors of the items it has read alone."""
+        """Whether a gradient step changes only the vectors of the items it has read."""
         return self.samples_negatives(items) and items > DENSE_ITEMS
 
     @property
     def passes(self) -> int:
-        """The epochs there really are: two at least."""
+        """The number of epochs that are trained: two at least."""
         return max(2, self.epochs)
 
     @property
     def warmup(self) -> int:
-        """The epochs before there are paths."""
+        """The number of epochs before there are paths."""
         return (
             max(1, self.passes * 2 // 5) if self.warmup_epochs == "auto" else min(self.warmup_epochs, self.passes - 1)
         )
@@ -177,57 +225,119 @@ class TrainConfig:
         count = min(self.reassignments, after - 1)
         return {self.warmup + after * number // (count + 1) for number in range(1, count + 1)}
 
+
+class Assignment(_Group):
+    """Reassignment. The M-step (Sec. 3.3) moves items to other paths; all of this needs `reassignments` above 0."""
+
+    candidate_paths: Count = Field(80, description="S, paths with a score per item; all K^D where they are fewer")
+    eta: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.999, description="decay of an item's scores at each further observation of the item"
+    )
+    alpha: Annotated[float, Field(ge=0)] | Auto = Field(
+        "auto", description="penalty factor on crowded paths; auto: a request then reads about 7.5 times k items"
+    )
+    sweeps: Count = Field(5, description="T, sweeps of the coordinate descent (Sec. 3.3: 3 to 5)")
+
+
+class Answer(_Group):
+    """Answers. The defaults of a request that names none."""
+
+    k: Annotated[int, Field(ge=1, le=Limits.K)] = Field(
+        100, description="candidates returned; about 7.5 times as many are read"
+    )
+    beam: Annotated[int, Field(ge=1, le=Limits.BEAM)] | Auto = Field(
+        "auto", description="W, paths searched; auto: chosen by measurement after training"
+    )
+    per_path: Annotated[int, Field(ge=1, le=Limits.PER_PATH)] | Auto = Field(
+        "auto", description="n, items read of a path; auto: chosen together with beam"
+    )
+    rerank: Literal["lr", "softmax"] = Field(
+        "lr", description="what orders the candidates: logistic regression, or the softmax head alone"
+    )
+
+    @model_validator(mode="after")
+    def _reads_are_allowed(self) -> Self:
+        if self.beam != "auto" and self.per_path != "auto" and self.beam * self.per_path > Limits.READS:
+            raise ConfigError(
+                f"beam, per_path: a request may read at most {Limits.READS} items, "
+                f"and {self.beam} * {self.per_path} is more"
+            )
+        return self
+
+
+class Gate(_Group):
+    """Gate. An index that fails a check is not published, except by `fit --allow-collapsed`."""
+
+    gate_largest: Share = Field(
+        0.05, description="largest share of the items on one path; 10 times k items are always allowed"
+    )
+    gate_entropy: Share = Field(0.3, description="least entropy of the paths, relative to that of the items (log2 V)")
+    gate_reach: Share = Field(
+        0.1,
+        description="least share of the clicked items that training users' requests read, relative to the most that as "
+        "many reads could",
+    )
+
+
+class Data(_Group):
+    """Data. How the files are read, and who is held out for `evaluate`."""
+
+    item_id: Literal["auto", "integer", "string"] = Field(
+        "auto", description="type of item ids; auto: integer if every id in every file is one"
+    )
+    user_id: Literal["auto", "integer", "string"] = Field("auto", description="the same for user ids")
+    min_rating: float | None = Field(None, description="interactions with a lower rating are dropped")
+    min_interactions: Count = Field(3, description="users with fewer interactions are dropped")
+    split: Literal["users", "last-out"] = Field(
+        "users", description="what is held out: the second half of some users' histories, or everybody's last item"
+    )
+    test_users: Annotated[int, Field(ge=0)] | Auto = Field(
+        "auto", description="users held out; auto: a tenth of all, at most 1,000"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of all random numbers")
+
+
+GROUPS = (Structure, Network, GradientSteps, Assignment, Answer, Gate, Data)
+
+
+# pydantic takes the fields of the last base first, so this is the order of GROUPS.
+class TrainConfig(Data, Gate, Answer, Assignment, GradientSteps, Network, Structure):
+    """All settings, checked when it is made. Raises ConfigError with a line for each mistake."""
+
+    @model_validator(mode="after")
+    def _own_paths_are_candidates(self) -> Self:
+        if self.candidate_paths < self.paths_per_item:
+            raise ConfigError(
+                f"candidate_paths: expected at least paths_per_item = {self.paths_per_item}, "
+                f"found {self.candidate_paths}"
+            )
+        return self
+
     def without_effect(self, items: int) -> list[str]:
-        """Settings that are not at their defaults and change nothing, with the reason; a line each. items: V."""
-        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        """A line for each reason why settings that are not at their defaults change nothing. items: V."""
+        changed = [name for name, field in TrainConfig.model_fields.items() if getattr(self, name) != field.default]
         unused = {
-            "reassignments = 0": () if self.reassignments else ("alpha", "eta", "sweeps", "candidate_paths"),
+            "reassignments = 0": () if self.reassignments else Assignment.model_fields,
             f"all {items} items are scored, up to full_softmax_items = {self.full_softmax_items}": (
                 () if self.samples_negatives(items) else ("negatives",)
             ),
         }
         lines = [
             f"no effect of {', '.join(names)}: {why}"
-            for why, of in unused.items()
-            if (names := [name for name in of if name in changed])
+            for why, settings in unused.items()
+            if (names := [name for name in changed if name in settings])
         ]
         if self.reassignments > (most := len(self.reassignment_epochs())):
             lines.append(f"reassignments: {most} instead of {self.reassignments}; there are too few epochs for more")
         return lines
 
     def replace(self, **changes: Any) -> TrainConfig:
-        return dataclasses.replace(self, **changes)
+        """The same settings but for `changes`, checked anew."""
+        return TrainConfig(**dict(self) | changes)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"context": list(self.context)}
-
-
-def _at_least(least: int) -> tuple[Callable[[float], bool], str]:
-    return lambda value: value >= least, f"at least {least}"
-
-
-#: What each setting must be, and how to say it.
-_BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
-    **{
-        name: _at_least(1)
-        for name in (
-            "depth", "width", "paths_per_item", "embedding", "hidden", "history", "epochs", "warmup_epochs", "batch",
-            "full_softmax_items", "negatives", "candidate_paths", "sweeps", "k", "per_path", "min_interactions",
-        )
-    },
-    **{
-        name: _at_least(0)
-        for name in ("test_users", "reassignments", "seed", "weight_decay", "alpha")
-    },
-    "beam": (lambda value: 1 <= value <= Limits.BEAM, f"1 to {Limits.BEAM}"),
-    "eta": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "dropout": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    **{
-        name: (lambda value: 0 <= value <= 1, "0 to 1")
-        for name in ("later", "taught", "gate_largest", "gate_entropy", "gate_reach")
-    },
-    "learning_rate": (lambda value: value > 0, "above 0"),
-}  # fmt: skip
+        """What a manifest stores and `stored_config` reads."""
+        return self.model_dump(mode="json")
 
 
 def load_config(file: Path | None, settings: Iterable[str] = (), **overrides: Any) -> TrainConfig:
@@ -247,21 +357,17 @@ def load_config(file: Path | None, settings: Iterable[str] = (), **overrides: An
         if not separator:
             raise ConfigError(f"--set {setting}: expected key=value")
         values[key.strip()] = _parse_value(text.strip())
-    values |= {key: value for key, value in overrides.items() if value is not None}
-    return config_from(values)
+    return TrainConfig(**values | {key: value for key, value in overrides.items() if value is not None})
 
 
-def config_from(values: dict[str, Any]) -> TrainConfig:
-    """TrainConfig of plain values, such as a manifest's. Raises ConfigError for an unknown key."""
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{key}: no such setting; there are {', '.join(sorted(known))}")
-    if isinstance(values.get("context"), list):
-        values = values | {"context": tuple(values["context"])}
-    if isinstance(values.get("context"), str):
-        values = values | {"context": tuple(filter(None, map(str.strip, values["context"].split(","))))}
-    return TrainConfig(**values)
+def stored_config(settings: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
+    """The config in a version's manifest, and the names of its settings that this release does not know.
+
+    They are ignored, and a setting that the version lacks has its default: a version stays readable when a release
+    adds, renames or removes settings. Raises ConfigError for a value that this release cannot use.
+    """
+    known = {name: value for name, value in settings.items() if name in TrainConfig.model_fields}
+    return TrainConfig(**known), sorted(settings.keys() - known.keys())
 
 
 def _parse_value(text: str) -> Any:
@@ -270,29 +376,3 @@ def _parse_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return text
-
-
-def _check_type(name: str, value: Any, kind: Any) -> None:
-    """Raise ConfigError unless `value` is one of what the annotation `kind` allows."""
-    if kind == tuple[str, ...]:
-        if not isinstance(value, tuple) or not all(isinstance(part, str) for part in value):
-            raise ConfigError(f"{name}: expected a list of column names, found {value!r}")
-        return
-    expected = []
-    for option in (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,):
-        if get_origin(option) is Literal:
-            if value in get_args(option):
-                return
-            expected += [repr(choice) for choice in get_args(option)]
-        elif option is type(None):
-            if value is None:
-                return
-        elif isinstance(value, int | float if option is float else option) and not isinstance(value, bool):
-            if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                raise ConfigError(f"{name}: expected a number that fits in 64 bits")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{name}: expected a finite number, found {value}")
-            return
-        else:
-            expected.append("a number" if option is float else "a whole number")
-    raise ConfigError(f"{name}: expected {' or '.join(expected)}, found {value!r}")

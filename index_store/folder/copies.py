@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 from index_store.errors import CacheUnavailable, VersionDamaged
 from index_store.folder.store import FolderStore
-from index_store.version import Buffer, Manifest, Version, parts_here
-from retrieval.paths.index import PathReader
+from index_store.manifest import Manifest
+from index_store.version import Buffer, PathReader, Version, parts_here
 
 
 class Copies(FolderStore):

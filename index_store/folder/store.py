@@ -26,9 +26,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import EllipsisType
 
-import numpy as np
-from numpy.typing import NDArray
-
 from index_store.errors import (
     IndexStoreError,
     InvalidName,
@@ -41,8 +38,8 @@ from index_store.errors import (
     VersionNotFound,
 )
 from index_store.folder.files import map_file, sync_folder
-from index_store.version import NAME, Buffer, Manifest, Progress, Version, check_name, parts_here
-from retrieval.paths.index import PathReader, Postings
+from index_store.manifest import NAME, Manifest, check_name
+from index_store.version import Buffer, ByteProgress, PathReader, Version, parts_here
 
 MANIFEST = "manifest.json"
 CHUNK = 16 * 2**20  # bytes written between two progress reports
@@ -83,7 +80,7 @@ class FolderStore:
             with self._lock("PUBLISH.lock"):
                 self._require_room(0)
 
-    def publish(self, version: Version, progress: Progress | None = None) -> str:
+    def publish(self, version: Version, progress: ByteProgress | None = None) -> str:
         version.validate()
         version.verify_digests()
         with self._errors("publish"):
@@ -155,9 +152,6 @@ class FolderStore:
         loaded.validate()
         return loaded
 
-    def lookup(self, version: str, path_ids: NDArray[np.int64], n: int) -> Postings:
-        return self.load(version).index.lookup(path_ids, n)
-
     def delete(self, version: str) -> None:
         self._manifest(version)
         with self._errors("delete"), self._lock("CURRENT.lock"):
@@ -222,7 +216,7 @@ class FolderStore:
         self,
         manifest: Manifest,
         parts: Mapping[str, Iterable[Buffer]],
-        progress: Progress | None,
+        progress: ByteProgress | None,
         *,
         hold: bool = False,
     ) -> None:

@@ -244,7 +244,7 @@ def _translate(error: Exception, address: Address) -> IndexStoreError:  # noqa: 
             f"{address}: the server refuses this user or password; correct them in the URL or DR_STORE_PASSWORD"
         )
     if isinstance(error, redis.exceptions.NoPermissionError):
-        return StoreMisconfigured(f"{address}: the user may not do this ({text}); see the README for the ACL needed")
+        return StoreMisconfigured(f"{address}: the user may not do this ({text}); see docs/operate.md for its rights")
     if isinstance(error, redis.exceptions.OutOfMemoryError):
         return StoreFull(f"{address}: the server is out of memory; delete versions with `dr-index prune`")
     if isinstance(error, redis.exceptions.ReadOnlyError):

@@ -92,9 +92,11 @@ class Keys:
             if part != LISTS:
                 for i, key in enumerate(self.blobs(name, part, len(content))):
                     yield key, content[i * PIECE : (i + 1) * PIECE]
-        lists, index = version.parts[LISTS], version.index
-        yield self.blobs(name, LISTS, 1)[0], lists[: len(lists) - 4 * len(index.path_items)]
-        packed = version.array(LISTS).astype("<i4", copy=False).view(np.uint8).data
-        ends = (4 * index.path_offsets).tolist()
-        for path_id, start, end in zip(index.path_ids.tolist(), ends[:-1], ends[1:], strict=True):
+        if LISTS not in version.parts:
+            return
+        lists, items = version.parts[LISTS], version.array(LISTS)
+        yield self.blobs(name, LISTS, 1)[0], lists[: len(lists) - 4 * len(items)]
+        packed = items.astype("<i4", copy=False).view(np.uint8).data
+        path_ids, ends = version.array("path_ids.npy").tolist(), (4 * version.array("path_offsets.npy")).tolist()
+        for path_id, start, end in zip(path_ids, ends[:-1], ends[1:], strict=True):
             yield self.path(name, path_id), packed[start:end]

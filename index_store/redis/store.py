@@ -33,12 +33,12 @@ from index_store.errors import (
     VersionNotFound,
 )
 from index_store.folder.copies import Copies
+from index_store.manifest import Manifest, check_name
 from index_store.redis.client import Server
 from index_store.redis.keys import PIECE, Keys
 from index_store.redis.listing import Listing, number
 from index_store.redis.path_lists import RemotePaths
-from index_store.version import LISTS, Buffer, Manifest, Progress, Version, check_name
-from retrieval.paths.index import Index, Postings
+from index_store.version import LISTS, Buffer, ByteProgress, Version
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class ServerStore:
         self._listing.lease(PROBE, self._holder, PUBLISH_MS)
         self._listing.release(PROBE, self._holder)
 
-    def publish(self, version: Version, progress: Progress | None = None) -> str:
+    def publish(self, version: Version, progress: ByteProgress | None = None) -> str:
         version.validate()
         version.verify_digests()
         self._listing.require_ours()
@@ -144,7 +144,8 @@ class ServerStore:
 
     def load(self, version: str) -> Version:
         manifest = self._manifest(version)
-        reader = functools.partial(self._remote_paths.read, version) if self._remote else None
+        remote = self._remote and LISTS in manifest.parts
+        reader = functools.partial(self._remote_paths.read, version) if remote else None
         if reader:  # what is read later must be there now
             self._require_keys(self._list_sizes(manifest))
         chunks = functools.partial(self._chunks, manifest)
@@ -160,14 +161,6 @@ class ServerStore:
                 with suppress(VersionInUse, VersionNotFound):  # a process of this host has it
                     self._copies.delete(old.version)
         return loaded
-
-    def lookup(self, version: str, path_ids: NDArray[np.int64], n: int) -> Postings:
-        manifest = self._manifest(version)
-        ids, offsets = self._path_sizes(manifest)
-        bias = np.broadcast_to(np.float32(0), manifest.items)
-        reader = functools.partial(self._remote_paths.read, version)
-        vectors = np.empty((0, 0), np.float16)
-        return Index(ids, offsets, np.empty(0, np.int32), vectors, bias, reader).lookup(path_ids, n)
 
     def delete(self, version: str) -> None:
         if check_name(version) not in self._listing.published():
@@ -231,12 +224,13 @@ class ServerStore:
             self._erase(name)
         return unclaimed
 
-    def _write(self, version: Version, renew: Callable[[], None], progress: Progress | None) -> bool:
+    def _write(self, version: Version, renew: Callable[[], None], progress: ByteProgress | None) -> bool:
         """Write, read back and list a claimed version; False where it was swept meanwhile."""
         manifest, name = version.manifest, version.manifest.version
         parts = sum(info.size for info in manifest.parts.values())
         names = len(self._keys.path(name, 2**40))
-        self._require_room(parts + manifest.paths * (KEY_BYTES + names))
+        lists = len(version.array("path_ids.npy")) if LISTS in version.parts else 0
+        self._require_room(parts + lists * (KEY_BYTES + names))
         total, done = 2 * sum(info.size for info in manifest.parts.values()), 0
 
         def step(size: int) -> None:
@@ -326,7 +320,9 @@ class ServerStore:
         return version.array("path_ids.npy"), version.array("path_offsets.npy")
 
     def _list_sizes(self, manifest: Manifest) -> Iterator[tuple[str, int]]:
-        """The keys of the path lists, and their bytes."""
+        """The keys of the path lists, and their bytes; none where the version has no path lists."""
+        if LISTS not in manifest.parts:
+            return
         ids, offsets = self._path_sizes(manifest)
         for path_id, size in zip(ids.tolist(), (4 * np.diff(offsets)).tolist(), strict=True):
             yield self._keys.path(manifest.version, path_id), size

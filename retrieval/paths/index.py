@@ -1,42 +1,35 @@
-"""What a version answers from: the path lists, the item vectors, and the reranker's weights.
+"""The path lists and the item vectors of a version, and reading from them.
 
-Shapes: W paths, V items, E embedding.
+Shapes: P paths in use, W paths that are read, V items, E embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index_store.errors import StoreUnavailable, VersionDamaged
-
-#: What the reranker sees of a candidate, in this order.
-FEATURES = ("logit", "bias", "path_log_prob", "paths")
+from index_store.errors import StoreUnavailable
+from index_store.version import LISTS, PathReader, Version
+from retrieval.paths import kernels
 
 
 class Postings(NamedTuple):
     """The items of some paths, end to end.
 
     items: int32 (total,), the first path's items, then the second's, ...
-    lengths: int64 (W,), or (B, W) of `retrieval.fetch`: how many of them belong to each path; 0 for one not in use.
+    lengths: int64 (W,), or (B, W) for B requests: how many of them belong to each path; 0 for a path not in use.
     """
 
     items: NDArray[np.int32]
     lengths: NDArray[np.int64]
 
 
-#: Reads path lists where they are kept, if not here: (path_ids int64 (W,), all in use, lengths int64 (W,)) to the
-#: first lengths[w] items of each path, end to end, int32.
-PathReader = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int32]]
-
-
 @dataclass(frozen=True)
-class Index:
-    """The path lists and what is needed to score an item. See version.py for the arrays."""
+class PathIndex:
+    """The path lists and what is needed to score an item; `index_store.version` has the arrays."""
 
     path_ids: NDArray[np.int64]  # (P,) ascending
     path_offsets: NDArray[np.int64]  # (P + 1,)
@@ -45,56 +38,39 @@ class Index:
     item_bias: NDArray[np.float32]  # (V,)
     read_paths: PathReader | None = None
 
-    def lookup(self, path_ids: NDArray[np.int64], n: int | NDArray[np.int64]) -> Postings:
-        """The first `n` items of each of `path_ids`, int64 (W,); a path not in use has none. n: one, or (W,)."""
-        rows = np.minimum(np.searchsorted(self.path_ids, path_ids), len(self.path_ids) - 1)
-        return self.read(np.where(self.path_ids[rows] == path_ids, rows, -1), n)
+    @classmethod
+    def of(cls, version: Version) -> PathIndex:
+        """Views of a version's parts. Raises VersionDamaged where one is missing."""
+        return cls(
+            version.array("path_ids.npy"),
+            version.array("path_offsets.npy"),
+            np.empty(0, np.int32) if version.read_paths else version.array(LISTS),
+            version.array("item_vectors.npy"),
+            version.array("item_bias.npy"),
+            version.read_paths,
+        )
+
+    @property
+    def items(self) -> int:
+        """V."""
+        return len(self.item_bias)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """How many items each path has, (P,)."""
+        return np.diff(self.path_offsets)
 
     def read(self, rows: NDArray[np.integer[Any]], n: int | NDArray[np.int64]) -> Postings:
-        """The first `n` items of each of the paths in these rows, (W,); -1 is no path and has none. n: one, or (W,)."""
+        """The first `n` items of the paths in these rows of `path_ids`, (W,); row -1 is no path and has no items.
+
+        n: a number for all paths, or (W,). Raises StoreUnavailable where the lists are in a store that does not answer.
+        """
         if self.read_paths:
             lengths = np.clip(self.path_offsets[rows + 1] - self.path_offsets[rows], 0, n)  # of row -1: below 0
             used = lengths > 0
             items = self.read_paths(self.path_ids[rows[used]], lengths[used])
-            if len(items) and (items.min() < 0 or items.max() >= len(self.item_bias)):
-                raise StoreUnavailable(f"a path list names an item outside 0..{len(self.item_bias) - 1}; publish again")
+            if len(items) and (items.min() < 0 or items.max() >= self.items):
+                raise StoreUnavailable(f"a path list names an item outside 0..{self.items - 1}; publish again")
             return Postings(items, lengths)
-        # Here, because the commands that only move versions need not wait for the compiler's library.
-        from retrieval.paths.kernels import read_lists
-
         limits = np.full(len(rows), n) if isinstance(n, int) else n
-        return Postings(*read_lists(self.path_offsets, self.path_items, rows.astype(np.int64), limits))
-
-
-@dataclass(frozen=True)
-class Reranker:
-    """A linear score of a candidate's features; higher is better.
-
-    lr: log-odds of a click; softmax: the unnormalised log-probability.
-    """
-
-    kind: str  # "lr" or "softmax"
-    weights: NDArray[np.float32]  # (4,)
-    intercept: float
-
-    def to_json(self) -> dict[str, Any]:
-        weights = dict(zip(FEATURES, map(float, self.weights), strict=True))
-        return {"kind": self.kind, "weights": weights, "intercept": self.intercept}
-
-    @classmethod
-    def from_json(cls, document: Any) -> Reranker:
-        """Raises VersionDamaged for other features or numbers that are not finite."""
-        try:
-            weights = np.array([document["weights"][name] for name in FEATURES], np.float32)
-            reranker = cls(document["kind"], weights, float(document["intercept"]))
-        except (KeyError, TypeError, ValueError):
-            raise VersionDamaged(f"reranker.json: expected weights of {', '.join(FEATURES)}") from None
-        if not np.isfinite(weights).all() or not np.isfinite(reranker.intercept):
-            raise VersionDamaged("reranker.json: a weight is not finite")
-        return reranker
-
-
-#: The softmax head alone: its logit is the score.
-SOFTMAX = Reranker("softmax", np.array([1, 0, 0, 0], np.float32), 0.0)
-#: No rerank: the most probable paths' items first.
-BY_PATH = Reranker("path", np.array([0, 0, 1, 0], np.float32), 0.0)
+        return Postings(*kernels.read_lists(self.path_offsets, self.path_items, rows.astype(np.int64), limits))

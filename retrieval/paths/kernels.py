@@ -1,12 +1,13 @@
-"""The loops over items that a request waits for, compiled: what numpy needs forty calls for takes four.
+"""The loops over items that a request waits for, compiled by numba.
 
-They take microseconds a request, 5 ms for one of 50,000 items, and keep the interpreter's lock: to let go of it and
-wait for it again takes longer, and the service bounds what is read together, but for remote lists in a widened search.
-A call from Python takes 8 us, mostly for its arguments, so `rerank` is all that follows the reading. The first import
-compiles them (seconds), later ones read what numba kept beside Python's own compiled files or in NUMBA_CACHE_DIR; where
-it can write nowhere, every process compiles. Their slow twins are in tests/test_retrieval.py.
+They take microseconds a request (5 ms for 50,000 items) and keep the interpreter's lock: releasing it and waiting for
+it again would take longer, and the service bounds how much is read together, except from remote lists in a widened
+search. A call from Python costs 8 us, mostly for its arguments, so one call, `rerank`, does everything after the
+reading. The first import compiles them, which takes seconds; later imports load what numba kept beside Python's own
+compiled files or in NUMBA_CACHE_DIR. Where neither can be written, every process compiles. Their slow twins are in
+tests/test_paths.py.
 
-Shapes as in retrieval.py.
+Shapes as in structure.py.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import numpy as np
 from numba import njit, types
 from numba.core.types import float32, int32, int64, uint16
 
-#: Of a float16 whose bits are moved to their places in a float32, what its exponent is short of (127 - 15).
+#: A float16 whose bits are moved to their places in a float32 is too small by this factor: the exponent's bias is 15
+#: instead of 127.
 HALF = np.float32(2.0**112)
 
 
 def _array(kind: Any, dimensions: int = 1) -> Any:
-    """An array that is only read, so one that cannot be written fits too."""
+    """The type of an array that is only read, so that read-only arrays fit too."""
     return types.Array(kind, dimensions, "C", readonly=True)
 
 
@@ -41,7 +43,7 @@ def _compiled(*arguments: Any, fastmath: frozenset[str] = frozenset()) -> Callab
 
 @_compiled(_array(int32, 2), int64, int64)
 def all_within(numbers, least, end):  # type: ignore[no-untyped-def]
-    """Whether `least` <= each number < `end`."""
+    """Whether every number is at least `least` and below `end`."""
     inside = True
     for number in numbers.ravel():
         inside &= least <= number < end
@@ -50,10 +52,9 @@ def all_within(numbers, least, end):  # type: ignore[no-untyped-def]
 
 @_compiled(_array(uint16, 2), _array(int64), _array(int64))
 def padded(vectors, items, lengths):  # type: ignore[no-untyped-def]
-    """The vectors of B histories, (B, T, E), 0 after each one's end; T is the longest there is, at least 1.
+    """The item vectors of B histories, (B, T, E), 0 after each history's end; T is the longest length, at least 1.
 
-    vectors: (V, E). items: those of the histories, end to end, below V, which is not checked; lengths: (B,), how many
-    each has.
+    vectors: (V, E). items: the histories' item indices, end to end, below V, which is not checked; lengths: (B,).
     """
     found = np.zeros((len(lengths), max(1, lengths.max()), vectors.shape[1]), np.uint16)
     start = 0
@@ -66,7 +67,7 @@ def padded(vectors, items, lengths):  # type: ignore[no-untyped-def]
 
 @_compiled(_array(int64), _array(int32), _array(int64), _array(int64))
 def read_lists(offsets, items, rows, n):  # type: ignore[no-untyped-def]
-    """The first n[i] items of each of the paths in `rows`, end to end, and how many each has; row -1 is no path."""
+    """The first n[i] items of the path in rows[i], end to end, and how many each path gave; row -1 is no path."""
     lengths = np.zeros(len(rows), np.int64)
     for i in range(len(rows)):
         if rows[i] >= 0:
@@ -82,9 +83,10 @@ def read_lists(offsets, items, rows, n):  # type: ignore[no-untyped-def]
 
 @_compiled(_array(int32), _array(int64, 2), _array(float32, 2))
 def join(items, lengths, log_probs):  # type: ignore[no-untyped-def]
-    """Each request's items once, ascending: request, item (N,), log of the paths' summed probability, how many (N,).
+    """Each request's items once, by ascending request and item, N in all.
 
-    items: (total,), those of the paths end to end. lengths, log_probs: (B, W), of each path.
+    items: (total,), the paths' items end to end. lengths, log_probs: (B, W), of each path. Returns four arrays (N,):
+    request, item, log of the summed probability of the paths that hold the item, and how many those are.
     """
     batch, width = lengths.shape
     total = len(items)
@@ -126,7 +128,7 @@ def join(items, lengths, log_probs):  # type: ignore[no-untyped-def]
     fastmath=frozenset({"reassoc", "contract", "nsz"}),
 )
 def features(vectors, bias, user, request, item, log_prob, paths):  # type: ignore[no-untyped-def]
-    """What the reranker sees of N candidates, (N, 4); see FEATURES.
+    """The reranker's features of N candidates, (N, 4); see FEATURES.
 
     vectors: the bits of float16 (V, E). user: (B, E). The products are summed in float32.
     """
@@ -134,7 +136,7 @@ def features(vectors, bias, user, request, item, log_prob, paths):  # type: igno
     found = np.empty((len(item), 4), np.float32)
     bits = np.empty(size, np.uint32)
     numbers = bits.view(np.float32)
-    # Looks at each item once before: they lie anywhere in memory, and so the processor waits for many at a time.
+    # Touches every vector once first: they lie anywhere in memory, and the processor can fetch many at the same time.
     touched = np.uint32(0)
     for i in range(len(item)):
         touched += np.uint32(bias[item[i]] > 0)
@@ -158,7 +160,7 @@ def features(vectors, bias, user, request, item, log_prob, paths):  # type: igno
 
 @_compiled(int32)
 def _descending(bits):  # type: ignore[no-untyped-def]
-    """An int64 that falls as the float32 of these bits rises; 0 and -0 are one."""
+    """An int64 that falls as the float32 of these bits rises; the same for 0 and -0."""
     wide = np.int64(bits)
     return ~(np.int64(-0x80000000) - wide if wide < 0 else wide)
 
@@ -181,9 +183,10 @@ def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- by name they wou
 ):
     """Each request's k[b] best candidates that are not among excluded[bounds[b] : bounds[b + 1]].
 
-    items, lengths, log_probs: see `join`; vectors, bias, user: see `features`; weights (4,), intercept: Reranker's.
-    Returns their items, scores and log_probs, best first and equal ones by item, and of each request (4, B): where its
-    items end among them, how many paths with items it searched, items it read and candidates it had.
+    items, lengths, log_probs: see `join`; vectors, bias, user: see `features`; weights (4,), intercept: the reranker's.
+    Returns the items, scores and log_probs of the answers, end to end, best first, equal scores by item; and counts
+    (4, B): where each request's answer ends, how many paths with items it searched, how many items it read, and how
+    many different ones those were.
     """
     request, item, log_prob, paths = join(items, lengths, log_probs)
     seen = features(vectors, bias, user, request, item, log_prob, paths)
@@ -201,7 +204,7 @@ def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- by name they wou
         while end < len(request) and request[end] == b:
             end += 1
         keep = np.ones(end - start, np.bool_)
-        for i in range(bounds[b], bounds[b + 1]):  # to sort them would take their square, in an order made for it
+        for i in range(bounds[b], bounds[b + 1]):  # not sorted: a hostile order makes sorting quadratic
             low, high = start, end
             while low < high:
                 middle = (low + high) // 2

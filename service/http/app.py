@@ -18,9 +18,9 @@ from index_store.store import IndexStore
 from service.errors import NotReady
 from service.http import problems
 from service.http import routes as api
-from service.http.metrics import Metrics
 from service.http.middleware import RequestMiddleware
 from service.http.values import EXACT
+from service.metrics import Metrics
 from service.process.draining import Draining
 from service.process.settings import Settings
 from service.serving.batcher import STUCK_SECONDS, Batcher

@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.metrics import Metrics
 from service.http.problems import problem
+from service.metrics import Metrics
 from service.process.draining import Draining
 
 REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")

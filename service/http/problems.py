@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from index_store import errors as store
-from retrieval.searcher import BadQuery
+from retrieval.query import BadQuery
 from service import errors as service
 
 log = logging.getLogger(__name__)

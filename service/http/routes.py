@@ -11,16 +11,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, FailFast, Field
 
-from index_store.version import check_name
-from retrieval import searcher
-from retrieval.paths.search import Answer, Query
-from retrieval.query import Limits
-from retrieval.searcher import Unknown
+from index_store.manifest import check_name
+from retrieval import query as asked
+from retrieval.query import Answer, Limits, Query, Unknown
 from service.errors import NotReady
 from service.http.guards import AdminRoute, Route
-from service.http.metrics import Metrics
 from service.http.problems import Problem
 from service.http.values import Body, Context, ItemId, integer
+from service.metrics import Metrics
 from service.process.draining import Draining
 from service.process.settings import Settings
 from service.serving.batcher import Batcher
@@ -169,7 +167,7 @@ async def retrieve(body: RetrieveRequest, request: Request, reloader: ReloaderDe
     query, unknown = _prepare(retriever, body)
     gone = functools.partial(_hung_up, request)
     (found,) = await request.state.batcher.submit(retriever, [query], _timeout(request, [body]), gone)
-    return _respond(_describe(request, retriever, query, unknown, found, started))
+    return _respond(_describe(request, retriever, unknown, found, started))
 
 
 @router.post(
@@ -187,8 +185,7 @@ async def retrieve_batch(body: BatchRequest, request: Request, reloader: Reloade
     queries, gone = [query for query, _ in prepared], functools.partial(_hung_up, request)
     found = await request.state.batcher.submit(retriever, queries, timeout, gone)
     responses = [
-        _describe(request, retriever, query, unknown, one, started)
-        for (query, unknown), one in zip(prepared, found, strict=True)
+        _describe(request, retriever, unknown, one, started) for (_, unknown), one in zip(prepared, found, strict=True)
     ]
     return _respond({"responses": responses})
 
@@ -200,7 +197,7 @@ async def info(request: Request, reloader: ReloaderDep) -> dict[str, Any]:
         "history": Limits.HISTORY,
         "exclude": Limits.EXCLUDE,
         "k": Limits.K,
-        "beam": min(Limits.BEAM, reloader.retriever.manifest.max_beam),
+        "beam": min(Limits.BEAM, reloader.retriever.max_beam),
         "per_path": Limits.PER_PATH,
         "requests": Limits.REQUESTS,
         "body_bytes": request.state.settings.max_body_bytes,
@@ -258,7 +255,7 @@ async def rollback(reloader: ReloaderDep) -> dict[str, Any]:
 
 def _prepare(retriever: Retriever, body: RetrieveRequest) -> tuple[Query, Unknown]:
     return retriever.searcher.prepare(
-        searcher.Request(
+        asked.Request(
             body.history,
             body.context,
             body.k,
@@ -283,12 +280,11 @@ def _timeout(request: Request, bodies: list[RetrieveRequest]) -> float:
 
 
 def _describe(
-    request: Request, retriever: Retriever, query: Query, unknown: Unknown, found: Answer, started: float
+    request: Request, retriever: Retriever, unknown: Unknown, found: Answer, started: float
 ) -> dict[str, Any]:
     """The content of a RetrieveResponse."""
-    short = len(found.items) < query.k
     request.state.metrics.items_read.observe(found.read)
-    if short:
+    if found.short:
         request.state.metrics.short.inc()
     if found.narrowed:
         request.state.metrics.narrowed.inc()
@@ -311,7 +307,7 @@ def _describe(
             "unknown_history": unknown.history,
             "unknown_context": unknown.context,
         },
-        "degraded": {"short": short, "narrowed": found.narrowed},
+        "degraded": {"short": found.short, "narrowed": found.narrowed},
     }
 
 

@@ -30,34 +30,34 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DR_", frozen=True, extra="ignore")
 
     store: str = Field(description="store URL: a folder, redis://host:port/db, redis+cluster://host:port")
-    store_password: SecretStr | None = Field(None, description="of Redis, where the URL has none")
+    store_password: SecretStr | None = Field(None, description="password of Redis, if the URL has none")
     residency: Literal["resident", "remote"] = Field(
-        "resident", description="path lists: copied to this host (resident), or read from Redis a request (remote)"
+        "resident", description="path lists are copied to this host (resident), or read from Redis per request (remote)"
     )
     cache: str = Field("~/.cache/deep-retrieval", description="folder that versions of a Redis store are copied to")
-    store_timeout_ms: int = Field(100, ge=1, le=60_000, description="remote: how long an answer of Redis may take")
+    store_timeout_ms: int = Field(100, ge=1, le=60_000, description="remote only: longest wait for an answer of Redis")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
-    workers: int = Field(1, ge=1, le=256, description="processes, each with its own beam search")
-    admin_token: SecretStr | None = Field(None, description="bearer token of /admin; unset: admin is off")
-    poll_seconds: float = Field(0.5, gt=0, le=60, description="between two looks at the store's current version")
-    timeout_ms: int = Field(1000, ge=1, le=60_000, description="deadline of a request that names none")
+    workers: int = Field(1, ge=1, le=256, description="processes, each with the network in its own memory")
+    admin_token: SecretStr | None = Field(None, description="bearer token for /admin; unset: /admin is off")
+    poll_seconds: float = Field(0.5, gt=0, le=60, description="time between two looks at `current`")
+    timeout_ms: int = Field(1000, ge=1, le=60_000, description="deadline of a request without timeout_ms")
     max_queue: int = Field(
         512,
         ge=1,
-        description="requests waiting; one more is answered 429, as is who comes when a batch is waiting and its first "
-        "has waited half of DR_TIMEOUT_MS",
+        description="longest queue; 429 if it is full, or if DR_MAX_BATCH requests wait, the oldest for half of "
+        "DR_TIMEOUT_MS",
     )
-    max_batch: int = Field(32, ge=1, le=1024, description="requests searched together")
-    max_body_bytes: int = Field(1_048_576, ge=1024, description="longest request body; a longer one is answered 413")
+    max_batch: int = Field(32, ge=1, le=1024, description="most requests searched together")
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="longest request body; 413 for a longer one")
     keep_alive_seconds: int = Field(
         75,
         ge=1,
         le=3600,
-        description="how long an idle connection is kept: longer than the proxy in front keeps it (nginx and ALB: 60)",
+        description="an idle connection is closed after this time; longer than the proxy's own (nginx, ALB: 60)",
     )
     drain_seconds: float = Field(
-        2, ge=0, le=3600, description="after SIGTERM: not ready but answering, before the socket closes"
+        2, ge=0, le=3600, description="after SIGTERM: time in which /readyz fails, but requests are still answered"
     )
 
     @model_validator(mode="before")
@@ -113,7 +113,7 @@ def unknown(environment: Mapping[str, str]) -> list[str]:
             lines.append(f"{name} is passed over; settings are written in capitals: {upper}")
         else:
             likely = difflib.get_close_matches(upper.removeprefix("DR_").lower(), Settings.model_fields, 1)
-            hint = f"did you mean {variable(likely[0])}?" if likely else "the README lists them"
+            hint = f"did you mean {variable(likely[0])}?" if likely else "docs/reference.md lists them"
             lines.append(f"{name if name.isprintable() else repr(name)} is not a setting; {hint}")
     return lines
 

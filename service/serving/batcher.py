@@ -1,7 +1,8 @@
-"""Admission and batching without a timer: a batch is whatever queued while the last one was searched.
+"""Admission and batching without a timer: the next batch is whatever queued while the last one was searched.
 
-A lone request waits for nothing, not even a thread; under load batches fill by themselves. The queue is bounded: full
-means refused. Who would probably be answered too late is searched with a narrower beam, by measured pace.
+A lone request waits for nothing, not even a thread; under load batches fill by themselves. The queue is bounded: when
+it is full, requests are refused. A request predicted to miss its deadline gets half its beam, a quarter, and so on,
+until the search fits; `Pace` predicts, from what searches took.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from index_store.errors import IndexStoreError, StoreUnavailable
-from retrieval.paths.search import Answer, Query
-from retrieval.query import Limits
+from retrieval.query import Answer, Limits, Query
 from service.errors import ClientGone, DeadlineExceeded, Overloaded
-from service.http.metrics import Metrics
+from service.metrics import Metrics
 from service.serving.retriever import Retriever
 
 log = logging.getLogger(__name__)
 
-#: A lone search that takes no longer is done at once: to wake a thread and be woken by it may take as long.
+#: A lone search that takes no longer is done on the event loop: to wake a thread and be woken by it may take as long.
 AT_ONCE_SECONDS = 0.002
-#: A batch takes a tenth of it; what takes longer may never end.
+#: A batch takes a tenth of it; a search that takes longer may never end.
 STUCK_SECONDS = 1.5
-#: Where a query reads no more items, its time is that of its paths; others are neither done at once nor learned from.
+#: A query that reads no more items takes the time of its paths; a larger one is never done on the event loop, and its
+#: time is not learned from.
 LIGHT_READS = 5000
 
 
@@ -42,38 +43,33 @@ class _Entry:
 
     @property
     def left(self) -> float:
-        """Seconds until its deadline; none if nobody waits for it any more."""
+        """Seconds until its deadline; 0 if nobody waits for the result any more."""
         return 0.0 if self.result.done() else self.deadline - time.monotonic()
 
-    @property
-    def reads(self) -> int:
-        """Items that it reads at most."""
-        return self.query.beam * self.query.per_path
-
     def fits(self, other: _Entry) -> bool:
-        """Whether the two can be searched together: one version, one beam width, one score."""
+        """Whether the two can be searched together: the same version, beam and order of candidates."""
         return (
             self.retriever is other.retriever
             and self.query.beam == other.query.beam
             and self.query.rerank == other.query.rerank
         )
 
-    def in_time(self, company: int) -> Query:
-        """The query among so many: with a narrower beam, or without widening it, where there is no time for more."""
+    def in_time(self, batch: int) -> Query:
+        """The query in a batch of that size: with a narrower beam, or without widening, if time is short."""
         pace, query = self.retriever.pace, self.query
-        beam = pace.affordable(company, query.beam, self.left)
+        beam = pace.affordable(batch, query.beam, self.left)
         if beam < query.beam:
             return replace(query, beam=beam, widen=False)
-        # All that widening may search is less than twice the widest beam, and few queries need it.
-        widest = 2 * self.retriever.manifest.max_beam
-        afterwards = self.left - pace.seconds(company, beam)
+        # All the paths that widening may search are fewer than twice the widest beam, and few queries need it.
+        widest = 2 * self.retriever.max_beam
+        afterwards = self.left - pace.seconds(batch, beam)
         if query.widen and pace.affordable(1, widest, afterwards) < widest:
             return replace(query, widen=False)
         return query
 
 
 class Batcher:
-    """Searches a batch at a time, in a thread unless it is one short search. `run` is a task; cancel it to stop."""
+    """Searches one batch at a time, in a thread unless it is one short search. `run` is a task; cancel it to stop."""
 
     def __init__(
         self, max_queue: int, max_batch: int, max_wait: float, metrics: Metrics, longest_search: float = STUCK_SECONDS
@@ -85,8 +81,13 @@ class Batcher:
         self._searching_since: float | None = None
 
     @property
+    def waiting(self) -> int:
+        """How many queries are in the queue."""
+        return len(self._queue)
+
+    @property
     def full(self) -> bool:
-        """Whether one query more would be refused: too many are waiting, or a batch is and its first has too long.
+        """Whether the next query would be refused: the queue is full, or a batch waits and its oldest has too long.
 
         By count alone, a machine slower than expected would admit more than it can answer in time.
         """
@@ -109,17 +110,17 @@ class Batcher:
     ) -> list[Answer]:
         """The answers of `queries`, in their order. All or none are admitted.
 
-        gone: returns when nobody waits for the answer any more. Raises Overloaded when the queue has no room or time
-        for them, DeadlineExceeded after `timeout` seconds, ClientGone when nobody waits. Who stops waiting
-        leaves the queue, and costs nothing if not yet searched.
+        gone: returns when the client has hung up. Raises Overloaded when the queue has no room or no time for them,
+        DeadlineExceeded after `timeout` seconds, ClientGone when the client has hung up. A request that nobody waits
+        for leaves the queue, and costs nothing if it was not yet searched.
         """
-        # Into an empty queue anything goes, or a large request could never be answered.
+        # An empty queue admits any request, or a large one could never be answered.
         if self.full or (self._queue and len(self._queue) + len(queries) > self._max_queue):
             raise Overloaded("too many requests are waiting; try again later, or fewer at once")
         loop = asyncio.get_running_loop()
         now = time.monotonic()
         entries = [_Entry(retriever, query, now, now + timeout, loop.create_future()) for query in queries]
-        # To hear of a client that hangs up takes a task: worth it for who will wait.
+        # To hear of a client that hangs up takes a task, which is worth it only for a request that has to wait.
         waits = self._searching_since is not None or self._queue or len(queries) > 1
         watch = loop.create_task(self._cancel_after(gone(), entries)) if gone and waits else None
         self._queue.extend(entries)
@@ -128,7 +129,7 @@ class Batcher:
             async with asyncio.timeout(timeout):
                 return [await entry.result for entry in entries]
         except TimeoutError:
-            if retriever.remote:  # most likely for the store: there is more hope later than with another deadline
+            if retriever.remote:  # most likely the store is slow: try again later rather than with another deadline
                 self._metrics.store_faults.inc()
                 raise StoreUnavailable("the path lists were not read within the request's timeout_ms") from None
             raise DeadlineExceeded("no answer within the request's timeout_ms") from None
@@ -136,7 +137,7 @@ class Batcher:
             if watch and watch.done():
                 raise ClientGone from None
             raise
-        except IndexStoreError:  # counted here, where each request comes by once, and not who has gone
+        except IndexStoreError:  # counted here, where each request passes once, and only if its client still waits
             self._metrics.store_faults.inc()
             raise
         finally:
@@ -145,7 +146,7 @@ class Batcher:
             left = [entry.result.cancel() or entry.result.cancelled() for entry in entries]
             if any(left):
                 self._queue = deque(entry for entry in self._queue if not entry.result.done())
-            # What was raised names this frame; if that named what was raised, an old version would stay in memory.
+            # The exception refers to this frame; if the frame referred to it, an old version would stay in memory.
             del entries
 
     async def _cancel_after(self, gone: Coroutine[Any, Any, None], entries: list[_Entry]) -> None:
@@ -161,9 +162,9 @@ class Batcher:
                 await self._arrived.wait()
                 try:
                     entries, queries = self._take()
-                except Exception as error:  # a fault of our own: who waits is told, who comes later is searched
+                except Exception as error:  # a bug of ours: the waiting requests fail, later ones are searched
                     log.exception("the queue is emptied")
-                    _tell(self._queue, error)
+                    _fail(self._queue, error)
                     self._queue.clear()
                     self._arrived.clear()
                     continue
@@ -175,47 +176,58 @@ class Batcher:
                     self._arrived.clear()
                 del entries, queries  # or an idle process would keep an old version alive
         finally:
-            thread.shutdown(wait=False)  # a search that hangs keeps nobody from tidying up
+            thread.shutdown(wait=False)  # a search that hangs must not keep the process from ending
 
     async def _search(self, entries: list[_Entry], queries: list[Query], thread: ThreadPoolExecutor) -> None:
-        """Answer every entry, or tell it what went wrong."""
-        retriever, beam = entries[0].retriever, queries[0].beam
-        light = max(entry.reads for entry in entries) <= LIGHT_READS
-        alone = len(queries) == 1 and not self._queue and not retriever.remote
-        found: list[Answer] = []
-        self._searching_since = started = time.monotonic()
+        """Give every entry its answer or its error."""
+        beam = queries[0].beam
+        self._searching_since = time.monotonic()
         try:
-            if alone and light and retriever.pace.seconds(1, beam) <= AT_ONCE_SECONDS:
-                found = retriever.answer([replace(queries[0], widen=False)])
-                retriever.pace.learn(1, beam, time.monotonic() - started)
-            if not found or (queries[0].widen and len(found[0].items) < queries[0].k):
-                started = time.monotonic()
-                found = await asyncio.get_running_loop().run_in_executor(thread, retriever.answer, queries)
-                if light and all(answer.paths <= beam for answer in found):  # none was widened
-                    retriever.pace.learn(len(queries), beam, time.monotonic() - started)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, every waiter is told
+            answers = await self._answers(entries[0].retriever, queries, thread)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, every waiting request gets it
             if isinstance(error, IndexStoreError) and len(queries) > 1:
-                # One path list may be at fault, and then only who needs it goes without an answer.
+                # One path list may be at fault, and then only the requests that need it go without an answer.
                 await self._search_each(entries, queries, thread)
             else:
-                _tell(entries, error)
+                _fail(entries, error)
         else:
-            for entry, answer in zip(entries, found, strict=True):
+            for entry, answer in zip(entries, answers, strict=True):
                 if not entry.result.done():
                     entry.result.set_result(answer._replace(narrowed=beam < entry.query.beam))
         finally:
-            del entries, queries, retriever  # as in `submit`
+            del entries, queries  # as in `submit`
+
+    async def _answers(self, retriever: Retriever, queries: list[Query], thread: ThreadPoolExecutor) -> list[Answer]:
+        """Search once, then search those wider that are short. A lone light query is searched on the event loop first.
+
+        The pace is learned from the first search alone: it is of `beam` paths.
+        """
+        searcher, pace, beam = retriever.searcher, retriever.pace, queries[0].beam
+        light = max(query.reads for query in queries) <= LIGHT_READS
+        alone = len(queries) == 1 and not self._queue and not retriever.remote
+        in_thread = asyncio.get_running_loop().run_in_executor
+
+        started = time.monotonic()
+        if alone and light and pace.seconds(1, beam) <= AT_ONCE_SECONDS:
+            answers = searcher.answer_once(queries)
+        else:
+            answers = await in_thread(thread, searcher.answer_once, queries)
+        if light:
+            pace.learn(len(queries), beam, time.monotonic() - started)
+        if any(searcher.can_widen(query, answer) for query, answer in zip(queries, answers, strict=True)):
+            answers = await in_thread(thread, searcher.widen, queries, answers)
+        return answers
 
     async def _search_each(self, entries: list[_Entry], queries: list[Query], thread: ThreadPoolExecutor) -> None:
         for entry, query in zip(entries, queries, strict=True):
-            await asyncio.sleep(0)  # who was told of a fault just now may have been waiting for this one too
+            await asyncio.sleep(0)  # another query of the same request may just have failed
             if entry.left > 0:
                 await self._search([entry], [query], thread)
 
     def _take(self) -> tuple[list[_Entry], list[Query]]:
-        """The oldest entry and those behind it that fit, and how they are searched; who is too late leaves the queue.
+        """The oldest entry and those behind it that fit, with their queries; expired entries leave the queue.
 
-        No more than may read Limits.READS together, but for one that may alone: nothing else runs meanwhile.
+        Together they may read Limits.READS items, because nothing else is searched meanwhile; one alone may read more.
         """
         self._queue = deque(entry for entry in self._queue if entry.left > 0)
         alike: list[_Entry] = []
@@ -223,7 +235,7 @@ class Batcher:
         for entry in self._queue:
             if alike and not entry.fits(alike[0]):
                 continue
-            reads += entry.reads
+            reads += entry.query.reads
             if len(alike) == self._max_batch or (alike and reads > Limits.READS):
                 break
             alike.append(entry)
@@ -234,7 +246,7 @@ class Batcher:
         return [entry for entry, _ in taken], [query for _, query in taken]
 
 
-def _tell(entries: Iterable[_Entry], error: Exception) -> None:
+def _fail(entries: Iterable[_Entry], error: Exception) -> None:
     for entry in entries:
         if not entry.result.done():
             entry.result.set_exception(error)

@@ -28,10 +28,11 @@ from index_store.errors import (
     VersionIncompatible,
     VersionNotFound,
 )
+from index_store.manifest import check_name
 from index_store.store import IndexStore
-from index_store.version import check_name
+from retrieval.query import Limits
 from service.errors import NotReady
-from service.http.metrics import Metrics
+from service.metrics import Metrics
 from service.serving.retriever import Retriever
 from service.serving.trial import try_model
 
@@ -172,7 +173,7 @@ class Reloader:
                 "state": "loading" if name == self._loading else state,
                 "created": manifest.created,
                 "items": manifest.items,
-                "paths": manifest.paths,
+                "paths": manifest.structure.get("paths"),
                 "bytes": sum(part.size for part in manifest.parts.values()),
                 "metrics": manifest.metrics,
             }
@@ -246,7 +247,7 @@ class Reloader:
     def _open(self, name: str) -> Retriever:
         version = self._store.load(name)
         manifest = version.manifest
-        trial = manifest.parts["model.onnx"].sha256, manifest.history, manifest.max_beam
+        trial = manifest.parts["model.onnx"].sha256, manifest.history, Limits.BEAM
         if trial not in self._tried:
             try_model(version)
             self._tried.add(trial)
@@ -263,7 +264,7 @@ class Reloader:
             return
         before = self._serving
         self._serving, self._before = retriever, before
-        self._metrics.serving(retriever.name, retriever.manifest.items, retriever.manifest.paths)
+        self._metrics.serving(retriever.name, retriever.manifest.items, retriever.searcher.facts.paths)
         log.info("serving %s, before it %s", retriever.name, before.name if before else "nothing")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from index_store.errors import VersionDamaged
 from index_store.version import Version
+from retrieval.query import Limits
 
 MEMORY = 2**30  # bytes of address space, and four times the model's own; the runtime alone takes 200 MB
 SECONDS = 20  # of processor time, and three times as long in all
@@ -35,7 +36,7 @@ def try_model(version: Version) -> None:
         "service.serving.trial",
         f"{version.folder}/model.onnx" if version.folder else "",
     ]
-    command += map(str, (MEMORY + 4 * size, SECONDS, manifest.history, manifest.max_beam))
+    command += map(str, (MEMORY + 4 * size, SECONDS, manifest.history, Limits.BEAM))
     try:
         done = subprocess.run(  # noqa: S603 -- our own program
             command,
@@ -94,6 +95,8 @@ def _input(wanted: Any, batch: int, history: int, beam: int) -> np.ndarray[Any, 
             return np.zeros((batch, width), np.int64)
         case "numbers":
             return np.ones((batch, width), np.float32)
+        case "trie":  # every node leads on, so the widest beam is full
+            return np.zeros((2, width), np.int32)
         case "beam":
             return np.array(beam, np.int64)
     raise ValueError

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from retrieval.paths.search import Beams, search
+from retrieval.paths.rerank import Beams
+from retrieval.paths.trie import path_trie
+from retrieval.searcher import Searcher
+from retrieval.session import on_its_device
 from tests.benchmarks.catalogue import CONFIG, Catalogue, make_catalogue
 from tests.benchmarks.measure import report, take_turns
 
@@ -60,8 +64,10 @@ def _open(catalogue: Catalogue, provider: str) -> onnxruntime.InferenceSession:
 def _searching(catalogue: Catalogue, session: onnxruntime.InferenceSession, batch: int) -> Callable[[int], Beams]:
     histories = catalogue.requests.histories[:batch]
     nothing = np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32)
-    given = catalogue.version.index, histories, *nothing, int(CONFIG.beam), CONFIG.history
-    return lambda _number: search(session, *given)
+    structure = Searcher.open(catalogue.version).structure
+    trie = on_its_device(session, path_trie(structure.index.path_ids, CONFIG.depth, int(CONFIG.width)))
+    structure = replace(structure, session=session, trie=trie)
+    return lambda _number: structure.search(histories, *nothing, int(CONFIG.beam))
 
 
 def print_figures(figures: dict[str, Any]) -> None:

@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 
 from index_store.version import Version
 from retrieval.paths import kernels
-from retrieval.paths.search import Answer, Query, fetch, rerank, search
+from retrieval.paths.index import PathIndex
+from retrieval.paths.rerank import rerank
+from retrieval.paths.structure import PathFacts
+from retrieval.query import Answer, Query
 from service.serving.retriever import Retriever
 from tests.benchmarks.catalogue import CONFIG, Catalogue, make_catalogue
 from tests.benchmarks.measure import floor_rates, report, take_turns
@@ -46,13 +49,14 @@ def bench(items: int, users: int, rounds: int) -> dict[str, Any]:
         return encoder(catalogue.requests.histories[number])
 
     ours = our_queries(catalogue)
-    vectors = catalogue.version.index.item_vectors.astype(np.float32)
-    rivals = build_rivals(vectors, catalogue.version.index.item_bias)
+    index = retriever.searcher.structure.index
+    vectors = index.item_vectors.astype(np.float32)
+    rivals = build_rivals(vectors, index.item_bias)
     contenders: dict[str, Callable[[int], object]] = {"deep_retrieval": functools.partial(ask_ours, retriever, ours)}
     contenders |= {name: functools.partial(ask_rival, index, encode) for name, index in rivals.items()}
     timed = take_turns(contenders, users, rounds)
     stepwise = take_turns(our_steps(catalogue, retriever, encode), users, rounds)
-    answers = [retriever.answer([query])[0] for query in ours]
+    answers = [ask_ours(retriever, ours, number) for number in range(len(ours))]
     operations, moved = arithmetic(catalogue, float(np.mean([answer.read for answer in answers])))
     rate, bandwidth = floor_rates()
     floor = 1000 * max(operations / rate, moved / bandwidth)  # at best they overlap
@@ -79,8 +83,8 @@ def bench(items: int, users: int, rounds: int) -> dict[str, Any]:
 
 def ask_ours(retriever: Retriever, queries: list[Query], number: int) -> Answer:
     """What the service does with a request, between reading it and writing the answer."""
-    (found,) = retriever.answer([queries[number]])
-    return found
+    (answer,) = retriever.searcher.answer([queries[number]])
+    return answer
 
 
 def ask_rival(index: Any, encode: Callable[[int], NDArray[np.float32]], number: int) -> Any:
@@ -94,8 +98,9 @@ def ask_rival(index: Any, encode: Callable[[int], NDArray[np.float32]], number: 
 def our_queries(catalogue: Catalogue) -> list[Query]:
     """The requests as the service hands them on, with the version's own beam."""
     manifest = catalogue.version.manifest
+    k, facts = manifest.k, PathFacts.of(manifest.structure)
     return [
-        Query(history, [], [], manifest.k, manifest.beam, manifest.per_path, history, widen=False)
+        Query(history, [], [], k, facts.beam, facts.per_path, history, widen=False)
         for history in catalogue.requests.histories
     ]
 
@@ -104,22 +109,22 @@ def our_steps(
     catalogue: Catalogue, retriever: Retriever, encode: Callable[[int], NDArray[np.float32]]
 ) -> dict[str, Callable[[int], object]]:
     """What a request is made of, each step on what the one before it gave."""
-    index, reranker, manifest = catalogue.version.index, catalogue.version.reranker, catalogue.version.manifest
+    searcher, k = retriever.searcher, catalogue.version.manifest.k
+    structure, facts = searcher.structure, searcher.facts
     histories = catalogue.requests.histories
     nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
-    session = retriever.searcher.session
 
     def search_one(number: int) -> Any:
-        return search(session, index, [histories[number]], *nothing, manifest.beam, manifest.history)
+        return structure.search([histories[number]], *nothing, facts.beam)
 
     beams = [search_one(number) for number in range(len(histories))]
-    fetched = [fetch(index, one, manifest.per_path) for one in beams]
+    fetched = [structure.read(beam, facts.per_path) for beam in beams]
     return {
         "encode": encode,
         "search": search_one,
-        "fetch": lambda number: fetch(index, beams[number], manifest.per_path),
+        "fetch": lambda number: structure.read(beams[number], facts.per_path),
         "rerank": lambda number: rerank(
-            index, beams[number], fetched[number], reranker, [manifest.k], [histories[number]]
+            structure.index, beams[number], fetched[number], structure.reranker, [k], [histories[number]]
         ),
     }
 
@@ -136,7 +141,7 @@ def split_steps(timed: dict[str, float]) -> dict[str, float]:
 
 def encoder_of(version: Version) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
     """The encoder alone, cut out of the version's network: a history to a user vector (1, E)."""
-    vectors = version.index.item_vectors.view(np.uint16)
+    vectors = PathIndex.of(version).item_vectors.view(np.uint16)
     whole = onnx.load_from_string(bytes(version.parts["model.onnx"]))
     inputs = [value.name for value in whole.graph.input if value.name in {"history", "length"}]
     part = onnx.utils.Extractor(whole).extract_model(inputs, ["user"])
@@ -190,12 +195,13 @@ def quality(
 def arithmetic(catalogue: Catalogue, read: float) -> tuple[float, float]:
     """(operations, bytes) that one request cannot do without, whatever the program."""
     m, config = catalogue.version.manifest, CONFIG
-    size, hidden, width, beam = m.embedding, config.hidden, m.width, m.beam
+    facts = PathFacts.of(m.structure)
+    size, hidden, width, beam = m.embedding, config.hidden, facts.width, facts.beam
     gru = (m.history + 1) * 2 * 6 * size**2
     projections = 2 * 2 * size**2
-    users = m.depth * 2 * size * hidden
-    nodes = 2 * hidden * width * (1 + (m.depth - 1) * beam)
-    sums = hidden * beam * sum(range(1, m.depth))
+    users = facts.depth * 2 * size * hidden
+    nodes = 2 * hidden * width * (1 + (facts.depth - 1) * beam)
+    sums = hidden * beam * sum(range(1, facts.depth))
     rerank = 2 * size * read
     # What no cache holds between two requests: the vectors that are read, and the path lists.
     vectors = 2 * size * (m.history + read)

@@ -26,6 +26,7 @@ import httpx
 import numpy as np
 
 from index_store.store import open_store
+from retrieval.paths.index import PathIndex
 from tests.benchmarks.catalogue import CONFIG, make_catalogue
 from tests.benchmarks.measure import report
 from tests.redis_servers import RedisServer, free_port, running
@@ -86,7 +87,7 @@ def _start(stack: contextlib.ExitStack, items: int) -> tuple[Path, dict[str, int
     for url in (str(folder / "store"), redis.url):
         store = open_store(url)
         store.activate(store.publish(catalogue.version))
-    index = catalogue.version.index
+    index = PathIndex.of(catalogue.version)
     graph, _ = build_hnsw(index.item_vectors.astype(np.float32), index.item_bias)
     faiss.write_index(graph, str(folder / "graph"))
     bodies = folder / "bodies.json"

@@ -28,12 +28,14 @@ from trainer.config import TrainConfig
 from trainer.data.batches import Batches
 from trainer.data.dataset import Dataset
 from trainer.data.split import click_counts, split_users
-from trainer.deep_retrieval.assignment import PathAssigner
 from trainer.deep_retrieval.checkpoint import Run
-from trainer.deep_retrieval.fit import fit, score_paths
+from trainer.deep_retrieval.device import choose_device
+from trainer.deep_retrieval.fit import fit
 from trainer.deep_retrieval.layers import PathModel
 from trainer.deep_retrieval.losses import PathLoss, SoftmaxHead
+from trainer.deep_retrieval.m_step import descend, score_paths
 from trainer.deep_retrieval.paths import random_paths
+from trainer.deep_retrieval.scores import PathScores
 from trainer.deep_retrieval.steps import gradient_epoch, make_optimizers
 from trainer.progress import PlainProgress
 from trainer.publish.version import make_version
@@ -86,11 +88,12 @@ def rates(config: TrainConfig, dataset: Dataset) -> dict[str, float]:
     clicks = click_counts(dataset, split)
     width = config.resolve_width(len(clicks))
     torch.manual_seed(0)
-    model = PathModel(config, width, clicks, dataset.context.schema)
+    device = choose_device(config.device)
+    model = PathModel(config, width, clicks, dataset.context.schema).to(device)
     rng = np.random.default_rng(0)
     paths = random_paths(len(clicks), config.paths_per_item, config.depth, width, rng)
-    assigner = PathAssigner(paths, SCORED, config.eta)
-    head = SoftmaxHead(config, clicks)
+    scores = PathScores(paths, SCORED, config.eta)
+    head = SoftmaxHead(config, clicks, device)
     optimizers = make_optimizers(model, config)
     batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.later)
 
@@ -101,10 +104,10 @@ def rates(config: TrainConfig, dataset: Dataset) -> dict[str, float]:
     passes: dict[str, Callable[[], object]] = {
         "encoder_steps": lambda: learn(head, 1),
         "path_steps": lambda: learn(PathLoss(head, paths, config.taught), 2),
-        "scoring": lambda: score_paths(model, batches, assigner, SCORED, _nobody),
+        "scoring": lambda: score_paths(model, batches, scores, _nobody),
     }
     nothing = np.zeros((0, SCORED), np.int64)
-    assigner.observe(np.zeros(0, np.int32), nothing, nothing.astype(np.float32))  # compiles
+    scores.observe(np.zeros(0, np.int32), nothing, nothing.astype(np.float32))  # compiles
     return {name: batches.predictions / _seconds(one) for name, one in passes.items()}
 
 
@@ -113,14 +116,14 @@ def descent_rate(items: int) -> float:
     rng = np.random.default_rng(0)
     width = CONFIG.resolve_width(items)
     total = width**CONFIG.depth
-    assigner = PathAssigner(random_paths(items, CONFIG.paths_per_item, CONFIG.depth, width, rng), KEPT, CONFIG.eta)
+    scores = PathScores(random_paths(items, CONFIG.paths_per_item, CONFIG.depth, width, rng), KEPT, CONFIG.eta)
     near = min(2000, total // 2)
     centre = rng.integers(total - near, size=(items, 1))
     for _ in range(2):
         candidates = centre + rng.integers(near, size=(items, KEPT))
-        assigner.observe(np.arange(items, dtype=np.int32), candidates, _skewed(rng, candidates.shape))
-    assigner.descend(1e-3, 1)
-    return items / _seconds(lambda: assigner.descend(1e-3, SWEEPS))
+        scores.observe(np.arange(items, dtype=np.int32), candidates, _skewed(rng, candidates.shape))
+    descend(scores, 1e-3, 1)
+    return items / _seconds(lambda: descend(scores, 1e-3, SWEEPS))
 
 
 def published(items: int, interactions: int) -> dict[str, float]:

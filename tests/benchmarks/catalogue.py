@@ -2,7 +2,7 @@
 
 What a request costs depends on the network's shape, on how long the path lists are and on where in memory the items
 lie, not on what the weights say: what it finds means nothing. All path lists are about alike, as a trained tree's
-are: its leaves on the data sets of the README have 1 to 4 items. A path's items are drawn, so nearly all that is read
+are: its leaves on published data sets have 1 to 4 items. A path's items are drawn, so nearly all that is read
 is different.
 """
 
@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 
 from index_store.version import Version
 from retrieval.context import ContextSchema
-from retrieval.paths.index import Index, Reranker
+from retrieval.paths.index import PathIndex
+from retrieval.paths.rerank import Reranker
 from trainer.config import TrainConfig
 from trainer.data.context import UserContext
 from trainer.data.dataset import Dataset
 from trainer.data.requests import Requests
-from trainer.deep_retrieval.layers import PathModel, Retrieval, path_trie
-from trainer.publish.version import assemble, path_lists, to_onnx
+from trainer.deep_retrieval.layers import PathModel
+from trainer.publish.index import path_lists
+from trainer.publish.network import Network, to_onnx
+from trainer.publish.version import assemble, path_facts
 
 #: The shape of the paper's Amazon Books (Sec. 4.2), and its k.
 CONFIG = TrainConfig(depth=3, width=100, paths_per_item=3, beam=50, per_path=10, k=200)
@@ -46,11 +49,10 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
     used = np.sort(rng.choice(width**config.depth, paths, replace=False))
     slots = used[rng.permutation(items * count) % paths].reshape(items, count)
     bias = np.log(rng.pareto(1.2, items) + 1e-3).astype(np.float32)
-    index = Index(*path_lists(slots, bias), _clustered(items, config.embedding, rng), bias)
+    index = PathIndex(*path_lists(slots, bias), _clustered(items, config.embedding, rng), bias)
     model = PathModel(config, width, np.ones(1, np.int64), ContextSchema()).eval()
     dataset = make_dataset(items, users, config.history, rng)
-    retrieval = Retrieval(model, path_trie(index.path_ids, config.depth, width)).eval()
-    onnx = to_onnx(retrieval, index.path_ids, dataset)
+    onnx = to_onnx(Network(model).eval(), ContextSchema())
     requests = Requests(
         items,
         [dataset.sequence(user).astype(np.int64) for user in range(users)],
@@ -60,8 +62,8 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
         np.arange(users),
     )
     reranker = Reranker("lr", np.array([1, 0.1, 0.1, 0.1], np.float32), 0.0)
-    reach = int(config.beam), int(config.per_path)
-    version = assemble(config, width, onnx, index, reranker, reach, requests.first(4), dataset, {})
+    facts = path_facts(config, width, index, int(config.beam), int(config.per_path))
+    version = assemble(config, facts, onnx, index, reranker, requests.first(4), dataset, {})
     return Catalogue(version, requests)
 
 

@@ -15,6 +15,7 @@ import orjson
 from fastapi import FastAPI, Response
 
 from index_store.store import open_store
+from retrieval.paths.index import PathIndex
 from service.http.routes import RetrieveRequest, RetrieveResponse
 from tests.benchmarks.bench_retrieval import encoder_of
 
@@ -42,7 +43,7 @@ def hnsw() -> FastAPI:
     name = store.current()
     assert name is not None
     version = store.load(name)
-    encode, vectors = encoder_of(version), version.index.item_vectors
+    encode, vectors = encoder_of(version), PathIndex.of(version).item_vectors
     graph: Any = faiss.read_index(os.environ["RIVAL_GRAPH"])
     graph.hnsw.efSearch = version.manifest.k + version.manifest.history
     app = FastAPI()

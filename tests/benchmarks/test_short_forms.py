@@ -45,7 +45,7 @@ def test_retrieval(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_scaling(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two sizes: bytes an item are those of the formats (README, Memory)."""
+    """Two sizes: bytes an item are those of the formats (docs/sizing.md)."""
     bench_scaling.print_figures(bench_scaling.bench([3000, 6000], 3, 1))
 
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])

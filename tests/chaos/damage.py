@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from index_store.version import Manifest, PartInfo, Version, fingerprint, npy
-from index_store.version import _sha256 as sha256
+from index_store.manifest import Manifest, PartInfo, fingerprint, sha256
+from index_store.version import Version, npy
+from retrieval.paths.index import PathIndex
 
 Parts = dict[str, bytes]
 
@@ -60,13 +61,16 @@ def wrong_versions(version: Version, other: Version) -> dict[str, tuple[Parts, d
     """
     parts = {name: bytes(part) for name, part in version.parts.items()}
     foreign = {name: bytes(part) for name, part in other.parts.items()}
-    index, manifest = version.index, version.manifest
+    index, manifest = PathIndex.of(version), version.manifest
     vectors, bias = np.array(index.item_vectors), np.array(index.item_bias)
     rng = np.random.default_rng(0)
 
     def having(**changed: bytes) -> Parts:
         endings = {name.split(".")[0]: name for name in parts}
         return parts | {endings[name]: content for name, content in changed.items()}
+
+    def own(**changed: Any) -> dict[str, Any]:
+        return {"structure": {**manifest.structure, **changed}}
 
     def put(array: Any, value: float) -> bytes:
         changed = array.copy()
@@ -130,22 +134,20 @@ def wrong_versions(version: Version, other: Version) -> dict[str, tuple[Parts, d
         "a newer format": {"format": 99},
         "no format": {"format": None},
         "an item fewer in the manifest": {"items": manifest.items - 1},
-        "a path fewer in the manifest": {"paths": manifest.paths - 1},
+        "a path fewer in the manifest": own(paths=manifest.structure["paths"] - 1),
+        "another kind": {"kind": "pyramid"},
+        "a fact too many": own(colour=1),
+        "another depth": own(depth=manifest.structure["depth"] + 1),
+        "another width": own(width=manifest.structure["width"] + 1),
         "another embedding in the manifest": {"embedding": 2 * manifest.embedding},
-        "a beam of 0": {"beam": 0},
-        "a beam beyond the widest": {"beam": manifest.max_beam + 1},
+        "a beam of 0": own(beam=0),
+        "a beam beyond the widest": own(beam=manifest.structure["max_beam"] + 1),
         "a history of a billion": {"history": 10**9},
         "a k that is text": {"k": "5"},
-        "paths read to depth -1": {"per_path": -1},
+        "paths read to depth -1": own(per_path=-1),
         "a time that is none": {"created": 5},
     }
-    found |= {what: (parts, changed) for what, changed in facts.items()}
-    fewer = npy(index.path_ids[:-1]), npy(np.delete(index.path_offsets, -2))
-    found["a path fewer than the model knows"] = (
-        having(path_ids=fewer[0], path_offsets=fewer[1]),
-        {"paths": manifest.paths - 1},
-    )
-    return found
+    return found | {what: (parts, changed) for what, changed in facts.items()}
 
 
 def write_version(versions: Path, counter: int, like: Manifest, parts: Parts, facts: dict[str, Any]) -> str:
@@ -199,6 +201,7 @@ def _graph(nodes: list[Any], types: tuple[int, int, int]) -> bytes:
         helper.make_tensor_value_info("categories", TensorProto.INT64, ["B", 0]),
         helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["B", 0]),
         helper.make_tensor_value_info("beam", TensorProto.INT64, []),
+        helper.make_tensor_value_info("trie", TensorProto.INT32, ["R", 6]),
     ]
     names = "user", "paths", "path_log_probs"
     outputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(names, types, strict=True)]

@@ -18,7 +18,7 @@ from index_store.folder.store import FolderStore
 from index_store.redis.store import ServerStore
 from index_store.store import IndexStore, open_store, prune
 from index_store.version import Version
-from service.http.metrics import Metrics
+from service.metrics import Metrics
 from service.serving.reloader import Reloader
 from tests.chaos.conftest import FULL, Goal, amount
 from tests.chaos.traffic import answers_of
@@ -143,7 +143,7 @@ class Follower:
             served = reloader._serving
             if served and self.served[-1:] != [served.name]:
                 model = served.manifest.parts["model.onnx"].sha256
-                right = all(map(same, answers_of(served.version), self._answers[model]))
+                right = all(map(same, answers_of(served.searcher.version), self._answers[model]))
                 with self._news:
                     self.served.append(served.name)
                     self.faults += [] if right else [f"{served.name} answers wrongly"]

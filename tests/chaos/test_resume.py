@@ -1,8 +1,7 @@
-"""Training killed at any moment and continued ends in the same bytes; a damaged checkpoint is told."""
+"""Training killed at any moment and continued ends in the same bytes; a damaged checkpoint is refused."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from random import Random
@@ -16,16 +15,15 @@ from tests.chaos.victims import Victim, train
 from tests.conftest import SMALL, Planted
 from tests.planted import write_interactions
 from trainer.config import TrainConfig
-from trainer.deep_retrieval.assignment import PathAssigner
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.layers import PathModel
 from trainer.deep_retrieval.steps import make_optimizers
 from trainer.errors import ResumeError
 
 SETTINGS = [
-    f"--set={field.name}={getattr(SMALL, field.name)}"
-    for field in dataclasses.fields(TrainConfig)
-    if getattr(SMALL, field.name) != getattr(TrainConfig(), field.name)
+    f"--set={name}={getattr(SMALL, name)}"
+    for name, field in TrainConfig.model_fields.items()
+    if getattr(SMALL, name) != field.default
 ]
 
 
@@ -43,7 +41,7 @@ class Training:
         return Victim(train, self._command, str(self.folder / "log"))
 
     def finish(self) -> dict[str, bytes]:
-        """Let it come to its end, and return what it has published: one version, every part of it."""
+        """Let it come to its end, and return every part of the one version that it has published."""
         victim = self.start()
         victim.wait()
         assert not victim.kill(), self.log()
@@ -59,7 +57,7 @@ class Training:
         return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
     def log(self) -> str:
-        """What it has said."""
+        """The lines it has printed."""
         return (self.folder / "log").read_text()
 
 
@@ -103,16 +101,12 @@ def test_a_killed_training_continues_to_the_same_bytes(tmp_path: Path, goal: Goa
     )
 
 
-def fresh(planted: Planted) -> tuple[PathModel, list[torch.optim.Optimizer], PathAssigner]:
-    """What a run begins with, to be overwritten by a checkpoint."""
+def fresh(planted: Planted) -> tuple[PathModel, list[torch.optim.Optimizer]]:
+    """A network and its optimisers as a run begins with them, to be overwritten by a checkpoint."""
     torch.manual_seed(1)
     clicks = torch.ones(len(planted.dataset.item_ids)).numpy()
     model = PathModel(SMALL, SMALL.resolve_width(len(clicks)), clicks, planted.dataset.context.schema)
-    return (
-        model,
-        make_optimizers(model, SMALL),
-        PathAssigner(planted.trained.paths * 0, SMALL.candidate_paths, SMALL.eta),
-    )
+    return model, make_optimizers(model, SMALL)
 
 
 def test_a_damaged_checkpoint_is_refused(planted: Planted, tmp_path: Path) -> None:
@@ -122,11 +116,11 @@ def test_a_damaged_checkpoint_is_refused(planted: Planted, tmp_path: Path) -> No
     """
     random = Random(0)
     run = Run(tmp_path, SMALL, planted.dataset)
-    model, optimizers, assigner = fresh(planted)
+    model, optimizers = fresh(planted)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizers[0].step()
-    run.save({"epoch": 3}, model, optimizers, assigner)
+    run.save({"epoch": 3}, model, optimizers, planted.trained.paths)
     file = tmp_path / "checkpoint.safetensors"
     content = file.read_bytes()
     header = int.from_bytes(content[:8], "little") + 8
@@ -134,7 +128,11 @@ def test_a_damaged_checkpoint_is_refused(planted: Planted, tmp_path: Path) -> No
     damaged = [content[:i] + bytes([content[i] ^ 1 << random.randrange(8)]) + content[i + 1 :] for i in places]
     damaged += [content[: random.randrange(len(content))] for _ in range(amount(100))]
 
-    assert run.restore(*fresh(planted)) == 3
+    restored = run.restore(*fresh(planted))
+    assert restored is not None
+    epoch, paths = restored
+    assert epoch == 3
+    assert (paths == planted.trained.paths).all()
     for text in damaged:
         file.write_bytes(text)
         with pytest.raises(ResumeError, match=r"checkpoint\.safetensors: damaged .*; delete it to start over"):

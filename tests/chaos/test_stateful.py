@@ -29,9 +29,9 @@ from index_store.redis import store as server_module
 from index_store.redis.store import ServerStore
 from index_store.store import IndexStore, open_store, prune, rollback
 from index_store.version import Version
-from retrieval.vocabulary import ItemId
+from retrieval.query import ItemId
 from service.errors import NotReady
-from service.http.metrics import Metrics
+from service.metrics import Metrics
 from service.serving import reloader as reloader_module
 from service.serving.reloader import Reloader
 from service.serving.retriever import Retriever

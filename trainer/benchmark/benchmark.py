@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from index_store.version import Version
-from retrieval.paths.index import SOFTMAX
+from retrieval.paths.rerank import SOFTMAX
 from trainer.benchmark.datasets import Source
 from trainer.benchmark.kept import keep
 from trainer.benchmark.two_tower import answer_hnsw, build_hnsw, encode, train_two_tower
@@ -38,7 +38,7 @@ from trainer.evaluate.baselines import (
     item_cf,
     popularity,
 )
-from trainer.evaluate.evaluate import Measured
+from trainer.evaluate.evaluate import MeasuredVersion
 from trainer.evaluate.measures import MEASURES, Answers, new_items, nobody, ratios, recall_by_popularity
 from trainer.progress import Progress, counted
 from trainer.publish.frontier import choose_beam, frontier
@@ -110,13 +110,14 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
 
     trained, mine, seconds = _version(config, dataset, split, folder / "run", progress)
     encoder = sum(record["seconds"] for record in trained.history if "head_loss" in record)
-    measured = Measured(mine, requests, k, progress)
-    default = mine.manifest.reach(k)
+    measured = MeasuredVersion(mine, requests, k, progress)
+    default = measured.searcher.facts.default_search(k, mine.manifest.k)
     deep, share = measured.retrieval(*default, progress)
     add("deep_retrieval", deep, seconds)
     add("deep_retrieval_by_head", measured.retrieval(*default, progress, reranker=SOFTMAX)[0], None)
     add("brute_force", measured.brute_force, encoder)
-    vectors, bias = mine.index.item_vectors.astype(np.float32), np.asarray(mine.index.item_bias)
+    index = measured.structure.index
+    vectors, bias = index.item_vectors.astype(np.float32), np.asarray(index.item_bias)
     graph, building = build_hnsw(vectors, bias)
     vectors = np.concatenate(measured.users)
     for wider in WIDER:
@@ -126,9 +127,9 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     drawn = config.replace(start="random", reassignments=0)
     _, random, _ = _version(drawn, dataset, split, folder / "random", progress, trained)
     tuning = training_requests(dataset, split, TUNING_REQUESTS, config.seed)
-    for name, one in (("deep_retrieval", measured), ("random_paths", Measured(random, requests, k, progress))):
+    for name, one in (("deep_retrieval", measured), ("random_paths", MeasuredVersion(random, requests, k, progress))):
         for budget in BUDGETS:
-            beam, per_path = choose_beam(one.version.index, one.session, tuning, config, MARGIN * budget)
+            beam, per_path = choose_beam(one.structure, tuning, config, MARGIN * budget)
             add(f"{name}_{budget}k", one.retrieval(beam, per_path, progress, widen=False)[0], None)
 
     started = time.perf_counter()
@@ -140,8 +141,8 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     for name, score, took in _classics(config, dataset, split, progress):
         add(name, answer_all(score, requests, k), took)
 
-    points = frontier(mine.index, measured.session, requests, k, config.history, 20 * k, FRONTIER_BEAMS)
-    sizes, counts = np.unique(np.diff(mine.index.path_offsets), return_counts=True)
+    points = frontier(measured.structure, requests, k, 20 * k, FRONTIER_BEAMS)
+    sizes, counts = np.unique(index.sizes, return_counts=True)
     return {
         "k": k,
         "users": users,

@@ -1,7 +1,7 @@
-"""The data sets of `dr-trainer benchmark`: where each is found, how it is measured, and how to get it.
+"""The data sets of `dr-trainer benchmark`: where each is looked for, its protocol, and how to get it.
 
-Settings are the protocol's alone (who is kept, who is held out, how many are asked for). How the network is trained
-is never set here: the same defaults everywhere.
+A protocol says which users are kept and held out, and how many items are asked for. It never says how the network is
+trained: that is the same everywhere.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from trainer.errors import DataError
 
+#: The data set that a checkout has; an installed package is without it.
 EXAMPLE = Path(__file__).parents[2] / "examples" / "online_retail"
 FILE = re.compile(r"(?P<name>.+?)(\.interactions)?\.(parquet|csv|tsv)\Z")
 
@@ -31,7 +32,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Preset:
-    """A published data set: the file that its archive holds, the protocol, and where the archive is."""
+    """A published data set: its file of interactions in --data-dir, its protocol, and where to get it."""
 
     file: str
     settings: Mapping[str, Any]
@@ -39,6 +40,7 @@ class Preset:
 
 
 _GROUPLENS = "https://files.grouplens.org/datasets/movielens/{}.zip, unzipped into that folder"
+_UCSD = "the ratings of https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html"
 _MOVIES = {"min_rating": 4, "min_interactions": 10, "k": 10}  # the paper's (Sec. 4.1)
 _AMAZON = {"min_interactions": 5, "test_users": 2000, "k": 50}
 _RETAIL = {"context": ("country",), "k": 20}
@@ -48,31 +50,31 @@ PRESETS: dict[str, Preset] = {
     "ml-1m": Preset("ml-1m/ratings.dat", {**_MOVIES, "test_users": 600}, _GROUPLENS.format("ml-1m")),
     "ml-20m": Preset("ml-20m/ratings.csv", {**_MOVIES, "test_users": 1000}, _GROUPLENS.format("ml-20m")),
     "ml-25m": Preset("ml-25m/ratings.csv", {**_MOVIES, "test_users": 1000}, _GROUPLENS.format("ml-25m")),
-    "online-retail": Preset("online_retail/interactions.parquet", _RETAIL, "examples/ of this repository"),
-    "amazon-beauty": Preset(
-        "ratings_Beauty.csv",
-        _AMAZON,
-        "the ratings of https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
+    "online-retail": Preset(
+        "online_retail/interactions.parquet",
+        _RETAIL,
+        "the folder examples/online_retail of this project's repository, copied into that folder",
     ),
+    "amazon-beauty": Preset("ratings_Beauty.csv", _AMAZON, _UCSD),
     "amazon-books": Preset(
-        "ratings_Books.csv",
-        {**_AMAZON, "min_interactions": 10, "test_users": 5000, "k": 200},
-        "the ratings of https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
+        "ratings_Books.csv", {**_AMAZON, "min_interactions": 10, "test_users": 5000, "k": 200}, _UCSD
     ),
 }
 
 
 def find_datasets(folder: Path, names: list[str] | None) -> list[Source]:
-    """The data sets called `names`, or all that are in `folder`. Raises DataError telling how to get what is missing.
+    """The data sets called `names`, or all that are in `folder`.
 
     A name is a preset's, or that of a file of interactions: NAME.parquet, NAME.interactions.csv and the like.
+    Raises DataError that says how to get a missing one.
     """
     if not folder.is_dir():
         raise DataError(f"--data-dir {folder}: no such folder")
-    there = sorted(
+    # NAME.interactions.csv comes last, so that it wins over NAME.csv.
+    paths = sorted(
         (path for path in folder.iterdir() if path.is_file()), key=lambda path: ".interactions." in path.name
     )
-    files = {match["name"]: path for path in there if (match := FILE.match(path.name))}  # .interactions. wins
+    files = {match["name"]: path for path in paths if (match := FILE.match(path.name))}
     if names is None:
         names = [name for name, preset in PRESETS.items() if name in files or (folder / preset.file).exists()]
         names += [name for name, path in files.items() if name not in PRESETS and ".interactions." in path.name]
@@ -81,31 +83,31 @@ def find_datasets(folder: Path, names: list[str] | None) -> list[Source]:
                 f"--data-dir {folder}: no data set is there; name a file of interactions with --datasets, or get one:\n"
                 + "\n".join(f"  {name}: {preset.source}" for name, preset in PRESETS.items())
             )
-    found = [_find(name, folder, files) for name in names]
-    for name, source in zip(names, found, strict=True):
-        if source is None:
-            if name in PRESETS:
-                raise DataError(f"--datasets {name}: not in {folder}; get {PRESETS[name].source}")
-            there_is = ", ".join(sorted(files)[:20]) + (", ..." if len(files) > 20 else "")
-            raise DataError(
-                f"--datasets {name}: not in {folder}, which has {there_is or 'no file of interactions'}; "
-                f"by name there are {', '.join(PRESETS)}"
-            )
-    return [source for source in found if source]
+    return [_find(name, folder, files) for name in names]
 
 
-def _find(name: str, folder: Path, files: Mapping[str, Path]) -> Source | None:
+def _find(name: str, folder: Path, files: Mapping[str, Path]) -> Source:
     preset = PRESETS.get(name)
     settings = preset.settings if preset else _AMAZON if name.startswith("amazon-") else {}
     if Path(name).name != name:
         raise DataError(f"--datasets {name}: expected a name, found a path; the files are looked for in --data-dir")
     places = [folder / name, *([files[name]] if name in files else []), *([folder / preset.file] if preset else [])]
     if name == "online-retail":
-        places.append(EXAMPLE / "interactions.parquet")  # it is shipped
+        places.append(EXAMPLE / "interactions.parquet")
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        return None
+        raise DataError(_missing(name, folder, files))
     if path.name != "interactions.parquet":
         return Source(name, path, None, None, settings)
     items, users = (path.with_name(f"{kind}.parquet") for kind in ("items", "users"))
     return Source(name, path, items if items.is_file() else None, users if users.is_file() else None, settings)
+
+
+def _missing(name: str, folder: Path, files: Mapping[str, Path]) -> str:
+    if name in PRESETS:
+        return f"--datasets {name}: not in {folder}; get {PRESETS[name].source}"
+    others = ", ".join(sorted(files)[:20]) + (", ..." if len(files) > 20 else "")
+    return (
+        f"--datasets {name}: not in {folder}, which has {others or 'no file of interactions'}; "
+        f"by name there are {', '.join(PRESETS)}"
+    )

@@ -1,11 +1,12 @@
-"""What was measured before is not measured again: a folder for each data set, settings and code."""
+"""Measurements are kept and not repeated: in a folder for each data set, settings and code."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,29 @@ from trainer.data.dataset import Dataset
 from trainer.errors import ResumeError
 from trainer.progress import Progress
 
+
+def code_digest(folders: Iterable[Path], but: Iterable[Path] = ()) -> str:
+    """SHA-256 over all Python files below `folders`, without their comments, docstrings and layout.
+
+    but: files left out.
+    """
+    digest = hashlib.sha256()
+    for file in sorted({file for folder in folders for file in folder.rglob("*.py")} - set(but)):
+        module = ast.parse(file.read_bytes())
+        for node in ast.walk(module):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                node.body = node.body[ast.get_docstring(node, clean=False) is not None :]
+        digest.update(ast.dump(module).encode() + b"\n")
+    return digest.hexdigest()
+
+
 _ROOT = Path(__file__).parents[2]
-_SHOWN_ONLY = {"__main__.py", "plots.py", "report.py"}
-#: The code as this process has it; to be read before anybody edits it.
-_CODE = hashlib.sha256(
-    b"".join(
-        file.read_bytes()
-        for package in ("trainer", "retrieval", "index_store")
-        for file in sorted((_ROOT / package).rglob("*.py"))
-        if file.name not in _SHOWN_ONLY
-    )
-).hexdigest()
+#: The code that measures, as this process runs it: computed now, for a file may be edited meanwhile.
+_CODE = code_digest(
+    [_ROOT / package for package in ("trainer", "retrieval", "index_store")],
+    # These only ask for measurements, and show them.
+    but=[_ROOT / "trainer" / file for file in ("__main__.py", "benchmark/plots.py", "benchmark/report.py")],
+)
 
 
 def keep(
@@ -35,7 +48,7 @@ def keep(
     progress: Progress,
     measure: Callable[[Path], dict[str, Any]],
 ) -> dict[str, Any]:
-    """What `measure` returns, given a folder of its own to work in; or what it returned before for the same.
+    """The result of `measure`, which gets a folder of its own to work in; or its result of an earlier call.
 
     Raises ResumeError where the folder cannot be used.
     """
@@ -47,7 +60,7 @@ def keep(
         progress.say(f"{name}: in {place}")
         with _usable(place):
             place.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(measure(place))  # what goes wrong in there is not the folder's fault
+        text = json.dumps(measure(place))  # outside of `_usable`: an OSError in there is not the folder's
         with _usable(place):
             temporary = file.with_suffix(".partial")
             temporary.write_text(text)
@@ -56,10 +69,10 @@ def keep(
         progress.say(f"{name}: measured before, {file}")
     try:
         with _usable(place):
-            found: dict[str, Any] = json.loads(file.read_bytes())
+            result: dict[str, Any] = json.loads(file.read_bytes())
     except ValueError:
         raise ResumeError(f"{file}: damaged; delete it to measure again") from None
-    return found
+    return result
 
 
 @contextlib.contextmanager
@@ -71,6 +84,6 @@ def _usable(place: Path) -> Iterator[None]:
 
 
 def own_folder(folder: Path, name: str, config: TrainConfig, dataset: Dataset) -> Path:
-    """Where it is kept: another for other settings, other data or other code."""
+    """The folder for a measurement with these settings and data, by this code."""
     about = json.dumps([config.to_json(), dataset.digest(), _CODE], sort_keys=True)
     return folder / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"

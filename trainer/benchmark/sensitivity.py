@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from retrieval.paths.index import SOFTMAX, Index
-from retrieval.paths.search import fetch, join, rerank
+from retrieval.paths.rerank import SOFTMAX, candidates, rerank
+from retrieval.paths.structure import PathStructure
+from retrieval.paths.trie import path_trie
 from retrieval.query import Limits
 from trainer.benchmark.kept import keep, own_folder
 from trainer.config import TrainConfig
@@ -27,12 +28,14 @@ from trainer.data.requests import Requests, held_out_requests, training_requests
 from trainer.data.split import split_users
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.fit import Trained, fit
-from trainer.deep_retrieval.layers import PathModel, Retrieval, path_trie
+from trainer.deep_retrieval.layers import PathModel
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.measures import MEASURES, Items, by_user, new_items, nobody, precision_recall_f, tops
 from trainer.progress import Progress, counted
 from trainer.publish.frontier import choose_beam
-from trainer.publish.version import TUNING_REQUESTS, make_index
+from trainer.publish.index import make_index
+from trainer.publish.network import Network
+from trainer.publish.version import TUNING_REQUESTS
 
 BEAMS = (5, 10, 20, 35, 50, 100)
 COUNTS = (1, 2, 3, 4, 5)  # J
@@ -64,12 +67,12 @@ class Variant:
 class TorchSession:
     """Has an ONNX session's `run`, computed by torch: nothing is exported."""
 
-    def __init__(self, model: PathModel, index: Index) -> None:
-        self._network = Retrieval(model, path_trie(index.path_ids, model.depth, model.width)).eval()
+    def __init__(self, model: PathModel) -> None:
+        self._network = Network(model).eval()
 
     def run(self, _: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """User vectors, the rows of their paths, log-probabilities."""
-        names = ("history", "length", "categories", "numbers", "beam")
+        names = ("history", "length", "categories", "numbers", "beam", "trie")
         with torch.inference_mode():
             found = self._network(*(torch.from_numpy(feeds[name]) for name in names))
         return [tensor.numpy() for tensor in found]
@@ -80,16 +83,18 @@ class MeasuredPaths:
 
     def __init__(self, trained: Trained, requests: Requests, config: TrainConfig) -> None:
         self.trained, self.requests, self.config = trained, requests, config
-        self.index = make_index(trained.model, trained.paths)
-        self.session = TorchSession(trained.model, self.index)
+        model, index = trained.model, make_index(trained.model, trained.paths)
+        trie = path_trie(index.path_ids, model.depth, model.width)
+        self.structure = PathStructure(TorchSession(model), index, trie, SOFTMAX, config.history, Limits.BEAM)
 
     def brute_force(self) -> list[Items]:
         """Each user's k best of all items by the head, without the history's."""
         found: list[Items] = []
-        vectors = self.index.item_vectors.astype(np.float32)
-        beams = self.requests.beams(self.session, self.index, self.config.history, 1)
+        index = self.structure.index
+        vectors = index.item_vectors.astype(np.float32)
+        beams = self.requests.beams(self.structure, 1)
         for part, searched in zip(self.requests.parts(), beams, strict=True):
-            scores = searched.user @ vectors.T + self.index.item_bias
+            scores = searched.user @ vectors.T + index.item_bias
             found += tops(scores, self.config.k, self.requests.histories[part])
         return found
 
@@ -98,19 +103,19 @@ class MeasuredPaths:
 
         The beam is not widened where it finds fewer than k: it is what is compared.
         """
-        requests, k, items = self.requests, self.config.k, len(self.index.item_bias)
+        requests, k, index = self.requests, self.config.k, self.structure.index
         found: list[Items] = []
         reads = held = 0
-        beams = requests.beams(self.session, self.index, self.config.history, beam)
+        beams = requests.beams(self.structure, beam)
         for part, searched in zip(requests.parts(), beams, strict=True):
             histories = requests.histories[part]
-            postings = fetch(self.index, searched, Limits.READS // Limits.BEAM)
-            answers = rerank(self.index, searched, postings, SOFTMAX, [k] * len(histories), histories)
+            postings = self.structure.read(searched, Limits.READS // Limits.BEAM)
+            answers = rerank(index, searched, postings, SOFTMAX, [k] * len(histories), histories)
             found += [answer.items for answer in answers]
             reads += sum(answer.read for answer in answers)
-            met = join(self.index, searched, postings)
-            keys = np.concatenate([row * items + top for row, top in enumerate(exact[part])])
-            held += int(np.isin(keys, met.request * items + met.item).sum())
+            read = candidates(index, searched, postings)
+            keys = np.concatenate([row * index.items + top for row, top in enumerate(exact[part])])
+            held += int(np.isin(keys, read.request * index.items + read.item).sum())
         rows = by_user(found, new_items(requests), k)
         return {
             **dict(zip(MEASURES, rows.mean(axis=0).tolist(), strict=True)),
@@ -139,7 +144,7 @@ def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: P
     base = fit(config, dataset, split, Run(own_folder(folder, "base", config, dataset), config, dataset), progress)
     first = MeasuredPaths(base, requests, config)
     tuning = training_requests(dataset, split, TUNING_REQUESTS, config.seed)
-    beam, _ = choose_beam(first.index, first.session, tuning, config)
+    beam, _ = choose_beam(first.structure, tuning, config)
     as_it_is = config.replace(beam=beam)
     exact = first.brute_force()
 

@@ -18,6 +18,7 @@ from trainer.data.batches import Batches
 from trainer.data.dataset import Dataset
 from trainer.data.requests import Requests, pad_histories
 from trainer.data.split import Split, click_counts
+from trainer.deep_retrieval.device import choose_device
 from trainer.deep_retrieval.layers import log_share
 from trainer.deep_retrieval.losses import SoftmaxHead
 from trainer.deep_retrieval.steps import gradient_epoch, make_optimizers
@@ -61,7 +62,7 @@ class TwoTower(nn.Module):
         padding = len(self.item_bias)
         embedded = self.dropout(self.history_embedding(torch.where(history < 0, padding, history)))  # (B, T, E)
         total = torch.cat([torch.zeros_like(embedded[:, :1]), embedded.cumsum(dim=1)], dim=1)
-        mean = total / torch.arange(total.shape[1]).clamp(min=1).unsqueeze(1)
+        mean = total / torch.arange(total.shape[1], device=total.device).clamp(min=1).unsqueeze(1)
         context = [embed(categories[:, i]) for i, embed in enumerate(self.category_embeddings)]
         joined = torch.cat([*context, numbers], dim=1).unsqueeze(1).expand(-1, total.shape[1], -1)
         user: Tensor = self.tower(torch.cat([mean, joined], dim=2))
@@ -77,7 +78,8 @@ def train_two_tower(config: TrainConfig, dataset: Dataset, split: Split, progres
     torch.manual_seed(config.seed)
     split = dataclasses.replace(split, train_length=split.visible_length)
     clicks = click_counts(dataset, split)
-    model, head = TwoTower(config, clicks, dataset.context.schema), SoftmaxHead(config, clicks)
+    device = choose_device(config.device)
+    model, head = TwoTower(config, clicks, dataset.context.schema).to(device), SoftmaxHead(config, clicks, device)
     config = config.replace(reassignments=0)
     batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.later)
     losses = functools.partial(head.losses, model)
@@ -86,7 +88,7 @@ def train_two_tower(config: TrainConfig, dataset: Dataset, split: Split, progres
         generator = np.random.default_rng([config.seed, 6, epoch])
         with progress.task(f"two-tower: epoch {epoch}/{config.warmup}", batches.predictions) as advance:
             gradient_epoch(config, losses, optimizers, batches, epoch, generator, advance)
-    return model.eval()
+    return model.cpu().eval()
 
 
 def encode(model: TwoTower, requests: Requests, history: int) -> tuple[NDArray[np.float32], float]:

@@ -1,4 +1,4 @@
-"""Sequences as batches: one encoder pass over a window of a user's items predicts each of them."""
+"""Training sequences as batches of windows: one pass of the encoder over a window predicts each of its items."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from trainer.data.split import Split
 
 @dataclass(frozen=True)
 class Batch:
-    """B windows of up to T items. history: (B, T) item indices, -1 after its end.
+    """B windows of up to T items.
 
-    targets: (B, T + 1), targets[:, t] is what followed the first t items; -1 where nothing is to be predicted.
-    categories: (B, C), numbers: (B, M).
+    history: (B, T) item indices, -1 after the end. targets: (B, T + 1), targets[:, t] is the item to be predicted from
+    the first t; -1 where none is. categories: (B, C) and numbers: (B, M), the users' context.
     """
 
     history: Tensor
@@ -27,18 +27,23 @@ class Batch:
     categories: Tensor
     numbers: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        return Batch(*(part.to(device) for part in (self.history, self.targets, self.categories, self.numbers)))
+
 
 class Batches:
     """The training users' sequences cut into windows; every item is predicted once an epoch.
 
-    A window that does not start its sequence begins with one item that only serves as history.
+    A window in the middle of a sequence begins with the last item of the window before it, as history alone.
+    predictions: how many an epoch has.
     """
 
     def __init__(self, dataset: Dataset, split: Split, history: int, batch: int, later: float = 0.0) -> None:
-        """history: longest window; batch: about how many predictions a batch holds.
+        """history: the longest window, in items. batch: about how many predictions a batch has.
 
-        later: the share of predictions that are not of the next item but of any later one of the window, drawn anew
-        in each epoch that has a generator. What is asked of retrieval is what a user does later, in any order.
+        later: the share of targets that are not the next item but any later one of the window, drawn anew in each epoch
+        that has a generator: retrieval is asked for the items that a user clicks later, in whatever order.
         """
         self._dataset, self._history, self._batch, self._later = dataset, history, batch, later
         lengths = split.train_length[split.train_users]
@@ -52,9 +57,9 @@ class Batches:
         self.predictions = int(lengths.sum())
 
     def epoch(self, generator: np.random.Generator | None) -> Iterator[Batch]:
-        """Batches of windows of like length, in an order drawn from `generator`; None: longest first."""
+        """Batches of windows of like length, on the CPU, in an order drawn from `generator`; None: longest first."""
         noise = generator.random(len(self._user)) if generator else np.zeros(len(self._user))
-        # Like lengths together wastes no time on padding; the noise mixes who meets whom.
+        # Windows of like length need little padding; the noise puts other windows together in each epoch.
         order = np.argsort(-self._length * (1 + 0.2 * noise), kind="stable")
         ends = np.cumsum(self._length[order])
         groups = np.split(order, np.unique(np.searchsorted(ends, np.arange(self._batch, ends[-1], self._batch))))
@@ -74,7 +79,7 @@ class Batches:
             ahead = generator.random(targets.shape) * (length[:, None] - column)
             drawn = column + np.where(generator.random(targets.shape) < self._later, ahead, 0).astype(np.int64)
             targets = np.where(targets < 0, -1, np.take_along_axis(items, np.clip(drawn, 0, length[:, None] - 1), 1))
-        # The last item is only a target, the others are history too.
+        # The last item of a window is a target alone; the others are history too.
         last = np.arange(len(windows)), length - 1
         history = items.copy()
         history[last] = -1

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from retrieval.context import NUMBER, Category, ContextSchema, Number, Value, as_number
+from retrieval.context import NUMBER, Category, ContextSchema, Number, as_number
+from retrieval.query import Value
 from trainer.data.columns import Indices
 from trainer.data.files import Table
 from trainer.data.plain import plain

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from index_store.version import Manifest
+from index_store.manifest import Manifest
 from retrieval.context import Category
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from retrieval.paths.index import Index
-from retrieval.paths.search import Beams, search
+from retrieval.paths.rerank import Beams
+from retrieval.paths.structure import PathStructure
+from retrieval.query import Query
 from trainer.data.dataset import Dataset
 from trainer.data.split import Split
 
@@ -34,11 +34,19 @@ class Requests:
     numbers: NDArray[np.float32]
     users: NDArray[np.int64]
 
-    def beams(self, session: Any, index: Index, longest: int, beam: int) -> Iterator[Beams]:
-        """The model's answers, a batch after another as `parts` has them. longest: history items the model reads."""
+    def beams(self, structure: PathStructure, beam: int) -> Iterator[Beams]:
+        """The network's answers, a batch after another as `parts` has them."""
         for part in self.parts():
-            histories, categories, numbers = self.histories[part], self.categories[part], self.numbers[part]
-            yield search(session, index, histories, categories, numbers, beam, longest)
+            yield structure.search(self.histories[part], self.categories[part], self.numbers[part], beam)
+
+    def queries(self, part: slice, k: int, beam: int, per_path: int, *, widen: bool = True) -> list[Query]:
+        """The requests of a batch as queries that leave out their history."""
+        return [
+            Query(history, categories, numbers, k, beam, per_path, history, widen=widen)
+            for history, categories, numbers in zip(
+                self.histories[part], self.categories[part].tolist(), self.numbers[part].tolist(), strict=True
+            )
+        ]
 
     def parts(self) -> Iterator[slice]:
         """The batches: so many requests that a score of every item for each fits in memory."""

@@ -1,9 +1,11 @@
-"""A training run's folder: what it was asked, its metrics, and a checkpoint after each epoch. Nothing is pickled.
+"""The folder of a training run: its settings, its metrics, and a checkpoint after each epoch. Nothing is pickled.
 
-run.json                the config and a digest of the data
+run.json                the settings and a digest of the data
 metrics.jsonl           a record an epoch
-checkpoint.safetensors  network, optimiser and paths, and a digest of them; replaced whole after each epoch
-published.json          what became of it: the version's name and fingerprint, and whether it was made current
+checkpoint.safetensors  network, optimisers and paths, and a digest of them; replaced whole after each epoch
+published.json          the version that came of it: name, fingerprint, and whether it was made current
+
+A checkpoint holds tensors of the CPU, wherever training computes.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from torch.optim import Optimizer
 
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
-from trainer.deep_retrieval.assignment import PathAssigner
 from trainer.deep_retrieval.layers import PathModel
+from trainer.deep_retrieval.scores import Paths
 from trainer.errors import ResumeError
 
 
@@ -31,47 +33,55 @@ class Run:
     """The folder of one run. Opening it again with the same config and data continues it."""
 
     def __init__(self, folder: Path, config: TrainConfig, dataset: Dataset) -> None:
-        """Raises ResumeError if `folder` holds a run of another config or of other data."""
+        """Raises ResumeError if `folder` holds a run with other settings or of other data."""
         self.folder = folder
         self.history: list[dict[str, Any]] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ResumeError(f"{folder}: cannot be used as a run's folder: {error.strerror}") from None
-        settings = config.to_json()
-        asked = {"config": settings, "data_sha256": dataset.digest()}
-        about = folder / "run.json"
-        if not about.exists():
-            _replace(about, json.dumps(asked, indent=2).encode())
+        settings, data = config.to_json(), dataset.digest()
+        file = folder / "run.json"
+        if not file.exists():
+            _replace(file, json.dumps({"config": settings, "data_sha256": data}, indent=2).encode())
             return
         try:
-            found = json.loads(about.read_bytes())
-            differing = [key for key, value in settings.items() if found["config"].get(key) != value]
-            same_data = found["data_sha256"] == asked["data_sha256"]
+            stored = json.loads(file.read_bytes())
+            names = sorted(settings.keys() ^ stored["config"].keys())
+            differing = [key for key, value in settings.items() if stored["config"].get(key) != value]
+            same_data = stored["data_sha256"] == data
         except (ValueError, KeyError, AttributeError, TypeError):
-            raise ResumeError(f"{about}: damaged; name another folder") from None
+            raise ResumeError(f"{file}: damaged; name another folder") from None
+        if names:
+            raise ResumeError(
+                f"{folder}: that run is of another release, which has other settings ({', '.join(names)}); "
+                "name another folder"
+            )
         if differing:
             raise ResumeError(f"{folder}: that run had another {', '.join(differing)}; name another folder")
         if not same_data:
             raise ResumeError(f"{folder}: that run was of other data; name another folder")
 
     def published(self) -> dict[str, Any] | None:
-        """What `record_published` was told last, or None."""
+        """The facts that `record_published` wrote last, or None."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / "published.json").read_bytes())
+            facts: dict[str, Any] = json.loads((self.folder / "published.json").read_bytes())
         except (OSError, ValueError):
             return None
-        return found
+        return facts
 
     def record_published(self, facts: dict[str, Any]) -> None:
         """Remember that the run is over. facts: version, fingerprint, activated, ..."""
         _replace(self.folder / "published.json", json.dumps(facts).encode())
 
-    def restore(self, model: PathModel, optimizers: Sequence[Optimizer], assigner: PathAssigner) -> int:
-        """Set all three to the last checkpoint and return its epoch; 0 if there is none."""
+    def restore(self, model: PathModel, optimizers: Sequence[Optimizer]) -> tuple[int, Paths] | None:
+        """Set model and optimisers to the last checkpoint. Returns its epoch and paths (V, J), or None without one.
+
+        Raises ResumeError if it is damaged.
+        """
         file = self.folder / "checkpoint.safetensors"
         if not file.exists():
-            return 0
+            return None
         try:
             with safe_open(file, "pt") as stored:
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
@@ -79,8 +89,8 @@ class Run:
             if digest is None:
                 raise ValueError("it is of an earlier release and has no SHA-256")
             if digest != _digest(epoch, tensors):
-                raise ValueError("its SHA-256 is another")
-            assigner.paths = tensors.pop("paths").numpy()
+                raise ValueError("its SHA-256 does not match")
+            paths: Paths = tensors.pop("paths").numpy()
             model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
             for number, optimizer in enumerate(optimizers):
                 _load_optimizer(optimizer, number, tensors)
@@ -88,29 +98,28 @@ class Run:
             self.history = [record for record in records if record["epoch"] <= epoch]
         except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ResumeError(f"{file}: damaged ({error}); delete it to start over") from None
-        return epoch
+        return epoch, paths
 
-    def save(
-        self, record: dict[str, Any], model: PathModel, optimizers: Sequence[Optimizer], assigner: PathAssigner
-    ) -> None:
-        """Add an epoch's record and replace the checkpoint. A kill between the two repeats the epoch."""
+    def save(self, record: dict[str, Any], model: PathModel, optimizers: Sequence[Optimizer], paths: Paths) -> None:
+        """Add an epoch's record and replace the checkpoint. After a kill between the two the epoch is repeated.
+
+        paths: (V, J). Raises ResumeError if the files cannot be written.
+        """
         self.history.append(record)
         try:
-            self._write(record, model, optimizers, assigner)
+            self._write(record, model, optimizers, paths)
         except (OSError, SafetensorError) as error:
             raise ResumeError(f"{self.folder}: the checkpoint could not be written: {error}") from None
 
-    def _write(
-        self, record: dict[str, Any], model: PathModel, optimizers: Sequence[Optimizer], assigner: PathAssigner
-    ) -> None:
+    def _write(self, record: dict[str, Any], model: PathModel, optimizers: Sequence[Optimizer], paths: Paths) -> None:
         metrics = b"".join(json.dumps(line).encode() + b"\n" for line in self.history)
         _replace(self.folder / "metrics.jsonl", metrics)
-        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        tensors = {f"model.{name}": tensor.cpu() for name, tensor in model.state_dict().items()}
         for number, optimizer in enumerate(optimizers):
             for index, state in optimizer.state_dict()["state"].items():
-                values = {name: torch.as_tensor(value) for name, value in state.items()}
+                values = {name: torch.as_tensor(value, device="cpu") for name, value in state.items()}
                 tensors |= {f"optimizer.{number}.{index}.{name}": value for name, value in values.items()}
-        tensors["paths"] = torch.from_numpy(assigner.paths)
+        tensors["paths"] = torch.from_numpy(paths)
         temporary = self.folder / "checkpoint.partial"
         epoch = record["epoch"]
         save_file(tensors, temporary, {"epoch": str(epoch), "sha256": _digest(epoch, tensors)})
@@ -120,7 +129,7 @@ class Run:
 
 
 def _digest(epoch: int, tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over everything that a checkpoint has."""
+    """SHA-256 over all that a checkpoint holds: the epoch, and each tensor's name, type, shape and bytes."""
     digest = hashlib.sha256(str(epoch).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f" {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
@@ -129,10 +138,11 @@ def _digest(epoch: int, tensors: dict[str, torch.Tensor]) -> str:
 
 
 def _load_optimizer(optimizer: Optimizer, number: int, tensors: dict[str, torch.Tensor]) -> None:
+    """Set the state of optimiser `number` from a checkpoint's tensors; torch moves it to where the parameters are."""
     state: dict[int, dict[str, torch.Tensor | int]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
-            _, owner, index, key = name.split(".")  # of an earlier release: too few
+            _, owner, index, key = name.split(".")
             if int(owner) != number:
                 continue
             # SparseAdam counts its steps as an int.
@@ -141,6 +151,7 @@ def _load_optimizer(optimizer: Optimizer, number: int, tensors: dict[str, torch.
 
 
 def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, and a kill at any moment, sees the old content or the new, whole."""
     temporary = path.with_suffix(".partial")
     try:
         with temporary.open("wb") as file:

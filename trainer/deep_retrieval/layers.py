@@ -3,11 +3,11 @@
 What is unusual in this model:
 - a path's probability is a product of D softmaxes over K nodes, each given the nodes before it (Sec. 3.1, eq. 1);
 - each layer has node embeddings of its own: node 7 of layer 1 is not node 7 of layer 2;
-- the first linear map of a path layer is split into a user part and one K x H table a chosen node, so a step
-  of the beam is table look-ups, one add, ReLU and one H x K product;
-- the softmax head has the encoder's own item vectors, and a bias that is fixed;
+- the first linear map of a path layer is split into a user part and a K x H table for each layer before, so a step of
+  the beam is table look-ups, additions, ReLU and one H x K product;
+- the softmax head shares its item vectors with the encoder, and its bias is fixed;
 - a history starts with a learned "start" item, so an empty history has a user vector too (cold start);
-- the beam can be kept to prefixes that lead to an item (`path_trie`).
+- the beam can be kept to prefixes that lead to an item (`retrieval.paths.trie`).
 
 Shapes: B batch, T time, D layers, K nodes a layer, J paths an item, W beam, E embedding, H hidden, V items,
 C and M categorical and numeric context features. Node and path ids are int64; -1 pads item indices.
@@ -76,31 +76,35 @@ class PathLayer(nn.Module):
             nn.init.normal_(nodes, std=config.embedding**-0.5)
 
     def tables(self) -> list[Tensor]:
-        """What choosing a node adds to the hidden layer: a (K, H) table for each layer before this one."""
+        """For each layer before this one what its nodes add to the hidden units: tables (K, H), a row a node."""
         return [linear(nodes) for linear, nodes in zip(self.node, self.nodes, strict=True)]
 
     def forward(self, user: Tensor, chosen: Sequence[Tensor], tables: list[Tensor]) -> Tensor:
-        """Log-probabilities (..., K). user: (..., H), already mapped by `self.user`; chosen: (...) a layer."""
+        """Log-probabilities of the layer's nodes, (..., K).
+
+        user: (..., H), already mapped by `self.user`. chosen: for each layer before, the nodes (...). tables: of
+        `tables()`, computed once for many calls.
+        """
         hidden = user
         for nodes, table in zip(chosen, tables, strict=True):
-            # Into what the table look-up has made: to fill new memory would take longer than the sum.
+            # Added in place to the looked-up rows: to allocate new memory would take longer than to add.
             hidden = F.embedding(nodes, table).add_(hidden)
         logits: Tensor = self.out(F.relu(hidden, inplace=bool(chosen)))
         return logits.log_softmax(dim=-1)
 
 
 class PathModel(nn.Module):
-    """Everything that is learned by gradient: encoder, path layers, softmax head."""
+    """All that is learned by gradient: encoder, path layers, and the softmax head over the item vectors."""
 
     def __init__(self, config: TrainConfig, width: int, clicks: NDArray[np.int64], schema: ContextSchema) -> None:
-        """width: K. clicks: (V,), of each item in training; the softmax head learns on top of their share."""
+        """width: K. clicks: (V,), of each item in training; the head's bias is the log of their share."""
         super().__init__()
         items = len(clicks)
         self.depth, self.width = config.depth, width
         self.encoder = UserEncoder(config, items, schema)
         self._layers = nn.ModuleList(PathLayer(config, width, d) for d in range(config.depth))
-        # Fixed, not learned: so it orders a path's items by how often they are clicked, and user and item
-        # vectors learn what is particular to the user.
+        # Fixed, so that it orders a path's items by how often they are clicked; and user and item vectors learn only
+        # how a user differs from the others.
         self.register_buffer("item_bias", log_share(clicks))
         self.item_bias: Tensor
         nn.init.normal_(self.encoder.item_embedding.weight, std=config.embedding**-0.5)
@@ -111,11 +115,11 @@ class PathModel(nn.Module):
 
     @property
     def item_vectors(self) -> Tensor:
-        """The softmax head's, (V, E): the very vectors by which the encoder reads the history."""
+        """The item vectors, (V, E), which the softmax head and the encoder share."""
         return self.encoder.item_embedding.weight[: len(self.item_bias)]
 
     def vectors_of(self, items: Tensor) -> Tensor:
-        """Of `items`, (..., E); its gradient is of these alone."""
+        """The vectors of `items`, (..., E). The gradient reaches these vectors alone."""
         vectors: Tensor = self.encoder.item_embedding(items)
         return vectors
 
@@ -125,7 +129,7 @@ class PathModel(nn.Module):
             self.item_vectors.copy_(torch.from_numpy(vectors))
 
     def path_log_probs(self, user: Tensor, paths: Tensor) -> Tensor:
-        """Log p(path | x), (N, J), of the paths (N, J) of users (N, E)."""
+        """Log p(path | x), (N, J). user: (N, E). paths: (N, J) path ids, J for each user."""
         nodes = path_nodes(paths, self.depth, self.width)  # D x (N, J)
         total = torch.zeros_like(paths, dtype=user.dtype)
         for d, layer in enumerate(self.layers):
@@ -134,24 +138,24 @@ class PathModel(nn.Module):
             total = total + log_probs.gather(2, nodes[d].unsqueeze(2)).squeeze(2)
         return total
 
-    def beam_search(self, user: Tensor, beam: int, trie: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def beam_search(self, user: Tensor, beam: int, trie: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The `beam` most probable paths found for each of N users, and their log-probabilities: both (N, W).
 
-        Algorithm 1: each layer keeps the beam's best prefixes by joint probability. Paths are ids; with the `trie` of
-        the paths in use (see `path_trie`) they are rows of those, and only prefixes that lead to an item are
-        kept: places left over have row -1 and log-probability -inf. W is `beam`, or all K^D paths where they are fewer.
-        user: (N, E).
+        Algorithm 1: each layer keeps the beam's best prefixes by joint probability. Paths are ids. With the trie of the
+        paths in use (R, K), see `retrieval.paths.trie`, only prefixes that lead to an item are kept and paths are their
+        places among those in use; places left over have -1 and log-probability -inf. W is `beam`, or all K^D paths
+        where they are fewer. user: (N, E).
         """
         width, (first, *others) = self.width, self.layers
         joint = first(first.user(user), [], [])  # (N, K)
-        children = None if trie is None else trie[0][:1].expand_as(joint)  # rows in the next table
+        children = None if trie is None else trie[:1].expand_as(joint)  # rows of the trie
         log_prob, node = _best(joint, children, beam)  # (N, w), of the prefixes kept
-        path = node if children is None else children.gather(1, node)  # ids, or rows in the next table
+        path = node if children is None else children.gather(1, node)  # ids, or rows of the trie
         chosen = [node]  # a (N, w) a layer done
-        for d, layer in enumerate(others, 1):
+        for layer in others:
             log_probs = layer(layer.user(user).unsqueeze(1), chosen, layer.tables())  # (N, w, K)
             joint = (log_prob.unsqueeze(2) + log_probs).reshape(user.shape[0], -1)  # (N, w * K)
-            children = None if trie is None else rows(trie[d], path).reshape(user.shape[0], -1)
+            children = None if trie is None else rows(trie, path).reshape(user.shape[0], -1)
             # All but a tiny K have enough prefixes now for the widest beam: the exported graph need not ask.
             log_prob, best = _best(joint, children, beam, enough=width * width >= Limits.BEAM)
             parent = quotient(best, width)
@@ -161,56 +165,10 @@ class PathModel(nn.Module):
         return path, log_prob
 
     def head_logits(self, user: Tensor) -> Tensor:
-        """The softmax head's score of every item, (N, V). user: (N, E)."""
+        """The softmax head's logit of every item, (N, V). user: (N, E)."""
         return user @ self.item_vectors.T + self.item_bias
 
 
 def log_share(clicks: NDArray[np.int64]) -> Tensor:
-    """Log of each item's share of the clicks (V,); one without clicks counts as half of one."""
+    """The log of each item's share of the clicks, (V,). Each item counts half a click more than it has."""
     return torch.from_numpy(np.log((clicks + 0.5) / (clicks + 0.5).sum())).float()
-
-
-class Retrieval(nn.Module):
-    """What is exported: vectors of the history, context and beam width in; user vector and rows of paths out.
-
-    It has nothing of the size of the catalogue but the trie: the vectors of a history's items come from where the
-    reranker's do.
-    """
-
-    def __init__(self, model: PathModel, trie: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self.start = nn.Parameter(model.encoder.item_embedding.weight[model.encoder.start].detach().clone())
-        self.trie = nn.ParameterList(nn.Parameter(table, requires_grad=False) for table in trie)
-
-    def forward(
-        self, history: Tensor, length: Tensor, categories: Tensor, numbers: Tensor, beam: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """User vectors (B, E), the paths' rows among those in use (B, W) and their log-probabilities, best first.
-
-        history: float16 (B, T, E) item vectors, oldest first, 0 after its end; length: (B,), how many there are.
-        beam: int64 scalar, 1 to Limits.BEAM.
-        """
-        width: int = beam.item()  # type: ignore[assignment]  # int() would fix it at export
-        torch._check(width >= 1)  # noqa: SLF001 -- how the exporter learns a bound
-        torch._check(width <= Limits.BEAM)  # noqa: SLF001
-        items = torch.cat([self.start.expand(history.shape[0], 1, -1), history.float()], dim=1)  # (B, T + 1, E)
-        user = self.model.encoder.last(items, length, categories, numbers)  # (B, E)
-        return user, *self.model.beam_search(user, width, list(self.trie))
-
-
-def path_trie(path_ids: NDArray[np.int64], depth: int, width: int) -> list[Tensor]:
-    """The trie of the paths in use, for `beam_search`: D tables int32 (rows + 1, K), rows = prefixes one node shorter.
-
-    An entry is the row of the longer prefix in the next table, or in the last table that of the path in `path_ids`,
-    which ascend; -1 where no item lies. The last row of a table, -1, is of no prefix and leads nowhere.
-    """
-    tables = []
-    parents = np.zeros(1, np.int64)  # the ids of the prefixes that the table's rows stand for
-    for d in range(depth):
-        prefixes = np.unique(path_ids // width ** (depth - 1 - d))
-        table = np.full((len(parents) + 1, width), -1, np.int32)
-        table[np.searchsorted(parents, prefixes // width), prefixes % width] = np.arange(len(prefixes))
-        tables.append(torch.from_numpy(table))
-        parents = prefixes
-    return tables

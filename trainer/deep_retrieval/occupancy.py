@@ -1,7 +1,8 @@
-"""How the items are spread over the paths, and whether the index is collapsing."""
+"""How the items are spread over the paths, and whether the index is collapsing (Sec. 3.3)."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,11 @@ from trainer.config import TrainConfig
 
 @dataclass(frozen=True)
 class Occupancy:
-    """How the postings are spread over the paths. used: P; mean and largest: items a path; entropy in bits."""
+    """How the postings, V J pairs of an item and a path of it, are spread over the paths.
+
+    used: paths with items. largest, mean_size: items a path. gini: 0 where all paths have as many, near 1 where one has
+    nearly all. entropy: of a random posting's path, in bits.
+    """
 
     used: int
     largest: int
@@ -37,24 +42,24 @@ class Occupancy:
         return cls(len(sizes), int(sizes[-1]), float(sizes.mean()), gini, float(-(share * np.log2(share)).sum()))
 
     def to_json(self) -> dict[str, Any]:
-        return {"used": self.used, "largest": self.largest, "mean_size": self.mean_size, "gini": self.gini}
+        return dataclasses.asdict(self)
 
 
 def collapse(occupancy: Occupancy, config: TrainConfig) -> list[str]:
-    """What is wrong with how the postings are spread."""
-    found = []
+    """The signs of a collapse, for people: a path that is too large, an entropy that is too low. Empty if healthy."""
+    faults = []
     postings = occupancy.used * occupancy.mean_size
     items = postings / config.paths_per_item
     most = max(10 * config.k, config.gate_largest * items)
     if occupancy.largest > most:
-        found.append(
+        faults.append(
             f"the largest path holds {occupancy.largest} of {items:.0f} items, expected {most:.0f} at most "
             f"(10 k, or gate_largest = {config.gate_largest:.1%} of them)"
         )
     least = config.gate_entropy * math.log2(items)
     if occupancy.entropy < least:
-        found.append(
+        faults.append(
             f"the paths have an entropy of {occupancy.entropy:.1f} bits, expected {least:.1f} at least "
             f"(gate_entropy = {config.gate_entropy} of the items' {math.log2(items):.1f})"
         )
-    return found
+    return faults

@@ -1,4 +1,4 @@
-"""Paths as numbers: path_id = sum of c_d K^(D-1-d), drawn at random or taken apart into nodes."""
+"""Path ids: their nodes, and random ones. path_id = sum of c_d K^(D-1-d)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def path_nodes(paths: Tensor, depth: int, width: int) -> list[Tensor]:
-    """The nodes c_1 .. c_D of path ids, each of the ids' shape: path_id = sum of c_d K^(D-1-d)."""
+    """The nodes c_1 .. c_D of path ids: D tensors, each of the shape of `paths`."""
     return [paths // width ** (depth - 1 - d) % width for d in range(depth)]
 
 
@@ -16,16 +16,17 @@ def random_paths(items: int, count: int, depth: int, width: int, generator: np.r
     """`count` different paths for each item, (V, J), drawn uniformly (Sec. 3.2)."""
     total = width**depth
     paths = generator.integers(total, size=(items, count))
-    while len(clash := repeating_rows(paths)):
-        # Few clash where paths are plentiful; where they are scarce, draw without replacement.
+    while len(repeating := repeating_rows(paths)):
+        # Where there are many paths, few rows repeat one and are drawn again; where there are few, draw without
+        # replacement.
         if total <= 4 * count:
-            paths[clash] = np.argsort(generator.random((len(clash), total)), axis=1)[:, :count]
+            paths[repeating] = np.argsort(generator.random((len(repeating), total)), axis=1)[:, :count]
         else:
-            paths[clash] = generator.integers(total, size=(len(clash), count))
+            paths[repeating] = generator.integers(total, size=(len(repeating), count))
     return paths
 
 
 def repeating_rows(paths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The rows that have a path twice."""
+    """The indices of the rows that have a path twice."""
     ordered = np.sort(paths, axis=1)
     return np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))

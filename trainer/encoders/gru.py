@@ -1,4 +1,4 @@
-"""The user encoder: a GRU over the history's item vectors, their sum, and the context features (Sec. 4.1)."""
+"""The user encoder: user vectors from the history and the context features (Sec. 4.1)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from trainer.config import TrainConfig
 
 
 class UserEncoder(nn.Module):
-    """GRU over the history joined with the context features (Sec. 4.1): one user vector a position.
+    """A GRU over the history, joined with the context features (Sec. 4.1), gives a user vector at each position.
 
-    Added to it is the sum of the history's item vectors, whatever their order: the GRU alone falls behind item-to-item
-    similarity where order says little (README, Decisions).
+    Unlike the paper's, it adds the sum of the history's item vectors in any order, because the GRU alone retrieves less
+    than item-to-item similarity where order says little (docs/decisions.md).
     """
 
     def __init__(self, config: TrainConfig, items: int, schema: ContextSchema) -> None:
@@ -31,12 +31,12 @@ class UserEncoder(nn.Module):
         nn.init.eye_(self.pooled.weight)
 
     def forward(self, history: Tensor, categories: Tensor, numbers: Tensor) -> Tensor:
-        """User vectors (B, T + 1, E); [:, t] has seen the first t items. history: (B, T), -1 after its end.
+        """User vectors (B, T + 1, E); [:, t] is the user's after the first t items.
 
-        categories: (B, C) codes, numbers: (B, M).
+        history: (B, T) item indices, -1 after the end. categories: (B, C) codes, numbers: (B, M).
         """
         start = torch.full_like(history[:, :1], self.start)
-        # After a history's end any item will do: no position before it is of it, and none after it is asked for.
+        # After a history's end any item will do: positions before the end do not depend on it, later ones are not used.
         embedded = self.dropout(self.item_embedding(torch.cat([start, history.clamp(min=0)], dim=1)))  # (B, T + 1, E)
         states = self.gru(embedded)[0]  # (B, T + 1, E)
         context = self._context(categories, numbers)
@@ -46,9 +46,10 @@ class UserEncoder(nn.Module):
         return user
 
     def last(self, items: Tensor, length: Tensor, categories: Tensor, numbers: Tensor) -> Tensor:
-        """The user vectors (B, E) after the whole history, with no step that only other positions need.
+        """The user vectors after the whole history, (B, E): `forward` at each user's last position, computed alone.
 
-        items: (B, T + 1, E), the start item's vector, then the history's, 0 after its end. length: (B,).
+        items: (B, T + 1, E), the start item's vector, then the history's, 0 after the end. length: (B,), the items of
+        each history, without the start item.
         """
         state = torch.cat([last_state(self.gru, items, length + 1), self._context(categories, numbers)], dim=1)
         pooled = items[:, 1:].sum(dim=1) / length.clamp(min=1).to(items.dtype).sqrt().unsqueeze(1)
@@ -56,30 +57,30 @@ class UserEncoder(nn.Module):
         return user
 
     def _context(self, categories: Tensor, numbers: Tensor) -> Tensor:
-        """What is known of the users beside their history, (B, any)."""
+        """The context features as one vector a user, (B, any width)."""
         embedded = [embed(categories[:, i]) for i, embed in enumerate(self.category_embeddings)]
         return torch.cat([*embedded, numbers], dim=1)
 
 
 def _running_sum(embedded: Tensor) -> Tensor:
-    """The sum of the history's item vectors at each position over the root of their number, (B, T + 1, E).
+    """At each position the sum of the item vectors so far, divided by the root of their number, (B, T + 1, E).
 
-    embedded: (B, T + 1, E), the start item first, which is left out.
+    embedded: (B, T + 1, E), of the start item, which is left out of the sum, and of the history.
     """
     total = torch.cat([torch.zeros_like(embedded[:, :1]), embedded[:, 1:].cumsum(dim=1)], dim=1)
-    count = torch.arange(embedded.shape[1]).clamp(min=1).sqrt()  # (T + 1,)
+    count = torch.arange(embedded.shape[1], device=embedded.device).clamp(min=1).sqrt()  # (T + 1,)
     return total / count.unsqueeze(1)
 
 
 def last_state(gru: nn.GRU, inputs: Tensor, length: Tensor) -> Tensor:
     """The states (B, E) of `gru` after the first `length` (B,) of the inputs (B, T, E).
 
-    For the exporter as the one ONNX operator that it is: left alone it takes torch's GRU apart into a loop over a fixed
-    number of steps, from the second export of a process on. ONNX has the gates in the order z, r, h, torch in r, z, n.
+    The exporter is given ONNX's own GRU operator: by itself it would turn torch's GRU into a loop over a fixed number
+    of steps, from the second export in a process on. ONNX has the gates in the order z, r, h, torch in r, z, n.
     """
     if not torch.compiler.is_exporting():
         states: Tensor = gru(inputs)[0]
-        return states[torch.arange(len(inputs)), length - 1]
+        return states[torch.arange(len(inputs), device=states.device), length - 1]
 
     def gates(name: str) -> Tensor:
         values, size = gru.get_parameter(name), gru.hidden_size

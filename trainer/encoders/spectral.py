@@ -1,4 +1,4 @@
-"""The item vectors that training starts from: the singular vectors of who clicked what."""
+"""The item vectors that training starts from: the leading singular vectors of the user-item click matrix."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ Vectors = NDArray[np.float32]
 
 
 def spectral_vectors(clicked: scipy.sparse.csr_array, size: int, seed: int) -> Vectors:
-    """An item's place in the leading singular vectors of who clicked what, times the singular values: (V, E).
+    """Item vectors (V, E): the leading right singular vectors of the click matrix times their singular values.
 
-    clicked: (U, V), 0 or 1; a click counts less, the more the user or the item has of them. How popular an item is,
-    which the head's bias says already, is left out. All have length 1, as rare items would else be near 0 and learn
-    slowly; but an item without clicks is at 0. Time: about 20 E passes over the clicks.
+    clicked: (U, V), 0 or 1; each click is divided by the root of its user's clicks and of its item's. The direction of
+    popularity is left out, as the softmax head's bias has it already. Every vector is scaled to length 1, because rare
+    items would else be near 0 and learn slowly; an item without clicks is 0. size: E; dimensions beyond the rank are 0.
+    Time: about 20 E passes over the clicks.
     """
     users, items = (np.maximum(clicked.sum(axis=axis), 1) ** -0.5 for axis in (1, 0))
     weighted = scipy.sparse.csr_matrix(
@@ -24,13 +25,14 @@ def spectral_vectors(clicked: scipy.sparse.csr_array, size: int, seed: int) -> V
     rank = min(size + 1, *clicked.shape)
     _, values, axes = randomized_svd(weighted, rank, n_iter=7, random_state=seed % 2**32)
     places = axes.T * values
-    # The root of the clicks is always a leading singular vector. Where several lead, none that is found need be it.
+    # The root of the click counts is a leading singular vector, but where several share the largest singular value the
+    # computed ones may be mixtures. So its direction is projected out, and the rest rotated to their principal axes.
     popular = np.sqrt(clicked.sum(axis=0))
     popular /= np.linalg.norm(popular)
     places -= np.outer(popular, popular @ places)
     _, rotation = np.linalg.eigh(places.T @ places)
     vectors = np.zeros((clicked.shape[1], size), np.float32)
-    vectors[:, : rank - 1] = places @ rotation[:, :0:-1]  # the least, which was popularity, is 0 now
+    vectors[:, : rank - 1] = places @ rotation[:, :0:-1]  # without the last axis, along which nothing is left
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    found: Vectors = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-6 * length.max())
-    return found
+    scaled: Vectors = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-6 * length.max())
+    return scaled

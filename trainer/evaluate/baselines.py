@@ -1,7 +1,8 @@
-"""What is retrieved with today, without a network: popularity, Item-CF, EASE, ALS.
+"""Recommenders without a network that teams use today: popularity, Item-CF, EASE, ALS.
 
-Each is fitted on who clicked what, (U, V), and scores all items from histories, (R, V), both 0 or 1. They see all that
-the split lets anybody see, so also what our own training keeps back for its reranker; settings are chosen on that.
+Each is fitted on who clicked what, (U, V), and scores all items from histories, (R, V), both 0 or 1. They are fitted on
+everything that the split lets training see, including the tuning users' later items, on which our own reranker and
+their settings are chosen.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from trainer.evaluate.measures import Answers, Items, new_items, precision_recal
 Scorer = Callable[[scipy.sparse.csr_array], NDArray[np.floating]]
 Setting = TypeVar("Setting")
 NEIGHBOURS = 100  # of an item, in Item-CF
-EASE_ITEMS = 10_000  # a matrix of them squared is inverted: 2 GB and a minute at most
+EASE_ITEMS = 10_000  # V up to which EASE is measured: it inverts a V x V matrix, here in 2 GB and a minute
 EASE_PENALTIES = (100.0, 300.0, 1000.0, 3000.0)
-#: Of ALS: the confidence of a click over 1 of none, and the penalty.
+#: (confidence of a click, where no click has 1; penalty).
 ALS_SETTINGS = ((1.0, 0.1), (1.0, 10.0), (10.0, 1.0), (10.0, 30.0), (40.0, 10.0), (40.0, 100.0))
 
 
 def popularity(clicked: scipy.sparse.csr_array) -> Scorer:
-    """By how many users clicked an item, the same for all."""
+    """How many users clicked an item: the same scores for every history."""
     users = np.asarray(clicked.sum(axis=0), np.float32)
     return lambda histories: np.tile(users, (histories.shape[0], 1))
 
 
 def item_cf(clicked: scipy.sparse.csr_array) -> Scorer:
-    """The sum of the history's cosines with an item; items that have none with it by popularity."""
+    """The sum of an item's cosines with the history; items without any are ordered by popularity."""
     similar = item_similarity(clicked)
     users = np.asarray(clicked.sum(axis=0), np.float32)
     popular = 1e-6 * users / users.max()

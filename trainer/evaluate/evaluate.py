@@ -1,21 +1,22 @@
-"""A published version against brute force over its own vectors, Item-CF and popularity.
+"""Compares a published version with brute force over its own vectors, Item-CF and popularity.
 
-Measured is what the service answers: the version's ONNX file, its path lists, its reranker.
+The answers measured are those of the service: the version's own network, path lists and reranker give them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index_store.version import Version
-from retrieval.paths.index import Reranker
-from retrieval.paths.search import Answer, Beams, Query, answer, fetch, join
+from retrieval.paths.rerank import Beams, Reranker, candidates
+from retrieval.query import Answer
+from retrieval.searcher import Searcher
 from trainer.data.dataset import Dataset
 from trainer.data.requests import Requests, held_out_requests
 from trainer.data.split import Split, clicked_items
@@ -24,16 +25,16 @@ from trainer.errors import DataError
 from trainer.evaluate.baselines import answer_all, item_cf, popularity
 from trainer.evaluate.measures import MEASURES, Answers, Items, new_items, nobody, ratios, tops
 from trainer.progress import Progress, counted
-from trainer.publish.version import open_session
 
 
 def evaluate(version: Version, dataset: Dataset, split: Split, k: int, progress: Progress) -> dict[str, Any]:
-    """The document of `dr-trainer evaluate --json`; fractions, not percent. None: nobody can be measured."""
+    """The document of `dr-trainer evaluate --json`: fractions, not percent; None where no user can be measured."""
     requests = held_out_requests(dataset, split)
     if not requests.histories:
         raise DataError("test_users: nobody was held out, so there is nobody to measure; train with more")
-    measured = Measured(version, requests, k, progress)
-    deep, share = measured.retrieval(*version.manifest.reach(k), progress)
+    measured = MeasuredVersion(version, requests, k, progress)
+    searcher = measured.searcher
+    deep, share = measured.retrieval(*searcher.facts.default_search(k, version.manifest.k), progress)
     clicked = clicked_items(dataset, split.train_users, split.visible_length)
     figures = {"deep_retrieval": deep.figures(requests, k), "brute_force": measured.brute_force.figures(requests, k)}
     for name, fit in {"item_cf": item_cf, "popularity": popularity}.items():
@@ -53,7 +54,7 @@ def evaluate(version: Version, dataset: Dataset, split: Split, k: int, progress:
         "version": version.manifest.version,
         **document("filtered"),
         "structural_recall": share,
-        "paths": Occupancy.of_sizes(np.diff(version.index.path_offsets)).to_json(),
+        "paths": Occupancy.of_sizes(searcher.structure.index.sizes).to_json(),
         "unfiltered": document("unfiltered"),
     }
 
@@ -80,7 +81,7 @@ def table(result: dict[str, Any], split: str) -> str:
     lines += [
         "",
         f"ratio to brute force: {', '.join(shown)}",
-        f"items read a request: {deep['candidates_mean']:.1f} on average, {deep['candidates_p99']:.0f} at most in 99 %",
+        f"items read: {deep['candidates_mean']:.1f} a request on average, {deep['candidates_p99']:.0f} at most in 99 %",
     ]
     if result["structural_recall"] is not None:
         lines.append(f"of brute force's answer, {100 * result['structural_recall']:.1f} % was among them")
@@ -94,7 +95,7 @@ def require_same_data(version: Version, dataset: Dataset, progress: Progress) ->
     """Raise DataError unless the data have the version's items; warn if it was trained on other interactions."""
     ids = np.asarray(version.item_ids, dtype=None if not isinstance(version.item_ids, list) else object)
     if ids.dtype != dataset.item_ids.dtype or not np.array_equal(ids, dataset.item_ids):
-        made_from = version.manifest.metrics.get("files") or {}  # of an earlier release: not recorded
+        made_from = version.manifest.metrics.get("files") or {}  # an earlier release did not record it
         named = (name if kind == "interactions" else f"--{kind} {name}" for kind, name in made_from.items())
         raise DataError(
             f"{version.manifest.version} knows {version.manifest.items} items, the files have "
@@ -105,13 +106,13 @@ def require_same_data(version: Version, dataset: Dataset, progress: Progress) ->
         progress.say("warning: trained on other interactions; users measured here may have been trained on")
 
 
-class Measured:
-    """A version and what its own vectors, all scanned, answer to some requests."""
+class MeasuredVersion:
+    """A version, and what a scan of all its item vectors (brute force) answers to some requests."""
 
     def __init__(self, version: Version, requests: Requests, k: int, progress: Progress) -> None:
-        self.version, self.requests, self.k = version, requests, k
-        self.session = open_session(bytes(version.parts["model.onnx"]))
-        index = version.index
+        self.searcher, self.requests, self.k = Searcher.open(version), requests, k
+        self.structure = self.searcher.structure
+        index = self.structure.index
         vectors = index.item_vectors.astype(np.float32)
         next(self._beams(1), None)  # the first search of a session takes longer
         self.users: list[NDArray[np.float32]] = []  # a batch after another
@@ -132,45 +133,35 @@ class Measured:
                 self.users.append(beams.user)
                 advance(len(histories))
                 started = time.perf_counter()
-        reads = np.full(len(filtered), len(index.item_bias))
+        reads = np.full(len(filtered), index.items)
         self.brute_force = Answers(filtered, unfiltered, reads, self.encoding + seconds)
 
     def retrieval(
         self, beam: int, per_path: int, progress: Progress, *, widen: bool = True, reranker: Reranker | None = None
     ) -> tuple[Answers, float | None]:
-        """What the service answers, and the share of brute force's answer that is among the items read.
+        """The answers of the service, and the share of brute force's answers that is among the items read.
 
-        The share is None where brute force has no answer: everybody has had all items.
-        widen: search more paths where fewer than k items are found. reranker: instead of the version's.
+        The share is None if brute force has no answer because every user has had every item. widen: search more paths
+        if fewer than k items come out. reranker: used instead of the version's.
         """
-        manifest, requests = self.version.manifest, self.requests
+        requests, index = self.requests, self.structure.index
+        structure = replace(self.structure, reranker=reranker) if reranker else self.structure
         answers: list[Answer] = []
         free_answers: list[Answer] = []
         held = wanted = 0
         seconds = 0.0
         with progress.task("measuring deep retrieval", len(requests.histories)) as advance:
             for part, beams in zip(requests.parts(), self._beams(beam), strict=True):
-                queries = [
-                    Query(history, categories, numbers, self.k, beam, per_path, history, widen=widen)
-                    for history, categories, numbers in zip(
-                        requests.histories[part],
-                        requests.categories[part].tolist(),
-                        requests.numbers[part].tolist(),
-                        strict=True,
-                    )
-                ]
+                queries = requests.queries(part, self.k, beam, per_path, widen=widen)
                 started = time.perf_counter()
-                answers += self._answer(queries, reranker)
+                answers += structure.answer(queries)
                 seconds += time.perf_counter() - started
                 nothing = np.empty(0, np.int64)
-                free_answers += self._answer(
-                    [dataclasses.replace(query, excluded=nothing) for query in queries], reranker
-                )
-                index = self.version.index
-                met = join(index, beams, fetch(index, beams, per_path))
+                free_answers += structure.answer([replace(query, excluded=nothing) for query in queries])
+                read = candidates(index, beams, structure.read(beams, per_path))
                 exact = self.brute_force.filtered[part]
-                keys = np.concatenate([row * manifest.items + top for row, top in enumerate(exact)])
-                held += int(np.isin(keys, met.request * manifest.items + met.item).sum())
+                keys = np.concatenate([row * index.items + top for row, top in enumerate(exact)])
+                held += int(np.isin(keys, read.request * index.items + read.item).sum())
                 wanted += len(keys)
                 advance(len(queries))
         reads = np.array([answer.read for answer in answers])
@@ -178,9 +169,4 @@ class Measured:
         return found, held / wanted if wanted else None
 
     def _beams(self, beam: int) -> Iterator[Beams]:
-        return self.requests.beams(self.session, self.version.index, self.version.manifest.history, beam)
-
-    def _answer(self, queries: list[Query], reranker: Reranker | None) -> list[Answer]:
-        version, manifest = self.version, self.version.manifest
-        reranker = reranker or version.reranker
-        return answer(self.session, version.index, reranker, queries, manifest.history, manifest.max_beam)
+        return self.requests.beams(self.structure, beam)

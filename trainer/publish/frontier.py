@@ -1,26 +1,29 @@
-"""Beam width and items per path, chosen together: the most of brute force's answer for the reads allowed."""
+"""Chooses beam width and items per path together: the pair that reads most of brute force's answer within a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.paths.index import Index
-from retrieval.paths.search import Beams
+from retrieval.paths.index import PathIndex
+from retrieval.paths.rerank import Beams
+from retrieval.paths.structure import PathStructure
 from retrieval.query import Limits
 from trainer.config import TrainConfig
 from trainer.data.requests import Requests
+from trainer.deep_retrieval.reads import SERVED_READS
 
 BEAMS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 21, 25, 30, 36, 45, 50, 60, 75, 90, 100, 125, 150, 175, 200, 225, 256)
 CAPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500)
-READS = 9  # items read per candidate returned, on average; the paper has 5 to 10
 
 
 class Point(NamedTuple):
-    """A beam width and a cap: items read a request on average, and the share of brute force's k best among them."""
+    """A beam width and a cap on each path: the items a request reads on average, and the share of brute force's k best
+    that is among them.
+    """
 
     share: float
     reads: float
@@ -29,15 +32,15 @@ class Point(NamedTuple):
 
 
 def choose_beam(
-    index: Index, session: Any, requests: Requests, config: TrainConfig, budget: float = READS
+    structure: PathStructure, requests: Requests, config: TrainConfig, budget: float = SERVED_READS
 ) -> tuple[int, int]:
-    """(beam, per_path) that find the most among those that read at most `budget` k items; else those that read least.
+    """(beam, per_path) with the largest share among the pairs that read at most `budget` k items on average.
 
-    What the config fixes stays fixed.
+    If no pair reads so little, the pair that reads least. A value that the config fixes stays fixed.
     """
     beams = BEAMS if config.beam == "auto" else (config.beam,)
     caps = CAPS if config.per_path == "auto" else (config.per_path,)
-    points = list(frontier(index, session, requests, config.k, config.history, budget * config.k, beams, caps))
+    points = list(frontier(structure, requests, config.k, budget * config.k, beams, caps))
     affordable = [p for p in points if p.reads <= budget * config.k and p.beam * p.per_path <= Limits.READS]
     if affordable:
         best = max(affordable, key=lambda point: (point.share, -point.reads, point.beam, point.per_path))
@@ -47,24 +50,23 @@ def choose_beam(
 
 
 def frontier(
-    index: Index,
-    session: Any,
+    structure: PathStructure,
     requests: Requests,
     k: int,
-    history: int,
     reads: float,
     beams: Iterable[int] = BEAMS,
     caps: Sequence[int] = CAPS,
 ) -> Iterator[Point]:
-    """Points by rising beam, then cap, and of each beam's the first that reads too much.
+    """Points by rising beam, then rising cap; each beam ends with its first point that reads too much.
 
-    Too much is more than `reads`, or what no request may. The share is of the k best items by the softmax head, of
-    all items. history: items that the model reads.
+    Too much is more than `reads` items on average, or more than a request may read. The share is of the k best of all
+    items by the softmax head.
     """
     exact: list[NDArray[np.int64]] = []
+    index = structure.index
     vectors = index.item_vectors.astype(np.float32)
     for beam in beams:
-        searched = list(requests.beams(session, index, history, beam))
+        searched = list(requests.beams(structure, beam))
         exact = exact or [_exact_top(found.user, vectors, index.item_bias, k) for found in searched]
         for cap in caps:
             keys = [_keys_read(index, found, cap) for found in searched]
@@ -75,19 +77,19 @@ def frontier(
                 break  # a larger cap reads more
 
 
-def _keys_read(index: Index, beams: Beams, cap: int) -> NDArray[np.int64]:
-    """Keys (request * V + item) of what a batch of beams reads, an item as often as it is on a path."""
+def _keys_read(index: PathIndex, beams: Beams, cap: int) -> NDArray[np.int64]:
+    """A key (request * V + item) for every item that a batch of beams reads, once for each path it is on."""
     batch, width = beams.paths.shape
     postings = index.read(beams.paths.ravel(), cap)
     request = np.repeat(np.arange(batch), postings.lengths.reshape(batch, width).sum(axis=1))
-    keys: NDArray[np.int64] = request * len(index.item_bias) + postings.items
+    keys: NDArray[np.int64] = request * index.items + postings.items
     return keys
 
 
 def _exact_top(
     user: NDArray[np.float32], vectors: NDArray[np.float32], bias: NDArray[np.float32], k: int
 ) -> NDArray[np.int64]:
-    """Keys (request * V + item) of each user's k best items by the softmax head."""
+    """A key (request * V + item) for each of a user's k best items by the softmax head."""
     logits = user @ vectors.T + bias
     k = min(k, logits.shape[1])
     top = np.argpartition(-logits, k - 1, axis=1)[:, :k]

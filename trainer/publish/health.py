@@ -1,7 +1,7 @@
 """How healthy an index is, and the gate that keeps a collapsed one from being published.
 
-An index collapses when most items end on few paths (the paper saw it, Sec. 3.3): then a request reads either most of
-the catalogue or, capped, the same few items for everybody.
+An index collapses when most items end on few paths (Sec. 3.3). Then a request reads most of the catalogue, or, with a
+cap on each path, every request reads the same few items.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.version import Version
-from retrieval.paths.index import Index
+from retrieval.paths.index import PathIndex
+from retrieval.paths.structure import PathFacts, PathStructure
 from trainer.config import TrainConfig
 from trainer.data.requests import Requests
-from trainer.deep_retrieval.assignment import Paths
 from trainer.deep_retrieval.occupancy import Occupancy, collapse
+from trainer.deep_retrieval.scores import Paths
 
-PAIRS = 100_000  # of neighbours, drawn to see how many still are
-REACH_USERS = 10_000  # training users whose requests are made to see which items they reach
+PAIRS = 100_000  # of neighbours, drawn to see how many are neighbours still
+REACH_USERS = 10_000  # training users, at most, whose requests tell which items can be reached
 
 
 @dataclass(frozen=True)
 class Health:
     """What `dr-trainer fit` and `dr-index show` report of an index.
 
-    perplexity: of each layer's nodes, 1 to K: over how many of them the postings are spread, as if evenly. reach: the
-    share of the items with clicks that some training user's request reads at the default beam; of `reach_users` users,
-    who make `reads` reads together. churn: see `churn`; None without a previous version to compare with.
+    perplexity: a number from 1 to K for each layer: the postings are spread over its nodes as if evenly over so many.
+    reach: the share of the clicked items that at least one of `reach_users` training users' requests reads at the
+    default beam; together those requests read `reads` items. churn: see `churn`; None if there is no previous version.
     """
 
     occupancy: Occupancy
@@ -45,7 +46,6 @@ class Health:
     def to_json(self) -> dict[str, Any]:
         return {
             **self.occupancy.to_json(),
-            "entropy": self.occupancy.entropy,
             "perplexity": self.perplexity,
             "reach": self.reach,
             "reach_users": self.reach_users,
@@ -58,17 +58,17 @@ class Health:
     def describe(self) -> str:
         """Two lines for people."""
         o, spread = self.occupancy, ", ".join(f"{p:.1f}" for p in self.perplexity)
-        moved = "" if self.churn is None else f"; {self.churn:.0%} of the neighbours are others than in {self.previous}"
+        moved = "" if self.churn is None else f"; {self.churn:.0%} of the neighbours have changed since {self.previous}"
         return (
-            f"index: {o.used} paths, largest {o.largest}, mean {o.mean_size:.2f}, gini {o.gini:.2f}; nodes in use a "
-            f"layer, as if evenly: {spread}\n{self.reach:.1%} of the clicked items are in reach of {self.reach_users} "
+            f"index: {o.used} paths, largest {o.largest}, mean {o.mean_size:.2f}, gini {o.gini:.2f}; effective nodes "
+            f"in use in each layer: {spread}\n{self.reach:.1%} of the clicked items are in reach of {self.reach_users} "
             f"training users at the default beam{moved}"
         )
 
     def faults(self, config: TrainConfig) -> list[str]:
-        """What the gate refuses the index for; empty if it is healthy."""
+        """Why the gate refuses the index; empty if it is healthy."""
         found = collapse(self.occupancy, config)
-        # What as many reads would find if they fell anywhere: few users cannot reach much.
+        # The share that as many reads would reach if they fell anywhere: a few users cannot reach much.
         possible = 1 - math.exp(-self.reads / max(self.clicked, 1))
         if self.reach < config.gate_reach * possible:
             found.append(
@@ -80,19 +80,22 @@ class Health:
 
 
 def measure_health(
-    index: Index,
-    session: Any,
+    structure: PathStructure,
     requests: Requests,
     config: TrainConfig,
-    reach: tuple[int, int],
+    default_search: tuple[int, int],
     paths: Paths,
     width: int,
     clicks: NDArray[np.int64],
 ) -> Health:
-    """reach: the default beam and items per path. paths: (V, J). width: K. clicks: (V,), of each item in training."""
-    beam, per_path = reach
+    """Measure the index that is about to be published.
+
+    default_search: beam and items per path of a request that names neither. paths: (V, J). width: K. clicks: (V,), of
+    each item in training.
+    """
+    index, (beam, per_path) = structure.index, default_search
     read, reads = np.zeros(len(paths), bool), 0
-    for beams in requests.beams(session, index, config.history, beam):
+    for beams in requests.beams(structure, beam):
         reads += int(index.read(beams.paths.ravel(), per_path).lengths.sum())
         read[index.read(np.unique(beams.paths), per_path).items] = True
     clicked = clicks > 0
@@ -107,16 +110,18 @@ def measure_health(
 
 
 def churn(paths: Paths, item_ids: NDArray[Any], last_layers: int, previous: Version) -> float | None:
-    """How many of an item's neighbours are others than before, 0 to 1; None where no pair can be compared.
+    """The share of neighbours in `previous` that are neighbours no longer, 0 to 1; None if no pair can be compared.
 
-    Neighbours share a first node, whatever its number: a training numbers its nodes anew. Of pairs that were
-    neighbours in `previous`, the share that are so no longer. last_layers: K^(D-1), paths below a first node.
+    Two items are neighbours if they share a first node, whatever its number: every training numbers its nodes anew.
+    paths: (V, J). last_layers: K^(D-1), the number of paths below a first node.
     """
+    if previous.manifest.kind != "paths":
+        return None
     place = {item: i for i, item in enumerate(np.asarray(item_ids).tolist())}
     known = np.array([place.get(item, -1) for item in np.asarray(previous.item_ids).tolist()])
-    manifest, index = previous.manifest, previous.index
+    facts, index = PathFacts.of(previous.manifest.structure), PathIndex.of(previous)
     item = known[index.path_items]
-    node = np.repeat(index.path_ids, np.diff(index.path_offsets)) // manifest.width ** (manifest.depth - 1)
+    node = np.repeat(index.path_ids, np.diff(index.path_offsets)) // facts.width ** (facts.depth - 1)
     item, node = item[item >= 0], node[item >= 0]  # by rising node, as path ids are
     if not len(item):
         return None

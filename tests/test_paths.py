@@ -1,9 +1,9 @@
-"""Fetch and rerank against slow, obvious twins."""
+"""Searching, reading and reranking of paths against slow, obvious twins."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,23 +12,23 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from index_store.errors import VersionDamaged
-from retrieval.paths import search as retrieval
-from retrieval.paths.index import SOFTMAX, Index, Reranker
-from retrieval.paths.search import Beams, Query, answer, fetch, join, rerank, search
-from retrieval.query import Limits
+from retrieval.paths.index import PathIndex, Postings
+from retrieval.paths.rerank import SOFTMAX, Beams, Reranker, candidates, rerank
+from retrieval.paths.structure import PathFacts, PathStructure
+from retrieval.paths.trie import path_trie
+from retrieval.query import Limits, Query
 from tests.conftest import Planted
-from trainer.publish.version import open_session
 
 ITEMS, SIZE = 12, 3
 
 
-def random_index(rng: np.random.Generator, paths: int) -> tuple[Index, dict[int, list[int]]]:
+def random_index(rng: np.random.Generator, paths: int) -> tuple[PathIndex, dict[int, list[int]]]:
     """An index of `paths` random path lists, and the same as a dictionary."""
     lists = {
         int(path): rng.permutation(ITEMS)[: rng.integers(1, 6)].tolist()
         for path in np.sort(rng.choice(50, paths, replace=False))
     }
-    index = Index(
+    index = PathIndex(
         np.array(list(lists), np.int64),
         np.cumsum([0, *map(len, lists.values())]).astype(np.int64),
         np.concatenate(list(lists.values())).astype(np.int32),
@@ -38,8 +38,25 @@ def random_index(rng: np.random.Generator, paths: int) -> tuple[Index, dict[int,
     return index, lists
 
 
+def structure_of(index: PathIndex, session: Any = None, history: int = 5) -> PathStructure:
+    """A structure over `index` whose network is `session`."""
+    return PathStructure(session, index, None, SOFTMAX, history, 36)
+
+
+def read(index: PathIndex, beams: Beams, n: int) -> Postings:
+    """The first n items of each path."""
+    return structure_of(index).read(beams, n)
+
+
 def slow_answer(
-    index: Index, lists: dict[int, list[int]], beams: Beams, row: int, n: int, k: int, excluded: list[int], weights: Any
+    index: PathIndex,
+    lists: dict[int, list[int]],
+    beams: Beams,
+    row: int,
+    n: int,
+    k: int,
+    excluded: list[int],
+    weights: Any,
 ) -> list[tuple[int, float]]:
     """One request's best items and scores, with dictionaries and loops."""
     found: dict[int, list[float]] = {}
@@ -73,12 +90,13 @@ def test_answers_equal_the_slow_twin(seed: int, batch: int, n: int, k: int) -> N
     excluded = [rng.integers(ITEMS, size=rng.integers(4)) for _ in range(batch)]
 
     reranker = Reranker("lr", weights.astype(np.float32), 0.5)
-    answers = rerank(index, beams, fetch(index, beams, n), reranker, [k] * batch, excluded)
+    answers = rerank(index, beams, read(index, beams, n), reranker, [k] * batch, excluded)
 
     for row in range(batch):
         expected = slow_answer(index, lists, beams, row, n, k, excluded[row].tolist(), weights)
         assert answers[row].items.tolist() == [item for item, _ in expected]
         assert np.allclose(answers[row].scores, [score + 0.5 for _, score in expected], atol=1e-4)
+        assert answers[row].short == (len(expected) < k)
         assert answers[row].paths == (beams.paths[row] >= 0).sum()
         every = slow_answer(index, lists, beams, row, n, ITEMS, [], weights)
         assert answers[row].candidates == len(every)
@@ -89,7 +107,7 @@ def test_answers_equal_the_slow_twin(seed: int, batch: int, n: int, k: int) -> N
 
 def test_equal_scores_go_by_item() -> None:
     """0 and -0 are equal, and less than nothing is less, the further the less."""
-    index = Index(
+    index = PathIndex(
         np.array([1]),
         np.array([0, 6]),
         np.array([5, 4, 3, 2, 1, 0], np.int32),
@@ -99,14 +117,14 @@ def test_equal_scores_go_by_item() -> None:
     beams = Beams(np.ones((1, 1), np.float32), np.array([[0]]), np.zeros((1, 1), np.float32))
     weights = np.array([-0.5, 0, 0, 0], np.float32)
 
-    (found,) = rerank(index, beams, fetch(index, beams, 6), Reranker("lr", weights, -0.0), [6], [np.empty(0, np.int64)])
+    (found,) = rerank(index, beams, read(index, beams, 6), Reranker("lr", weights, -0.0), [6], [np.empty(0, np.int64)])
 
     assert found.items.tolist() == [5, 2, 4, 0, 1, 3]
 
 
 def test_an_item_on_several_paths_is_one_candidate() -> None:
     """It is scored once, with the paths' probabilities summed and their number known."""
-    index = Index(
+    index = PathIndex(
         np.array([1, 2]),
         np.array([0, 2, 3]),
         np.array([0, 1, 0], np.int32),
@@ -115,8 +133,8 @@ def test_an_item_on_several_paths_is_one_candidate() -> None:
     )
     beams = Beams(np.ones((1, 2), np.float32), np.array([[0, 1]]), np.log(np.array([[0.5, 0.25]], np.float32)))
 
-    postings = fetch(index, beams, 10)
-    found = join(index, beams, postings)
+    postings = read(index, beams, 10)
+    found = candidates(index, beams, postings)
 
     assert found.item.tolist() == [0, 1]
     assert np.exp(found.features[:, 2]) == pytest.approx([0.75, 0.5])
@@ -126,7 +144,7 @@ def test_an_item_on_several_paths_is_one_candidate() -> None:
 
 def test_what_is_excluded_costs_no_place() -> None:
     """Exclusion happens before the cut to k, so k items still come back."""
-    index = Index(
+    index = PathIndex(
         np.array([1]),
         np.array([0, 4]),
         np.arange(4, dtype=np.int32),
@@ -135,14 +153,14 @@ def test_what_is_excluded_costs_no_place() -> None:
     )
     beams = Beams(np.array([[4, 3, 2, 1]], np.float32), np.array([[0]]), np.zeros((1, 1), np.float32))
 
-    (found,) = rerank(index, beams, fetch(index, beams, 10), SOFTMAX, [2], [np.array([0, 1])])
+    (found,) = rerank(index, beams, read(index, beams, 10), SOFTMAX, [2], [np.array([0, 1])])
 
     assert found.items.tolist() == [2, 3]
 
 
 def test_what_is_excluded_may_come_in_any_order_and_twice() -> None:
     """First, last, between, often, and what is no candidate."""
-    index = Index(
+    index = PathIndex(
         np.array([1]),
         np.array([0, 6]),
         np.arange(0, 12, 2, dtype=np.int32),
@@ -152,7 +170,7 @@ def test_what_is_excluded_may_come_in_any_order_and_twice() -> None:
     beams = Beams(np.ones((1, 1), np.float32), np.array([[0]]), np.zeros((1, 1), np.float32))
     excluded = np.array([10, 11, 4, 0, 4, 3])
 
-    (found,) = rerank(index, beams, fetch(index, beams, 6), SOFTMAX, [6], [excluded])
+    (found,) = rerank(index, beams, read(index, beams, 6), SOFTMAX, [6], [excluded])
 
     assert found.items.tolist() == [2, 6, 8]
     assert found.candidates == 6
@@ -163,7 +181,7 @@ def test_a_beam_that_meets_no_path_finds_nothing() -> None:
     index, _ = random_index(np.random.default_rng(0), 3)
     beams = Beams(np.ones((1, SIZE), np.float32), np.array([[-1, -1]]), np.full((1, 2), -np.inf, np.float32))
 
-    (found,) = rerank(index, beams, fetch(index, beams, 10), SOFTMAX, [5], [np.empty(0, np.int64)])
+    (found,) = rerank(index, beams, read(index, beams, 10), SOFTMAX, [5], [np.empty(0, np.int64)])
 
     assert found.items.tolist() == []
     assert (found.paths, found.read, found.candidates) == (0, 0, 0)
@@ -180,17 +198,18 @@ def test_padding_reaches_the_model_as_nothing() -> None:
             return [np.zeros((2, SIZE), np.float32), np.zeros((2, 1), np.int32), np.zeros((2, 1), np.float32)]
 
     nothing = np.zeros((2, 0), np.int64), np.zeros((2, 0), np.float32)
-    search(Session(), index, [np.array([3]), np.array([9, 1, 2, 3])], *nothing, 1, 3)
+    structure = structure_of(index, Session(), history=3)
+    structure.search([np.array([3]), np.array([9, 1, 2, 3])], *nothing, 1)
 
     assert fed["length"].tolist() == [1, 3]
     assert fed["history"][1].tolist() == index.item_vectors[[1, 2, 3]].tolist()  # the latest, oldest first
     assert fed["history"][0].tolist() == [index.item_vectors[3].tolist(), [0.0] * SIZE, [0.0] * SIZE]
 
     nobody = np.empty(0, np.int64)
-    search(Session(), index, [nobody, np.array([3])], *nothing, 1, 3)
+    structure.search([nobody, np.array([3])], *nothing, 1)
     assert fed["length"].tolist() == [0, 1]
     assert fed["history"].tolist() == [[[0.0] * SIZE], [index.item_vectors[3].tolist()]]
-    search(Session(), index, [nobody, nobody], *nothing, 1, 3)
+    structure.search([nobody, nobody], *nothing, 1)
     assert fed["length"].tolist() == [0, 0]
     assert fed["history"].tolist() == [[[0.0] * SIZE]] * 2
 
@@ -223,47 +242,69 @@ def test_what_no_version_answers_is_refused(paths: Any) -> None:
 
     nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
     with pytest.raises(VersionDamaged):
-        search(Session(), index, [np.array([0, 1])], *nothing, 2, 5)
+        structure_of(index, Session()).search([np.array([0, 1])], *nothing, 2)
 
 
-def test_who_is_widened_together_reads_no_more_than_one_may(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven that never find enough: searched again in groups, with the answers that each has alone."""
-    version = planted.version
-    session = open_session(bytes(version.parts["model.onnx"]))
-    parts = session, version.index, version.reranker
+class Watched:
+    """A session that notes how many queries are searched with which beam."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.searches: list[tuple[int, int]] = []
+
+    def run(self, names: Any, feeds: dict[str, Any]) -> Any:
+        """As the session does it."""
+        self.searches.append((len(feeds["length"]), int(feeds["beam"])))
+        return self.session.run(names, feeds)
+
+
+def test_short_queries_are_widened_in_groups(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven that never find enough: searched again in groups of at most READS items, each with its own answer."""
+    watched = Watched(planted.structure.session)
+    structure = replace(planted.structure, session=watched, max_beam=20)
     queries = [Query(np.array([i]), [], [], 40, 2, 5, np.array([i])) for i in range(7)]
     monkeypatch.setattr(Limits, "READS", 100)
-    reads: list[int] = []
-    search_once = retrieval._answer_once
 
-    def watched(*arguments: Any, whole_catalogue: bool = False) -> Any:
-        if not whole_catalogue:
-            reads.append(sum(query.per_path * arguments[-1] for query in arguments[3]))
-        return search_once(*arguments, whole_catalogue=whole_catalogue)
+    together = structure.answer(queries)
 
-    monkeypatch.setattr(retrieval, "_answer_once", watched)
-    together = answer(*parts, queries, version.manifest.history, 20)
-
-    # All seven with 2 paths; then with 4 (20 each), 8 (40 each), 16 (80 each), and 20 (100 each).
-    assert reads == [70, 100, 40, 80, 80, 80, 40, *[80] * 7, *[100] * 7]
+    # All seven with 2 paths of 5; then with 4 (20 each), 8 (40 each), 16 (80 each), 20 (100 each).
+    groups = [(7, 2), (5, 4), (2, 4), (2, 8), (2, 8), (2, 8), (1, 8), *[(1, 16)] * 7, *[(1, 20)] * 7]
+    assert watched.searches[: len(groups)] == groups
+    assert set(watched.searches[len(groups) :]) <= {(1, 20)}  # those that had not read every item then do so
     monkeypatch.undo()
-    alone = [answer(*parts, [query], version.manifest.history, 20)[0] for query in queries]
+    alone = [structure.answer([query])[0] for query in queries]
     for found, wanted in zip(together, alone, strict=True):
         assert found.items.tolist() == wanted.items.tolist()
         assert found.read == wanted.read
 
 
+def test_a_search_that_goes_on_ends_where_one_from_the_start_does(planted: Planted) -> None:
+    """Once, then wider: the same answers and reads as at once, and no search is done twice."""
+    watched = Watched(planted.structure.session)
+    structure = replace(planted.structure, session=watched, max_beam=8)
+    queries = [Query(np.array([i]), [], [], k, 2, 1, np.array([i])) for i, k in ((1, 2), (5, 39))]
+
+    first = structure.answer_once(queries)
+    assert [answer.short for answer in first] == [False, True]
+    assert [structure.can_widen(*pair) for pair in zip(queries, first, strict=True)] == [False, True]
+    wider = structure.widen(queries, first)
+
+    assert watched.searches == [(2, 2), (1, 4), (1, 8), (1, 8)]
+    for found, wanted in zip(wider, structure.answer(queries), strict=True):
+        assert found.items.tolist() == wanted.items.tolist()
+        assert (found.read, found.short) == (wanted.read, wanted.short)
+    assert not any(structure.can_widen(*pair) for pair in zip(queries, wider, strict=True))
+
+
 def test_as_many_as_there_are_are_found(planted: Planted) -> None:
-    """39 of 40 items, one read of a path: what no searched path has is scored as if it were on the last of them."""
-    version = planted.version
-    session = open_session(bytes(version.parts["model.onnx"]))
-    index = version.index
+    """39 of 40 items, one read of a path: items on no searched path are scored as if they were on the last of them."""
+    structure, index = replace(planted.structure, max_beam=4), planted.index
     query = Query(np.array([1, 5]), [], [], 39, 2, 1, np.array([1]))
 
-    (found,) = answer(session, index, version.reranker, [query], version.manifest.history, 4)
+    (found,) = structure.answer([query])
 
     nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
-    beams = search(session, index, [query.history], *nothing, 4, version.manifest.history)
+    beams = structure.search([query.history], *nothing, 4)
     on_path: dict[int, list[float]] = {}
     for row, log_prob in zip(beams.paths[0].tolist(), beams.log_probs[0].tolist(), strict=True):
         for item in index.read(np.array([row]), 1).items.tolist():
@@ -274,7 +315,7 @@ def test_as_many_as_there_are_are_found(planted: Planted) -> None:
         log_probs = on_path.get(item, [beams.log_probs[0, -1]])
         logit = float(index.item_vectors[item].astype(np.float32) @ beams.user[0] + index.item_bias[item])
         features = [logit, index.item_bias[item], np.logaddexp.reduce(log_probs), len(log_probs)]
-        scores[item] = float(version.reranker.weights @ features) + version.reranker.intercept
+        scores[item] = float(structure.reranker.weights @ features) + structure.reranker.intercept
     assert sorted(found.items.tolist()) == sorted(scores)
     assert np.allclose(found.scores, sorted(scores.values(), reverse=True), atol=1e-3)
     assert found.candidates == 40
@@ -282,22 +323,17 @@ def test_as_many_as_there_are_are_found(planted: Planted) -> None:
 
 def test_a_widened_request_has_read_all_it_read(planted: Planted) -> None:
     """Searched with one path, then two, then four: the items of all three searches are counted."""
-    version, k = planted.version, 8
-    session = open_session(bytes(version.parts["model.onnx"]))
-    history = np.array([1, 5])
+    structure, k, history = planted.structure, 8, np.array([1, 5])
     query = Query(history, [], [], k, 1, 2, history)
-    index = version.index
 
-    (found,) = answer(session, index, version.reranker, [query], version.manifest.history, 36)
-    (narrow,) = answer(
-        session, index, version.reranker, [dataclasses.replace(query, widen=False)], version.manifest.history, 36
-    )
+    (found,) = replace(structure, max_beam=36).answer([query])
+    (narrow,) = structure.answer([replace(query, widen=False)])
 
     reads, beam = 0, 1
     while True:
         nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
-        beams = search(session, index, [history], *nothing, beam, 6)
-        items = index.read(beams.paths[0], 2).items
+        beams = structure.search([history], *nothing, beam)
+        items = planted.index.read(beams.paths[0], 2).items
         reads += len(items)
         if beam == 1:
             assert narrow.read == reads
@@ -306,3 +342,94 @@ def test_a_widened_request_has_read_all_it_read(planted: Planted) -> None:
         beam = min(2 * beam, 36)
     assert beam > 2
     assert found.read == reads
+
+
+def slow_trie(path_ids: list[int], depth: int, width: int) -> dict[tuple[int, ...], int]:
+    """Every path's nodes, and its place."""
+    return {
+        tuple(path // width ** (depth - 1 - d) % width for d in range(depth)): place
+        for place, path in enumerate(path_ids)
+    }
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32), depth=st.integers(1, 4), width=st.integers(1, 6))
+def test_the_trie_leads_to_every_path_and_no_other(seed: int, depth: int, width: int) -> None:
+    """Walked node by node from row 0, it ends at each path's place; a prefix that no path has leads to -1."""
+    rng = np.random.default_rng(seed)
+    path_ids = np.unique(rng.integers(width**depth, size=12))
+    trie, paths = path_trie(path_ids, depth, width), slow_trie(path_ids.tolist(), depth, width)
+    prefixes = {nodes[:length] for nodes in paths for length in range(depth)}
+    assert len(trie) == len(prefixes) + 1
+    assert (trie[-1] == -1).all()
+
+    def walk(row: int, nodes: tuple[int, ...]) -> None:
+        for node in range(width):
+            longer = (*nodes, node)
+            if len(longer) == depth:
+                assert trie[row, node] == paths.get(longer, -1)
+            elif longer in prefixes:
+                walk(int(trie[row, node]), longer)
+            else:
+                assert trie[row, node] == -1
+
+    walk(0, ())
+
+
+def test_a_masked_trie_keeps_the_beam_to_what_is_left(planted: Planted) -> None:
+    """With the children of half of the first nodes cut off, no path below them is searched, and the beam is full."""
+    structure, facts = planted.structure, planted.searcher.facts
+    first_nodes = structure.index.path_ids // facts.width
+    kept = np.isin(first_nodes, np.unique(first_nodes)[::2])
+    masked = structure.trie.copy()
+    masked[0, ~np.isin(np.arange(facts.width), first_nodes[kept])] = -1
+    nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
+
+    beams = replace(structure, trie=masked).search([np.array([1, 5])], *nothing, facts.max_beam)
+
+    assert set(beams.paths[beams.paths >= 0].tolist()) == set(np.flatnonzero(kept).tolist())
+
+
+def test_the_default_search_grows_with_k() -> None:
+    """Twice the items need twice the paths; past the widest beam, deeper paths."""
+    facts = PathFacts(depth=2, width=4, paths_per_item=1, paths=2, postings=3, beam=2, per_path=5, max_beam=8)
+
+    assert facts.default_search(5, 10) == (2, 5)
+    assert facts.default_search(10, 10) == (2, 5)
+    assert facts.default_search(20, 10) == (4, 5)
+    assert facts.default_search(80, 10) == (8, 10)
+
+
+FACTS = {
+    "depth": 2,
+    "width": 4,
+    "paths_per_item": 1,
+    "paths": 2,
+    "postings": 3,
+    "beam": 2,
+    "per_path": 5,
+    "max_beam": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"beam": 9}, "at most max_beam, 8, found 9"),
+        ({"depth": 0}, "depth: expected a whole number from 1, found 0"),
+        ({"depth": 2.0}, "depth: expected a whole number"),
+        ({"depth": True}, "depth: expected a whole number"),
+        ({"colour": 1}, "structure: expected depth, width"),
+        ({"depth": 40}, "do not fit in int64"),
+    ],
+)
+def test_facts_that_cannot_be_right_are_refused(change: dict[str, Any], message: str) -> None:
+    """Each refusal names the fact."""
+    with pytest.raises(VersionDamaged, match=message):
+        PathFacts.of(FACTS | change)
+
+
+def test_a_missing_fact_is_refused() -> None:
+    """With all that are expected."""
+    with pytest.raises(VersionDamaged, match=r"structure: expected depth, width, .*max_beam"):
+        PathFacts.of({"depth": 2})

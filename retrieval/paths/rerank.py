@@ -1,0 +1,129 @@
+"""From what was read to an answer: each item once, its features, its score, the best k.
+
+Shapes: B requests, W paths a request, N candidates of all requests, E embedding, V items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index_store.errors import VersionDamaged
+from retrieval.paths import kernels
+from retrieval.paths.index import PathIndex, Postings
+from retrieval.query import Answer
+
+#: What the reranker sees of a candidate, in this order: the softmax head's logit, the item's bias, the log of the
+#: summed probability of the searched paths that hold the item, and how many those are.
+FEATURES = ("logit", "bias", "path_log_prob", "paths")
+
+
+@dataclass(frozen=True)
+class Beams:
+    """What the network answers for B requests.
+
+    user: float32 (B, E). paths: int32 (B, W), rows of `path_ids`, and log_probs: float32 (B, W), best first; row -1 is
+    no path.
+    """
+
+    user: NDArray[np.float32]
+    paths: NDArray[np.int32]
+    log_probs: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The items found for B requests, N in all, by ascending request, then item; each item once a request.
+
+    request, item: int64 (N,). features: float32 (N, 4), see FEATURES.
+    """
+
+    request: NDArray[np.int64]
+    item: NDArray[np.int64]
+    features: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reranker:
+    """A linear score of a candidate's features; higher is better (Sec. 3.4).
+
+    kind: "lr", fitted by logistic regression on the differences within a request, so a score is the log-odds of a click
+    up to a constant that differs from request to request; "softmax", the head's unnormalised log-probability; "path",
+    the paths' log-probability. Scores order the candidates of one answer and cannot be compared between answers.
+    """
+
+    kind: str
+    weights: NDArray[np.float32]  # (4,), of FEATURES
+    intercept: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of reranker.json."""
+        weights = dict(zip(FEATURES, map(float, self.weights), strict=True))
+        return {"kind": self.kind, "weights": weights, "intercept": self.intercept}
+
+    @classmethod
+    def from_json(cls, document: Any) -> Reranker:
+        """Raises VersionDamaged for other features or numbers that are not finite."""
+        try:
+            weights = np.array([document["weights"][name] for name in FEATURES], np.float32)
+            reranker = cls(document["kind"], weights, float(document["intercept"]))
+        except (KeyError, TypeError, ValueError):
+            raise VersionDamaged(f"reranker.json: expected weights of {', '.join(FEATURES)}") from None
+        if not np.isfinite(weights).all() or not np.isfinite(reranker.intercept):
+            raise VersionDamaged("reranker.json: a weight is not finite")
+        return reranker
+
+
+#: The softmax head alone: its logit is the score.
+SOFTMAX = Reranker("softmax", np.array([1, 0, 0, 0], np.float32), 0.0)
+#: No rerank: the most probable paths' items first.
+BY_PATH = Reranker("path", np.array([0, 0, 1, 0], np.float32), 0.0)
+
+
+def candidates(index: PathIndex, beams: Beams, postings: Postings) -> Candidates:
+    """What was read for B beams, each item once a request. postings: lengths (B, W)."""
+    request, item, log_prob, paths = kernels.join(
+        postings.items, postings.lengths, np.ascontiguousarray(beams.log_probs)
+    )
+    vectors, user = index.item_vectors.view(np.uint16), np.ascontiguousarray(beams.user)
+    return Candidates(request, item, kernels.features(vectors, index.item_bias, user, request, item, log_prob, paths))
+
+
+def rerank(
+    index: PathIndex,
+    beams: Beams,
+    postings: Postings,
+    reranker: Reranker,
+    k: Sequence[int],
+    excluded: Sequence[NDArray[np.int64]],
+) -> list[Answer]:
+    """Of what was read, each request's k[b] best items that are not among excluded[b] (item indices).
+
+    Excluded items are left out before the cut, so they cost no place among the k. Equal scores go by item index.
+    """
+    assert len(k) == len(excluded) == len(beams.paths)
+    items, scores, log_probs, counts = kernels.rerank(
+        postings.items,
+        postings.lengths,
+        np.ascontiguousarray(beams.log_probs),
+        index.item_vectors.view(np.uint16),
+        index.item_bias,
+        np.ascontiguousarray(beams.user),
+        reranker.weights,
+        reranker.intercept,
+        np.array(k, np.int64),
+        excluded[0] if len(excluded) == 1 else np.concatenate([np.empty(0, np.int64), *excluded]),
+        np.array([0, *accumulate(map(len, excluded))]),
+    )
+    answers = []
+    start = 0
+    for wanted, (end, *others) in zip(k, counts.T.tolist(), strict=True):
+        best = slice(start, end)
+        answers.append(Answer(items[best], scores[best], log_probs[best], end - start < wanted, *others))
+        start = end
+    return answers

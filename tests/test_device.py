@@ -1,0 +1,128 @@
+"""Training where the setting `device` says, and every tensor there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.conftest import SMALL, Planted
+from tests.pretended_gpu import PretendedGpu, is_on_gpu
+from tests.test_train import Interrupt
+from trainer import config as config_module
+from trainer.benchmark.two_tower import train_two_tower
+from trainer.config import TrainConfig
+from trainer.deep_retrieval.checkpoint import Run
+from trainer.deep_retrieval.device import choose_device
+from trainer.deep_retrieval.fit import Trained, fit
+from trainer.errors import ConfigError
+from trainer.progress import SilentProgress
+
+
+def train(planted: Planted, config: TrainConfig, folder: Path, progress: SilentProgress | None = None) -> Trained:
+    """Train on the planted data."""
+    run = Run(folder, config, planted.dataset)
+    return fit(config, planted.dataset, planted.split, run, progress or SilentProgress())
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> PretendedGpu:
+    """To be entered; torch says of it that it is there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    return PretendedGpu()
+
+
+def test_training_on_a_gpu_has_every_tensor_there(planted: Planted, tmp_path: Path, gpu: PretendedGpu) -> None:
+    """Warm-up, tree, path steps, a reassignment, and a resumed checkpoint; the network comes back on the CPU."""
+    config = SMALL.replace(device="cuda")
+
+    with gpu:
+        with pytest.raises(KeyboardInterrupt):
+            train(planted, config, tmp_path, Interrupt(4))
+        trained = train(planted, config, tmp_path)
+
+    assert gpu.operations > 1000
+    assert np.array_equal(trained.paths, planted.trained.paths)
+    for name, tensor in planted.trained.model.state_dict().items():
+        assert torch.equal(trained.model.state_dict()[name], tensor), name
+    assert not any(is_on_gpu(tensor) for tensor in (*trained.model.parameters(), *trained.model.buffers()))
+
+
+def test_sampled_and_sparse_training_on_a_gpu_has_every_tensor_there(
+    planted: Planted, tmp_path: Path, gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large catalogue has other losses and another optimiser."""
+    monkeypatch.setattr(config_module, "DENSE_ITEMS", 10)
+    config = SMALL.replace(full_softmax_items=1, negatives=20, epochs=4, warmup_epochs=2, device="cpu")
+    expected = train(planted, config, tmp_path / "cpu")
+
+    with gpu:
+        trained = train(planted, config.replace(device="cuda"), tmp_path / "gpu")
+
+    assert np.array_equal(trained.paths, expected.paths)
+    for name, tensor in expected.model.state_dict().items():
+        assert torch.equal(trained.model.state_dict()[name], tensor), name
+
+
+def test_the_two_tower_on_a_gpu_has_every_tensor_there(planted: Planted, gpu: PretendedGpu) -> None:
+    """The rival of the benchmark trains where we do."""
+    config = SMALL.replace(epochs=2, warmup_epochs=1)
+
+    with gpu:
+        model = train_two_tower(config.replace(device="auto"), planted.dataset, planted.split, SilentProgress())
+
+    assert gpu.operations > 100
+    assert not any(map(is_on_gpu, model.parameters()))
+
+
+def test_what_a_gpu_would_refuse_fails(gpu: PretendedGpu) -> None:
+    """The pretended one refuses it: tensors of two devices, and numpy() without cpu()."""
+    with gpu:
+        there = torch.zeros(3, device="cuda")
+
+        with pytest.raises(RuntimeError, match="two devices"):
+            there + torch.arange(3)
+        with pytest.raises(RuntimeError, match="two devices"):
+            there[torch.from_numpy(np.arange(2))]
+        with pytest.raises(TypeError, match="cpu"):
+            there.numpy()
+        assert there.cpu().numpy().tolist() == [0, 0, 0]
+        assert (there.device.type, there.cpu().device.type, (2 * there).device.type) == ("cuda", "cpu", "cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_training_on_a_real_gpu(planted: Planted, tmp_path: Path) -> None:
+    """It learns what the CPU learns, nearly: a GPU adds up in no fixed order."""
+    trained = train(planted, SMALL.replace(device="cuda"), tmp_path)
+
+    assert trained.paths.shape == planted.trained.paths.shape
+    last, expected = (result.history[-1]["path_loss"] for result in (trained, planted.trained))
+    assert last == pytest.approx(expected, rel=0.2)
+    with safe_open(tmp_path / "checkpoint.safetensors", "pt") as stored:
+        assert {stored.get_tensor(name).device.type for name in stored.keys()} == {"cpu"}  # noqa: SIM118
+
+
+def test_cuda_without_a_gpu_says_so_before_anything_is_trained(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The setting, what is there, and what to do."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    with pytest.raises(ConfigError, match=r"device: expected a GPU .* found none .*; set it to auto or cpu"):
+        train(planted, SMALL.replace(device="cuda"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "available", "device"),
+    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
+)
+def test_the_device_is_the_settings(
+    setting: str, available: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Auto is the GPU where there is one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+
+    assert choose_device(setting).type == device  # type: ignore[arg-type]

@@ -1,0 +1,86 @@
+"""Measurements are kept for as long as the code that made them is the same, whatever its comments say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.benchmark.kept import code_digest
+
+CODE = '''
+"""A module."""
+
+LIMIT = 3  # items
+
+
+class Shelf:
+    """Holds books."""
+
+    def take(self, count: int) -> str:
+        """Take some."""
+        text = """not a docstring"""
+        return text * min(count, LIMIT)
+'''
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A package with a module in a room of its own."""
+    (tmp_path / "shop" / "room").mkdir(parents=True)
+    (tmp_path / "shop" / "__init__.py").write_text("")
+    (tmp_path / "shop" / "room" / "shelf.py").write_text(CODE)
+    return tmp_path / "shop"
+
+
+def changed(package: Path, old: str, new: str) -> bool:
+    """Whether the digest changes with that text of the module."""
+    before = code_digest([package])
+    assert old in CODE
+    (package / "room" / "shelf.py").write_text(CODE.replace(old, new))
+    return code_digest([package]) != before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("  # items", "  # books"),
+        ("# items", ""),
+        ('"""A module."""', '"""Another sentence,\n\nand a second."""'),
+        ('"""A module."""', ""),
+        ('"""Holds books."""', '"""Holds what is read."""'),
+        ('        """Take some."""\n', ""),
+        ("class Shelf", "\n\n\nclass Shelf"),
+        ("min(count, LIMIT)", "min(\n            count,\n            LIMIT,\n        )"),
+    ],
+)
+def test_comments_docstrings_and_layout_change_nothing(package: Path, old: str, new: str) -> None:
+    """Hours of measurements outlive the edit of a sentence."""
+    assert not changed(package, old, new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("LIMIT = 3", "LIMIT = 4"), ("not a docstring", "a text"), ("min(", "max("), ("count: int", "count: int = 1")],
+)
+def test_code_changes_it(package: Path, old: str, new: str) -> None:
+    """In whatever room the file is."""
+    assert changed(package, old, new)
+
+
+def test_every_file_counts(package: Path) -> None:
+    """A new one too; in any room, and in any of the packages."""
+    digests = {code_digest([package])}
+    for place in (package / "more.py", package / "room" / "more.py", package.parent / "other.py"):
+        place.write_text("x = 1\n")
+        digests.add(code_digest([package, place.parent]))
+
+    assert len(digests) == 4
+
+
+def test_what_only_shows_results_does_not_count(package: Path) -> None:
+    """Files that the caller leaves out."""
+    before = code_digest([package])
+    (package / "plots.py").write_text("x = 1\n")
+
+    assert code_digest([package], but=[package / "plots.py"]) == before

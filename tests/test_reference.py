@@ -1,0 +1,62 @@
+"""docs/reference.md says what the code says."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from service.process.settings import Settings
+from trainer.config import GROUPS, TrainConfig
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.fixture(scope="module")
+def reference() -> str:
+    """The content of the file as the code would have it."""
+    text: str = runpy.run_path(str(DOCS / "reference.py"))["reference"]()
+    return text
+
+
+def test_the_reference_is_up_to_date(reference: str) -> None:
+    """Whoever changes a setting, a flag, a route or a limit writes the file anew."""
+    assert (DOCS / "reference.md").read_text("utf-8") == reference, "run make docs"
+
+
+def test_every_setting_is_in_a_group_and_has_a_meaning() -> None:
+    """No row of a table has an empty cell."""
+    assert list(TrainConfig.model_fields) == [name for group in GROUPS for name in group.model_fields]
+    for field in [*TrainConfig.model_fields.values(), *Settings.model_fields.values()]:
+        assert field.description
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `k` | `100` | whole number from 1 to 1000 |",
+        "| `min_rating` | unset | number |",
+        "| `split` | `users` | `users` or `last-out` |",
+        "| `DR_STORE` | required | text |",
+        "| `DR_POLL_SECONDS` | `0.5` | number above 0 and up to 60 |",
+        "| `dr-trainer fit INTERACTIONS` |",
+        "| `dr-index prune --keep N` |",
+        "| `--items F` | fit, evaluate, sensitivity |",
+        "| `--host H` |",
+        "| `POST /v1/retrieve` |",
+        "| `exclude_history` |",
+        "| `HISTORY` | 1,000 | item ids of a history |",
+    ],
+)
+def test_a_row_by_hand(reference: str, row: str) -> None:
+    """A key, its default and its values; a command and what it needs; a flag and whose it is; a route; a limit."""
+    assert f"\n{row}" in reference
+
+
+def test_what_the_environment_sets_is_not_in_it(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs `make docs` may have a store and a token."""
+    for name, value in (("DR_STORE", "/mine"), ("DR_ADMIN_TOKEN", "hunter2"), ("DR_PORT", "wrong")):
+        monkeypatch.setenv(name, value)
+
+    assert runpy.run_path(str(DOCS / "reference.py"))["reference"]() == reference

@@ -1,0 +1,35 @@
+"""The path lists and item vectors of a trained network and its assignment."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.paths.index import PathIndex
+from trainer.deep_retrieval.layers import PathModel
+from trainer.errors import ExportRefused
+
+
+def make_index(model: PathModel, paths: NDArray[np.int64]) -> PathIndex:
+    """The path lists of an assignment (V, J), each path's items by descending bias."""
+    bias = model.item_bias.detach().numpy()
+    return PathIndex(*path_lists(paths, bias), _half(model.item_vectors.detach().numpy()), bias)
+
+
+def path_lists(
+    paths: NDArray[np.int64], bias: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+    """path_ids (P,), path_offsets (P + 1,) and path_items (V J,) of an assignment (V, J); bias: (V,)."""
+    flat = paths.ravel()
+    items = np.repeat(np.arange(len(paths), dtype=np.int32), paths.shape[1])
+    order = np.lexsort((items, -bias[items], flat))
+    path_ids, starts = np.unique(flat[order], return_index=True)
+    return path_ids, np.append(starts, len(flat)), items[order]
+
+
+def _half(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Half the memory, and what is rounded is less than what training left to chance. Raises ExportRefused."""
+    largest = float(np.abs(vectors).max(initial=0))
+    if not largest <= float(np.finfo(np.float16).max):
+        raise ExportRefused(f"an item vector has {largest:.3g}, float16 holds 65504 at most; lower learning_rate")
+    return vectors.astype(np.float16)

@@ -1,0 +1,94 @@
+"""The network that is exported, and its ONNX file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from retrieval.context import ContextSchema
+from retrieval.query import Limits
+from trainer.deep_retrieval.layers import PathModel
+
+
+class Network(nn.Module):
+    """What is exported: vectors of the history, context and beam width in; user vector and rows of paths out.
+
+    It has nothing of the size of the catalogue: the vectors of a history's items come from where the reranker's do, and
+    the trie of the paths in use is an input.
+    """
+
+    def __init__(self, model: PathModel) -> None:
+        super().__init__()
+        self.model = model
+        self.start = nn.Parameter(model.encoder.item_embedding.weight[model.encoder.start].detach().clone())
+
+    def forward(
+        self, history: Tensor, length: Tensor, categories: Tensor, numbers: Tensor, beam: Tensor, trie: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """User vectors (B, E), the paths' rows among those in use (B, W) and their log-probabilities, best first.
+
+        history: float16 (B, T, E) item vectors, oldest first, 0 after its end; length: (B,), how many there are.
+        beam: int64 scalar, 1 to Limits.BEAM. trie: int32 (R, K), see `retrieval.paths.trie`.
+        """
+        width: int = beam.item()  # type: ignore[assignment]  # int() would fix it at export
+        torch._check(width >= 1)  # noqa: SLF001 -- how the exporter learns a bound
+        torch._check(width <= Limits.BEAM)  # noqa: SLF001
+        items = torch.cat([self.start.expand(history.shape[0], 1, -1), history.float()], dim=1)  # (B, T + 1, E)
+        user = self.model.encoder.last(items, length, categories, numbers)  # (B, E)
+        return user, *self.model.beam_search(user, width, trie)
+
+
+def to_onnx(network: Network, schema: ContextSchema) -> bytes:
+    """The ONNX file: any batch and history length, beam width and trie as inputs; nothing of this machine is in it."""
+    example = (
+        torch.zeros(2, 2, network.start.shape[0], dtype=torch.float16),
+        torch.tensor([1, 2]),
+        torch.zeros(2, len(schema.categories), dtype=torch.int64),
+        torch.zeros(2, len(schema.numbers)),
+        torch.tensor(2),
+        torch.zeros(2, network.model.width, dtype=torch.int32),
+    )
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            network,
+            example,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=["history", "length", "categories", "numbers", "beam", "trie"],
+            output_names=["user", "paths", "path_log_probs"],
+            dynamic_shapes=({0: "batch", 1: "time"}, {0: "batch"}, {0: "batch"}, {0: "batch"}, None, {0: "rows"}),
+        )
+    assert program is not None, "the exporter returns a program when it is given no file"
+    model = program.model_proto
+    for part in (model, model.graph):
+        del part.metadata_props[:]
+    for node in model.graph.node:
+        node.ClearField("doc_string")
+        del node.metadata_props[:]
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    serialised: bytes = model.SerializeToString(deterministic=True)
+    return serialised
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter says of itself: deprecations inside it, libraries it could have used."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

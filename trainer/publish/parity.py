@@ -1,0 +1,60 @@
+"""The gate between torch and ONNX: what is exported answers as what was trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from retrieval.paths.structure import PathStructure
+from retrieval.paths.trie import path_trie
+from retrieval.query import Limits
+from trainer.data.requests import Requests, pad_histories
+from trainer.errors import ExportRefused
+from trainer.publish.network import Network
+
+TOLERANCE = 1e-3  # between torch and ONNX, in log-probabilities and user vectors
+HALF_TOLERANCE = 0.03  # between user vectors of item vectors in float32 and in float16
+
+
+def check_parity(network: Network, structure: PathStructure, requests: Requests) -> None:
+    """Raise ExportRefused unless ONNX gives what torch gives, at several batch sizes, lengths and beam widths.
+
+    Equal means: the same user vectors, the same log-probability rank by rank, and each path that ONNX names has
+    in torch the log-probability that ONNX gives it.
+    """
+    trie = torch.from_numpy(path_trie(structure.index.path_ids, network.model.depth, network.model.width))
+    histories = [*requests.histories, np.empty(0, np.int64)]
+    categories = np.concatenate([requests.categories, requests.categories[:1] * 0])
+    numbers = np.concatenate([requests.numbers, requests.numbers[:1] * 0])
+    for batch in sorted({1, 2, len(histories)}):
+        chosen = slice(len(histories) - batch, None)
+        padded = pad_histories(histories[chosen], structure.history)
+        there = padded >= 0
+        inputs = [
+            torch.from_numpy(structure.index.item_vectors[padded] * there[:, :, None]),
+            torch.from_numpy(there.sum(axis=1)),
+            torch.from_numpy(categories[chosen]),
+            torch.from_numpy(numbers[chosen]),
+        ]
+        for beam in (1, 10, 50, Limits.BEAM):
+            found = structure.search(histories[chosen], categories[chosen], numbers[chosen], beam)
+            with torch.inference_mode():
+                user, _, log_probs = network(*inputs, torch.tensor(beam), trie)
+                again = network.model.path_log_probs(user, torch.from_numpy(structure.index.path_ids[found.paths]))
+                trained = network.model.encoder(torch.from_numpy(padded), *inputs[2:])
+                last = trained[torch.arange(batch), inputs[1]]
+            if not np.allclose(last.numpy(), found.user, rtol=HALF_TOLERANCE, atol=HALF_TOLERANCE):
+                raise ExportRefused(
+                    f"the exported encoder is not the trained one, at batch {batch}; nothing was published"
+                )
+            alive = np.isfinite(found.log_probs)
+            for what, expected, got in (
+                ("user vectors", user.numpy(), found.user),
+                ("log-probabilities", log_probs.numpy(), found.log_probs),
+                ("paths", again.numpy()[alive], found.log_probs[alive]),
+                ("dead places", np.where(alive, 0, -1), np.where(found.paths >= 0, 0, -1)),
+            ):
+                if expected.shape != got.shape or not np.allclose(expected, got, rtol=TOLERANCE, atol=TOLERANCE):
+                    raise ExportRefused(
+                        f"ONNX and torch differ in their {what} at batch {batch} and beam {beam}; nothing was published"
+                    )
