@@ -62,6 +62,14 @@ class Metrics:
         self.paths.set(paths)
         self.swaps.labels("loaded").inc()
 
+    def answered(self, read: int, *, short: bool, narrowed: bool) -> None:
+        """A retrieve request was answered. read: items on the paths it searched; for the others see models.Degraded."""
+        self.items_read.observe(read)
+        if short:
+            self.short.inc()
+        if narrowed:
+            self.narrowed.inc()
+
     def text(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self.registry)

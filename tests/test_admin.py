@@ -1,7 +1,9 @@
-"""The door of /admin: closed unless a token is set, and to everyone without it."""
+"""The admin routes: closed unless a token is set, and to everyone without it; swaps and rollbacks."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from fastapi.testclient import TestClient
 from index_store.folder.store import FolderStore
 from service.http.app import create_app
 from service.process.settings import Settings
+from tests.conftest import Planted
+from tests.planted import changed
 from tests.test_api import ADMIN, TOKEN, assert_problem, make_app
 
 
@@ -45,3 +49,120 @@ def test_admin_is_off_without_a_token(tmp_path: Path, token: str | None) -> None
     ) as client:
         for headers in ({}, {"Authorization": "Bearer "}, ADMIN):
             assert_problem(client.get("/admin/v1/versions", headers=headers), 403)
+
+
+@pytest.fixture
+def store(planted: Planted, other: Planted, tmp_path: Path) -> FolderStore:
+    """Two versions, the first current."""
+    store = FolderStore(str(tmp_path / "store"))
+    store.activate(store.publish(planted.version))
+    store.publish(other.version)
+    return store
+
+
+@pytest.fixture
+def names(store: FolderStore) -> tuple[str, str]:
+    """Their names."""
+    first, second = (manifest.version for manifest in store.versions())
+    return first, second
+
+
+@pytest.fixture
+def client(store: FolderStore) -> Iterator[TestClient]:
+    """A service of the store."""
+    with TestClient(make_app(store)) as opened:
+        yield opened
+
+
+def swap(client: TestClient, version: str, **more: Any) -> Any:
+    """POST /admin/v1/swap."""
+    return client.post("/admin/v1/swap", json={"version": version, **more}, headers=ADMIN)
+
+
+def served(client: TestClient) -> str:
+    """The version that answers."""
+    name: str = client.post("/v1/retrieve", json={"history": [1]}).json()["version"]
+    return name
+
+
+def test_a_swap_moves_the_pointer_and_this_replica(
+    client: TestClient, store: FolderStore, names: tuple[str, str]
+) -> None:
+    """200 with version and previous, once the new version answers."""
+    response = swap(client, names[1])
+
+    assert (response.status_code, response.json()) == (200, {"version": names[1], "previous": names[0]})
+    assert store.current() == served(client) == names[1]
+
+
+def test_a_swap_with_the_wrong_expectation_is_409(
+    client: TestClient, store: FolderStore, names: tuple[str, str]
+) -> None:
+    """And nothing changes."""
+    assert_problem(swap(client, names[1], expected=names[1]), 409)
+    assert store.current() == served(client) == names[0]
+
+    assert swap(client, names[1], expected=names[0]).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["v9-000000000000", "no-such"])
+def test_an_unknown_version_is_404(client: TestClient, names: tuple[str, str], name: str) -> None:
+    """And the old one serves on."""
+    response = swap(client, name)
+    assert_problem(response, 404)
+    assert name not in response.text
+    assert served(client) == names[0]
+
+
+@pytest.mark.parametrize("name", ["../etc/passwd", "http://evil/x", "", "V1", "a/b"])
+def test_a_name_that_is_a_path_or_url_is_422(client: TestClient, name: str) -> None:
+    """It never reaches the store, and is not repeated."""
+    response = swap(client, name)
+
+    assert_problem(response, 422)
+    assert not name or name not in response.text
+
+
+def test_rollback(client: TestClient, store: FolderStore, names: tuple[str, str]) -> None:
+    """To the version that was current before; with none, 409."""
+    assert_problem(client.post("/admin/v1/rollback", headers=ADMIN), 409)
+    swap(client, names[1])
+
+    response = client.post("/admin/v1/rollback", headers=ADMIN)
+
+    assert response.json() == {"version": names[0], "previous": names[1]}
+    assert store.current() == served(client) == names[0]
+
+
+def test_versions_tell_their_state(client: TestClient, store: FolderStore, names: tuple[str, str]) -> None:
+    """current, previous, available, and failed with the reason."""
+    bad = store.publish(changed(store.load(names[0]), golden=b'{"nonsense": 1}'))
+    swap(client, names[1])
+    assert_problem(swap(client, bad), 422)
+
+    body = client.get("/admin/v1/versions", headers=ADMIN).json()
+
+    states = {entry["version"]: entry["state"] for entry in body["versions"]}
+    assert body["current"] == names[1]
+    assert states == {names[0]: "previous", names[1]: "current", bad: "failed"}
+    assert "golden" in next(entry["reason"] for entry in body["versions"] if entry["version"] == bad)
+    assert {"version", "state", "created", "items", "paths"} <= set(body["versions"][0])
+
+
+def test_of_racing_swaps_all_but_one_are_told(client: TestClient, store: FolderStore, names: tuple[str, str]) -> None:
+    """Eight swaps that expect the same version: one 200, seven 409."""
+    statuses: list[int] = []
+    barrier = threading.Barrier(8)
+
+    def race() -> None:
+        barrier.wait()
+        statuses.append(swap(client, names[1], expected=names[0]).status_code)
+
+    threads = [threading.Thread(target=race) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(statuses) == [200] + [409] * 7
+    assert served(client) == names[1]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from index_store.folder.store import FolderStore
 from service.http.app import create_app
+from service.http.models import RetrieveRequest
 from service.process.settings import Settings
 from service.serving.pace import Pace
 from tests.conftest import SMALL, Planted, train_planted
@@ -276,7 +277,8 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-FIELDS = ("history", "context", "k", "beam", "per_path", "exclude", "exclude_history", "rerank", "x")
+#: Every field of the model, and one that it has not; a deadline could be missed, which is 504.
+FIELDS = sorted(RetrieveRequest.model_fields.keys() - {"timeout_ms"} | {"x"})
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -96,7 +96,7 @@ def test_one_place_opens_the_runtime() -> None:
     """So that the trainer measures what the service runs. The trial of a model has a process and limits of its own."""
     opening = {file for package in PACKAGES for file, names in imports(package).items() if "onnxruntime" in names}
 
-    assert opening == {"retrieval/session.py", "service/serving/trial.py"}
+    assert opening == {"retrieval/session.py", "service/serving/trial_program.py"}
 
 
 @pytest.mark.parametrize("package", ["service", "trainer", "retrieval"])

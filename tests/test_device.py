@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from tests.conftest import SMALL, Planted
 from tests.pretended_gpu import PretendedGpu, is_on_gpu
-from tests.test_train import Interrupt
+from tests.test_train import Interrupt, assert_same_training
 from trainer import config as config_module
 from trainer.benchmark.two_tower import train_two_tower
 from trainer.config import TrainConfig
@@ -45,9 +45,7 @@ def test_training_on_a_gpu_has_every_tensor_there(planted: Planted, tmp_path: Pa
         trained = train(planted, config, tmp_path)
 
     assert gpu.operations > 1000
-    assert np.array_equal(trained.paths, planted.trained.paths)
-    for name, tensor in planted.trained.model.state_dict().items():
-        assert torch.equal(trained.model.state_dict()[name], tensor), name
+    assert_same_training(trained, planted.trained)
     assert not any(is_on_gpu(tensor) for tensor in (*trained.model.parameters(), *trained.model.buffers()))
 
 
@@ -62,9 +60,7 @@ def test_sampled_and_sparse_training_on_a_gpu_has_every_tensor_there(
     with gpu:
         trained = train(planted, config.replace(device="cuda"), tmp_path / "gpu")
 
-    assert np.array_equal(trained.paths, expected.paths)
-    for name, tensor in expected.model.state_dict().items():
-        assert torch.equal(trained.model.state_dict()[name], tensor), name
+    assert_same_training(trained, expected)
 
 
 def test_the_two_tower_on_a_gpu_has_every_tensor_there(planted: Planted, gpu: PretendedGpu) -> None:

@@ -162,6 +162,14 @@ def test_the_penalty_of_a_very_crowded_path_is_a_number(alpha: float, path: int)
     assert descend(scores, alpha, 1)[0].tolist() == [path]
 
 
+def test_the_best_of_very_many_scored_paths_is_chosen() -> None:
+    """Also where it is the 40,000th candidate: positions do not fit in 16 bits."""
+    scores = PathScores(np.array([[3]]), 40_000, 1.0)
+    scores.candidates[0, -1], scores.values[0, -1], scores.clicks[0] = 8, 0.5, 1
+
+    assert descend(scores, 0.1, 1).tolist() == [[8]]
+
+
 def test_without_any_click_nothing_moves() -> None:
     """Nothing observed, nothing known."""
     paths = np.array([[1, 2], [2, 3]])

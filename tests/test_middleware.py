@@ -1,4 +1,4 @@
-"""What cannot be seen through a client that sends whole requests."""
+"""Limits on bodies, seen by a client that sends them in pieces or not at all."""
 
 from __future__ import annotations
 
@@ -93,28 +93,3 @@ def test_long_bodies_share_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert (b"retry-after", b"1") in refused[0]["headers"]
 
     with_app(tmp_path, test, max_body_bytes=1024)
-
-
-def test_of_many_long_bodies_one_piece_is_read_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Twenty bodies of five pieces: while the event loop goes round once, no two of their further pieces are taken."""
-    monkeypatch.setattr(middleware, "SHORT_BODY_BYTES", 0)
-    rounds, taken = 0, []
-
-    class Pieces(list[bytes]):
-        def pop(self, *_: Any) -> bytes:
-            taken.append((rounds, len(self)))
-            return super().pop()
-
-    async def test(ask: Ask) -> None:
-        nonlocal rounds
-        at_once = asyncio.Event()
-        at_once.set()
-        asks = [asyncio.create_task(ask(Pieces([b" "] * 5), at_once)) for _ in range(20)]
-        while not all(one.done() for one in asks):
-            rounds += 1
-            await asyncio.sleep(0)
-
-        further = [number for number, left in taken if left < 5]
-        assert len(further) == len(set(further)) == 80
-
-    with_app(tmp_path, test)

@@ -10,8 +10,7 @@ from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
 from index_store.folder.store import FolderStore
-from service.http.routes import BatchRequest
-from tests.conftest import Planted
+from service.http.models import BatchRequest
 from tests.test_api import make_app
 
 #: Each of nearly a megabyte. Every mistake that is found becomes two objects: with all of them, hundreds of megabytes.
@@ -33,18 +32,16 @@ def test_of_a_million_mistakes_few_are_looked_at(what: str) -> None:
     assert found.value.error_count() <= 64 * 5  # an error a type that a feature may have
 
 
-def test_a_fault_of_ours_carries_the_request_id(
-    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_of_ours_carries_the_request_id(tmp_path: Path) -> None:
     """In header and body, as all other answers do: the log has it under that."""
-    store = FolderStore(str(tmp_path))
-    store.activate(store.publish(planted.version))
 
-    def fail(*_: object) -> None:
-        raise RuntimeError("s3cret")
+    class Failing:
+        @property
+        def retriever(self) -> None:
+            raise RuntimeError("s3cret")
 
-    monkeypatch.setattr("service.http.routes._prepare", fail)
-    with TestClient(make_app(store), raise_server_exceptions=False) as client:
+    with TestClient(make_app(FolderStore(str(tmp_path))), raise_server_exceptions=False) as client:
+        client.app_state["reloader"] = Failing()
         response = client.post("/v1/retrieve", json={}, headers={"x-request-id": "abc"})
 
     assert response.status_code == 500

@@ -1,4 +1,4 @@
-"""What /livez and /readyz say: a replica that cannot answer gets no requests, and lives as long as it may recover."""
+"""/livez and /readyz: a replica that cannot answer gets no requests, and is not restarted while it may recover."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from index_store.folder.store import FolderStore
-from service.serving.batcher import Batcher
+from service.serving.pace import Pace
 from tests.conftest import Planted
 from tests.test_api import assert_problem, make_app
 
@@ -36,44 +36,49 @@ def test_without_a_version_it_lives_but_is_not_ready(tmp_path: Path) -> None:
             assert response.headers["retry-after"] == "1"
 
 
-def test_a_search_that_does_not_end_is_not_ready(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alive, and ready again as soon as it ends after all."""
-    retriever, batcher = client.app_state["reloader"].retriever, client.app_state["batcher"]
-    began, gate, answer = threading.Event(), threading.Event(), retriever.answer
+@pytest.mark.parametrize(("seconds", "status"), [(60.0, 200), (0.0, 503)])
+def test_a_search_that_hangs_is_not_ready(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, status: int
+) -> None:
+    """After so many seconds; it is alive all the while, and ready again as soon as the search ends."""
+    monkeypatch.setattr("service.http.app.STUCK_SECONDS", seconds)
+    store = FolderStore(str(tmp_path))
+    store.activate(store.publish(planted.version))
+    with TestClient(make_app(store)) as client, ThreadPoolExecutor(1) as thread:
+        retriever = client.app_state["reloader"].retriever
+        began, gate, answer = threading.Event(), threading.Event(), retriever.searcher.answer_once
 
-    def hang(queries: Any) -> Any:
-        began.set()
-        assert gate.wait(30)
-        return answer(queries)
+        def hang(queries: Any) -> Any:
+            began.set()
+            assert gate.wait(30)
+            return answer(queries)
 
-    monkeypatch.setattr(retriever, "answer", hang)
-    monkeypatch.setattr(retriever, "remote", True)  # searched in a thread, though alone
-    with ThreadPoolExecutor(1) as thread:
-        asked = thread.submit(client.post, "/v1/retrieve", json={"timeout_ms": 60_000})
+        monkeypatch.setattr(retriever.searcher, "answer_once", hang)
+        # Two requests are searched in a thread, so that the event loop goes on.
+        asked = thread.submit(
+            client.post, "/v1/retrieve:batch", json={"requests": [{"timeout_ms": 60_000}, {"timeout_ms": 60_000}]}
+        )
         assert began.wait(30)
         try:
-            batcher._longest_search = 60.0
-            assert client.get("/readyz").status_code == 200
-            batcher._longest_search = 0.0
-            assert_problem(client.get("/readyz"), 503)
+            assert client.get("/readyz").status_code == status
             assert client.get("/livez").status_code == 200
         finally:
             gate.set()
 
-    assert asked.result().status_code == 200
-    assert client.get("/readyz").status_code == 200
+        assert asked.result().status_code == 200
+        assert client.get("/readyz").status_code == 200
 
 
 def test_a_fault_of_our_own_is_told_and_passes(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever waited is told at once, it is logged, and the next is searched."""
+    """All who wait are told at once, it is logged, and the next request is searched."""
 
-    def fail(_: Batcher) -> Any:
+    def fail(*_: object) -> Any:
         raise ZeroDivisionError
 
     with monkeypatch.context() as broken:
-        broken.setattr(Batcher, "_take", fail)
+        broken.setattr(Pace, "affordable", fail)
         with pytest.raises(ZeroDivisionError):  # the test client's way of a 500
             client.post("/v1/retrieve", json={"timeout_ms": 60_000})
 

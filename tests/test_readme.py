@@ -20,31 +20,6 @@ README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "examples/online_retail/README.md", *DOCS]
 
-# TEMPORARY, until the branches of the rebuild are merged: files that the pages name and other branches add, and files
-# that other branches remove. Delete both names and their two uses then.
-ADDED_BY_OTHER_BRANCHES = {
-    "docs/reference.md",
-    "index_store/manifest.py",
-    "retrieval/session.py",
-    "retrieval/paths/structure.py",
-    "retrieval/paths/trie.py",
-    "retrieval/paths/rerank.py",
-    "service/http/models.py",
-    "service/serving/holding.py",
-    "service/serving/loading.py",
-    "service/serving/trial_program.py",
-    "service/serving/trouble.py",
-    "trainer/deep_retrieval/device.py",
-    "trainer/deep_retrieval/scores.py",
-    "trainer/deep_retrieval/m_step.py",
-    "trainer/deep_retrieval/reads.py",
-    "trainer/mistakes.py",
-    "trainer/publish/network.py",
-    "trainer/publish/parity.py",
-    "trainer/publish/index.py",
-}
-REMOVED_BY_OTHER_BRANCHES = {"retrieval/paths/search.py", "trainer/deep_retrieval/assignment.py"}
-
 
 def test_the_readme_is_short_and_so_is_every_page() -> None:
     """A page is read in one sitting."""
@@ -68,8 +43,6 @@ def test_links_lead_somewhere(page: Path) -> None:
             continue
         place, _, anchor = unquote(link).partition("#")
         target = (page.parent / place).resolve() if place else page
-        if target.is_relative_to(ROOT) and str(target.relative_to(ROOT)) in ADDED_BY_OTHER_BRANCHES:
-            continue
         assert target.exists(), f"{page.name}: {link}"
         assert target.is_relative_to(ROOT), f"{page.name}: {link} leaves the repository"
         if anchor:
@@ -87,9 +60,7 @@ def test_the_map_lists_every_file_of_the_packages_once() -> None:
     }
 
     assert len(listed) == len(set(listed))
-    assert set(listed) == (there - REMOVED_BY_OTHER_BRANCHES) | {
-        file for file in ADDED_BY_OTHER_BRANCHES if file.endswith(".py")
-    }
+    assert set(listed) == there
 
 
 def test_the_map_is_read_as_it_is_drawn() -> None:

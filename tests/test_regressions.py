@@ -26,7 +26,7 @@ from index_store.redis.store import ServerStore
 from index_store.store import open_store
 from retrieval.paths.index import PathIndex
 from retrieval.query import Answer, Query, Request, Unknown
-from service.http.routes import RetrieveRequest
+from service.http.models import RetrieveRequest
 from service.metrics import Metrics
 from service.serving.pace import Pace
 from service.serving.reloader import Reloader

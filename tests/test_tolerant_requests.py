@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from index_store.folder.store import FolderStore
 from index_store.version import Version
-from service.http.routes import BatchRequest, RetrieveRequest, SwapRequest
+from service.http.models import BatchRequest, RetrieveRequest, SwapRequest
 from tests.conftest import SMALL, Planted, train_planted
 from tests.test_api import ADMIN, assert_problem, items_of, make_app
 
@@ -277,7 +277,7 @@ def test_the_openapi_says_what_may_be_null(client: TestClient) -> None:
 )
 def test_an_unknown_field_is_told_which_there_are(client: TestClient, odd: dict[str, Any]) -> None:
     """The client's own name is input and not said; those of the schema are."""
-    known = "history, context, k, beam, per_path, exclude, exclude_history, timeout_ms, rerank"
+    known = ", ".join(RetrieveRequest.model_fields)
     single = client.post("/v1/retrieve", json=odd)
     third = client.post("/v1/retrieve:batch", json={"requests": [{}, {}, odd]})
     batch = client.post("/v1/retrieve:batch", json={"requests": [{}]} | odd)

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -50,11 +50,11 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
         batcher = Batcher(
             settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics, STUCK_SECONDS + store_seconds
         )
-        first_look = asyncio.create_task(reloader.follow())
-        tasks = [first_look] + [asyncio.create_task(run()) for run in (reloader.run, reloader.keep, batcher.run)]
-        # Where a version is current, the first request finds it loaded; but who asks for liveness does not wait for a
-        # long load, or for a store that does not answer.
-        await asyncio.wait([first_look], timeout=FIRST_LOOK_SECONDS)
+        tasks = [asyncio.create_task(run()) for run in (reloader.run, reloader.holding.keep, batcher.run)]
+        # If a version is current, it is loaded before the first request comes. But /livez must not wait for a long
+        # load, or for a store that does not answer.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(reloader.looked.wait(), FIRST_LOOK_SECONDS)
         # What has been imported is not looked through for garbage any more: 150,000 objects, 40 ms a time.
         gc.collect()
         gc.freeze()
@@ -75,7 +75,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
             for ended in await asyncio.gather(*tasks, return_exceptions=True):
                 if isinstance(ended, Exception):  # none should have ended by itself
                     log.error("a task had failed", exc_info=ended)
-            await reloader.let_go()
+            await reloader.holding.let_go()
 
     app: FastAPI = FastAPIOffline(
         title="Deep Retrieval",

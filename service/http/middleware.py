@@ -1,4 +1,4 @@
-"""What happens to every request: an id, a limit on its body, its count and time. Plain ASGI."""
+"""What happens to every request: an id, limits on its body, early refusal under load, and metrics. Plain ASGI."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import asyncio
 import random
 import re
 import time
-from contextlib import suppress
-from dataclasses import dataclass, field
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.problems import problem
@@ -18,21 +16,21 @@ from service.metrics import Metrics
 from service.process.draining import Draining
 
 REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
-BODY_SECONDS = 10.0  # from a request's head to the end of its body; later is answered 408
-SHORT_BODY_BYTES = 65_536  # a request with 1,000 items of history and a few hundred to exclude is shorter
-LONG_BODIES_BYTES = 4 * 2**20  # of longer ones, together
+BODY_SECONDS = 10.0  # from a request's head to the end of its body; a later body is answered 408
+SHORT_BODY_BYTES = 65_536  # longer than a request with 1,000 items of history and a few hundred to exclude
+LONG_BODIES_BYTES = 4 * 2**20  # of all longer bodies that are under way; beyond it 429
 RETRIEVALS = {"/v1/retrieve", "/v1/retrieve:batch"}
 BUSY = "too many requests are waiting; try again later"
 BUSY_WITH_LONG = "too many long bodies are under way; try again later"
 
 
 class RequestMiddleware:
-    """Takes X-Request-ID or makes one, refuses long bodies as they arrive, and measures."""
+    """Keeps X-Request-ID or makes one, refuses bodies that are too long or too late, and counts and times requests."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, draining: Draining, max_body_bytes: int) -> None:
         self._app, self._metrics, self._draining, self._max_body_bytes = app, metrics, draining, max_body_bytes
         self._too_long = f"the body is longer than {max_body_bytes} bytes; send less, or in several requests"
-        self._room = _Room(max(LONG_BODIES_BYTES, max_body_bytes))  # the longest has room when it is alone
+        self._room = _Room(max(LONG_BODIES_BYTES, max_body_bytes))  # the longest body has room when it is alone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,7 +41,7 @@ class RequestMiddleware:
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if REQUEST_ID.match(given) else f"{random.getrandbits(128):032x}"
         scope["request_id"] = request_id
-        if scope["method"] == "HEAD":  # answered as GET is; the server, whose scope stays as it is, leaves the body out
+        if scope["method"] == "HEAD":  # answered as GET; uvicorn, which keeps its own scope, leaves the body out
             scope = {**scope, "method": "GET"}
         status = 500
         stated = headers.get(b"content-length", b"")
@@ -58,23 +56,17 @@ class RequestMiddleware:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
                 if self._draining.begun:
                     message["headers"].append((b"connection", b"close"))
-            try:
-                await send(message)
-            except RuntimeError as error:
-                if not str(error).endswith("the handler is closed"):
-                    raise
-                raise ClientDisconnect from None  # of requests in a pipeline, the server tells only the last
+            await send(message)
 
-        # Before its body is read: to parse and check what is then refused would leave no time for those waiting.
+        # Before the body is read: to parse and check requests that are then refused would leave no time for the others.
         asked = scope["path"] in RETRIEVALS and scope["method"] == "POST"
         refused = asked and (413 if too_long else 429 if scope["state"]["batcher"].full else 0)
         try:
-            with suppress(ClientDisconnect):
-                if refused:
-                    response = problem(Request(scope), refused, self._too_long if too_long else BUSY)
-                    await response(scope, body.receive, named_send)
-                else:
-                    await self._app(scope, body.receive, named_send)
+            if refused:
+                response = problem(Request(scope), refused, self._too_long if too_long else BUSY)
+                await response(scope, body.receive, named_send)
+            else:
+                await self._app(scope, body.receive, named_send)
         finally:
             body.close()
             route = getattr(scope.get("route"), "path", scope["path"] if refused else "unmatched")
@@ -82,20 +74,11 @@ class RequestMiddleware:
             self._metrics.duration.labels(route).observe(time.perf_counter() - started)
 
 
-@dataclass
 class _Room:
-    """What long bodies share. left: bytes that they may take together, each until it is answered."""
+    """What all long bodies under way share. left: bytes that further ones may take."""
 
-    left: int
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    async def others_first(self) -> None:
-        """Return when the event loop has been through what else is ready; of those who wait here, one each time.
-
-        A hundred long bodies would otherwise all be read before another's answer is written.
-        """
-        async with self._turn:
-            await asyncio.sleep(0)
+    def __init__(self, left: int) -> None:
+        self.left = left
 
 
 class _Body:
@@ -107,12 +90,12 @@ class _Body:
         self._received, self._taken, self._whole = 0, 0, False
 
     async def receive(self) -> Message:
-        """The next piece. Raises HTTPException."""
+        """The next piece. Raises HTTPException: 408, 413 or 429."""
         if not self._most:
             raise HTTPException(413, self._too_long)
         if self._whole:
             return await self._receive()
-        try:  # who sends it drop by drop keeps one of the proxy's connections from others
+        try:  # a client that sends drop by drop keeps one of the proxy's connections from others
             async with asyncio.timeout(max(0.0, self._end - time.perf_counter())):
                 message = await self._receive()
         except TimeoutError:
@@ -128,12 +111,8 @@ class _Body:
             self._taken += size
             if self._room.left < 0:
                 raise HTTPException(429, BUSY_WITH_LONG)
-            if not self._whole:
-                waits = time.perf_counter()
-                await self._room.others_first()
-                self._end += time.perf_counter() - waits
         return message
 
     def close(self) -> None:
-        """The request is done with."""
+        """Called when the request has been answered: its room is free again."""
         self._room.left += self._taken

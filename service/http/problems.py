@@ -53,6 +53,8 @@ MESSAGES = {
     "model_type": "expected an object",
     "list_type": "expected a list",
     "bool_type": "expected true or false",
+    "float_type": "expected a number",
+    "finite_number": "expected a finite number",
     "string_type": "expected a string",
     "string_too_long": "expected at most {max_length} characters",
     "string_unicode": "expected a string that is valid Unicode",

@@ -1,131 +1,38 @@
-"""Routes and the models of what they take and give."""
+"""The routes. Their bodies are in models.py; what refuses a request before its body is read is in guards.py."""
 
 from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, TypedDict
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, FailFast, Field
 
 from index_store.manifest import check_name
-from retrieval import query as asked
-from retrieval.query import Answer, Limits, Query, Unknown
+from retrieval.query import Limits
 from service.errors import NotReady
 from service.http.guards import AdminRoute, Route
+from service.http.models import (
+    BatchRequest,
+    BatchResponse,
+    RetrieveRequest,
+    RetrieveResponse,
+    SwapRequest,
+    SwapResponse,
+)
 from service.http.problems import Problem
-from service.http.values import Body, Context, ItemId, integer
 from service.metrics import Metrics
 from service.process.draining import Draining
 from service.process.settings import Settings
 from service.serving.batcher import Batcher
 from service.serving.reloader import Reloader
-from service.serving.retriever import Retriever
-
-
-class RetrieveRequest(Body):
-    """A user's history and features, and how many candidates are wanted. Everything has a default, as has null.
-
-    Numbers count by value: 3.0 is 3. As an item id a float beyond 2^53 - 1 is refused: it may stand for several.
-    """
-
-    history: Annotated[list[ItemId], FailFast()] = Field(
-        [], max_length=Limits.HISTORY, description="item ids, oldest first; may be empty"
-    )
-    context: Context = Field({}, description="the user's features, see /v1/info")
-    k: Annotated[int, integer(1, Limits.K)] | None = Field(
-        None, description="candidates wanted; default: the version's"
-    )
-    beam: Annotated[int, integer(1, Limits.BEAM)] | None = Field(
-        None, description="paths searched; default: fitting k, wider if short"
-    )
-    per_path: Annotated[int, integer(1, Limits.PER_PATH)] | None = Field(None, description="items read of each path")
-    exclude: Annotated[list[ItemId], FailFast()] = Field(
-        [], max_length=Limits.EXCLUDE, description="item ids not to return"
-    )
-    exclude_history: bool = Field(True, description="do not return items of the history")
-    timeout_ms: Annotated[int, integer(1, Limits.TIMEOUT_MS)] | None = Field(
-        None, description="searched narrower to meet it, answered 504 after it"
-    )
-    rerank: bool = Field(True, description="score by the reranker; else by path probability")
-
-
-class Candidate(BaseModel):
-    """score: the reranker's, comparable within one answer.
-
-    path_log_prob: of the searched paths that hold the item; of the last of them where none does.
-    """
-
-    item_id: ItemId
-    score: float
-    path_log_prob: float
-
-
-class Coverage(BaseModel):
-    """What was searched, and what of the request this version does not know.
-
-    paths: searched. items: different ones found on them. unknown_history: ids. unknown_context: features, or values of
-    theirs, which count as absent.
-    """
-
-    paths: int
-    items: int
-    unknown_history: int
-    unknown_context: int
-
-
-class Degraded(BaseModel):
-    """What the answer falls short in.
-
-    short: fewer than k candidates were found. narrowed: fewer paths were searched than asked for, to be in time.
-    """
-
-    short: bool
-    narrowed: bool
-
-
-class RetrieveResponse(BaseModel):
-    """Candidates, best first, all from one version."""
-
-    version: str
-    request_id: str
-    took_ms: float
-    candidates: list[Candidate]
-    coverage: Coverage
-    degraded: Degraded
-
-
-class BatchRequest(Body):
-    """Several users at once. They are admitted together and fail together."""
-
-    requests: Annotated[list[RetrieveRequest], FailFast()] = Field(min_length=1, max_length=Limits.REQUESTS)
-
-
-class BatchResponse(BaseModel):
-    """The answers in the order of the requests, all from one version."""
-
-    responses: list[RetrieveResponse]
-
-
-class SwapRequest(Body):
-    """expected: the swap happens only if that version is current now."""
-
-    version: str = Field(max_length=64)
-    expected: str | None = Field(None, max_length=64)
-
-
-class SwapResponse(BaseModel):
-    """version is current and served by this replica; previous was current before."""
-
-    version: str
-    previous: str | None
 
 
 class State(TypedDict):
-    """What the lifespan opens, for `request.state`."""
+    """What the app's lifespan opens; a route reads it from `request.state`."""
 
     settings: Settings
     metrics: Metrics
@@ -146,7 +53,7 @@ async def _reloader(request: Request) -> Reloader:
 
 ReloaderDep = Annotated[Reloader, Depends(_reloader)]
 
-#: For the documents only; the route looks at the token.
+#: Only for the OpenAPI document; AdminRoute checks the token.
 TOKEN = HTTPBearer(auto_error=False, description="DR_ADMIN_TOKEN")
 
 router = APIRouter(route_class=Route)
@@ -161,13 +68,8 @@ admin = APIRouter(prefix="/admin/v1", route_class=AdminRoute, dependencies=[Depe
 )
 async def retrieve(body: RetrieveRequest, request: Request, reloader: ReloaderDep) -> Response:
     """Candidates for one user, best first."""
-    started = time.perf_counter()
-    # Taken once: whatever is swapped meanwhile, this request is answered by this version.
-    retriever = reloader.retriever
-    query, unknown = _prepare(retriever, body)
-    gone = functools.partial(_hung_up, request)
-    (found,) = await request.state.batcher.submit(retriever, [query], _timeout(request, [body]), gone)
-    return _respond(_describe(request, retriever, unknown, found, started))
+    (response,) = await _answer([body], request, reloader)
+    return _json(response)
 
 
 @router.post(
@@ -178,32 +80,24 @@ async def retrieve(body: RetrieveRequest, request: Request, reloader: ReloaderDe
 )
 async def retrieve_batch(body: BatchRequest, request: Request, reloader: ReloaderDep) -> Response:
     """Candidates for several users. The longest timeout_ms among them counts."""
-    started = time.perf_counter()
-    retriever = reloader.retriever
-    prepared = [_prepare(retriever, one) for one in body.requests]
-    timeout = _timeout(request, body.requests)
-    queries, gone = [query for query, _ in prepared], functools.partial(_hung_up, request)
-    found = await request.state.batcher.submit(retriever, queries, timeout, gone)
-    responses = [
-        _describe(request, retriever, unknown, one, started) for (_, unknown), one in zip(prepared, found, strict=True)
-    ]
-    return _respond({"responses": responses})
+    return _json({"responses": await _answer(body.requests, request, reloader)})
 
 
 @router.get("/v1/info", responses=_problems(500, 503), tags=["retrieval"])
 async def info(request: Request, reloader: ReloaderDep) -> dict[str, Any]:
     """The version served, its shape, defaults and context features, and the limits of a request."""
+    retriever = reloader.retriever
     limits = {
         "history": Limits.HISTORY,
         "exclude": Limits.EXCLUDE,
         "k": Limits.K,
-        "beam": min(Limits.BEAM, reloader.retriever.max_beam),
+        "beam": min(Limits.BEAM, retriever.max_beam),
         "per_path": Limits.PER_PATH,
         "requests": Limits.REQUESTS,
         "body_bytes": request.state.settings.max_body_bytes,
         "timeout_ms": Limits.TIMEOUT_MS,
     }
-    return {**reloader.retriever.info(), "limits": limits}
+    return {**retriever.info(), "limits": limits}
 
 
 @router.get("/livez", tags=["health"])
@@ -214,11 +108,11 @@ async def livez() -> dict[str, str]:
 
 @router.get("/readyz", responses=_problems(500, 503), tags=["health"])
 async def readyz(request: Request, reloader: ReloaderDep) -> dict[str, str]:
-    """A version is loaded, verified and warm, searches end, and the process is not about to."""
+    """A version is loaded, verified and warm, no search hangs, and the process is not shutting down."""
     if request.state.draining.begun:
-        raise NotReady("the process is about to end")
+        raise NotReady("the process is shutting down")
     if request.state.batcher.stuck:
-        raise NotReady("a search does not end")
+        raise NotReady("a search hangs")
     return {"status": "ok", "version": reloader.retriever.name}
 
 
@@ -230,7 +124,7 @@ async def metrics(request: Request) -> Response:
 
 @admin.get("/versions", responses=_problems(401, 403, 500, 503))
 async def versions(reloader: ReloaderDep) -> dict[str, Any]:
-    """All versions in the store and what this replica makes of each."""
+    """All versions in the store, each with its state in this replica."""
     return await reloader.versions()
 
 
@@ -253,64 +147,38 @@ async def rollback(reloader: ReloaderDep) -> dict[str, Any]:
     return await reloader.rollback()
 
 
-def _prepare(retriever: Retriever, body: RetrieveRequest) -> tuple[Query, Unknown]:
-    return retriever.searcher.prepare(
-        asked.Request(
-            body.history,
-            body.context,
-            body.k,
-            body.beam,
-            body.per_path,
-            body.exclude,
-            body.exclude_history,
-            body.rerank,
+async def _answer(bodies: Sequence[RetrieveRequest], request: Request, reloader: Reloader) -> list[dict[str, Any]]:
+    """The contents of a RetrieveResponse for each body, all from one version."""
+    started = time.perf_counter()
+    settings, counts, batcher = request.state.settings, request.state.metrics, request.state.batcher
+    # Read once: whatever is swapped in meanwhile, this version answers.
+    retriever = reloader.retriever
+    searcher = retriever.searcher
+    prepared = [searcher.prepare(body.asked()) for body in bodies]
+    timeout = max(body.timeout_ms or settings.timeout_ms for body in bodies) / 1000
+    gone = functools.partial(_hung_up, request)
+    answers = await batcher.submit(retriever, [query for query, _ in prepared], timeout, gone)
+    responses = []
+    for body, (_, unknown), answer in zip(bodies, prepared, answers, strict=True):
+        described = body.answered(unknown, answer, searcher.vocabulary)
+        counts.answered(answer.read, **described["degraded"])
+        responses.append(
+            {
+                "version": retriever.name,
+                "request_id": request.scope["request_id"],
+                "took_ms": round((time.perf_counter() - started) * 1000, 3),
+                **described,
+            }
         )
-    )
+    return responses
 
 
 async def _hung_up(request: Request) -> None:
-    """Return when the client has gone; the body has been read."""
+    """Return when the client has closed the connection. The body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def _timeout(request: Request, bodies: list[RetrieveRequest]) -> float:
-    default = request.state.settings.timeout_ms
-    return max(body.timeout_ms or default for body in bodies) / 1000
-
-
-def _describe(
-    request: Request, retriever: Retriever, unknown: Unknown, found: Answer, started: float
-) -> dict[str, Any]:
-    """The content of a RetrieveResponse."""
-    request.state.metrics.items_read.observe(found.read)
-    if found.short:
-        request.state.metrics.short.inc()
-    if found.narrowed:
-        request.state.metrics.narrowed.inc()
-    return {
-        "version": retriever.name,
-        "request_id": request.scope["request_id"],
-        "took_ms": round((time.perf_counter() - started) * 1000, 3),
-        "candidates": [
-            {"item_id": item, "score": score, "path_log_prob": log_prob}
-            for item, score, log_prob in zip(
-                retriever.searcher.vocabulary.names(found.items),
-                found.scores.tolist(),
-                found.path_log_probs.tolist(),
-                strict=True,
-            )
-        ],
-        "coverage": {
-            "paths": found.paths,
-            "items": found.candidates,
-            "unknown_history": unknown.history,
-            "unknown_context": unknown.context,
-        },
-        "degraded": {"short": found.short, "narrowed": found.narrowed},
-    }
-
-
-def _respond(body: dict[str, Any]) -> Response:
-    # The models above document the answer; building them for each candidate would cost more than the search.
-    return Response(orjson.dumps(body), media_type="application/json")
+def _json(content: dict[str, Any]) -> Response:
+    # Not validated against the response model, which documents it: that would take longer than the search.
+    return Response(orjson.dumps(content), media_type="application/json")

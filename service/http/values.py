@@ -110,7 +110,7 @@ def _is_left_out(value: Any, default: Any) -> bool:
 class Body(BaseModel):
     """Base of all bodies. It has no fields but its own; null stands for a field that is left out."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from fastapi import FastAPI, Response
 
 from index_store.store import open_store
 from retrieval.paths.index import PathIndex
-from service.http.routes import RetrieveRequest, RetrieveResponse
+from service.http.models import RetrieveRequest, RetrieveResponse
 from tests.benchmarks.bench_retrieval import encoder_of
 
 

@@ -22,6 +22,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from service.http.models import RetrieveRequest
 from tests.chaos.conftest import Goal, amount
 from tests.conftest import SMALL, Planted, train_planted
 from tests.fleet import ADMIN
@@ -39,6 +40,7 @@ ANY_JSON = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=6
 )
 IDS = st.integers(-3, 50) | st.sampled_from(["item-003", "5", "-0", MARK, 2**63 - 1, -(2**63), 2**63, 1.0])
+#: Values that a field may nearly have; a field that is not here gets any scalar.
 NEARLY = {
     "history": st.lists(IDS, max_size=6),
     "context": st.dictionaries(st.sampled_from(["country", "age", MARK]), SCALARS, max_size=3),
@@ -50,9 +52,11 @@ NEARLY = {
     "timeout_ms": st.sampled_from([0, -1, 60_000, 60_001, 1e4, "10000", None]),  # none that could be missed
     "rerank": st.booleans() | st.none(),
 }
-REQUESTS = st.fixed_dictionaries({}, optional=NEARLY)
+REQUESTS = st.fixed_dictionaries(
+    {}, optional={name: NEARLY.get(name, SCALARS) for name in RetrieveRequest.model_fields}
+)
 ODD_FIELD = st.dictionaries(
-    st.sampled_from(["history", "context", "k", "exclude", "rerank", MARK]), ANY_JSON, max_size=1
+    st.sampled_from(sorted(RetrieveRequest.model_fields.keys() - {"timeout_ms"} | {MARK})), ANY_JSON, max_size=1
 )
 BODIES = st.builds(lambda request, odd: request | odd, REQUESTS, ODD_FIELD) | ANY_JSON
 BATCHES = st.builds(lambda requests: {"requests": requests}, st.lists(BODIES, max_size=3)) | ANY_JSON

@@ -19,7 +19,7 @@ from index_store.redis.store import ServerStore
 from index_store.store import IndexStore, open_store, prune
 from index_store.version import Version
 from service.metrics import Metrics
-from service.serving.reloader import Reloader
+from service.serving.reloader import Reloader, Serving
 from tests.chaos.conftest import FULL, Goal, amount
 from tests.chaos.traffic import answers_of
 from tests.chaos.victims import Victim, publish_and_activate
@@ -140,16 +140,18 @@ class Follower:
         while not self._over:
             await reloader.follow()
             self._store.wait(0.02)
-            served = reloader._serving
-            if served and self.served[-1:] != [served.name]:
+            if not isinstance(reloader.state, Serving):
+                continue
+            served = reloader.retriever
+            if self.served[-1:] != [served.name]:
                 model = served.manifest.parts["model.onnx"].sha256
                 right = all(map(same, answers_of(served.searcher.version), self._answers[model]))
                 with self._news:
                     self.served.append(served.name)
                     self.faults += [] if right else [f"{served.name} answers wrongly"]
-                    self.faults += reloader._failed.values()
+                    self.faults += reloader.loader.refused.values()
                     self._news.notify()
-        await reloader.let_go()
+        await reloader.holding.let_go()
 
 
 def test_killed_at_any_moment(

@@ -97,14 +97,14 @@ def test_who_does_not_answer_is_not_ready(
     store.activate(store.publish(planted.version))
     with TestClient(make_app(store)) as client, ThreadPoolExecutor(1) as thread:
         retriever = client.app_state["reloader"].retriever
-        began, gate, answer = threading.Event(), threading.Event(), retriever.answer
+        began, gate, answer = threading.Event(), threading.Event(), retriever.searcher.answer_once
 
         def hang(queries: Any) -> Any:
             began.set()
             assert gate.wait(PATIENCE)
             return answer(queries)
 
-        monkeypatch.setattr(retriever, "answer", hang)
+        monkeypatch.setattr(retriever.searcher, "answer_once", hang)
         asked = thread.submit(client.post, "/v1/retrieve:batch", json={"requests": [{}, {}]})
         assert began.wait(PATIENCE)
         started, statuses = time.monotonic(), []

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from tests.conftest import Planted
 from tests.fleet import fleet
 from tests.http_client import Pool, Reply, at_rate, post
 from tests.proxy import proxied
+from tests.wire import target
 
 HALF_OPEN, DRIPPING = amount(500), amount(50)
 CUT_SECONDS = 10.0
@@ -72,6 +74,19 @@ def test_slow_clients(goal: Goal, planted: Planted, tmp_path: Path) -> None:
         f"{len(cut)}, {max(cut):.1f} s",
         reached=len(cut) == clients and (max(cut) <= CUT_SECONDS or not FULL),
     )
+
+
+def test_a_refused_body_is_not_waited_for(planted: Planted, tmp_path: Path) -> None:
+    """A client that stops sending after its body was refused as too long is cut off: 413, and the connection ends."""
+    head = b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1048577\r\n\r\n"
+    with target(planted, tmp_path) as live, proxied(tmp_path, [live.port]) as port:
+        with socket.create_connection(("127.0.0.1", port), timeout=CUT_SECONDS) as connection:
+            connection.sendall(head + b" " * 65_536)
+            said = b""
+            while part := connection.recv(65_536):
+                said += part
+        assert said.startswith(b"HTTP/1.1 413 ")
+        live.check_unharmed()
 
 
 async def _others(port: int, bodies: list[bytes]) -> list[float | None]:

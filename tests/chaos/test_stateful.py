@@ -32,8 +32,7 @@ from index_store.version import Version
 from retrieval.query import ItemId
 from service.errors import NotReady
 from service.metrics import Metrics
-from service.serving import reloader as reloader_module
-from service.serving.reloader import Reloader
+from service.serving.reloader import Reloader, Serving
 from service.serving.retriever import Retriever
 from tests.chaos.conftest import Goal, amount
 from tests.chaos.reference_store import ReferenceStore, content
@@ -153,7 +152,7 @@ class Walk(RuleBasedStateMachine):
     @rule()
     def follow(self) -> None:
         self.world.runner.run(self.reloader.follow())
-        assert self.reloader._troubles == {} or self.model.current is None
+        assert isinstance(self.reloader.state, Serving) or self.model.current is None
         if self.model.current is not None:
             self._serves(self.model.current)
         self.query()
@@ -247,7 +246,7 @@ class Walk(RuleBasedStateMachine):
     def _serves(self, name: str) -> None:
         if self.serving[-1:] != [name]:
             self.serving = [*self.serving[-1:], name]
-        self.world.runner.run(self.reloader._hold())  # as `keep` does now and then
+        self.world.runner.run(self.reloader.holding.renew())  # as `keep` does now and then
         self.model.held["replica"] = set(self.serving)
 
     def _die(self, i: int, moment: int, verb: Callable[[IndexStore], None]) -> None:
@@ -345,7 +344,7 @@ def test_a_random_walk_is_that_of_the_model(
     monkeypatch.setattr(server_module, "HOLD_MS", LONG_MS)
     monkeypatch.setattr(server_module, "PUBLISH_MS", LONG_MS)
     monkeypatch.setattr(server_module, "BATCH", 8)  # keys at once: more steps to die at
-    monkeypatch.setattr(reloader_module, "try_model", lambda version: None)  # in a process of its own: too slow
+    monkeypatch.setattr("service.serving.loading.try_model", lambda version: None)  # in a process of its own: too slow
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # processes die here, not the machine
     answers = {version.manifest.fingerprint[:12]: answer(Retriever(version)) for version in versions}
     assert len({tuple(items) for items in answers.values()}) == CONTENTS

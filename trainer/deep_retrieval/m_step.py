@@ -120,9 +120,9 @@ def _descend(candidates, place, size, scores, clicks, count, alpha, sweeps):  # 
     its other old paths, and the penalty keeps it from choosing them again.)
     """
     load = np.zeros(size, np.int32)
-    chosen = np.full((len(candidates), count), -1, np.int16)
-    order = np.empty(candidates.shape, np.int16)  # positions of the candidates with a score, the highest score first
-    scored = np.zeros(len(candidates), np.int16)  # how many an item has of those
+    chosen = np.full((len(candidates), count), -1, np.int32)
+    order = np.empty(candidates.shape, np.int32)  # positions of the candidates with a score, the highest score first
+    scored = np.zeros(len(candidates), np.int32)  # how many an item has of those
     for v in range(len(candidates)):
         if clicks[v] > 0:
             scored[v] = _rank(scores[v], order[v])
@@ -178,7 +178,7 @@ def _choose(scores, order, place, load, clicks, count, alpha):  # type: ignore[n
 
     order: as _rank has it, so the search for a path ends where even an empty path would gain less.
     """
-    chosen = np.full(count, -1, np.int16)
+    chosen = np.full(count, -1, np.int32)
     total = 0.0
     for j in range(count):
         best = -np.inf

@@ -1,0 +1,151 @@
+"""The bodies of requests and answers: they validate, and they are what /openapi.json documents.
+
+To add a field to a retrieve request:
+
+1. Add it to RetrieveRequest, with a default. Validation, the OpenAPI document, the batch route and the tests that go
+   through every field read it from there.
+2. If it changes what is said of a finished search (as a least score would), use it in `RetrieveRequest.answered`.
+   If the search needs it, add a field of the same name to retrieval's Request, which `RetrieveRequest.asked` fills in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+from pydantic import BaseModel, FailFast, Field
+
+from retrieval.query import Answer, Limits, Request, Unknown
+from retrieval.vocabulary import Vocabulary
+from service.http.values import Body, Context, ItemId, integer
+
+#: Fields of a retrieve request that the search needs; the service itself uses the others.
+ASKED = [field.name for field in dataclasses.fields(Request)]
+
+
+class RetrieveRequest(Body):
+    """A user's history and features, and how many candidates are wanted. Every field is optional and may be null.
+
+    Numbers count by value: 3.0 is 3. A float beyond 2^53 - 1 is refused as an item id, because it may stand for several
+    integers.
+    """
+
+    history: Annotated[list[ItemId], FailFast()] = Field(
+        [], max_length=Limits.HISTORY, description="item ids, oldest first; may be empty"
+    )
+    context: Context = Field({}, description="the user's features, see /v1/info")
+    k: Annotated[int, integer(1, Limits.K)] | None = Field(
+        None, description="candidates wanted; default: the version's"
+    )
+    beam: Annotated[int, integer(1, Limits.BEAM)] | None = Field(
+        None, description="paths searched; default: as many as k needs, and more if too few candidates are found"
+    )
+    per_path: Annotated[int, integer(1, Limits.PER_PATH)] | None = Field(
+        None, description="items read of each path; default: the version's"
+    )
+    exclude: Annotated[list[ItemId], FailFast()] = Field(
+        [], max_length=Limits.EXCLUDE, description="item ids not to return"
+    )
+    exclude_history: bool = Field(True, description="do not return items of the history")
+    timeout_ms: Annotated[int, integer(1, Limits.TIMEOUT_MS)] | None = Field(
+        None, description="deadline: the search is narrowed to meet it; a request that misses it is answered 504"
+    )
+    rerank: bool = Field(True, description="order by the reranker's score; else by path probability")
+
+    def asked(self) -> Request:
+        """The request as the search takes it: each of its fields from the field of the same name here."""
+        return Request(**{name: getattr(self, name) for name in ASKED})
+
+    def answered(self, unknown: Unknown, answer: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
+        """What a RetrieveResponse says of the search for this request: candidates, coverage and degraded.
+
+        unknown: how much of the request had to be left out. vocabulary: the version's item ids.
+        """
+        ids = vocabulary.names(answer.items)
+        scores, log_probs = answer.scores.tolist(), answer.path_log_probs.tolist()
+        return {
+            # Dicts, not Candidates: to make a model of each would take longer than the search.
+            "candidates": [
+                {"item_id": item, "score": score, "path_log_prob": log_prob}
+                for item, score, log_prob in zip(ids, scores, log_probs, strict=True)
+            ],
+            "coverage": {
+                "paths": answer.paths,
+                "items": answer.candidates,
+                "unknown_history": unknown.history,
+                "unknown_context": unknown.context,
+            },
+            "degraded": {"short": answer.short, "narrowed": answer.narrowed},
+        }
+
+
+class Candidate(BaseModel):
+    """An item and its score.
+
+    score: the reranker's; compare it within one answer only. path_log_prob: log of the summed probability of the
+    searched paths that hold the item. An item on none of them has that of the last path.
+    """
+
+    item_id: ItemId
+    score: float
+    path_log_prob: float
+
+
+class Coverage(BaseModel):
+    """How much was searched, and how much of the request this version does not know.
+
+    paths: paths searched. items: different items on them. unknown_history: ids of the history. unknown_context:
+    features that are unknown or have an unknown value; they count as absent.
+    """
+
+    paths: int
+    items: int
+    unknown_history: int
+    unknown_context: int
+
+
+class Degraded(BaseModel):
+    """Whether the answer is less than what was asked for.
+
+    short: it has fewer than k candidates. narrowed: fewer paths were searched, to meet the deadline.
+    """
+
+    short: bool
+    narrowed: bool
+
+
+class RetrieveResponse(BaseModel):
+    """Candidates, best first, all from one version."""
+
+    version: str
+    request_id: str
+    took_ms: float
+    candidates: list[Candidate]
+    coverage: Coverage
+    degraded: Degraded
+
+
+class BatchRequest(Body):
+    """Requests of several users. They are admitted together and fail together."""
+
+    requests: Annotated[list[RetrieveRequest], FailFast()] = Field(min_length=1, max_length=Limits.REQUESTS)
+
+
+class BatchResponse(BaseModel):
+    """The answers in the order of the requests, all from one version."""
+
+    responses: list[RetrieveResponse]
+
+
+class SwapRequest(Body):
+    """The version to serve. With `expected`, the swap happens only if that version is current now."""
+
+    version: str = Field(max_length=64)
+    expected: str | None = Field(None, max_length=64)
+
+
+class SwapResponse(BaseModel):
+    """`version` is current now and this replica serves it; `previous` was current before."""
+
+    version: str
+    previous: str | None

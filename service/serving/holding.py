@@ -1,0 +1,62 @@
+"""Keeps the versions that this process uses from being deleted, by leases in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from contextlib import suppress
+
+from index_store.store import IndexStore
+from service.serving.retriever import Retriever
+from service.serving.trouble import Trouble
+
+log = logging.getLogger(__name__)
+
+HOLD_SECONDS = 5.0  # between two renewals of the leases
+
+
+class Holding:
+    """The versions in memory, and the one that is being loaded: all of them are held.
+
+    A version is in memory while it is served, was served before, or a request still uses it.
+    """
+
+    def __init__(self, store: IndexStore) -> None:
+        self._store = store
+        self._loaded: weakref.WeakSet[Retriever] = weakref.WeakSet()
+        self.loading: str | None = None
+        self._renewing = asyncio.Lock()  # an older set of names must not reach the store after a newer one
+        self._trouble = Trouble(log)
+
+    def add(self, retriever: Retriever) -> None:
+        """Hold it for as long as anybody refers to it."""
+        self._loaded.add(retriever)
+
+    def find(self, name: str) -> Retriever | None:
+        """The version, if it is in memory."""
+        return next((retriever for retriever in self._loaded if retriever.name == name), None)
+
+    async def renew(self) -> None:
+        """Tell the store which versions are held now. Never raises: a version can be served without a lease."""
+        try:
+            async with self._renewing:
+                names = {retriever.name for retriever in self._loaded}
+                if self.loading:
+                    names.add(self.loading)
+                await asyncio.to_thread(self._store.hold, names)
+        except Exception as error:  # noqa: BLE001
+            self._trouble.failed(f"versions in use cannot be held: {type(error).__name__}: {error}")
+        else:
+            self._trouble.over()
+
+    async def keep(self, seconds: float = HOLD_SECONDS) -> None:
+        """Renew every few seconds until cancelled, also while a long load is under way."""
+        while True:
+            await self.renew()
+            await asyncio.sleep(seconds)
+
+    async def let_go(self) -> None:
+        """Hold nothing any more, because the process ends. Never raises: leases end by themselves."""
+        with suppress(Exception):
+            await asyncio.to_thread(self._store.hold, [])

@@ -1,0 +1,57 @@
+"""From a version's name to a Retriever that can answer: its model tried, all of it verified, warmed up."""
+
+from __future__ import annotations
+
+import asyncio
+
+from index_store.errors import StoreFull, StoreMisconfigured, StoreUnavailable, VersionNotFound
+from index_store.store import IndexStore
+from service.metrics import Metrics
+from service.serving.holding import Holding
+from service.serving.retriever import Retriever
+from service.serving.trial import sizes, try_model
+
+#: Failures of a load that say nothing about the version itself: the next load may succeed.
+PASSING = (StoreUnavailable, StoreMisconfigured, StoreFull, VersionNotFound)
+
+
+class Loader:
+    """Loads one version at a time, in a thread. refused: why a version could not be served, by its name."""
+
+    def __init__(self, store: IndexStore, holding: Holding, metrics: Metrics) -> None:
+        self._store, self._holding, self._metrics = store, holding, metrics
+        self.refused: dict[str, str] = {}
+        self._loading = asyncio.Lock()
+        self._tried: set[tuple[str, ...]] = set()  # digests of models that passed their trial, with the sizes tried
+
+    async def load(self, name: str) -> Retriever:
+        """The version; at once if it is in memory. Raises what `IndexStore.load` raises."""
+        if retriever := self._holding.find(name):
+            return retriever
+        async with self._loading:
+            if retriever := self._holding.find(name):  # another caller loaded it while this one waited
+                return retriever
+            self._holding.loading = name
+            try:
+                await self._holding.renew()
+                retriever = await asyncio.to_thread(self._open, name)
+            except PASSING:
+                raise
+            except Exception as error:
+                self.refused[name] = str(error)
+                self._metrics.swaps.labels("refused").inc()
+                raise
+            finally:
+                self._holding.loading = None
+            self.refused.pop(name, None)
+            self._holding.add(retriever)
+            return retriever
+
+    def _open(self, name: str) -> Retriever:
+        version = self._store.load(name)
+        manifest = version.manifest
+        trial = manifest.parts["model.onnx"].sha256, *map(str, sizes(manifest).values())
+        if trial not in self._tried:
+            try_model(version)
+            self._tried.add(trial)
+        return Retriever(version)
