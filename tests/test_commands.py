@@ -147,7 +147,7 @@ def test_index_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
     for arguments, expected in (
         (["list"], f"{names[1]}  current"),
-        (["show", names[0]], "3 items, 1 paths each, on 2 paths"),
+        (["show", names[0]], "3 items, 2 candidates by default"),
         (["verify", names[0]], "every digest and shape is right"),
         (["prune", "--keep", "1"], f"deleted {names[0]}"),
         (["prune", "--keep", "1"], "nothing to delete"),
@@ -224,7 +224,7 @@ def test_a_collapsed_index_is_kept_back_until_told_otherwise(
     assert dr_index(["show", version, "--store", store]) == 0
     shown = capsys.readouterr().out
     assert "of the clicked items are in reach of 100 training users" in shown
-    assert "nodes in use a layer" in shown
+    assert "nodes in use in each layer" in shown
 
 
 def test_the_same_data_in_another_format_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
