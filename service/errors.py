@@ -1,21 +1,21 @@
-"""What a request can be refused for, as one tree. `problems.py` maps each to its HTTP status.
+"""Why the service refuses a request, as one tree. `http/problems.py` maps each class to its HTTP status.
 
 ServiceError
-├── NotReady           no version is loaded yet, searches do not end, or the process is about to
+├── NotReady           no version is loaded yet, a search hangs, or the process is shutting down
 ├── Overloaded         the queue is full
 ├── DeadlineExceeded   no answer within the request's timeout
 ├── AdminOff           no admin token is set
 ├── Unauthorized       the admin token is missing or wrong
-└── ClientGone         nobody waits for the answer any more
+└── ClientGone         the client has closed the connection
 """
 
 
 class ServiceError(Exception):
-    """Base of everything the service refuses. The message goes to the client: it never has input in it."""
+    """Base of everything the service refuses. The message goes to the client, so it never contains input."""
 
 
 class NotReady(ServiceError):
-    """No version is loaded yet, searches do not end, or the process is about to."""
+    """No version is loaded yet, a search hangs, or the process is shutting down."""
 
 
 class Overloaded(ServiceError):
@@ -35,4 +35,4 @@ class Unauthorized(ServiceError):
 
 
 class ClientGone(ServiceError):
-    """Nobody waits for the answer any more, and it is not worth its search."""
+    """The client has closed the connection, so its request is not searched."""

@@ -1,4 +1,4 @@
-"""Prometheus metrics, one registry an app. Counts and times are here; the log has only changes of state."""
+"""Prometheus metrics, one registry for each app. Counts and times are metrics; the log has only changes of state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5
 
 
 class Metrics:
-    """All that the service counts, under the prefix `deepretrieval_`."""
+    """Everything that the service counts, under the prefix `deepretrieval_`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -30,7 +30,7 @@ class Metrics:
         )
         self.items_read = Histogram(
             "deepretrieval_items_read",
-            "Items on the paths a request searched, each path capped",
+            "Items read by a request, of all paths it searched",
             buckets=(10, 30, 100, 300, 1000, 3000, 10_000, 30_000),
             registry=self.registry,
         )
@@ -39,12 +39,12 @@ class Metrics:
         )
         self.narrowed = Counter(
             "deepretrieval_narrowed_answers",
-            "Answers of fewer paths than asked for, to be in time",
+            "Answers for which fewer paths were searched than asked for, to meet the deadline",
             registry=self.registry,
         )
         self.store_faults = Counter(
             "deepretrieval_store_faults",
-            "Requests refused because the store failed, or did not answer within their own timeout_ms",
+            "Requests refused because the store failed, or did not answer within the request's timeout_ms",
             registry=self.registry,
         )
         self.swaps = Counter(
@@ -63,7 +63,7 @@ class Metrics:
         self.swaps.labels("loaded").inc()
 
     def answered(self, read: int, *, short: bool, narrowed: bool) -> None:
-        """A retrieve request was answered. read: items on the paths it searched; for the others see models.Degraded."""
+        """A retrieve request was answered. read: items on its searched paths. short, narrowed: as in its answer."""
         self.items_read.observe(read)
         if short:
             self.short.inc()

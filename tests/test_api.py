@@ -136,7 +136,7 @@ def test_beam_and_per_path_are_honoured(client: TestClient) -> None:
 
 
 def test_what_is_not_named_gives_way(client: TestClient) -> None:
-    """B32: the default beam is the version's; a request that names only per_path is never too large for it."""
+    """The default beam is the version's; a request that names only per_path is never too large for it."""
     for per_path in (2700, 10_000):
         assert len(items_of(client.post("/v1/retrieve", json={"history": [1], "per_path": per_path}))) == 5
     assert_problem(client.post("/v1/retrieve", json={"beam": 36, "per_path": 10_000}), 422)

@@ -1,4 +1,4 @@
-"""Clients as people have them: what they send by default is answered, whatever else they offer."""
+"""Clients in their default settings are answered, whatever protocols they offer beside HTTP/1.1."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def answers(replies: list[Reply]) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("offer", OFFERS)
 def test_an_offer_is_passed_over(live: Target, offer: str) -> None:
-    """B02: answered as if it had not been made, on a connection that is kept; not a line of it in the log."""
+    """Answered as if it had not been made, on a connection that is kept; not a line of it in the log."""
     before = live.replica.log()
     whole = post(OFFERS[offer])
     chunked = post(OFFERS[offer], b"Transfer-Encoding: chunked\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
@@ -69,7 +69,7 @@ def test_an_offer_is_passed_over(live: Target, offer: str) -> None:
 
 @pytest.mark.parametrize("offer", OFFERS)
 def test_an_offer_may_come_in_any_pieces(live: Target, offer: str) -> None:
-    """B02: cut anywhere, by the byte, or several requests at once: as many answers as requests, in their order."""
+    """Cut anywhere, by the byte, or several requests at once: as many answers as requests, in their order."""
     whole = post(OFFERS[offer])
     head = whole.index(b"\r\n\r\n") + 4
     got = GET + OFFERS[offer] + b"\r\n"
@@ -82,13 +82,13 @@ def test_an_offer_may_come_in_any_pieces(live: Target, offer: str) -> None:
 
 
 def in_pieces(live: Target, *pieces: bytes) -> list[Reply]:
-    """What answers pieces of which the server has read each before the next is sent: it has answered somebody else."""
+    """The answers to pieces sent one by one: between two, another request is answered, so each has been read."""
     return exchange(live.port, *pieces, between=lambda: live.replica.client.get("/livez"))
 
 
 @pytest.mark.parametrize("offer", OFFERS)
 def test_an_offer_hides_no_request(live: Target, offer: str) -> None:
-    """B02: what looks like a request, but is the body of one with an offer, is a body; what follows it is a request."""
+    """Bytes that look like a request in the body of one with an offer are a body; after it comes the next request."""
     hidden = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-ID: smuggled\r\n\r\n"
     length = b"Content-Length: %d\r\n" % len(hidden)
     chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(hidden), hidden)
@@ -106,7 +106,7 @@ def test_an_offer_hides_no_request(live: Target, offer: str) -> None:
 
 @pytest.mark.parametrize("offer", OFFERS)
 def test_an_offer_excuses_no_broken_framing(live: Target, offer: str) -> None:
-    """B02: two lengths, a length and chunks, a tunnel: refused with or without it, and the connection is closed."""
+    """Two lengths, a length and chunks, a tunnel: refused with or without it, and the connection is closed."""
     for framing in (LENGTH + b"Content-Length: 0\r\n", LENGTH + b"Transfer-Encoding: chunked\r\n"):
         assert [reply.status for reply in exchange(live.port, post(OFFERS[offer], framing))] == [400]
     for where in (b"/livez", b"localhost:80"):
@@ -116,7 +116,7 @@ def test_an_offer_excuses_no_broken_framing(live: Target, offer: str) -> None:
 
 @pytest.mark.parametrize("flag", ["--http2", "--http1.1", "--http1.0"])
 def test_curl(live: Target, flag: str) -> None:
-    """B02: with and without an offer, several requests on one connection."""
+    """With and without an offer, several requests on one connection."""
     address = f"{live.replica.address}/v1/retrieve"
     command = [program("curl"), flag, "-sS", "--fail", "-H", "content-type: application/json", "-d", BODY.decode()]
     done = subprocess.run([*command, address, address, address], capture_output=True, check=False)
@@ -136,8 +136,8 @@ def headers_of(answer: httpx.Response) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_what_answers_get_answers_head(live: Target, route: str) -> None:
-    """B31: the same status and headers without a body, so that the next answer is where the connection goes on."""
+def test_every_get_route_answers_head(live: Target, route: str) -> None:
+    """The same status and headers without a body, so that the next answer is where the connection goes on."""
     client = live.replica.client
     got, headed = client.get(route), client.head(route)
     raw = raw_head(live, route)
@@ -150,7 +150,7 @@ def test_what_answers_get_answers_head(live: Target, route: str) -> None:
 
 
 def raw_head(live: Target, route: str) -> Reply:
-    """What answers HEAD on a connection that is asked for another thing behind it; a body would be in its way."""
+    """The answer to HEAD on a connection with another request behind it, so that a body would be noticed."""
     with socket.create_connection(("127.0.0.1", live.port), timeout=30) as connection:
         token = ADMIN["Authorization"].encode()
         asked = b"HEAD %b HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\n\r\n" % (route.encode(), token)
@@ -164,7 +164,7 @@ def raw_head(live: Target, route: str) -> Reply:
 
 
 def test_head_of_what_is_not_ready(tmp_path: Path) -> None:
-    """B31: 503, as GET; the openapi has each route once, and 405 names HEAD where GET is right."""
+    """503, as GET; the openapi has each route once, and 405 names HEAD where GET is right."""
     with TestClient(make_app(FolderStore(str(tmp_path)))) as client:
         assert (client.head("/readyz").status_code, client.head("/livez").status_code) == (503, 200)
         assert not any("head" in operations for operations in client.get("/openapi.json").json()["paths"].values())
@@ -173,7 +173,7 @@ def test_head_of_what_is_not_ready(tmp_path: Path) -> None:
 
 
 def test_wget_spider(live: Target, tmp_path: Path) -> None:
-    """B31: what monitors do, at the service and through the proxy."""
+    """As monitors ask, at the service and through the proxy."""
     with proxied(tmp_path, [live.port]) as front:
         for port in (live.port, front):
             for route in ("/livez", "/readyz", "/v1/info", "/docs"):

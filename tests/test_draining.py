@@ -34,7 +34,7 @@ class Stream(logging.Handler):
 
 @pytest.fixture
 def stream() -> Iterator[Stream]:
-    """What this test and draining log to."""
+    """The handler of the logs of this test and of draining."""
     handler, loggers = Stream(), [log, logging.getLogger("service.process.draining")]
     for logger in loggers:
         logger.addHandler(handler)
@@ -57,7 +57,7 @@ def test_sigterm_may_come_while_a_line_is_logged(stream: Stream) -> None:
         before = signal.signal(signal.SIGTERM, stop)
         try:
             draining = Draining()
-            with draining.on_sigterm(0):
+            with draining.on_signals(0):
                 log.info("interrupted")
                 assert draining.begun
                 assert not stopped.is_set()

@@ -58,7 +58,7 @@ def with_app(folder: Path, test: Callable[[Ask], Coroutine[Any, Any, None]], **s
 
 @pytest.mark.parametrize("sent", [[], [b'{"history": [1']])
 def test_a_body_that_does_not_come_is_408(sent: list[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whoever stops sending keeps a connection from others, so it is closed."""
+    """And the connection is closed: a client that stops sending keeps it from others."""
     monkeypatch.setattr(middleware, "BODY_SECONDS", 0.01)
 
     async def test(ask: Ask) -> None:

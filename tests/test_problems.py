@@ -1,4 +1,4 @@
-"""What is wrong is found and said briefly, however much is wrong."""
+"""Errors are short, however much is wrong with a body."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from index_store.folder.store import FolderStore
 from service.http.models import BatchRequest
 from tests.test_api import make_app
 
-#: Each of nearly a megabyte. Every mistake that is found becomes two objects: with all of them, hundreds of megabytes.
+#: Bodies of nearly a megabyte each. Every error becomes two objects: all of them would take hundreds of megabytes.
 WRONG: dict[str, list[dict[str, Any]]] = {
     "excluded ids": [{"exclude": [[]] * 10_000}] * 34,
     "ids": [{"history": [[]] * 1000}] * 64,
@@ -24,16 +24,16 @@ WRONG: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_of_a_million_mistakes_few_are_looked_at(what: str) -> None:
-    """Those of one user's features at most."""
+def test_of_a_million_errors_few_are_collected(what: str) -> None:
+    """At most those of one user's features."""
     with pytest.raises(ValidationError) as found:
         BatchRequest.model_validate({"requests": WRONG[what]})
 
     assert found.value.error_count() <= 64 * 5  # an error a type that a feature may have
 
 
-def test_a_fault_of_ours_carries_the_request_id(tmp_path: Path) -> None:
-    """In header and body, as all other answers do: the log has it under that."""
+def test_an_error_of_the_service_carries_the_request_id(tmp_path: Path) -> None:
+    """In header and body, as all other answers do, because the log has the cause under this id."""
 
     class Failing:
         @property

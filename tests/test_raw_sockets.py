@@ -1,4 +1,4 @@
-"""What no HTTP client sends: smuggled requests, broken framing, floods of headers, and half of everything."""
+"""Bytes that no HTTP client sends: smuggled requests, broken framing, floods of headers, halves of requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 #: Told apart from others by its id.
 SMUGGLED = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-ID: smuggled\r\n\r\n"
-#: What another request's body must be for these bytes to be all of it.
+#: For a request whose body is SMUGGLED.
 SMUGGLED_LENGTH = b"Content-Length: %d\r\n" % len(SMUGGLED)
 
 
@@ -134,7 +134,7 @@ def test_broken_framing_is_refused(live: Target) -> None:
     smuggled = 0
     for name, data in REFUSED.items():
         replies = exchange(live.port, data)
-        # Whoever still sends when the server closes may find its answer gone; who sends little does not.
+        # A client that is still sending when the server closes may lose its answer; one that sent little does not.
         assert [reply.status for reply in replies] in ([[400], []] if len(data) > 65_536 else [[400]]), name
         smuggled += sum(reply.header("x-request-id") == "smuggled" for reply in replies)
         for reply in replies:
@@ -254,8 +254,8 @@ def test_half_open_connections_cost_others_nothing(live: Target) -> None:
     live.check_unharmed()
 
 
-def test_who_leaves_early_is_no_fault_of_ours(live: Target) -> None:
-    """Requests whose sender has gone when they are answered leave no traceback: there would be one for each."""
+def test_a_client_that_leaves_early_leaves_no_traceback(live: Target) -> None:
+    """The client has gone when its request is answered: 200 times, and nothing is logged."""
     for number in range(200):
         with socket.create_connection(("127.0.0.1", live.port), timeout=30) as connection:
             # Kept back until the end of the connection goes with it.

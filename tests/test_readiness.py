@@ -69,10 +69,10 @@ def test_a_search_that_hangs_is_not_ready(
         assert client.get("/readyz").status_code == 200
 
 
-def test_a_fault_of_our_own_is_told_and_passes(
+def test_a_bug_in_batching_is_reported_and_passes(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All who wait are told at once, it is logged, and the next request is searched."""
+    """Every waiting request fails at once, the error is logged, and the next request is searched."""
 
     def fail(*_: object) -> Any:
         raise ZeroDivisionError

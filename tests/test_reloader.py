@@ -144,7 +144,7 @@ def test_a_store_that_does_not_answer_changes_nothing(store: Steered, names: tup
 
 
 def test_a_refused_version_is_loaded_again_after_a_while(store: Steered, names: tuple[str, str]) -> None:
-    """Not at every look; meanwhile the version before answers, and whoever lists versions is told why."""
+    """Not at every look; meanwhile the version before answers, and the list of versions has the reason."""
     loads: list[str] = []
 
     def damaged(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Settings and start-up of dr-service: what is told of them, and what is passed over."""
+"""Settings and start-up of dr-service: the messages for wrong settings, and which variables are ignored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from service.process.settings import Settings, unknown
 from tests.redis_servers import RedisServer, free_port, running
 
 BIN = Path(sys.executable).parent
-#: Nothing of DR_ that whoever runs the tests has set.
+#: The environment without any DR_ variable.
 CLEAN = {name: value for name, value in os.environ.items() if not name.upper().startswith("DR_")}
 
 
@@ -47,7 +47,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-# -- B19: a wrong setting is shown with its value, and what was expected --
+# -- a wrong setting is shown with its value and the expected one --
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,12 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     ],
 )
 def test_a_wrong_value_is_shown(tmp_path: Path, name: str, value: str, expected: str) -> None:
-    """B19: one line, with what was expected."""
+    """In one line, with the expected one."""
     assert refused(tmp_path, **{name: value}) == [f"dr-service: {name}: expected {expected}"]
 
 
 def test_the_address_of_a_kubernetes_service_is_no_port(tmp_path: Path) -> None:
-    """B19: Kubernetes sets DR_PORT for a Service called `dr`; the hint is given for nothing else."""
+    """Kubernetes sets DR_PORT for a Service called `dr`; the hint is given for nothing else."""
     (line,) = refused(tmp_path, DR_PORT="tcp://10.0.0.1:8000")
 
     assert line.startswith(
@@ -80,7 +80,7 @@ def test_the_address_of_a_kubernetes_service_is_no_port(tmp_path: Path) -> None:
 
 
 def test_all_wrong_settings_are_told_each_by_the_name_it_was_given_by(tmp_path: Path) -> None:
-    """B19: a flag as a flag; an empty flag is a mistake, not an unset one."""
+    """A flag as a flag; an empty flag is a mistake, not an unset one."""
     found = refused(tmp_path, "--port", "x", "--workers", "", DR_PORT="8000", DR_MAX_BATCH="0")
 
     assert sorted(found) == [
@@ -91,7 +91,7 @@ def test_all_wrong_settings_are_told_each_by_the_name_it_was_given_by(tmp_path: 
 
 
 def test_a_secret_is_never_shown(tmp_path: Path) -> None:
-    """B19: neither a token that no header can carry, nor a password in a store URL."""
+    """Neither a token that no header can carry, nor a password in a store URL."""
     for wrong in (
         {"DR_ADMIN_TOKEN": "hunter2\nhunter3"},
         {"DR_STORE": "redis://me:hunter2@host:port/0", "DR_PORT": "x"},
@@ -102,12 +102,12 @@ def test_a_secret_is_never_shown(tmp_path: Path) -> None:
         assert "hunter" not in lines
 
 
-# -- B20: an empty variable is an unset one --
+# -- an empty variable is an unset one --
 
 
 @pytest.mark.parametrize("blank", ["", "  ", "\n"])
 def test_an_empty_variable_is_an_unset_one(environment: pytest.MonkeyPatch, blank: str) -> None:
-    """B20: for every setting; of the store it is then missing."""
+    """For every setting; of the store it is then missing."""
     for name in Settings.model_fields:
         environment.setenv(f"DR_{name.upper()}", "/data/store" if name == "store" else blank)
 
@@ -115,15 +115,15 @@ def test_an_empty_variable_is_an_unset_one(environment: pytest.MonkeyPatch, blan
 
 
 def test_an_empty_store_is_a_missing_one(tmp_path: Path) -> None:
-    """B20: also for the other commands."""
+    """Also for the other commands."""
     assert refused(tmp_path, DR_STORE="")[0].startswith("dr-service: --store (DR_STORE) is missing")
 
 
-# -- B21: secrets lose white space at their ends --
+# -- secrets lose white space at their ends --
 
 
 def test_blanks_around_values_are_none_of_them(environment: pytest.MonkeyPatch) -> None:
-    """B21: a Secret made from a file ends in a line break; numbers and words likewise."""
+    """A Secret made from a file ends in a line break; numbers and words likewise."""
     for name, value in {
         "STORE": " /data/store\n", "STORE_PASSWORD": "pass word\r\n", "ADMIN_TOKEN": "\ttoken \n", "PORT": " 9000 ",
         "RESIDENCY": "remote ", "HOST": " ::1", "POLL_SECONDS": "2\n",
@@ -141,7 +141,7 @@ def test_blanks_around_values_are_none_of_them(environment: pytest.MonkeyPatch) 
 
 
 def test_the_token_of_a_file_with_a_line_break_opens_admin(tmp_path: Path) -> None:
-    """B21: who sends the right one is let in; a token of blanks alone is none, and admin is off."""
+    """The token without the line break opens admin; a token of blanks is no token, so admin is off."""
     for token, status in (("right-one\n", 200), ("  \n", 403)):
         settings = Settings.model_validate({"store": str(tmp_path), "admin_token": token})
         with TestClient(create_app(settings, FolderStore(str(tmp_path)))) as client:
@@ -149,11 +149,11 @@ def test_the_token_of_a_file_with_a_line_break_opens_admin(tmp_path: Path) -> No
             assert answer.status_code == status
 
 
-# -- B34: what is given and not used is said --
+# -- a variable that is not used is reported --
 
 
 def test_a_mistyped_variable_is_told() -> None:
-    """B34: with the likely one, and not with its value."""
+    """With the likely one, and not with its value."""
     assert unknown({"DR_TIMEOUT_MSS": "5", "dr_admin_tokn": "hunter2", "DR_FOO": "1", "PATH": "/bin"}) == [
         "DR_FOO is not a setting; docs/reference.md lists them",
         "DR_TIMEOUT_MSS is not a setting; did you mean DR_TIMEOUT_MS?",
@@ -162,22 +162,22 @@ def test_a_mistyped_variable_is_told() -> None:
 
 
 def test_spellings_that_do_not_count_are_told() -> None:
-    """B34: a lower-case name would win over a flag; quotation marks of an env file are a part of the token."""
+    """A lower-case name would win over a flag; quotation marks of an env file are a part of the token."""
     assert unknown({"dr_port": "8000", "DR_ADMIN_TOKEN": '"hunter2"', "DR_STORE_PASSWORD": "a'b"}) == [
-        "DR_ADMIN_TOKEN begins and ends with a quotation mark, which is taken for a part of it",
-        "dr_port is passed over; settings are written in capitals: DR_PORT",
+        "DR_ADMIN_TOKEN begins and ends with a quotation mark, which counts as part of it",
+        "dr_port is ignored; settings are written in capitals: DR_PORT",
     ]
 
 
 def test_a_flag_wins_over_every_spelling(tmp_path: Path) -> None:
-    """B34: also where the variable is there in capitals and in small letters."""
+    """Also where the variable is there in capitals and in small letters."""
     lines = refused(tmp_path, "--port", "high", DR_PORT="8000", dr_port="8001")
 
     assert lines == ["dr-service: --port: expected a whole number from 0 to 65535, found 'high'"]
 
 
 def test_what_others_set_is_passed_over() -> None:
-    """B34: every setting, Kubernetes for Services called dr and dr-store, the compose file, and our own tests."""
+    """Every setting, Kubernetes for Services called dr and dr-store, the compose file, and our own tests."""
     ours = {f"DR_{name.upper()}": "" for name in Settings.model_fields}
     of_kubernetes = [
         "DR_SERVICE_HOST", "DR_SERVICE_PORT", "DR_SERVICE_PORT_HTTP", "DR_PORT_8000_TCP", "DR_PORT_8000_TCP_PROTO",
@@ -211,7 +211,7 @@ def test_a_port_in_use_is_told_before_anything_is_loaded(tmp_path: Path) -> None
 
 
 def test_the_start_is_told_in_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Store, what is served from it, residency, admin, address; no password and no token."""
+    """Store, version or reason, residency, admin, address; no password and no token."""
     caplog.set_level("INFO", "service.http.app")
     store = open_store("redis://me:hunter2@127.0.0.1:1/0")
     secrets = {"admin_token": "hunter2", "store_password": "hunter2"}
@@ -235,7 +235,7 @@ def test_every_command_tells_its_release(command: str) -> None:
 
 @pytest.mark.parametrize("command", ["dr-trainer evaluate x.csv", "dr-index list"])
 def test_an_empty_store_variable_is_unset_for_every_command(command: str) -> None:
-    """B20: then --store is needed."""
+    """Then --store is needed."""
     done = subprocess.run(
         [BIN / command.split(maxsplit=1)[0], *command.split()[1:]],
         env=CLEAN | {"DR_STORE": " "}, capture_output=True, text=True, check=False,
@@ -248,7 +248,7 @@ def test_an_empty_store_variable_is_unset_for_every_command(command: str) -> Non
 def test_a_password_with_a_line_break_is_the_password(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], environment: pytest.MonkeyPatch
 ) -> None:
-    """B21: for dr-index too."""
+    """For dr-index too."""
     with running(RedisServer(tmp_path / "redis", "--requirepass", "right-one")) as server:
         environment.setenv("DR_STORE", f"{server.url}\n")
         environment.setenv("DR_STORE_PASSWORD", "right-one\n")
@@ -257,11 +257,11 @@ def test_a_password_with_a_line_break_is_the_password(
     assert capsys.readouterr().out.startswith("no versions in ")
 
 
-# -- B22: who is behind keeps connections longer than who is in front --
+# -- idle connections are kept longer than a proxy keeps them --
 
 
 def test_an_idle_connection_is_kept_as_long_as_is_set_and_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    """B22: one is closed after the second that is set, one is kept by default; SIGTERM ends both services."""
+    """One is closed after the second that is set, one is kept by default; SIGTERM ends both services."""
     for seconds, kept in (("1", False), ("", True)):
         log = tmp_path / "log"
         port = free_port()
@@ -289,7 +289,7 @@ def test_an_idle_connection_is_kept_as_long_as_is_set_and_does_not_hold_up_the_e
 
 
 def test_the_default_outlasts_the_usual_proxies() -> None:
-    """B22: nginx's keepalive_timeout and an ALB's idle timeout are 60 s; the shipped proxy keeps none longer."""
+    """Nginx's keepalive_timeout and an ALB's idle timeout are 60 s; the shipped proxy keeps none longer."""
     kept = Settings.model_validate({"store": "x"}).keep_alive_seconds
     proxy = (Path(__file__).parent.parent / "docker/haproxy.cfg").read_text()
 

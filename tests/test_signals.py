@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -10,9 +11,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.planted import write_interactions
+from tests.redis_servers import free_port
 from tests.test_commands import BIN, QUICK
 from trainer.__main__ import main as dr_trainer
 from trainer.stopping import POLITE, stopped_by_signals
@@ -52,7 +55,7 @@ def heard() -> Iterator[None]:
 def test_a_stopped_training_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    """B28: Ctrl-C, a polite kill or a closed terminal after a checkpoint: the flag to continue with, and 128 + N."""
+    """Ctrl-C, a polite kill or a closed terminal after a checkpoint: the flag to continue with, and 128 + N."""
     said = Interrupting("epoch 2/", number)
     monkeypatch.setattr(sys, "stderr", said)
 
@@ -64,7 +67,7 @@ def test_a_stopped_training_says_how_to_go_on(
 
 @pytest.mark.usefixtures("heard")
 def test_before_the_first_checkpoint_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """B28: and that is said."""
+    """And that is said."""
     said = Interrupting("paths an item", signal.SIGTERM)
     monkeypatch.setattr(sys, "stderr", said)
 
@@ -75,7 +78,7 @@ def test_before_the_first_checkpoint_nothing_is_kept(tmp_path: Path, monkeypatch
 
 
 def test_nohup_outlives_the_terminal_and_ends_with_a_polite_kill(tmp_path: Path) -> None:
-    """B28: as a process. SIGHUP that is ignored stays ignored; SIGTERM ends it with 128 + 15."""
+    """As a process. SIGHUP that is ignored stays ignored; SIGTERM ends it with 128 + 15."""
 
     def read_until(text: str) -> None:
         assert process.stderr is not None
@@ -99,10 +102,60 @@ def test_nohup_outlives_the_terminal_and_ends_with_a_polite_kill(tmp_path: Path)
 @pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", POLITE)
 def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
-    """B28: after the first nothing of ours stands in its way; after the command all is as it was."""
+    """After the first nothing of ours stands in its way; after the command all is as it was."""
     with stopped_by_signals() as received:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
         assert received == [number]
         assert [signal.getsignal(polite) for polite in POLITE] == [signal.SIG_DFL] * len(POLITE)
     assert [signal.getsignal(polite) for polite in POLITE] == [signal.SIG_DFL] * len(POLITE)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *under: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A service that has started, with an empty store, and its address. under: the command that starts it."""
+    (folder / "s").mkdir()
+    port = free_port()
+    command = [
+        "env",
+        "--default-signal",
+        *under,
+        str(BIN / "dr-service"),
+        "--store",
+        str(folder / "s"),
+        f"--port={port}",
+    ]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DR_")}
+    environment |= {"DR_DRAIN_SECONDS": "0"}
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert any("Uvicorn running on" in line for line in process.stderr)
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def test_a_service_whose_terminal_is_closed_drains(tmp_path: Path) -> None:
+    """SIGHUP as SIGTERM: it says so, and ends orderly."""
+    with serving(tmp_path) as (process, _):
+        process.send_signal(signal.SIGHUP)
+        _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert "draining for 0 s" in err
+    assert "Traceback" not in err
+
+
+def test_a_service_under_nohup_outlives_the_terminal(tmp_path: Path) -> None:
+    """SIGHUP that is ignored stays ignored: a service that drains would keep no connection. SIGTERM ends it."""
+    with serving(tmp_path, "nohup") as (process, address):
+        process.send_signal(signal.SIGHUP)
+        assert "connection" not in httpx.get(f"{address}/livez", trust_env=False).headers
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert err.count("draining for 0 s") == 1

@@ -1,4 +1,4 @@
-"""Bodies as clients of many languages write them: what is clear is answered, what is not is refused in plain words."""
+"""Bodies as clients of many languages write them: clear ones are answered, others are refused in plain words."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def answered(route: str, response: Any) -> bool:
     return status == (404 if "swap" in route else 200)
 
 
-# -- what the header says --
+# -- the Content-Type --
 
 READ = ["application/json", "APPLICATION/JSON", "application/json; charset=utf-8", 'application/json;charset="UTF-8"',
         "application/vnd.api+json", "application/problem+json; charset=utf8", "application/json; odata=verbose",
@@ -62,7 +62,7 @@ NOT_READ = ["", "text/plain", "text/json", "application/x-www-form-urlencoded", 
 
 @pytest.mark.parametrize("route", BODIES)
 def test_a_body_of_another_type_is_refused_by_its_header(client: TestClient, route: str) -> None:
-    """B15: 415, which names the header, and what curl needs; whatever is JSON is read."""
+    """415, with the header's name and the option that curl needs; every type that means JSON is read."""
     body = json.dumps(BODIES[route]).encode()
     for kind in NOT_READ:
         headers = {b"content-type": kind.encode("latin-1")} if kind else {}
@@ -76,7 +76,7 @@ def test_a_body_of_another_type_is_refused_by_its_header(client: TestClient, rou
 @pytest.mark.parametrize("route", BODIES)
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "x-gzip", "GZIP", "gzip, identity"])
 def test_a_compressed_body_is_refused_by_its_header(client: TestClient, route: str, encoding: str) -> None:
-    """B16: 415 names the header, and Accept-Encoding says what would do; nothing is inflated."""
+    """415 names the header, and Accept-Encoding names the coding to use; nothing is inflated."""
     body = gzip.compress(json.dumps(BODIES[route]).encode())
     response = client.post(route, content=body, headers=JSON | {"content-encoding": encoding})
 
@@ -86,7 +86,7 @@ def test_a_compressed_body_is_refused_by_its_header(client: TestClient, route: s
 
 @pytest.mark.parametrize("route", BODIES)
 def test_a_body_in_another_charset_is_told_so(client: TestClient, route: str) -> None:
-    """B16: by its header 415, by its bytes 400: it is not UTF-8. UTF-16 can be told by its first bytes."""
+    """By its header 415, by its bytes 400: it is not UTF-8. UTF-16 can be told by its first bytes."""
     text = json.dumps(BODIES[route])
     for charset in ("iso-8859-1", "windows-1252", "utf-7", "nonsense"):
         response = client.post(
@@ -101,15 +101,15 @@ def test_a_body_in_another_charset_is_told_so(client: TestClient, route: str) ->
     assert assert_problem(client.post(route, content=b"{", headers=JSON), 400)["detail"] == "the body is not valid JSON"
 
 
-def test_who_may_not_ask_is_told_that_first(client: TestClient) -> None:
-    """B15: a body that cannot be read says nothing to who has no token."""
+def test_a_missing_token_is_reported_first(client: TestClient) -> None:
+    """A client without the token is not told that its body cannot be read."""
     for headers in ({}, JSON, {"content-encoding": "gzip"}):
         response = client.post("/admin/v1/swap", content=b"{", headers={**headers, "authorization": "Bearer no"})
         assert_problem(response, 401)
 
 
 def test_every_refusal_says_what_happened(client: TestClient, planted: Planted, tmp_path: Path) -> None:
-    """B16: no detail is the status in other words: what there is, what was too much, what to do."""
+    """Every detail says more than its status: which routes there are, which limit was exceeded, what to do."""
     too_long = client.post("/v1/retrieve", content=b" " * 1_048_577, headers=JSON)
     arriving = client.post("/v1/retrieve", content=iter([b" " * 1_048_577]), headers=JSON)
     other = client.post("/livez")
@@ -128,7 +128,7 @@ def test_every_refusal_says_what_happened(client: TestClient, planted: Planted, 
 
 
 def test_numbers_count_by_value(client: TestClient) -> None:
-    """B17: 1.0 is 1, as pandas, Lua and PHP write it, wherever an integer is expected."""
+    """1.0 is 1, as pandas, Lua and PHP write it, wherever an integer is expected."""
     floats = (
         b'{"history": [1.0, 5.0, 9e0], "exclude": [13.0, -0.0, 17], "k": 5.0, "beam": 3.0, "per_path": 1e1, '
         b'"timeout_ms": 60000.0}'
@@ -145,7 +145,7 @@ def test_numbers_count_by_value(client: TestClient) -> None:
 
 @pytest.mark.parametrize("number", ["3.5", "1e400", "-1e400", "NaN", "Infinity", "true", "false", "null", "[]", "{}"])
 def test_what_is_no_integer_is_no_id(client: TestClient, number: str) -> None:
-    """B17: one message for the place, in plain words."""
+    """One message for the place, in plain words."""
     for name in ("history", "exclude"):
         body = f'{{"{name}": [1, {number}, {number}]}}'
         problem = assert_problem(client.post("/v1/retrieve", content=body, headers=JSON), 422)
@@ -156,7 +156,7 @@ def test_what_is_no_integer_is_no_id(client: TestClient, number: str) -> None:
 
 @pytest.mark.parametrize("number", ["9007199254740992.0", "-9007199254740993.0", "1e20", "9223372036854775808"])
 def test_a_float_that_may_be_several_integers_is_none(client: TestClient, number: str) -> None:
-    """B17: beyond 2^53 - 1 a float cannot be meant exactly; as integers 64 bits count."""
+    """Beyond 2^53 - 1 a float cannot be meant exactly; as integers 64 bits count."""
     problem = assert_problem(client.post("/v1/retrieve", content=f'{{"history": [{number}]}}', headers=JSON), 422)
     assert problem["errors"][0]["field"] == "history.0"
     for exact in ("9007199254740991.0", "-9007199254740991.0", "9223372036854775807", "-9223372036854775808"):
@@ -166,7 +166,7 @@ def test_a_float_that_may_be_several_integers_is_none(client: TestClient, number
 
 @pytest.mark.parametrize(("name", "most"), [("k", 1000), ("beam", 256), ("per_path", 10_000), ("timeout_ms", 60_000)])
 def test_one_message_for_each_number(client: TestClient, name: str, most: int) -> None:
-    """B17: the same whatever was sent instead."""
+    """The same whatever was sent instead."""
     for value in ("0", "-1", str(most + 1), f"{most}.5", "true", '"5"', "NaN", "1e400", "[]", "{}", "9" * 400):
         problem = assert_problem(client.post("/v1/retrieve", content=f'{{"{name}": {value}}}', headers=JSON), 422)
         assert problem["errors"] == [{"field": name, "message": f"expected an integer from 1 to {most}"}]
@@ -174,7 +174,7 @@ def test_one_message_for_each_number(client: TestClient, name: str, most: int) -
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "[]", "{}", '"' + "x" * 257 + '"', "1e400"])
 def test_one_message_for_a_context(client: TestClient, value: str) -> None:
-    """B17: one value, or several, that no feature can have are one error of the place."""
+    """One value, or several, that no feature can have are one error of the place."""
     body = f'{{"context": {{"s3cret": {value}, "another": {value}}}}}'
     problem = assert_problem(client.post("/v1/retrieve", content=body, headers=JSON), 422)
 
@@ -188,7 +188,7 @@ WRONG: list[Any] = [None, True, 0, -1, 10**30, 1.5, "", "s3cret", "s" * 300, [],
 
 
 def test_no_message_is_of_a_library(client: TestClient) -> None:
-    """B17: of whatever is wrong in whatever field, or instead of a body, each place is told once, in our words."""
+    """Of whatever is wrong in whatever field, or instead of a body, each place is told once, in our words."""
     models: dict[str, type[BaseModel]] = {
         "/v1/retrieve": RetrieveRequest,
         "/v1/retrieve:batch": BatchRequest,
@@ -210,7 +210,7 @@ def test_no_message_is_of_a_library(client: TestClient) -> None:
 
 
 def test_odd_heads_are_refused_by_name(client: TestClient) -> None:
-    """B16: a charset that cannot be decoded; a second coding; a coding of the transfer; a number too long to read."""
+    """A charset that cannot be decoded; a second coding; a coding of the transfer; a number too long to read."""
     json_type = ("content-type", "application/json")
     for headers, name in (
         ([("content-type", "application/json; charset*=%00''x")], "Content-Type"),
@@ -221,14 +221,14 @@ def test_odd_heads_are_refused_by_name(client: TestClient) -> None:
         assert name in problem["detail"]
     digits = b'{"history": [' + b"9" * 5000 + b"]}"
     problem = assert_problem(client.post("/v1/retrieve", content=digits, headers=[json_type]), 400)
-    assert problem["detail"] == "the body has a number of thousands of digits"
+    assert problem["detail"] == "the body has a number with thousands of digits"
 
 
 # -- null, and other names --
 
 
 def test_null_is_left_out(client: TestClient) -> None:
-    """B18: as Go writes a slice that is not set: every optional field, alone or with all others."""
+    """As Go writes a slice that is not set: every optional field, alone or with all others."""
     wanted = items_of(client.post("/v1/retrieve", json={}))
     nothing: dict[str, None] = dict.fromkeys(RetrieveRequest.model_fields)
     for body in [{name: None} for name in nothing] + [nothing]:
@@ -240,7 +240,7 @@ def test_null_is_left_out(client: TestClient) -> None:
 
 
 def test_an_empty_list_is_an_empty_object_and_the_other_way_round(client: TestClient) -> None:
-    """B18: PHP writes [] for an empty array of names, Lua {} for an empty table; what is not empty is refused."""
+    """PHP writes [] for an empty array of names, Lua {} for an empty table; others are refused."""
     wanted = items_of(client.post("/v1/retrieve", json={}))
     empties: list[dict[str, object]] = [{"context": []}, {"history": {}}, {"exclude": {}}]
     for body in [*empties, {"context": [], "history": {}, "exclude": {}}]:
@@ -251,7 +251,7 @@ def test_an_empty_list_is_an_empty_object_and_the_other_way_round(client: TestCl
 
 
 def test_null_is_no_item_and_no_required_field(client: TestClient) -> None:
-    """B18: only what may be left out may be null."""
+    """Only optional fields may be null."""
     for route, body, field in (
         ("/v1/retrieve", {"history": [None]}, "history.0"),
         ("/v1/retrieve", None, "body"),
@@ -264,7 +264,7 @@ def test_null_is_no_item_and_no_required_field(client: TestClient) -> None:
 
 
 def test_the_openapi_says_what_may_be_null(client: TestClient) -> None:
-    """B18: exactly the fields that are not required."""
+    """Exactly the fields that are not required."""
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     for name in ("RetrieveRequest", "BatchRequest", "SwapRequest"):
         for field, about in schemas[name]["properties"].items():
@@ -309,7 +309,7 @@ def versions(planted: Planted, folder: Path) -> Iterator[Version]:
 
 
 def test_the_example_works_on_every_version(planted: Planted, tmp_path: Path) -> None:
-    """B27: that of each body: 200, with items that the version knows. So does the one shown while there is none."""
+    """That of each body: 200, with items that the version knows. So does the one shown while there is none."""
     with TestClient(make_app(FolderStore(str(tmp_path / "none")))) as client:
         fallback = client.get("/openapi.json").json()["components"]["schemas"]["RetrieveRequest"]["examples"]
     for number, version in enumerate(versions(planted, tmp_path)):
@@ -330,7 +330,7 @@ def test_the_example_works_on_every_version(planted: Planted, tmp_path: Path) ->
 
 
 def test_the_page_asks_for_the_token(client: TestClient) -> None:
-    """B27: the admin routes, and no others, name a bearer token, which makes the page's Authorize button."""
+    """The admin routes, and no others, name a bearer token, which makes the page's Authorize button."""
     document = client.get("/openapi.json").json()
     schemes = document["components"]["securitySchemes"]
 
@@ -341,7 +341,7 @@ def test_the_page_asks_for_the_token(client: TestClient) -> None:
 
 
 def test_the_openapi_names_the_status_for_other_bodies(client: TestClient) -> None:
-    """B15: 415 is documented wherever a body is taken."""
+    """415 is documented wherever a body is taken."""
     for path, operations in client.get("/openapi.json").json()["paths"].items():
         for operation in operations.values():
             assert ("415" in operation["responses"]) == ("requestBody" in operation), path

@@ -1,4 +1,4 @@
-"""The process in which a model first runs: how it is started, and what it may not touch."""
+"""The process in which a model first runs: how it is started, and that nothing else reaches it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ print("loaded", flush=True)
 try_model(version)
 print("passed")
 """
-#: Nothing that whoever runs the tests has set for Python or the service.
+#: The environment without settings of Python and of the service.
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("DR_", "PYTHON"))}
 
 
@@ -65,7 +65,7 @@ def test_a_checkout_that_is_not_installed_is_served(python: str, store: str) -> 
             said = []
             for line in process.stderr:
                 said.append(line)
-                if "Application startup complete" in line:
+                if "Uvicorn running on" in line:
                     break
             ready = httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False)
         finally:

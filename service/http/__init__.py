@@ -1,1 +1,1 @@
-"""What a client sees: routes, models, errors, limits of a connection."""
+"""What a client sees: routes, bodies, errors, and the limits of a connection."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +14,7 @@ from fastapi_offline import FastAPIOffline
 
 from index_store.address import folder_of
 from index_store.store import IndexStore
+from retrieval.query import Limits
 from service.errors import NotReady
 from service.http import problems
 from service.http import routes as api
@@ -29,13 +29,12 @@ from service.serving.reloader import Reloader
 log = logging.getLogger(__name__)
 
 DESCRIPTION = """Candidates for a user from a learned retrieval structure (Deep Retrieval, arXiv 2007.07203).
-Every answer names the version that made all of it. Errors are `application/problem+json`."""
+Every answer comes from one version and names it. Errors are `application/problem+json`."""
 
 
-FIRST_LOOK_SECONDS = 5.0
-#: Objects made and not yet freed before Python looks for garbage. What a request makes is freed without; to look every
-#: 700, as it does by itself, took 3 % of all time and up to 5 ms at once.
-GARBAGE = 20_000
+FIRST_LOOK_SECONDS = 5.0  # that the start waits for a current version to be loaded
+#: How often a search reads path lists at most: it is widened from 1 path to 2, 4, 8 ... up to the widest beam.
+SEARCH_READS = Limits.BEAM.bit_length()
 
 
 def create_app(settings: Settings, store: IndexStore) -> FastAPI:
@@ -45,8 +44,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[api.State]:
-        # Where path lists are remote, a search reads the store again each time it is widened: from 1 to 256 paths.
-        store_seconds = 9 * settings.store_timeout_ms / 1000 if settings.residency == "remote" else 0
+        store_seconds = SEARCH_READS * settings.store_timeout_ms / 1000 if settings.residency == "remote" else 0
         batcher = Batcher(
             settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics, STUCK_SECONDS + store_seconds
         )
@@ -55,13 +53,9 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
         # load, or for a store that does not answer.
         with suppress(TimeoutError):
             await asyncio.wait_for(reloader.looked.wait(), FIRST_LOOK_SECONDS)
-        # What has been imported is not looked through for garbage any more: 150,000 objects, 40 ms a time.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GARBAGE)
         log.info("%s", _summary(settings, reloader))
         try:
-            with draining.on_sigterm(settings.drain_seconds):
+            with draining.on_signals(settings.drain_seconds):
                 yield {
                     "settings": settings,
                     "metrics": metrics,
@@ -73,7 +67,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
             for task in tasks:
                 task.cancel()
             for ended in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(ended, Exception):  # none should have ended by itself
+                if isinstance(ended, Exception):  # a bug: none should end before it is cancelled
                     log.error("a task had failed", exc_info=ended)
             await reloader.holding.let_go()
 
@@ -83,7 +77,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
-        redirect_slashes=False,  # it would redirect to whatever Host the request names
+        redirect_slashes=False,  # a redirect would lead to any Host that the request names
     )
     app.add_middleware(RequestMiddleware, metrics=metrics, draining=draining, max_body_bytes=settings.max_body_bytes)
     app.include_router(api.router)
@@ -102,7 +96,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
 
 
 def _examples(reloader: Reloader) -> dict[str, dict[str, Any]]:
-    """Of each body one that the version in service answers, so that it can be tried on /docs as it is."""
+    """An example of each body that the version served can answer, to be tried on /docs as it is."""
     request: dict[str, Any] = {"k": 10}
     version = "v1-0123456789ab"
     try:
@@ -112,7 +106,7 @@ def _examples(reloader: Reloader) -> dict[str, dict[str, Any]]:
     else:
         searcher = retriever.searcher
         ids = searcher.vocabulary.names(np.arange(min(2, retriever.manifest.items)))
-        # The page would round greater numbers; as text they name the same items.
+        # The page would round larger integers; as text they name the same items.
         history = [str(item) if isinstance(item, int) and abs(item) > EXACT else item for item in ids]
         context = {feature.name: None for feature in searcher.schema.features}
         request = {"history": history, "context": context, **request}
@@ -121,7 +115,7 @@ def _examples(reloader: Reloader) -> dict[str, dict[str, Any]]:
 
 
 def _summary(settings: Settings, reloader: Reloader) -> str:
-    residency = settings.residency if folder_of(settings.store) is None else "resident"  # of a folder they always are
+    residency = settings.residency if folder_of(settings.store) is None else "resident"  # a folder's always are
     return (
         f"{reloader}; path lists {residency}; admin {'on' if settings.admin_token else 'off'}; "
         f"docs at /docs; for {settings.host} port {settings.port}"

@@ -1,4 +1,4 @@
-"""What is refused by a request's head, before its body is read: who may not ask, and bodies of other kinds."""
+"""Refuses a request by its head, before its body is read: admin routes without the token, bodies that are not JSON."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from service.errors import AdminOff, Unauthorized
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-#: Those that a JSON decoder tells apart by a body's first bytes.
+#: Charsets that a JSON decoder tells apart by the first bytes of a body.
 CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii"} | {f"utf-{n}{end}" for n in (16, 32) for end in ("", "le", "be")}
-MAX_TYPE = 256  # characters of a type that are looked at, and kept
+MAX_TYPE = 256  # characters of a Content-Type that are looked at
 NO_JSON = "Content-Type: expected application/json; with curl, add -H 'content-type: application/json'"
-NO_UTF_8 = "Content-Type: expected JSON in UTF-8; send it so, with charset=utf-8 or without a charset"
-ENCODED = "expected a body that is not compressed; send it as it is, without this header"
+NO_UTF_8 = "Content-Type: expected JSON in UTF-8, with charset=utf-8 or without a charset"
+ENCODED = "expected a body that is not compressed; send it without this header"
 CODINGS = {"Content-Encoding": {"", "identity"}, "Transfer-Encoding": {"", "identity", "chunked"}}
 
 
 class Route(APIRoute):
-    """Where it takes a body, it takes JSON."""
+    """A route whose body, if it takes one, must be JSON."""
 
     def get_route_handler(self) -> Handler:
         """Called once, by FastAPI."""
@@ -42,7 +42,7 @@ class Route(APIRoute):
 
 
 class AdminRoute(Route):
-    """Needs the admin token, whatever else is wrong."""
+    """A route that needs the admin token. That is checked first, whatever else is wrong."""
 
     def get_route_handler(self) -> Handler:
         """Called once, by FastAPI."""
@@ -60,7 +60,7 @@ def _require_json(request: Request) -> None:
         codings = ",".join(request.headers.getlist(name)).lower().split(",")
         if {coding.strip() for coding in codings} <= known:
             continue
-        # By this header clients tell it from a wrong type: RFC 9110, 12.5.3.
+        # By this header a client tells a wrong coding from a wrong type: RFC 9110, 12.5.3.
         raise HTTPException(415, f"{name}: {ENCODED}", {"Accept-Encoding": "identity"})
     wrong = _wrong_type(request.headers.get("content-type", "")[:MAX_TYPE])
     if wrong:
@@ -69,7 +69,7 @@ def _require_json(request: Request) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _wrong_type(content_type: str) -> str | None:
-    """What is wrong with a type of body, if anything is."""
+    """The detail of the 415 for this Content-Type, or None."""
     message = Message()
     message["content-type"] = content_type
     kind, subtype = message.get_content_maintype(), message.get_content_subtype()
@@ -77,17 +77,17 @@ def _wrong_type(content_type: str) -> str | None:
         return NO_JSON
     try:
         return None if message.get_content_charset("utf-8") in CHARSETS else NO_UTF_8
-    except ValueError:  # a name in pieces or encoded, as RFC 2231 has it, that cannot be decoded
+    except ValueError:  # a charset written in the style of RFC 2231 that cannot be decoded
         return NO_UTF_8
 
 
 def _require_admin(request: Request) -> None:
-    """Constant-time comparison of digests, so neither length nor prefix of the token can be measured."""
+    """Compares digests in constant time, so neither the token's length nor a prefix of it can be measured."""
     token = request.state.settings.admin_token
     if token is None:
         raise AdminOff("the admin endpoint is off; set DR_ADMIN_TOKEN to open it")
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     wanted = hashlib.sha256(token.get_secret_value().encode()).digest()
-    found = hashlib.sha256(given.strip(" \t").encode("latin-1")).digest()
-    if not hmac.compare_digest(wanted, found) or scheme.lower() != "bearer":
+    digest = hashlib.sha256(given.strip(" \t").encode("latin-1")).digest()
+    if not hmac.compare_digest(wanted, digest) or scheme.lower() != "bearer":
         raise Unauthorized("send Authorization: Bearer and the admin token")

@@ -4,7 +4,7 @@ To add a field to a retrieve request:
 
 1. Add it to RetrieveRequest, with a default. Validation, the OpenAPI document, the batch route and the tests that go
    through every field read it from there.
-2. If it changes what is said of a finished search (as a least score would), use it in `RetrieveRequest.answered`.
+2. If it only changes the answer (a field `min_score`, say), use it in `RetrieveRequest.answered`.
    If the search needs it, add a field of the same name to retrieval's Request, which `RetrieveRequest.asked` fills in.
 """
 
@@ -57,9 +57,9 @@ class RetrieveRequest(Body):
         return Request(**{name: getattr(self, name) for name in ASKED})
 
     def answered(self, unknown: Unknown, answer: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
-        """What a RetrieveResponse says of the search for this request: candidates, coverage and degraded.
+        """The candidates, coverage and degraded of the RetrieveResponse to this request.
 
-        unknown: how much of the request had to be left out. vocabulary: the version's item ids.
+        unknown: how much of it the version does not know. vocabulary: the version's item ids.
         """
         ids = vocabulary.names(answer.items)
         scores, log_probs = answer.scores.tolist(), answer.path_log_probs.tolist()

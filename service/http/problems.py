@@ -1,4 +1,4 @@
-"""Errors as `application/problem+json` (RFC 9457). They never repeat input, so they stay short and safe to log."""
+"""Errors as `application/problem+json` (RFC 9457). They never repeat input, so they are short and safe to log."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from service import errors as service
 
 log = logging.getLogger(__name__)
 
-#: The one table of error and status. A class not in it has the status of its base.
+#: The one table of errors and statuses. A class that is not in it has the status of its base.
 STATUS: dict[type[Exception], int] = {
     service.NotReady: 503,
     service.Overloaded: 429,
     service.DeadlineExceeded: 504,
-    service.ClientGone: 499,  # proxies' word for it; nobody hears it
+    service.ClientGone: 499,  # as nginx logs it; the client does not see it, metrics do
     BadQuery: 422,
     service.AdminOff: 403,
     service.Unauthorized: 401,
@@ -42,12 +42,12 @@ STATUS: dict[type[Exception], int] = {
     store.IndexStoreError: 500,
 }
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
-MAX_ERRORS = 5  # of a body's errors that are listed
+MAX_ERRORS = 5  # listed of one body
 NO_JSON = "the body is not valid JSON"
-#: Errors that `values.py` puts in words itself, and words for those that pydantic finds.
+#: Errors whose message `values.py` writes, and messages for those of pydantic.
 OWN_MESSAGES = {"expected", "too_many", "unknown_field"}
 MESSAGES = {
-    "missing": "expected, but not there",
+    "missing": "expected, but missing",
     "dict_type": "expected an object",
     "model_attributes_type": "expected an object",
     "model_type": "expected an object",
@@ -107,16 +107,16 @@ def install(app: FastAPI) -> None:
 
 
 def status_of(error: Exception) -> int:
-    """The status of the error's class or its nearest base in the table."""
+    """The status of the error's class, or of its nearest base in the table."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
 async def _domain(request: Request, error: Exception) -> Response:
     status = status_of(error)
     if isinstance(error, store.VersionNotFound):
-        detail = "no such version in the store; /admin/v1/versions lists them"  # its own repeats the name
+        detail = "no such version in the store; /admin/v1/versions lists them"  # its own message repeats the name
     elif isinstance(error, store.IndexStoreError) and not request.scope["path"].startswith("/admin/"):
-        detail = "the store cannot be read now; try again later"  # its own names folders and versions
+        detail = "the store cannot be read now; try again later"  # its own message names folders and versions
     else:
         detail = str(error)
     return problem(request, status, detail)
@@ -124,18 +124,18 @@ async def _domain(request: Request, error: Exception) -> Response:
 
 async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    found = error.errors()
-    if any(entry["type"] == "json_invalid" for entry in found):
+    entries = error.errors()
+    if any(entry["type"] == "json_invalid" for entry in entries):
         return problem(request, 400, NO_JSON)
-    listed: dict[str, str] = {}  # one message for each place; all features are one
-    for entry in found:
+    listed: dict[str, str] = {}  # one message for each place; all of `context` is one place
+    for entry in entries:
         listed.setdefault(_field(entry), _message(entry))
     errors = [{"field": field, "message": message} for field, message in list(listed.items())[:MAX_ERRORS]]
     return problem(request, 422, "the body does not fit the schema; see /openapi.json", errors)
 
 
 def _field(entry: Any) -> str:
-    """Where the error is: names of the schema and places in lists, not names that the client made up."""
+    """Where the error is: names of the schema and positions in lists, but no name that the client made up."""
     place = [str(part) for part in entry["loc"][1:]]
     if "context" in place:
         place = place[: place.index("context") + 1]
@@ -145,19 +145,19 @@ def _field(entry: Any) -> str:
 def _message(entry: Any) -> str:
     if entry["type"] in OWN_MESSAGES:
         return str(entry["msg"])
-    return MESSAGES.get(entry["type"], "not what the schema says").format(**entry.get("ctx", {}))
+    return MESSAGES.get(entry["type"], "expected a value that fits the schema").format(**entry.get("ctx", {}))
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status, detail, headers = error.status_code, error.detail, dict(error.headers or {})
-    if status == HTTPStatus.BAD_REQUEST:  # of the framework, which could not decode it
+    if status == HTTPStatus.BAD_REQUEST:  # FastAPI could not decode the body
         cause = error.__cause__
         detail = "the body is not UTF-8" if isinstance(cause, UnicodeDecodeError) else NO_JSON
         if isinstance(cause, ValueError) and "digits" in str(cause):
-            detail = "the body has a number of thousands of digits"
+            detail = "the body has a number with thousands of digits"
     elif status == HTTPStatus.NOT_FOUND:
-        detail = "there is no such route; /docs has those that there are"
+        detail = "no such route; /docs lists all routes"
     elif status == HTTPStatus.METHOD_NOT_ALLOWED:
         methods = set(headers.get("Allow", "GET").split(", "))
         headers["Allow"] = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
@@ -173,6 +173,6 @@ async def _gone(_: Request, __: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("request %s failed", request.scope.get("request_id"), exc_info=error)
-    response = problem(request, 500, "an error on our side; the log has it under this request_id")
-    response.headers["X-Request-ID"] = request.scope.get("request_id", "")  # it is made outside of the middleware
+    response = problem(request, 500, "an error of the service; its log has the cause under this request_id")
+    response.headers["X-Request-ID"] = request.scope.get("request_id", "")  # this response does not pass the middleware
     return response

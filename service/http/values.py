@@ -1,7 +1,7 @@
-"""What a request's body may hold. One message for each place that is wrong, in words that name no library.
+"""The values that a request's body may have, and one message in plain words for each that is wrong.
 
-Numbers count by value, as JSON Schema has it: 3.0, as pandas, Lua and PHP write it, is the integer 3; 3.5 is none, and
-true is not 1. As an integer a float beyond 2^53 - 1 is refused: it may stand for any of several.
+Numbers count by value, as in JSON Schema: 3.0, as pandas, Lua and PHP write it, is the integer 3; 3.5 is not an
+integer, and true is not 1. A float beyond 2^53 - 1 is not taken for an integer, because it may stand for several.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from retrieval.query import Limits
 
-EXACT = 2**53 - 1  # the greatest integer n of which a float tells n from n + 1
+EXACT = 2**53 - 1  # the largest integer n that a float tells from n + 1
 LEAST, MOST = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Validates with the first of `choices` that accepts the value. described: as JSON Schema."""
+    """Validates with the first of `choices` that accepts the value. described: the same as JSON Schema."""
 
     expected: str
     choices: tuple[CoreSchema, ...]
     described: JsonSchemaValue
 
     def __get_pydantic_core_schema__(self, *_: object) -> CoreSchema:
-        """All in pydantic's core, without a call of Python for each value: a history has up to a thousand."""
+        """Runs in pydantic's core, without a Python call for each value: a history has up to a thousand."""
         union = core_schema.union_schema(list(self.choices), mode="left_to_right")
         return core_schema.custom_error_schema(union, "expected", custom_error_message=f"expected {self.expected}")
 
@@ -58,7 +58,7 @@ ItemId = Annotated[
     int | str,
     OneOf(
         f"an item id: an integer or a string of 1 to {Limits.ITEM_ID} characters (integers: 64 bits, as a float 53)",
-        # What is rare comes last.
+        # The rarest comes last.
         (_INTEGER, core_schema.str_schema(min_length=1, max_length=Limits.ITEM_ID, strict=True), _WHOLE_FLOAT),
         {"anyOf": [_INTEGER_SCHEMA, {"type": "string", "minLength": 1, "maxLength": Limits.ITEM_ID}]},
     ),
@@ -92,23 +92,23 @@ FeatureValue = Annotated[
 ]
 
 
-def _few(found: Any) -> Any:
-    """Before any feature is looked at: not all of a million are, to say what is wrong with each."""
-    if isinstance(found, dict) and len(found) > Limits.FEATURES:
+def _few(context: Any) -> Any:
+    """Refuse too many features before any is validated: a million wrong ones would make a million errors."""
+    if isinstance(context, dict) and len(context) > Limits.FEATURES:
         raise PydanticCustomError("too_many", "expected at most {most} features", {"most": Limits.FEATURES})
-    return found
+    return context
 
 
 Context = Annotated[dict[FeatureName, FeatureValue], Field(max_length=Limits.FEATURES), BeforeValidator(_few)]
 
 
 def _is_left_out(value: Any, default: Any) -> bool:
-    """Whether it is null, or [] or {} where the default is an empty one of either: PHP and Lua mix these up."""
+    """Whether the value is null, or empty like the default: PHP and Lua write [] for {} and the other way round."""
     return value is None or (value in ([], {}) and default in ([], {}))
 
 
 class Body(BaseModel):
-    """Base of all bodies. It has no fields but its own; null stands for a field that is left out."""
+    """Base of all bodies. Unknown fields are refused; null means that a field is left out."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -118,19 +118,19 @@ class Body(BaseModel):
         if not isinstance(body, dict):
             return body
         fields = cls.model_fields
-        if not body.keys() <= fields.keys():  # which they are is not said: names that clients make up are input too
+        if not body.keys() <= fields.keys():  # their names are input, so they are not repeated
             message = "unknown field; expected only {fields}"
             raise PydanticCustomError("unknown_field", message, {"fields": ", ".join(fields)})
         return {name: value for name, value in body.items() if not _is_left_out(value, fields[name].default)}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Every field that may be left out may be null."""
+        """Document that every optional field may be null."""
         described = handler(schema)
         properties = handler.resolve_ref_schema(described)["properties"]
         for name, field in cls.model_fields.items():
-            found = properties[name]
-            if not field.is_required() and {"type": "null"} not in found.get("anyOf", ()):
-                about = {key: found.pop(key) for key in ("title", "description", "default") if key in found}
-                properties[name] = {"anyOf": [found, {"type": "null"}], **about}
+            schema_of = properties[name]
+            if not field.is_required() and {"type": "null"} not in schema_of.get("anyOf", ()):
+                about = {key: schema_of.pop(key) for key in ("title", "description", "default") if key in schema_of}
+                properties[name] = {"anyOf": [schema_of, {"type": "null"}], **about}
         return described

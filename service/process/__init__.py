@@ -1,1 +1,1 @@
-"""What a process is told from outside: its settings, and SIGTERM."""
+"""What a process is told from outside: its settings, and signals."""

@@ -1,4 +1,7 @@
-"""SIGTERM in three steps: not ready, so that a proxy sends requests elsewhere; then the socket closes; then exit."""
+"""SIGTERM in three steps: not ready, so that a proxy sends requests elsewhere; then the socket closes; then exit.
+
+SIGHUP, which comes when the terminal is closed, likewise, unless it is ignored, as under nohup.
+"""
 
 from __future__ import annotations
 
@@ -8,44 +11,46 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 log = logging.getLogger(__name__)
 
 
 class Draining:
-    """Whether this process is about to end. While it is, it is not ready, answers all the same, and keeps no
-    connection open for the next request.
-    """
+    """begun: this process will end soon. It is not ready and keeps no connection open, but answers what still comes."""
 
     def __init__(self) -> None:
         self.begun = False
 
     @contextmanager
-    def on_sigterm(self, seconds: float) -> Iterator[None]:
-        """Within, SIGTERM begins draining and reaches the HTTP server `seconds` later; a second one does at once.
+    def on_signals(self, seconds: float) -> Iterator[None]:
+        """Inside, a signal begins draining and stops the HTTP server `seconds` later; a second signal stops it at once.
 
-        The HTTP server's handler must be installed already, as it is while an app starts.
+        The HTTP server's own handler of SIGTERM must be installed already, as it is while an app starts.
         """
-        server = signal.getsignal(signal.SIGTERM)
-        if threading.current_thread() is not threading.main_thread() or not callable(server):
-            yield  # no server that could be told: a test
+        stop = signal.getsignal(signal.SIGTERM)
+        if threading.current_thread() is not threading.main_thread() or not callable(stop):
+            yield  # no server that could be stopped: a test
             return
-        stop = server
         loop = asyncio.get_running_loop()
+        caught = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
 
-        def begin(number: int, _: FrameType | None) -> None:
-            # Called between any two steps of the program: to log from here would fail while a line is being written.
+        def end(*_: object) -> None:
+            stop(signal.SIGTERM, None)
+
+        def begin(*_: object) -> None:
+            # This runs between any two steps of the program, perhaps while a line is logged, so it must not log.
             self.begun = True
-            signal.signal(signal.SIGTERM, stop)
-            loop.call_soon_threadsafe(drain, number)
+            for each in caught:
+                signal.signal(each, end)
+            loop.call_soon_threadsafe(drain)
 
-        def drain(number: int) -> None:
-            loop.call_later(seconds, stop, number, None)
+        def drain() -> None:
+            loop.call_later(seconds, end)
             log.info("draining for %g s", seconds)
 
-        signal.signal(signal.SIGTERM, begin)
+        before = {each: signal.signal(each, begin) for each in caught}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, stop)
+            for each, handler in before.items():
+                signal.signal(each, handler)

@@ -1,4 +1,4 @@
-"""Settings of the service. Each is an environment variable with the prefix DR_, four also flags."""
+"""Settings of the service. Each is an environment variable with the prefix DR_; four are also flags."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-#: What Kubernetes and Docker put into the environment for a Service called `dr` or `dr-...`.
+#: Variables that Kubernetes and Docker set for a Service called `dr` or `dr-...`.
 OF_A_SERVICE = re.compile(r"DR_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 ITS_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
-#: What docker-compose.yml, .env.example and the Makefile have beside settings.
+#: Other variables of docker-compose.yml, .env.example and the Makefile.
 OTHERS = {
     "DR_REDIS_PASSWORD", "DR_SERVICE_PASSWORD", "DR_SERVICE_STORE", "DR_TRAINER_STORE", "DR_CHAOS", "DR_SOAK_SECONDS",
 }  # fmt: skip
-SHOWN = 80  # characters of a wrong value
+SHOWN = 80  # characters of a wrong value that are shown
 
 
 class Settings(BaseSettings):
@@ -80,7 +80,7 @@ def variable(name: str) -> str:
 
 
 def mistakes(error: ValidationError, flags: Collection[str]) -> list[str]:
-    """A line for each wrong setting: its flag or variable, what was expected, what was found (of secrets not that)."""
+    """A line for each wrong setting: its flag or variable, what was expected and, unless secret, what was found."""
     lines = []
     for entry in error.errors():
         name = str(entry["loc"][0])
@@ -95,9 +95,9 @@ def mistakes(error: ValidationError, flags: Collection[str]) -> list[str]:
 
 
 def unknown(environment: Mapping[str, str]) -> list[str]:
-    """A warning for each DR_ variable that is neither a setting nor one that Kubernetes or compose sets.
+    """A warning for each DR_ variable that is neither a setting nor set by Kubernetes or compose.
 
-    And for a secret in quotation marks, which Docker's env files do not take off.
+    Also for a secret in quotation marks, because Docker does not remove those of an env file.
     """
     known = {variable(name): field for name, field in Settings.model_fields.items()}
     lines = []
@@ -108,9 +108,9 @@ def unknown(environment: Mapping[str, str]) -> list[str]:
             continue
         if name in known:
             if _is_secret(known[name]) and re.fullmatch(r"\s*(\"|').*\1\s*", value):
-                lines.append(f"{name} begins and ends with a quotation mark, which is taken for a part of it")
+                lines.append(f"{name} begins and ends with a quotation mark, which counts as part of it")
         elif upper in known:
-            lines.append(f"{name} is passed over; settings are written in capitals: {upper}")
+            lines.append(f"{name} is ignored; settings are written in capitals: {upper}")
         else:
             likely = difflib.get_close_matches(upper.removeprefix("DR_").lower(), Settings.model_fields, 1)
             hint = f"did you mean {variable(likely[0])}?" if likely else "docs/reference.md lists them"

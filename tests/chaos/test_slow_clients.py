@@ -27,7 +27,7 @@ HALF_OPEN, DRIPPING = amount(500), amount(50)
 CUT_SECONDS = 10.0
 RATE = 100
 HALF_A_BODY = b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nX-Request-ID: slow\r\nContent-Length: 400\r\n\r\n{"
-#: What a client has sent when it sends no more: nothing, half a head, a head, half a body.
+#: The last that a client sends: nothing, half a head, a head, half a body.
 BEGINNINGS = [
     b"",
     b"POST /v1/retrieve HT",
@@ -90,7 +90,7 @@ def test_a_refused_body_is_not_waited_for(planted: Planted, tmp_path: Path) -> N
 
 
 async def _others(port: int, bodies: list[bytes]) -> list[float | None]:
-    """Seconds of each answer; None of what was none."""
+    """Seconds to each answer; None where there was none."""
     pool = Pool(port)
     replies = await at_rate(RATE, 5, bodies, pool)
     pool.close()
