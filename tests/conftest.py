@@ -16,16 +16,15 @@ import pytest
 from hypothesis import settings
 
 import retrieval.paths.kernels  # noqa: F401 -- compiles them, before there are workers that would each do so
-from index_store.version import Version
-from retrieval.paths.index import PathIndex
-from retrieval.paths.structure import PathStructure
-from retrieval.searcher import Searcher
 from tests.planted import write_interactions
 from tests.redis_servers import RedisServer, running, running_cluster, valkey_binary
 from trainer.config import TrainConfig
 
 if TYPE_CHECKING:  # the workers' controller loads this file too, and needs neither torch nor a store
     from index_store.version import Version
+    from retrieval.paths.index import PathIndex
+    from retrieval.paths.structure import PathStructure
+    from retrieval.searcher import Searcher
     from trainer.data.dataset import Dataset
     from trainer.data.split import Split
     from trainer.deep_retrieval.fit import Trained
@@ -75,6 +74,8 @@ class Planted:
     @functools.cached_property
     def searcher(self) -> Searcher:
         """The version, opened."""
+        from retrieval.searcher import Searcher
+
         return Searcher.open(self.version)
 
     @property

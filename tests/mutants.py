@@ -31,14 +31,15 @@ from queue import SimpleQueue
 ROOT = Path(__file__).parent.parent
 #: Where a silent bug hurts most (patterns of modules), and the tests that should notice it.
 TESTS: dict[str, list[str]] = {
-    "retrieval/*.py": ["test_context.py", "test_retrieval.py", "test_export.py", "test_api.py"],
-    "retrieval/paths/*.py": ["test_retrieval.py", "test_rerank.py", "test_export.py", "test_api.py"],
-    "index_store/version.py": ["test_version.py"],
+    "retrieval/*.py": ["test_context.py", "test_paths.py", "test_export.py", "test_api.py"],
+    "retrieval/paths/*.py": ["test_paths.py", "test_rerank.py", "test_export.py", "test_api.py"],
+    "index_store/[mv]*.py": ["test_version.py"],
     "index_store/store.py": ["test_store.py", "test_store_urls.py"],
     "index_store/folder/*.py": ["test_folder.py", "test_store.py", "test_server_copies.py"],
     "index_store/redis/*.py": ["test_store.py", "test_server*.py", "test_tls.py"],
     "trainer/deep_retrieval/*.py": [
-        "test_assignment.py", "test_losses.py", "test_model.py", "test_warm_start.py", "test_train.py",
+        "test_scores.py", "test_m_step.py", "test_matching.py", "test_tree.py", "test_losses.py", "test_model.py",
+        "test_train.py",
     ],
     "trainer/evaluate/measures.py": ["test_measures.py", "test_evaluate.py"],
     "service/serving/batcher.py": ["test_batcher.py", "test_hang_ups.py", "test_pace.py", "test_api.py"],

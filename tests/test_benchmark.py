@@ -117,7 +117,7 @@ def test_a_benchmark_killed_between_its_trainings_goes_on(
 
 
 def test_where_nobody_has_a_new_item(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """B35: repeat purchases alone: the benchmark shows what is not filtered, and says why; sensitivity refuses."""
+    """Repeat purchases alone: the benchmark shows what is not filtered, and says why; sensitivity refuses."""
     (tmp_path / "shop.csv").write_text(
         "user_id,item_id,timestamp\n" + "".join(f"{u},{(u + t) % 3},{t}\n" for u in range(30) for t in range(6))
     )

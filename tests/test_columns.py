@@ -41,7 +41,7 @@ def ids_of(*tables: Table, wanted: IdType = "auto") -> list[list[Any]]:
 
 
 def test_ids_are_integers_if_all_files_have_only_such(tmp_path: Path) -> None:
-    """B05: clicks are all digits, the catalogue has one more like 10030A: all are strings, and it is said why."""
+    """Clicks are all digits, the catalogue has one more like 10030A: all are strings, and it is said why."""
     clicks, items = text(tmp_path, "clicks.csv", "7", "10"), text(tmp_path, "items.csv", "10", "10030A", "9")
 
     assert ids_of(clicks) == [[7, 10]]
@@ -52,7 +52,7 @@ def test_ids_are_integers_if_all_files_have_only_such(tmp_path: Path) -> None:
 
 
 def test_the_type_can_be_said(tmp_path: Path) -> None:
-    """B05: as strings, or as integers with the first that is none."""
+    """As strings, or as integers with the first that is none."""
     clicks, items = text(tmp_path, "clicks.csv", "7"), text(tmp_path, "items.csv", "9", "A1")
 
     assert ids_of(clicks, wanted="string") == [["7"]]
@@ -65,7 +65,7 @@ def test_the_type_can_be_said(tmp_path: Path) -> None:
 
 
 def test_snowflakes_are_integers_in_text_and_parquet(tmp_path: Path) -> None:
-    """B09: the day the first id has 19 digits, the type stays; that JavaScript rounds them is said."""
+    """The day the first id has 19 digits, the type stays; that JavaScript rounds them is said."""
     cells = list(map(str, SNOWFLAKES))
     for table in (text(tmp_path, "x.csv", *cells), parquet(tmp_path, "x.parquet", SNOWFLAKES)):
         encoded = encode_ids([table], "id", "auto")
@@ -75,7 +75,7 @@ def test_snowflakes_are_integers_in_text_and_parquet(tmp_path: Path) -> None:
 
 
 def test_more_than_64_bits_are_strings(tmp_path: Path) -> None:
-    """B09: said."""
+    """Said."""
     encoded = encode_ids([text(tmp_path, "x.csv", "1", str(2**63))], "id", "auto")
 
     assert encoded.ids.tolist() == ["1", str(2**63)]
@@ -84,12 +84,12 @@ def test_more_than_64_bits_are_strings(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cell", ["007", "+7", "7e3", "7.5", "0x7", "-0", "1_000"])
 def test_what_is_not_written_as_an_integer_is_a_string(tmp_path: Path, cell: str) -> None:
-    """B06: an id with leading zeros keeps them."""
+    """An id with leading zeros keeps them."""
     assert ids_of(text(tmp_path, "x.csv", cell, "7")) == [[cell, "7"]]
 
 
 def test_integers_that_pandas_made_floats(tmp_path: Path) -> None:
-    """B10: 1.0 is 1 in text and Parquet alike, and meets the 1 of another file; it is said."""
+    """1.0 is 1 in text and Parquet alike, and meets the 1 of another file; it is said."""
     other = text(tmp_path, "other.csv", "1")
     for table in (text(tmp_path, "x.csv", "0.0", "1.0"), parquet(tmp_path, "x.parquet", [0.0, 1.0])):
         assert ids_of(table, other) == [[0, 1], [1]]
@@ -107,14 +107,14 @@ def test_integers_that_pandas_made_floats(tmp_path: Path) -> None:
 
 
 def test_floats_that_are_no_integers_are_refused(tmp_path: Path) -> None:
-    """B10, B14: with the cast to make."""
+    """With the cast to make."""
     for value in (0.5, 1e17, float("nan"), float("inf")):
         with pytest.raises(DataError, match=r"column id, row 2: .* expected integers or strings; cast the column to"):
             ids_of(parquet(tmp_path, "x.parquet", pa.array([1.0, value], from_pandas=False)))
 
 
 def test_blanks_around_ids_are_taken_off(tmp_path: Path) -> None:
-    """B11: `A1` and `A1 ` are one item, and 7 with a blank is an integer; how many is said."""
+    """`A1` and `A1 ` are one item, and 7 with a blank is an integer; how many is said."""
     table = text(tmp_path, "x.csv", "A1", "A1 ", " B2", "A1 ")
 
     assert ids_of(table) == [["A1", "A1", "B2", "A1"]]
@@ -125,7 +125,7 @@ def test_blanks_around_ids_are_taken_off(tmp_path: Path) -> None:
 
 
 def test_na_is_an_id(tmp_path: Path) -> None:
-    """B07: NA, null and None are words; an empty cell is missing, and named."""
+    """NA, null and None are words; an empty cell is missing, and named."""
     assert ids_of(text(tmp_path, "x.csv", "NA", "null", "None", "nan")) == [["NA", "null", "None", "nan"]]
     for empty in ("", '""'):
         with pytest.raises(DataError, match="column id, row 2: no value; drop or fill such rows"):
@@ -153,7 +153,7 @@ UUIDS = [uuid.UUID(int=3), uuid.UUID(int=2**127)]
     ],
 )
 def test_types_with_one_plain_form_are_read_as_that(tmp_path: Path, values: pa.Array, expected: list[Any]) -> None:
-    """B14: UUIDs, text without its mark, whole decimals."""
+    """UUIDs, text without its mark, whole decimals."""
     assert ids_of(parquet(tmp_path, "x.parquet", values)) == [expected]
 
 
@@ -168,7 +168,7 @@ def test_types_with_one_plain_form_are_read_as_that(tmp_path: Path, values: pa.A
     ],
 )
 def test_other_types_say_which_cast_to_make(tmp_path: Path, values: pa.Array, message: str) -> None:
-    """B14: in a line, with file and column."""
+    """In a line, with file and column."""
     with pytest.raises(DataError, match=rf"x.parquet: column id: {message}"):
         ids_of(parquet(tmp_path, "x.parquet", values))
 

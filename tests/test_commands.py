@@ -147,7 +147,7 @@ def test_index_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
     for arguments, expected in (
         (["list"], f"{names[1]}  current"),
-        (["show", names[0]], "3 items, 1 paths each, on 2 paths"),
+        (["show", names[0]], "3 items, 2 candidates by default"),
         (["verify", names[0]], "every digest and shape is right"),
         (["prune", "--keep", "1"], f"deleted {names[0]}"),
         (["prune", "--keep", "1"], "nothing to delete"),
@@ -224,11 +224,11 @@ def test_a_collapsed_index_is_kept_back_until_told_otherwise(
     assert dr_index(["show", version, "--store", store]) == 0
     shown = capsys.readouterr().out
     assert "of the clicked items are in reach of 100 training users" in shown
-    assert "nodes in use a layer" in shown
+    assert "nodes in use in each layer" in shown
 
 
 def test_the_same_data_in_another_format_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """B09: trained on strings of Parquet, measured on a CSV of digits: ids are read as the version has them."""
+    """Trained on strings of Parquet, measured on a CSV of digits: ids are read as the version has them."""
     file, store = write_interactions(tmp_path), str(tmp_path / "store")
     rows = pq.read_table(file)
     pyarrow.csv.write_csv(rows, tmp_path / "clicks.csv")
@@ -255,7 +255,7 @@ def test_progress_that_nobody_reads_stops_nothing() -> None:
 
 
 def test_versions_that_cannot_be_read_are_not_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """B23: of another format, or damaged: list says which and why; a short name finds what is current."""
+    """Of another format, or damaged: list says which and why; a short name finds what is current."""
     store = FolderStore(str(tmp_path))
     name = store.publish(small_version())
     store.activate(name)
@@ -326,7 +326,7 @@ def test_show_tells_files_and_settings(tmp_path: Path, capsys: pytest.CaptureFix
 def test_files_that_were_given_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B34: users without context are not used; that is said. The version knows its files; evaluate names them."""
+    """Users without context are not used; that is said. The version knows its files; evaluate names them."""
     monkeypatch.chdir(tmp_path)
     write_interactions(tmp_path)
     (tmp_path / "items.csv").write_text("item_id\n" + "\n".join(map(str, range(50))))

@@ -245,7 +245,7 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_a_file_saved_by_windows_is_read(tmp_path: Path) -> None:
-    """B29: TOML with a byte order mark and CRLF."""
+    """TOML with a byte order mark and CRLF."""
     file = tmp_path / "config.toml"
     file.write_bytes(b"\xef\xbb\xbfk = 7\r\nepochs = 4\r\n")
 
@@ -263,7 +263,7 @@ def test_a_value_that_toml_cannot_hold_is_refused(tmp_path: Path, value: str) ->
 
 
 def test_settings_without_effect_are_reported() -> None:
-    """B34: a line for each reason; settings at their defaults are not mentioned."""
+    """A line for each reason; settings at their defaults are not mentioned."""
     assert TrainConfig().without_effect(500) == []
     assert TrainConfig(alpha=2, eta=0.5, negatives=9, reassignments=99, epochs=5, warmup_epochs=2).without_effect(
         20_000

@@ -84,7 +84,7 @@ def assert_same(planted: Planted, answer: Any, categories: Sequence[int], number
 
 @pytest.mark.parametrize("context", [["segment", "country"], ["country", "segment"]])
 def test_two_categories_are_served_in_the_order_of_training(tmp_path: Path, context: list[str]) -> None:
-    """B01: whatever the alphabet says; also where one has values enough to be out of the other's bounds."""
+    """Whatever the alphabet says; also where one has values enough to be out of the other's bounds."""
     columns = {"segment": list("AB") * 60, "country": [f"c{user % 7}" for user in range(120)]}
     planted = train(tmp_path / "run", columns, context)
     users = range(14)
@@ -100,7 +100,7 @@ def test_two_categories_are_served_in_the_order_of_training(tmp_path: Path, cont
 
 
 def test_two_numbers_are_served_in_the_order_of_training(tmp_path: Path) -> None:
-    """B01: score and age, the one a hundred times the other."""
+    """Score and age, the one a hundred times the other."""
     columns = {"score": [str(100 * (user % 3)) for user in range(120)], "age": [str(user % 5) for user in range(120)]}
     planted = train(tmp_path / "run", columns, ["score", "age"])
     score, age = planted.dataset.context.schema.numbers
@@ -145,7 +145,7 @@ def cells(drawn: Mapping[str, Sequence[tuple[str, Any]]]) -> dict[str, list[str]
     ],
 )
 def test_the_trainer_and_the_service_agree(tmp_path: Path, kinds: dict[str, str]) -> None:
-    """B01: two or more of a kind, missing and unseen values: the service answers what torch gives training's arrays."""
+    """Two or more of a kind, missing and unseen values: the service answers what torch gives training's arrays."""
     drawn = drawn_users(kinds)
     planted = train(tmp_path / "run", cells(drawn), list(kinds))
     users = range(10)
@@ -166,7 +166,7 @@ def test_the_trainer_and_the_service_agree(tmp_path: Path, kinds: dict[str, str]
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_request_is_encoded_as_the_file_was(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """B01, B06, B07, B33: any schema, read from CSV and stored: each user's request gets the codes of training."""
+    """Any schema, read from CSV and stored: each user's request gets the codes of training."""
     folder = tmp_path_factory.mktemp("drawn")
     kinds = {name: data.draw(st.sampled_from(sorted(KINDS))) for name in data.draw(NAMES)}
     drawn = drawn_users(kinds)
@@ -188,7 +188,7 @@ def test_a_request_is_encoded_as_the_file_was(tmp_path_factory: pytest.TempPathF
 
 
 def test_what_is_spelt_otherwise_is_counted(tmp_path: Path) -> None:
-    """B33: `france`, and 1 where True is meant, are not found and say so; "True" and "true" are true."""
+    """`france`, and 1 where True is meant, are not found and say so; "True" and "true" are true."""
     planted = train(
         tmp_path / "run", {"land": ["France", "Chile"] * 60, "new": ["True", "True", "False"] * 40}, ["land", "new"]
     )
@@ -248,7 +248,7 @@ def test_users_that_do_not_meet_are_told(tmp_path: Path) -> None:
 
 
 def test_post_codes_keep_their_zeros(tmp_path: Path) -> None:
-    """B06: a column with 00003 is of categories, said or not, and a request with 3 is counted as unknown."""
+    """A column with 00003 is of categories, said or not, and a request with 3 is counted as unknown."""
     zips = [f"{user % 6:05}" for user in range(120)]
     planted = train(tmp_path / "run", {"zip": zips}, ["zip"])
 
@@ -261,7 +261,7 @@ def test_post_codes_keep_their_zeros(tmp_path: Path) -> None:
 
 
 def test_only_an_empty_cell_is_missing(tmp_path: Path) -> None:
-    """B07: NA is Namibia, quoted or not; null and nan are words."""
+    """NA is Namibia, quoted or not; null and nan are words."""
     file = tmp_path / "users.csv"
     cells = ["NA", '"NA"', "null", "nan", "", "DE"]
     file.write_text("user_id,country\n" + "".join(f"{user},{cells[user % 6]}\n" for user in range(120)))
@@ -273,7 +273,7 @@ def test_only_an_empty_cell_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_feature_that_a_version_has_not_is_counted_not_refused(planted: Planted, tmp_path: Path) -> None:
-    """B32: a rollback does not turn the clients' requests into wrong ones."""
+    """A rollback does not turn the clients' requests into wrong ones."""
     (answer,) = ask(tmp_path, planted.version, [{"history": [1], "context": {"country": "France", "age": 3}}])
 
     assert answer["coverage"]["unknown_context"] == 2

@@ -86,13 +86,13 @@ def columns_of(file: Path) -> dict[str, list[Any]]:
     ],
 )
 def test_text_is_read_however_it_is_written(tmp_path: Path, name: str, content: str | bytes) -> None:
-    """B13: compressions, separators, endings, encodings, line ends; the two clicks are always the same."""
+    """Compressions, separators, endings, encodings, line ends; the two clicks are always the same."""
     assert columns_of(write(tmp_path, name, content)) == COLUMNS
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_parquet_is_read_by_its_content(tmp_path: Path, packed: bool) -> None:
-    """B13: whatever its name, and inside of gzip."""
+    """Whatever its name, and inside of gzip."""
     pq.write_table(pa.table(COLUMNS | {"other": [[1], [2]]}), tmp_path / "x.csv")
     file = write(tmp_path, "y", gzip.compress((tmp_path / "x.csv").read_bytes())) if packed else tmp_path / "x.csv"
 
@@ -111,7 +111,7 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
 
 
 def test_values_with_line_breaks_beyond_one_block(tmp_path: Path) -> None:
-    """B03: descriptions of several lines, as many commas in a line as the file has columns: no item is lost or made."""
+    """Descriptions of several lines, as many commas in a line as the file has columns: no item is lost or made."""
     text = "second line, with a comma " + "and so on " * 40
     items = "".join(f'p{i},"Article {i}\n{text}"\n' for i in range(45_000))
     file = write(tmp_path, "items.csv", f"item_id,description\n{items}")
@@ -123,7 +123,7 @@ def test_values_with_line_breaks_beyond_one_block(tmp_path: Path) -> None:
 
 
 def test_parquet_and_compressed_text_beyond_one_block(tmp_path: Path) -> None:
-    """B03: the other readers too."""
+    """The other readers too."""
     rows = 700_000
     ids = [f"item-{i % 1000:020}" for i in range(rows)]
     pq.write_table(pa.table({"item_id": ids}), tmp_path / "x.parquet", row_group_size=100_000)
@@ -146,7 +146,7 @@ def test_parquet_and_compressed_text_beyond_one_block(tmp_path: Path) -> None:
     ],
 )
 def test_columns_without_a_header_are_told(tmp_path: Path, content: str, columns: str) -> None:
-    """B08: the time is found by its values, and it is said which column was taken for which."""
+    """The time is found by its values, and it is said which column was taken for which."""
     file = write(tmp_path, "clicks.csv", content)
 
     table = read_table(file, WANTED)
@@ -158,7 +158,7 @@ def test_columns_without_a_header_are_told(tmp_path: Path, content: str, columns
 
 @pytest.mark.parametrize("content", ["1,a,4,5\n2,b,5,4\n", "1,a,4\n", "1,1700000000\n", "1,a,1700000000,1700000001\n"])
 def test_no_header_and_no_telling_is_refused(tmp_path: Path, content: str) -> None:
-    """B08: a time that is 1 to 5 is a rating."""
+    """A time that is 1 to 5 is a rating."""
     file = write(tmp_path, "clicks.csv", content)
 
     with pytest.raises(DataError, match=r"clicks.csv: no header, and I cannot tell which column is which: .*sed -i"):
@@ -199,7 +199,7 @@ def test_a_catalogue_without_a_header_is_refused(tmp_path: Path) -> None:
 def test_what_cannot_be_read_says_what_it_was_taken_for(
     tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
-    """B13: with the file's name, and what is read instead."""
+    """With the file's name, and what is read instead."""
     file = write(tmp_path, name, content)
 
     with pytest.raises(DataError) as refused:
@@ -210,7 +210,7 @@ def test_what_cannot_be_read_says_what_it_was_taken_for(
 
 
 def test_a_folder_of_parts_is_one_table(tmp_path: Path) -> None:
-    """B13: Spark's x.csv/ with its marks and an empty part; columns in another order; a README beside Parquet."""
+    """Spark's x.csv/ with its marks and an empty part; columns in another order; a README beside Parquet."""
     write(tmp_path, "x.csv/part-00000.csv", CLICKS)
     write(tmp_path, "x.csv/part-00001.csv", "timestamp,item_id,user_id\n7,c,3\n")
     write(tmp_path, "x.csv/part-00002.csv", "")
@@ -269,7 +269,7 @@ def test_nothing_there_is_said(tmp_path: Path, name: str, message: str) -> None:
 
 
 def test_parts_without_the_header_of_the_first_are_refused(tmp_path: Path) -> None:
-    """B08: `split` leaves the header in the first part alone; the others' columns would be guessed, and differ."""
+    """`split` leaves the header in the first part alone; the others' columns would be guessed, and differ."""
     write(tmp_path, "x/xaa.csv", "item_id,user_id,timestamp\n10,1,1700000000\n11,1,1700000001\n")
     write(tmp_path, "x/xab.csv", "12,1,1700000002\n13,1,1700000003\n")
 
@@ -278,7 +278,7 @@ def test_parts_without_the_header_of_the_first_are_refused(tmp_path: Path) -> No
 
 
 def test_parts_that_are_guessed_are_all_told(tmp_path: Path) -> None:
-    """B08: the first, and how many more; parts that are guessed otherwise are refused."""
+    """The first, and how many more; parts that are guessed otherwise are refused."""
     for part in range(3):
         write(tmp_path, f"x/{part}.csv", f"1,a,170000000{part},4\n")
 
@@ -292,7 +292,7 @@ def test_parts_that_are_guessed_are_all_told(tmp_path: Path) -> None:
 
 
 def test_no_data_file_of_a_folder_is_passed_over_in_silence(tmp_path: Path) -> None:
-    """B13: other kinds beside it, other cases, twice the same, links, and what is no data."""
+    """Other kinds beside it, other cases, twice the same, links, and what is no data."""
     write(tmp_path, "x/jan.csv", CLICKS)
     write(tmp_path, "elsewhere/FEB.CSV.GZ", gzip.compress(CLICKS.replace("2,b", "2,c").encode()))
     (tmp_path / "x" / "linked").symlink_to(tmp_path / "elsewhere")
@@ -316,7 +316,7 @@ def test_no_data_file_of_a_folder_is_passed_over_in_silence(tmp_path: Path) -> N
 
 
 def test_types_are_found_over_all_parts_together(tmp_path: Path) -> None:
-    """B05: integers in one part and strings in another are strings; and a row is named by its own file."""
+    """Integers in one part and strings in another are strings; and a row is named by its own file."""
     (tmp_path / "x").mkdir()
     pq.write_table(pa.table({"user_id": [1], "item_id": [7], "timestamp": [1]}), tmp_path / "x/0.parquet")
     pq.write_table(pa.table({"user_id": [1], "item_id": ["A7"], "timestamp": [2]}), tmp_path / "x/1.parquet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 
 from index_store.errors import VersionDamaged
 from index_store.folder.store import FolderStore
-from index_store.version import Version
 from service.metrics import Metrics
 from service.serving import trial
 from service.serving.reloader import Reloader
@@ -37,14 +37,21 @@ def test_a_models_trial_passes_for_what_was_trained(planted: Planted, tmp_path: 
     try_model(version)
 
 
-def test_a_model_is_tried_once(planted: Planted, other: Planted, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_model_is_tried_once(
+    planted: Planted, other: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not again when it comes back; another is."""
     store = FolderStore(str(tmp_path))
     names = [store.publish(planted.version), store.publish(other.version)]
     third = store.publish(changed(planted.version, context=bytes(planted.version.parts["context.json"]) + b" "))
     store.activate(names[0])
-    tried: list[Version] = []
-    monkeypatch.setattr("service.serving.loading.try_model", tried.append)
+    tried: list[str] = []
+
+    def pass_trial(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        tried.extend(word for word in command if word.endswith("/model.onnx"))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", pass_trial)
 
     async def swap() -> None:
         reloader = Reloader(store, 60, Metrics())
@@ -53,4 +60,4 @@ def test_a_model_is_tried_once(planted: Planted, other: Planted, tmp_path: Path,
 
     asyncio.run(swap())
 
-    assert [version.manifest.version for version in tried] == names
+    assert tried == [str(store.folder / "versions" / name / "model.onnx") for name in names]

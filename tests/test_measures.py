@@ -23,7 +23,7 @@ def test_precision_recall_f_by_hand() -> None:
 
 
 def test_ratios_to_nothing() -> None:
-    """B35: where the reference finds nothing, or nobody is measured, there is no ratio."""
+    """Where the reference finds nothing, or nobody is measured, there is no ratio."""
     found = ratios(
         {"precision": 0.2, "recall": 0.0, "f_measure": 0.1}, {"precision": 0.4, "recall": 0.0, "f_measure": 0.1}
     )

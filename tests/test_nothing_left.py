@@ -117,7 +117,7 @@ def test_a_version_is_made_and_answers(
     lengths: list[int],
     said: str,
 ) -> None:
-    """B04, B35: where nothing can be tuned or measured, a version and a line; no figure is made up, none is NaN."""
+    """Where nothing can be tuned or measured, a version and a line; no figure is made up, none is NaN."""
     file = fit(rows, *settings)
     store = tmp_path / "store"
 

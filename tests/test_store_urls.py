@@ -39,7 +39,7 @@ def opened(url: str) -> str:
     return str(store.folder)
 
 
-# -- B24: what looks like a URL or host:port is never a file name --
+# -- what looks like a URL or host:port is never a file name --
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def opened(url: str) -> str:
     ],
 )
 def test_one_folder_has_many_urls(url: str) -> None:
-    """B24: as RFC 8089 has it, percent-decoded; blanks around are none of the name."""
+    """As RFC 8089 has it, percent-decoded; blanks around are none of the name."""
     assert opened(url) == "/data/my store"
 
 
 def test_percent_signs_of_file_urls_alone_are_decoded() -> None:
-    """B24: UTF-8, and bytes that are none; a plain path is taken as it is."""
+    """UTF-8, and bytes that are none; a plain path is taken as it is."""
     assert opened("file:///b%C3%BCcher") == "/bücher"
     assert os.fsencode(opened("file:///b%FCcher")) == b"/b\xfccher"
     assert opened("/a%20b") == "/a%20b"
@@ -79,12 +79,12 @@ def test_percent_signs_of_file_urls_alone_are_decoded() -> None:
     ],
 )
 def test_a_plain_path_is_below_the_working_folder(path: str, below: str, tmp_path: Path) -> None:
-    """B24: also one with a colon, where it cannot be a host's."""
+    """Also one with a colon, where it cannot be a host's."""
     assert opened(path) == str(tmp_path / below)
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """B24: in DR_STORE no shell has replaced it."""
+    """In DR_STORE no shell has replaced it."""
     monkeypatch.setenv("HOME", "/home/me")
 
     assert opened("~/store") == "/home/me/store"
@@ -145,7 +145,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_looks_like_a_url_is_no_file_name(url: str, says: str, tmp_path: Path) -> None:
-    """B24: refused with what was expected; nothing is made, and nothing that may be a password is repeated."""
+    """Refused with what was expected; nothing is made, and nothing that may be a password is repeated."""
     with pytest.raises(InvalidName, match=r"^store URL: ") as caught:
         open_store(url)
 
@@ -156,7 +156,7 @@ def test_what_looks_like_a_url_is_no_file_name(url: str, says: str, tmp_path: Pa
 
 @pytest.mark.parametrize("command", ["dr-trainer fit none.csv", "dr-index list", "dr-service"])
 def test_all_commands_refuse_alike(command: str, tmp_path: Path) -> None:
-    """B24: by flag and by variable; one line, and no folder of that name."""
+    """By flag and by variable; one line, and no folder of that name."""
     for more, environment in ((["--store", "localhost:6379"], {}), ([], {"DR_STORE": "localhost:6379"})):
         done = subprocess.run(
             [BIN / command.split(maxsplit=1)[0], *command.split()[1:], *more],
@@ -169,7 +169,7 @@ def test_all_commands_refuse_alike(command: str, tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-# -- B23: a store that is not there is not an empty one --
+# -- a store that is not there is not an empty one --
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_all_commands_refuse_alike(command: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_store_that_is_not_there_is_told(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """B23: one line with the absolute path, status 1; nothing is made. Likewise where a file is."""
+    """One line with the absolute path, status 1; nothing is made. Likewise where a file is."""
     main, (_, *arguments) = (dr_index if command.startswith("dr-index") else dr_trainer), command.split()
     Path("file").touch()
     for name, says in (("stroe", "there is no such folder"), ("file", "not a folder")):
@@ -201,7 +201,7 @@ def test_a_store_that_is_not_there_is_told(command: str, tmp_path: Path, capsys:
 
 
 def test_an_empty_store_is_no_error(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """B23: a folder or a server without versions, named; also a folder of something else."""
+    """A folder or a server without versions, named; also a folder of something else."""
     Path("notes.txt").touch()
     for store, shown in ((".", str(tmp_path)), (url, "namespace ")):
         assert dr_index(["list", "--store", store]) == 0
@@ -223,7 +223,7 @@ def not_ready(store: IndexStore) -> str:
 
 
 def test_a_service_without_a_store_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """B23: in one line of the log with the absolute path, and at /readyz without it."""
+    """In one line of the log with the absolute path, and at /readyz without it."""
     detail = not_ready(open_store("stroe"))
 
     assert detail == "no version is loaded: the store's folder does not exist; the log says more"
@@ -232,7 +232,7 @@ def test_a_service_without_a_store_says_so(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_a_service_without_a_version_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """B23: that there is none, or none is current."""
+    """That there is none, or none is current."""
     store = open_store(str(tmp_path))
     assert not_ready(store) == "no version is loaded: the store has no versions; publish one with dr-trainer fit"
     store.publish(small_version())
@@ -242,7 +242,7 @@ def test_a_service_without_a_version_says_so(tmp_path: Path, caplog: pytest.LogC
 
 
 def test_a_service_whose_current_version_is_damaged_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """B36: which one, only in the log."""
+    """Which one, only in the log."""
     store = open_store(str(tmp_path))
     name = store.publish(small_version())
     store.activate(name)
@@ -253,7 +253,7 @@ def test_a_service_whose_current_version_is_damaged_says_so(tmp_path: Path, capl
 
 
 def test_a_cache_that_cannot_be_written_is_named(url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """B36: DR_CACHE and the reason, in the log with the path."""
+    """DR_CACHE and the reason, in the log with the path."""
     (tmp_path / "file").touch()
     store = open_store(url, cache="file/cache")
     store.activate(store.publish(small_version()))
@@ -263,7 +263,7 @@ def test_a_cache_that_cannot_be_written_is_named(url: str, tmp_path: Path, caplo
 
 
 def test_a_server_that_is_not_there_is_not_named_to_everybody(caplog: pytest.LogCaptureFixture) -> None:
-    """B36: /readyz says that the store cannot be read, the log which."""
+    """/readyz says that the store cannot be read, the log which."""
     port = free_port()
 
     assert not_ready(open_store(f"redis://127.0.0.1:{port}")) == (
@@ -272,14 +272,14 @@ def test_a_server_that_is_not_there_is_not_named_to_everybody(caplog: pytest.Log
     assert str(port) in caplog.text
 
 
-# -- B30: no home folder --
+# -- no home folder --
 
 
 @pytest.mark.parametrize(("cache", "says"), [("~/cache", "HOME is not set"), ("redis://host", "found a server's URL")])
 def test_a_cache_folder_is_looked_up_when_needed(
     cache: str, says: str, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    """B30: a folder store needs none; for Redis it is our error, named by its variable."""
+    """A folder store needs none; for Redis it is our error, named by its variable."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # nobody has it
 

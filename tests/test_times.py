@@ -62,7 +62,7 @@ MOMENT = datetime(2024, 1, 31, 10, 0, 5, tzinfo=UTC)
     ],
 )
 def test_dates_and_times(tmp_path: Path, form: str, cell: str, moment: datetime) -> None:
-    """B12: as microseconds since 1970."""
+    """As microseconds since 1970."""
     assert times_of(tmp_path, cell, form=form) == [microseconds(moment)]
 
 
@@ -130,7 +130,7 @@ def test_points_are_day_first(tmp_path: Path) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_what_is_no_time_is_named(tmp_path: Path, form: str, cells: list[str], message: str) -> None:
-    """B12: file, column, row, value, and the form expected."""
+    """File, column, row, value, and the form expected."""
     if form == "parquet":
         message = message.replace("no value", "'' is no time")
 

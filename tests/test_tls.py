@@ -73,7 +73,7 @@ def server(folder: Path, certificates: Path, name: str, *more: str) -> Iterator[
 def test_what_is_wrong_with_a_certificate_is_told(
     tmp_path: Path, certificates: Path, scheme: str, name: str, trusted: str | None, says: str
 ) -> None:
-    """B25: another name, another time, another authority are three faults."""
+    """Another name, another time, another authority are three faults."""
     with server(tmp_path, certificates, name, "--tls-auth-clients", "no") as place:
         option = f"?ssl_ca_certs={certificates}/{trusted}.pem" if trusted else ""
         with pytest.raises(StoreMisconfigured, match=says) as caught:
@@ -84,7 +84,7 @@ def test_what_is_wrong_with_a_certificate_is_told(
 
 @pytest.mark.parametrize("versions", ["TLSv1.2", "TLSv1.3"])
 def test_a_server_may_want_a_clients_certificate(tmp_path: Path, certificates: Path, versions: str) -> None:
-    """B25: as Redis does by itself. It is said; given by the URL, the store works; a wrong one is told."""
+    """As Redis does by itself. It is said; given by the URL, the store works; a wrong one is told."""
     with server(tmp_path, certificates, "good", "--tls-protocols", versions) as place:
         url = f"rediss://{place}?ssl_ca_certs={certificates}/authority.pem"
         # Whether the refusal or the end of the connection is seen first is chance.
@@ -106,7 +106,7 @@ def test_a_server_may_want_a_clients_certificate(tmp_path: Path, certificates: P
 
 
 def test_files_of_tls_are_looked_for_when_the_url_is_read(certificates: Path) -> None:
-    """B25: a file that is not there, a key alone, files without TLS."""
+    """A file that is not there, a key alone, files without TLS."""
     for url, says in (
         (f"rediss://host?ssl_certfile={certificates}/none.pem", "none.pem' cannot be read: No such file"),
         (
@@ -122,7 +122,7 @@ def test_files_of_tls_are_looked_for_when_the_url_is_read(certificates: Path) ->
 
 
 def test_tls_on_one_side_only_is_told(tmp_path: Path, certificates: Path) -> None:
-    """B25: a client without it is asked whether the server wants it; a server without it says that it has none."""
+    """A client without it is asked whether the server wants it; a server without it says that it has none."""
     with (
         server(tmp_path, certificates, "good", "--tls-auth-clients", "no") as place,
         pytest.raises(StoreUnavailable, match="does it want TLS"),
@@ -145,7 +145,7 @@ def test_tls_on_one_side_only_is_told(tmp_path: Path, certificates: Path) -> Non
 
 
 def test_a_server_that_hangs_up_during_the_handshake(certificates: Path) -> None:
-    """B25: whoever is there may want a certificate, be no TLS, or be going down: all three are asked."""
+    """Whoever is there may want a certificate, be no TLS, or be going down: all three are asked."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def hang_up() -> None:

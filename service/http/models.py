@@ -59,7 +59,7 @@ class RetrieveRequest(Body):
     def answered(self, unknown: Unknown, answer: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
         """The candidates, coverage and degraded of the RetrieveResponse to this request.
 
-        unknown: how much of the request the version does not know. vocabulary: the version's item ids.
+        unknown: how much of it the version does not know. vocabulary: the version's item ids.
         """
         ids = vocabulary.names(answer.items)
         scores, log_probs = answer.scores.tolist(), answer.path_log_probs.tolist()

@@ -19,7 +19,7 @@ from index_store.store import IndexStore, open_store
 from index_store.version import Version
 from tests.chaos.conftest import Goal, amount
 from tests.chaos.test_redis_faults import refused_rightly
-from tests.chaos.test_swaps import _held, versions
+from tests.chaos.test_swaps import held, versions
 from tests.chaos.traffic import BODIES, Traffic, answers_of
 from tests.conftest import Planted
 from tests.fleet import Replica, fleet
@@ -107,7 +107,7 @@ def _live_through(
             swaps += 1
             assert replicas[swaps % 2].swap(names[swaps % 3]).status_code == 200
             for seen, replica in zip(memory, replicas, strict=True):
-                seen.append(_held(replica)[0])
+                seen.append(held(replica)[0])
             time.sleep(SWAP_SECONDS)
         begun = time.monotonic()
         server.stop()

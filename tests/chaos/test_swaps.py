@@ -222,7 +222,7 @@ def test_swaps_keep_nothing(goal: Goal, planted: Planted, other: Planted, tmp_pa
         for number in range(20 + swaps):
             assert replica.swap(names[(number + 1) % 3]).status_code == 200
             if number >= 20:
-                seen.append(_held(replica))
+                seen.append(held(replica))
     memory, descriptors, threads = zip(*seen, strict=True)
     third = max(1, len(memory) // 3)
 
@@ -240,7 +240,7 @@ def test_swaps_keep_nothing(goal: Goal, planted: Planted, other: Planted, tmp_pa
     )
 
 
-def _held(replica: Replica) -> tuple[float, int, int]:
+def held(replica: Replica) -> tuple[float, int, int]:
     """Resident MB, open descriptors and threads of a replica."""
     assert replica.process
     folder = Path(f"/proc/{replica.process.pid}")
