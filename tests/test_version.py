@@ -49,12 +49,18 @@ def test_other_bytes_give_another_fingerprint() -> None:
     assert small_version("a").manifest.fingerprint != small_version("b").manifest.fingerprint
 
 
-def test_a_manifest_under_another_name_is_refused() -> None:
-    """The folder's name and the manifest's must agree."""
-    text = small_version().named(1).manifest.to_json()
+@pytest.mark.parametrize("name", ["v2-000000000000", "v1-{fingerprint}", "v3-{fingerprint}"])
+def test_a_manifest_under_another_name_is_refused(name: str) -> None:
+    """The folder's name and the manifest's must agree, in the counter too."""
+    manifest = small_version().named(2).manifest
 
-    with pytest.raises(VersionDamaged, match="is that of v1-"):
-        Manifest.from_json(text, "v2-000000000000")
+    with pytest.raises(VersionDamaged, match="is that of v2-"):
+        Manifest.from_json(manifest.to_json(), name.format(fingerprint=manifest.fingerprint[:12]))
+
+
+def test_a_count_of_one_is_enough() -> None:
+    """One item, one number in its vector, one item of history, one candidate."""
+    dataclasses.replace(small_version().manifest, items=1, embedding=1, history=1, k=1).require_counts()
 
 
 @pytest.mark.parametrize(("other", "advice"), [(99, "upgrade"), (1, "train again")])
