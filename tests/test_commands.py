@@ -154,7 +154,7 @@ def test_index_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for arguments, expected in (
         (["list"], f"{names[1]}  current"),
         (["show", names[0]], "3 items, 1 paths each, on 2 paths"),
-        (["verify", names[0]], "every digest and shape is right"),
+        (["verify", names[0]], "all digests and shapes are correct"),
         (["prune", "--keep", "1"], f"deleted {names[0]}"),
         (["prune", "--keep", "1"], "nothing to delete"),
     ):
@@ -333,7 +333,7 @@ def test_several_versions_may_begin_alike(tmp_path: Path, capsys: pytest.Capture
     assert dr_index(["activate", "v1", "--store", str(tmp_path / "a")]) == 1
 
     (one, two) = sorted(path.name for path in (tmp_path / "a" / "versions").glob("v1-*"))
-    assert f"v1: 2 versions begin so: {one}, {two}; write more of the name" in capsys.readouterr().err
+    assert f"v1: 2 versions begin like this: {one}, {two}; write more of the name" in capsys.readouterr().err
     assert FolderStore(str(tmp_path / "a")).current() is None
 
 

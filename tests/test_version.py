@@ -53,7 +53,7 @@ def test_a_manifest_under_another_name_is_refused() -> None:
     """The folder's name and the manifest's must agree."""
     text = small_version().named(1).manifest.to_json()
 
-    with pytest.raises(VersionDamaged, match="is that of v1-"):
+    with pytest.raises(VersionDamaged, match="belongs to v1-"):
         Manifest.from_json(text, "v2-000000000000")
 
 
@@ -102,7 +102,7 @@ def test_parts_of_another_version_are_refused() -> None:
         ("item_bias.npy", npy(np.zeros(2, np.float32)), "shape"),
         ("item_vectors.npy", npy(np.zeros((3, 3))), "float64"),
         ("path_ids.npy", npy(np.array([7, 3])), "ascending"),
-        ("path_offsets.npy", npy(np.array([0, 0, 3])), "no path empty"),
+        ("path_offsets.npy", npy(np.array([0, 0, 3])), "no empty path"),
         ("path_items.npy", npy(np.array([0, 1, 3], np.int32)), "outside"),
         ("path_items.npy", npy(np.array([0, 1, -1], np.int32)), "outside"),
         ("item_ids.npy", npy(np.array([10, 10, 30])), "ascending"),
