@@ -60,7 +60,9 @@ def test_the_type_can_be_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"items.csv: column id, row 2: 'A1' is not an integer; expected integers"):
         ids_of(clicks, items, wanted="integer")
     assert ids_of(parquet(tmp_path, "strings.parquet", ["7", "10"]), wanted="integer") == [[7, 10]]
-    with pytest.raises(DataError, match=r"strings.parquet: column id, row 1: '007' is not an integer; expected integers"):
+    with pytest.raises(
+        DataError, match=r"strings.parquet: column id, row 1: '007' is not an integer; expected integers"
+    ):
         ids_of(parquet(tmp_path, "strings.parquet", ["007"]), wanted="integer")
 
 
@@ -118,9 +120,7 @@ def test_blanks_around_ids_are_taken_off(tmp_path: Path) -> None:
     table = text(tmp_path, "x.csv", "A1", "A1 ", " B2", "A1 ")
 
     assert ids_of(table) == [["A1", "A1", "B2", "A1"]]
-    assert encode_ids([table], "id", "auto").said == [
-        f"{table.file}: column id: removed the blanks around 2 ids"
-    ]
+    assert encode_ids([table], "id", "auto").said == [f"{table.file}: column id: removed the blanks around 2 ids"]
     assert ids_of(text(tmp_path, "x.csv", " 7", "8")) == [[7, 8]]
 
 

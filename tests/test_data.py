@@ -125,7 +125,10 @@ def test_context_in_the_interactions_is_that_of_the_history(tmp_path: Path) -> N
         ({"user_id": [2, 1, None, 1, 2, 3]}, "column user_id, row 3: no value"),
         ({"timestamp": [2, 1, 1, None, 2, 3]}, "column timestamp, row 4: no value"),
         ({"timestamp": [2.0, 1.0, float("nan"), 3.0, 2.0, 3.0]}, "column timestamp, row 3: expected a number"),
-        ({"timestamp": ["a"] * 6}, "column timestamp, row 1: 'a' is not a time. All rows must have the same form, like"),
+        (
+            {"timestamp": ["a"] * 6},
+            "column timestamp, row 1: 'a' is not a time. All rows must have the same form, like",
+        ),
         ({"item_id": [0.5] * 6}, "column item_id, row 1: '0.5': expected integers or strings"),
         ({"timestamp": [datetime.time(1)] * 6}, "column timestamp: expected integers or date and time, found time"),
         ({"item_id": ["a", "", "b", "b", "b", "b"]}, "column item_id, row 2: '': expected 1 to 256 characters"),
