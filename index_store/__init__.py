@@ -1,4 +1,5 @@
-"""Versions of a retrieval index: written once, verified whole, made current by one atomic pointer.
+"""Versions of a retrieval index: each is written once, checked as a whole, and made current by one atomic pointer.
 
-The contract between trainer and service. numpy and the standard library only; redis in its own file.
+This package is the contract between trainer and service. It needs only numpy; `index_store.redis` also needs the Redis
+client library.
 """

@@ -1,4 +1,4 @@
-"""dr-index: look at the versions in a store, and move `current` between them."""
+"""dr-index: list, check and delete the versions in a store, and choose which one is current."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ EXAMPLES = """examples:
   dr-index activate v2-0123456789ab --expected v1-ba9876543210 --store ./demo-store
   DR_STORE=redis://host:6379/0 DR_STORE_PASSWORD=... dr-index prune --keep 3 --json
 
-Services follow `current` within a second. --json prints one JSON document and nothing else."""
+Running services notice a new current version within a second. --json prints one JSON document and nothing else."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 130 for Ctrl-C."""
+    """Run the command and return its exit status: 0, 1 after an error, 2 for wrong usage, 130 after Ctrl-C."""
     options = make_parser().parse_args(arguments)
     try:
         store = open_store(options.store, password=from_environment("DR_STORE_PASSWORD"))
@@ -37,11 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     try:
         print(json.dumps(document, indent=2) if options.json else text, flush=True)
-    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+    except BrokenPipeError:  # the reader of the pipe, for example `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"dr-index: standard output: {error.strerror}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing the buffer at exit succeeds
         return 1
     return 0
 
@@ -113,7 +113,7 @@ def _show(store: IndexStore, options: argparse.Namespace) -> Result:
 
 
 def _health(paths: Mapping[str, Any]) -> list[str]:
-    """What training recorded of the index, for people; an older version may have less of it."""
+    """Lines about the health of the paths, as training recorded it. Older versions may lack some of the figures."""
     lines = []
     if "gini" in paths:
         lines.append(
@@ -132,7 +132,7 @@ def _health(paths: Mapping[str, Any]) -> list[str]:
 
 
 def _named(title: str, values: object) -> list[str]:
-    """A line each, as in TOML where JSON is that too; nothing of an older version that has none."""
+    """The title and a line `name = JSON value` for each entry; nothing if an older version has no entries."""
     if not isinstance(values, Mapping) or not values:
         return []
     return [title, *(f"  {name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())]
@@ -141,7 +141,7 @@ def _named(title: str, values: object) -> list[str]:
 def _verify(store: IndexStore, options: argparse.Namespace) -> Result:
     version = find_version(store, options.version)
     store.load(version)
-    return {"version": version, "ok": True}, f"{version}: every digest and shape is right"
+    return {"version": version, "ok": True}, f"{version}: all digests and shapes are correct"
 
 
 def _activate(store: IndexStore, options: argparse.Namespace) -> Result:
@@ -184,15 +184,15 @@ def make_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    add("list", _list, "all versions, oldest first, and which is current")
-    add("show", _show, "one version's manifest").add_argument("version", metavar="V")
+    add("list", _list, "list all versions, oldest first, and mark the current one")
+    add("show", _show, "show the manifest of a version").add_argument("version", metavar="V")
     add("verify", _verify, "check every digest and shape of a version").add_argument("version", metavar="V")
     activate = add("activate", _activate, "make a version current")
     activate.add_argument("version", metavar="V")
-    activate.add_argument("--expected", metavar="V", help="only if that version is current now")
-    add("rollback", _rollback, "make the version that was current before current again")
+    activate.add_argument("--expected", metavar="V", help="activate only if this version is current now")
+    add("rollback", _rollback, "make the previous version current again")
     keep = add("prune", _prune, "delete old versions, never the current or the previous one")
-    keep.add_argument("--keep", type=_count, required=True, metavar="N", help="how many of the newest to keep")
+    keep.add_argument("--keep", type=_count, required=True, metavar="N", help="number of newest versions to keep")
     return parser
 
 

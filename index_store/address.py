@@ -1,4 +1,4 @@
-"""What a store URL says: which folder; or which Redis server, as whom, and under which namespace."""
+"""Parse a store URL. It names a folder, or a Redis server with a user, a password and a namespace."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlsplit
 from index_store.errors import InvalidName
 
 SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
-#: No colon, so that no namespace is inside another; no brace, or a cluster would put all keys on one node.
+#: No colon, so that no namespace's keys match another's pattern; no brace, or a cluster would put all keys on one node.
 NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # redis-py's names
 FORM = "redis://[user:password@]host[:port][/db][?namespace=dr&ssl_ca_certs=FILE&ssl_certfile=FILE&ssl_keyfile=FILE]"
 HINT = f"expected {FORM}, with '#', '/', '?' and '@' of a password percent-encoded"
 
-#: Beginnings that are refused as a plain path: a scheme, a host and port, user:password@host. `./name` allows them.
+#: A plain path may not begin like a URL, host:port or user:password@host. Such a folder is written ./name.
 NO_NAME = re.compile(r"(//)?[^/]*:")
 HOST_AND_PORT = re.compile(r"(//)?([^/@]*@)?(\[[0-9a-fA-F:.]+\]|[^/:@]*):\d+(/|\?|$)")
-PLAIN = "a folder whose name has a ':' is written ./name or with its whole path"
+PLAIN = "write a folder whose name has a ':' as ./name or as an absolute path"
 WINDOWS = re.compile(r"[A-Za-z]:([/\\]|$)|\.{0,2}\\")
 
 
 def folder_of(url: str, setting: str = "store URL") -> Path | None:
     """The folder that `url` names, absolute; None if it names a server. Raises InvalidName, without repeating the URL.
 
-    A folder is a plain path, in which a leading ~ is the home folder, or a file URL as in RFC 8089. What looks like
-    another URL, or like a host and port, is refused: as a file name it would make a new, empty store.
+    A folder is a plain path, in which a leading ~ is the home folder, or a file URL as in RFC 8089. Text that looks
+    like another URL or like a host and port is refused: taken as a path, it would create a new, empty store.
     """
     try:
         return _folder(url.strip())
@@ -38,9 +38,9 @@ def folder_of(url: str, setting: str = "store URL") -> Path | None:
 
 def _folder(url: str) -> Path | None:
     if url[:1] in {"'", '"'} and url[-1:] == url[:1]:
-        raise ValueError("it begins and ends with a quotation mark; leave them out")
+        raise ValueError("it is in quotation marks; remove them")
     if WINDOWS.match(url):
-        raise ValueError("expected a path with '/' or file:///dir, found a path of Windows")
+        raise ValueError("expected a path with '/' or file:///dir, found a Windows path")
     scheme, separator, rest = url.partition(":")
     scheme = scheme.lower()
     if separator and scheme in SCHEMES:
@@ -50,71 +50,72 @@ def _folder(url: str) -> Path | None:
     if separator and scheme == "file":
         return _absolute(_path_of_file_url(rest))
     if NO_NAME.match(url):
-        raise ValueError(f"expected a path, file:///dir or redis://host:port/db, found {_found(url)}; {PLAIN}")
+        raise ValueError(f"expected a path, file:///dir or redis://host:port/db, found {_describe(url)}; {PLAIN}")
     return _absolute(url)
 
 
 def _readable(option: str, name: str) -> str:
-    """The file that an option names, ~ expanded. Raises InvalidName unless it can be read."""
+    """The path of the file that `option` names, with ~ expanded. Raises InvalidName unless the file can be read."""
     try:
         file = Path(name).expanduser()
         with file.open("rb"):
             return str(file)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not the name of a file"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a valid file name"
         raise InvalidName(f"store URL: {option}: {name!r} cannot be read: {reason}") from None
 
 
 def _path_of_file_url(rest: str) -> str:
-    """The path of what follows `file:`, decoded. The same folder is file:/x, file:///x and file://localhost/x."""
-    form = "expected file:///absolute/folder; a relative one is written as a plain path"
+    """Decode `rest`, a file URL after its `file:`. file:/x, file:///x and file://localhost/x name the same folder."""
+    form = "expected file:///absolute/folder; write a relative folder as a plain path"
     if "?" in rest or "#" in rest:
-        raise ValueError(f"a file URL has no '?' and no '#'; in a name they are %3F and %23; {form}")
+        raise ValueError(f"a file URL cannot have '?' or '#'; in a name, write %3F or %23; {form}")
     if re.search(r"%(?![0-9A-Fa-f]{2})|%00", rest):
-        raise ValueError(f"a '%' without two hexadecimal digits, or %00; a '%' in a name is %25; {form}")
+        raise ValueError(f"a '%' without two hexadecimal digits, or %00; in a name, write '%' as %25; {form}")
     if rest.startswith("//"):
         host, slash, path = rest[2:].partition("/")
         if host.lower() not in {"", "localhost"}:
-            raise ValueError(f"between file:// and the next '/' is a host, and only localhost can be; {form}")
+            raise ValueError(f"the host between file:// and the next '/' can only be localhost; {form}")
         rest = slash + path
     if not rest.strip("/"):
         raise ValueError("the folder is missing; write file:///absolute/folder or a path")
     if not rest.startswith("/"):
-        raise ValueError(f"a file URL with a relative path; {form}")
+        raise ValueError(f"the path of a file URL must be absolute; {form}")
     if rest.startswith("/~"):
-        raise ValueError(f"'~' is the home folder in plain paths only: write ~/folder; {form}")
+        raise ValueError(f"'~' means the home folder only in a plain path; write ~/folder; {form}")
     path = os.fsdecode(unquote_to_bytes(rest))
     if WINDOWS.match(path[1:]):
-        raise ValueError(f"a path of Windows; {form}")
+        raise ValueError(f"found a Windows path; {form}")
     return path
 
 
-def _found(url: str) -> str:
+def _describe(url: str) -> str:
+    """Name the kind of text that was found, without repeating a password that may be in it."""
     scheme, separator, _ = url.partition("://")
     if separator:
-        return f"the scheme {scheme!r}" if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) else "something else"
+        return f"the scheme {scheme!r}" if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) else "an invalid scheme"
     if HOST_AND_PORT.match(url):
         return "a host and port without a scheme (redis://)"
-    return "something else before the first ':'"
+    return "no known scheme before the first ':'"
 
 
 def _absolute(path: str) -> Path:
-    """The same path from the root. ~ is the home folder of this user, ~name of another."""
+    """The absolute path, in which ~ is the home folder of this user and ~name that of the user `name`."""
     if not path:
         raise ValueError("the folder is missing; write file:///absolute/folder or a path")
     try:
         if path.startswith("~") and not os.environ.get("HOME", "/").startswith("/"):
-            raise RuntimeError  # empty or relative: as good as not set
+            raise RuntimeError  # an empty or relative HOME counts as not set
         return (Path(path).expanduser() if path.startswith("~") else Path(path)).absolute()
     except RuntimeError:
-        raise ValueError("'~': this user has no home folder, or HOME is not set; write the whole path") from None
+        raise ValueError("'~': this user has no home folder, or HOME is not set; write the absolute path") from None
     except OSError as error:
-        raise ValueError(f"a relative path, and the working folder: {error.strerror}") from None
+        raise ValueError(f"a relative path, but the working folder cannot be read: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
 class Address:
-    """A Redis server, or any node of a cluster. Shown without user and password."""
+    """A Redis server, or any node of a cluster. Its text form omits user and password."""
 
     host: str
     port: int = 6379
@@ -124,24 +125,24 @@ class Address:
     namespace: str = "dr"
     cluster: bool = False
     tls: bool = False
-    ca_file: str | None = None  # certificate authorities that TLS trusts; None: the system's
-    cert_file: str | None = None  # the client's certificate, for a server that wants one
-    key_file: str | None = None  # and its key; None: it is in the same file
+    ca_file: str | None = None  # certificate authorities that TLS trusts; None: those of the system
+    cert_file: str | None = None  # the client's certificate, for a server that requires one
+    key_file: str | None = None  # the key of that certificate; None: it is in cert_file
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}" + ("" if self.cluster else f" database {self.db}")
 
     @classmethod
     def parse(cls, url: str, password: str | None = None) -> Address:
-        """Read `url`; `password` is used where it has none. Raises InvalidName, which never repeats the URL."""
+        """Parse `url`. `password` is used if the URL has none. Raises InvalidName, which never repeats the URL."""
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            raise InvalidName(f"store URL: a port or host that is none; {HINT}") from None
+            raise InvalidName(f"store URL: the host or port is not valid; {HINT}") from None
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         if options.keys() - {"namespace", *TLS_FILES}:
-            raise InvalidName(f"store URL: an option that is neither namespace nor {', '.join(TLS_FILES)}; {HINT}")
+            raise InvalidName(f"store URL: an option other than namespace, {', '.join(TLS_FILES)}; {HINT}")
         if not parts.hostname or parts.fragment:
             raise InvalidName(f"store URL: the host is missing or cut off; {HINT}")
         namespace = options.get("namespace", cls.namespace)
@@ -150,15 +151,15 @@ class Address:
         db = parts.path.removeprefix("/")
         cluster, tls = parts.scheme.endswith("+cluster"), parts.scheme.startswith("rediss")
         if db and not (db.isascii() and db.isdecimal() and len(db) < 10):
-            raise InvalidName(f"store URL: the database is a number; expected {FORM}")
+            raise InvalidName(f"store URL: the database must be a number; expected {FORM}")
         if cluster and int(db or 0):
-            raise InvalidName("store URL: a Redis Cluster has database 0 only; separate by ?namespace= instead")
+            raise InvalidName("store URL: a Redis Cluster has only database 0; use ?namespace= instead of a database")
         for option in [name for name in TLS_FILES if name in options]:
             if not tls:
-                raise InvalidName(f"store URL: {option} is for TLS; write rediss:// or rediss+cluster://")
+                raise InvalidName(f"store URL: {option} needs TLS; write rediss:// or rediss+cluster://")
             options[option] = _readable(option, options[option])
         if "ssl_keyfile" in options and "ssl_certfile" not in options:
-            raise InvalidName("store URL: ssl_keyfile without ssl_certfile; name the certificate that the key is for")
+            raise InvalidName("store URL: ssl_keyfile without ssl_certfile; name the certificate of that key")
         return cls(
             parts.hostname,
             6379 if port is None else port,

@@ -1,4 +1,4 @@
-"""What the commands have in common: --version, --store, and what the environment says of the store."""
+"""Options that all commands share: --version, and --store with its environment variables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _Version(argparse.Action):
-    """Prints the release and ends; looked up only then."""
+    """Print the release and exit. The release is looked up only when the option is given."""
 
     def __call__(
         self,
@@ -23,18 +23,18 @@ class _Version(argparse.Action):
         try:
             release = metadata.version("deep-retrieval")
         except metadata.PackageNotFoundError:
-            release = "of a folder that is not installed; its pyproject.toml says which"
+            release = "unknown: the package is not installed; see pyproject.toml"
         print(f"{parser.prog} {release}")
         parser.exit()
 
 
 def add_version(parser: argparse.ArgumentParser) -> None:
     """Add --version."""
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the release and end")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the release and exit")
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
-    """Add --store, which is needed where DR_STORE is not set."""
+    """Add --store, which is required unless DR_STORE is set."""
     url = from_environment("DR_STORE")
     parser.add_argument(
         "--store",
@@ -46,5 +46,5 @@ def add_store(parser: argparse.ArgumentParser) -> None:
 
 
 def from_environment(name: str) -> str | None:
-    """The value of a variable without blanks and line breaks around it; None if nothing is left."""
+    """The value of an environment variable without surrounding white space; None if it is unset or empty."""
     return os.environ.get(name, "").strip() or None

@@ -1,10 +1,10 @@
-"""What an index store can refuse or fail at, as one tree.
+"""All errors that an index store raises, as one tree.
 
     IndexStoreError
     ├── StoreUnavailable      the store cannot be reached, read or written
-    │   ├── StoreMissing          its folder is not there
-    │   └── CacheUnavailable      nor can the folder of this host that versions are copied to
-    ├── StoreMisconfigured    it answers, but must not be used as it is set up: password, policy, foreign keys
+    │   ├── StoreMissing          its folder does not exist
+    │   └── CacheUnavailable      this host's folder for copies of versions cannot be used
+    ├── StoreMisconfigured    it answers, but its set-up is wrong: password, policy, another application's keys
     ├── StoreFull             there is no room for the version
     ├── InvalidName           not a version name or not a store URL
     ├── VersionNotFound       the store has no such version
@@ -13,7 +13,7 @@
     ├── VersionInUse          the version is current or held, so it cannot be deleted
     └── PointerMoved          `current` is not what the caller expected
 
-A message names the thing, what was expected, what was found, and what to do.
+Each message says what it is about, what was expected, what was found, and what to do.
 """
 
 
@@ -26,23 +26,23 @@ class StoreUnavailable(IndexStoreError):
 
 
 class StoreMissing(StoreUnavailable):
-    """The folder that the URL names is not there; publishing would make it."""
+    """The folder that the URL names does not exist; publishing would create it."""
 
 
 class CacheUnavailable(StoreUnavailable):
-    """The folder of this host that versions are copied to cannot be read or written, or has no room."""
+    """The folder on this host for copies of versions cannot be read or written, or has no room."""
 
 
 class StoreMisconfigured(IndexStoreError):
-    """The store answers, but must not or cannot be used as it is set up; the message says what to change."""
+    """The store answers, but its set-up is wrong; the message says what to change."""
 
 
 class StoreFull(IndexStoreError):
-    """There is no room for the version; nothing of it was kept."""
+    """There is no room for the version; no part of it was kept."""
 
 
 class InvalidName(IndexStoreError):
-    """A version name or a store URL that has not the right form."""
+    """A version name or a store URL does not have the right form."""
 
 
 class VersionNotFound(IndexStoreError):
@@ -58,8 +58,8 @@ class VersionIncompatible(IndexStoreError):
 
 
 class VersionInUse(IndexStoreError):
-    """The version is current, or somebody holds it; it cannot be deleted now."""
+    """The version is current, or a process holds it, so it cannot be deleted now."""
 
 
 class PointerMoved(IndexStoreError):
-    """Compare-and-set lost: `current` was not the version the caller expected."""
+    """Compare-and-set failed: `current` was not the version the caller expected."""

@@ -1,9 +1,9 @@
-"""A version's manifest: a head that every kind of version has, and a part of its own kind.
+"""A version's manifest: fields that every kind of version has, and `structure`, whose content depends on the kind.
 
-The head says what any reader must know: how many items, what a request gets by default, which parts with which digests.
-`structure` belongs to the kind: for "paths" it is `retrieval.paths.structure.PathFacts`. Only the code that opens that
-kind looks into it, so a new kind of version needs no change here. `config` and `metrics` are for people and for the
-trainer; whatever keys they have, the version can be read.
+The common fields hold what every reader needs: the number of items, the defaults of a request, the digest of each part.
+For the kind "paths", `structure` is `retrieval.paths.structure.PathFacts`. Only the code that opens that kind reads it,
+so a new kind of version needs no change here. `config` and `metrics` are for people and for the trainer; they may have
+any keys.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class PartInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a version is, small enough to read without loading it."""
+    """The description of a version, small enough to read without loading the version."""
 
-    kind: str  # of structure that answers: "paths"
+    kind: str  # of index structure: "paths"
     items: int  # V
-    embedding: int  # E, of the item vectors
-    history: int  # most recent items that the encoder reads
+    embedding: int  # E, the length of an item vector
+    history: int  # number of most recent items that the encoder reads
     k: int  # candidates returned by default
     created: str  # ISO 8601, UTC
-    structure: Mapping[str, Any]  # the kind's own part
+    structure: Mapping[str, Any]  # facts that depend on the kind
     config: Mapping[str, Any]  # the trainer's settings
     metrics: Mapping[str, Any]  # what training measured
     parts: Mapping[str, PartInfo]
-    version: str = ""  # given by the store when it is published
+    version: str = ""  # the store sets it on publishing
     fingerprint: str = ""
     format: int = FORMAT
 
@@ -58,7 +58,7 @@ class Manifest:
     def from_json(cls, text: bytes, name: str) -> Manifest:
         """Read and check the manifest of version `name`.
 
-        Raises VersionIncompatible for another format, VersionDamaged for anything that does not fit.
+        Raises VersionIncompatible for another format, VersionDamaged if anything else is wrong.
         """
         try:
             fields = json.loads(text)
@@ -78,30 +78,30 @@ class Manifest:
             manifest = cls(parts=parts, **fields)
             manifest._require_types()
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise VersionDamaged(f"{name}: manifest.json lacks or has unknown fields ({error})") from None
+            raise VersionDamaged(f"{name}: manifest.json has missing, unknown or wrong fields ({error})") from None
         if stated != digest:
             raise VersionDamaged(f"{name}: manifest.json does not match its own digest; publish again")
         if manifest.version != name or not name.endswith(f"-{manifest.fingerprint[:12]}"):
-            raise VersionDamaged(f"{name}: manifest.json is that of {manifest.version}")
+            raise VersionDamaged(f"{name}: manifest.json belongs to {manifest.version}")
         if manifest.fingerprint != fingerprint(parts):
-            raise VersionDamaged(f"{name}: the fingerprint is not that of the parts; publish again")
+            raise VersionDamaged(f"{name}: the fingerprint does not match the parts; publish again")
         return manifest
 
     def _require_types(self) -> None:
         if not all(isinstance(text, str) for text in (self.kind, self.version, self.fingerprint, self.created)):
-            raise TypeError("a name that is not a string")
+            raise TypeError("kind, version, fingerprint or created is not a string")
         if not all(isinstance(part, dict) for part in (self.structure, self.config, self.metrics)):
-            raise TypeError("structure, config or metrics that is not an object")
+            raise TypeError("structure, config or metrics is not an object")
         for info in self.parts.values():
             if not isinstance(info.sha256, str) or type(info.size) is not int:
-                raise TypeError("a part whose size is not a number or whose digest is not a string")
+                raise TypeError("the size of a part is not a whole number, or its digest is not a string")
 
     def require_counts(self) -> None:
-        """Raise VersionDamaged unless every count in the head is a whole number from 1."""
+        """Raise VersionDamaged unless every count is a whole number of at least 1."""
         for name in ("items", "embedding", "history", "k"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise VersionDamaged(f"{name}: expected a whole number from 1, found {value!r}")
+                raise VersionDamaged(f"{name}: expected a whole number of at least 1, found {value!r}")
 
 
 def fingerprint(parts: Mapping[str, PartInfo]) -> str:
@@ -110,17 +110,17 @@ def fingerprint(parts: Mapping[str, PartInfo]) -> str:
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it may be a version's, else raise InvalidName. It is never a path or a URL."""
+    """Return `name` if it has the form of a version name, which no path or URL has; else raise InvalidName."""
     if not NAME.fullmatch(name):
         raise InvalidName("not a version name: expected lower-case letters, digits, '.', '_' and '-', at most 64")
     return name
 
 
 def canonical(value: Any) -> bytes:
-    """JSON with one spelling for equal values."""
+    """JSON in a canonical form: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def sha256(data: bytes | memoryview) -> str:
-    """The digest in hexadecimal."""
+    """The SHA-256 digest in hexadecimal."""
     return hashlib.sha256(data).hexdigest()

@@ -1,4 +1,4 @@
-"""The store contract, and what follows from it on every backend."""
+"""The store contract, and the functions that work with every store."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from index_store.manifest import Manifest, check_name
 from index_store.version import ByteProgress, Version
 
 WHOLE_NAME = re.compile(r"v\d+-[0-9a-f]{12}")
-NEWEST = 3  # versions that are named where one was not found
+NEWEST = 3  # versions that an error message lists when a version was not found
 
 
 class IndexStore(Protocol):
-    """Write-once versions and one small pointer, `current`. Each verb says what a reader may observe.
+    """Write-once versions and one small pointer, `current`. Each method says what a reader may observe.
 
-    Every verb raises StoreUnavailable when the store cannot be reached.
+    Every method raises StoreUnavailable when the store cannot be reached.
     """
 
     def require_readable(self) -> None:
-        """Raise where there is nothing to read from: a store that is not there is not an empty one.
+        """Raise StoreMissing if the store does not exist, because that is not the same as an empty store.
 
-        StoreMissing, StoreUnavailable.
+        Raises StoreMissing, StoreUnavailable.
         """
 
     def require_writable(self) -> None:
-        """Raise what `publish` would raise where nothing can be published: to be asked before hours of training.
+        """Check that `publish` could work, before hours of training.
 
-        StoreMisconfigured, StoreFull, StoreUnavailable.
+        Raises StoreMisconfigured, StoreFull, StoreUnavailable.
         """
 
     def publish(self, version: Version, progress: ByteProgress | None = None) -> str:
-        """Store `version` whole and return its name; `current` stays where it is.
+        """Store all of `version` and return its name; `current` does not change.
 
-        Readers see all of it or nothing, whenever the publisher dies. Publishing bytes that are already
-        there returns the name they have. Raises VersionDamaged, StoreFull.
+        Readers see all of it or nothing, even if the publisher dies. If the store already has the same bytes,
+        returns the name of that version. Raises VersionDamaged, StoreFull.
         """
 
     def versions(self) -> list[Manifest]:
-        """The manifests of all whole versions, oldest first."""
+        """The manifests of all complete versions, oldest first."""
 
     def current(self) -> str | None:
         """The version to serve, or None before the first activation."""
@@ -55,37 +55,37 @@ class IndexStore(Protocol):
     def activate(self, version: str, expected: str | EllipsisType | None = ...) -> str | None:
         """Make `version` current, atomically, and return what was current before.
 
-        With `expected`, only if that is current now (None: nothing is), else raises PointerMoved.
+        If `expected` is given and is not the current version, raises PointerMoved; None expects no current version.
         Raises VersionNotFound.
         """
 
     def load(self, version: str) -> Version:
-        """The version, every digest and shape checked. What is returned never changes, even if deleted.
+        """Load the version and check every digest and shape. The result stays valid even if the version is deleted.
 
         Raises VersionNotFound, VersionDamaged, VersionIncompatible.
         """
 
     def delete(self, version: str) -> None:
-        """Remove `version`. Who has loaded it whole keeps it.
+        """Remove `version`. Processes that have loaded all of it keep their copy.
 
         Raises VersionNotFound, and VersionInUse while it is current or held.
         """
 
     def hold(self, versions: Collection[str]) -> None:
-        """Keep `versions` from being deleted by anyone: of this object, these and no others.
+        """Protect `versions` from deletion by anyone, and release all other versions that this object held.
 
-        Lasts until the next call, the end of this process, or a minute where the store cannot tell that; so call
-        it again and again. Versions that are not there are passed over.
+        The protection ends with the process; a store that cannot notice that ends it a minute after the last call, so
+        repeat the call. Versions that do not exist are ignored.
         """
 
     def wait(self, seconds: float) -> bool:
         """Return True as soon as `current` seems to have moved, else False after `seconds`. Never raises.
 
-        Only a hint: it may come for nothing, and it may be lost.
+        The result is only a hint: it may be wrong, and a move may be missed.
         """
 
     def sweep(self) -> None:
-        """Remove what killed publishers and deleters left. Nothing that is whole or being written is touched."""
+        """Remove what killed publishers and deleters left. Complete versions and running publishes are not touched."""
 
 
 def open_store(
@@ -95,15 +95,15 @@ def open_store(
 
     A plain path may begin with ~, and has no ':' before its first '/'.
 
-    What follows is for Redis. password: where the URL has none. cache: a folder of this host that loaded versions
-    are copied to and mapped from; without, they are loaded into memory. remote: leave the path lists in Redis, and
-    read those a request needs, within `timeout` seconds. Opens no connection yet. Raises InvalidName.
+    The other arguments are for Redis. password: used if the URL has none. cache: a folder on this host; versions are
+    copied to it and mapped from it. Without it, versions are loaded into memory. remote: leave the path lists in Redis
+    and read those that a request needs, within `timeout` seconds. Opens no connection yet. Raises InvalidName.
     """
     folder = folder_of(url)
     if folder is not None:
         return FolderStore(str(folder))
     from index_store.folder.copies import Copies
-    from index_store.redis.client import Server  # only who uses Redis needs its client
+    from index_store.redis.client import Server  # only a Redis store needs the client library
     from index_store.redis.store import ServerStore
 
     address = Address.parse(url.strip(), password)
@@ -111,33 +111,36 @@ def open_store(
     if cache:
         folder = folder_of(cache, "the cache folder (DR_CACHE)")
         if folder is None:
-            raise InvalidName("the cache folder (DR_CACHE): expected a folder of this host, found a server's URL")
+            raise InvalidName("the cache folder (DR_CACHE): expected a folder on this host, found a server's URL")
         copies = Copies(str(folder))
     return ServerStore(Server(address, timeout), address.namespace, copies=copies, remote=remote)
 
 
 def find_version(store: IndexStore, given: str) -> str:
-    """The name of the version that `given` means: a whole name, or how just one begins, as v2 of v2-0123456789ab.
+    """The full name of the version that `given` means: a full name, or the beginning of exactly one, such as v2.
 
-    A whole name is not looked for: what is done with it says if it is not there. Raises InvalidName, VersionNotFound.
+    A full name is returned without looking for it; the method that uses it reports a missing version. Raises
+    InvalidName, VersionNotFound.
     """
     if WHOLE_NAME.fullmatch(check_name(given)):
         return given
     names = [manifest.version for manifest in store.versions()]
-    # One that cannot be listed is found by the pointer at least: what is done with it says what is wrong.
+    # A damaged version is not listed, but the pointers may name it; the method that uses it reports the damage.
     names += [name for name in (store.previous(), store.current()) if name and name not in names]
     beginning = given if "-" in given else f"{given}-"
-    found = [name for name in names if name == given or name.startswith(beginning)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise InvalidName(f"{given}: {len(found)} versions begin so: {', '.join(found)}; write more of the name")
+    matches = [name for name in names if name == given or name.startswith(beginning)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise InvalidName(
+            f"{given}: {len(matches)} versions begin like this: {', '.join(matches)}; write more of the name"
+        )
     newest = f"the newest are {', '.join(names[: -NEWEST - 1 : -1])}" if names else "there are no versions"
     raise VersionNotFound(f"{given}: no such version in {store}; {newest}")
 
 
 def rollback(store: IndexStore) -> tuple[str, str]:
-    """Make the version that was current before current again. Returns (version, what it replaced).
+    """Make the previous version current again. Returns (the version, the version that it replaced).
 
     A second rollback undoes the first. Raises PointerMoved when there is nothing to go back to.
     """
@@ -149,17 +152,17 @@ def rollback(store: IndexStore) -> tuple[str, str]:
 
 
 def prune(store: IndexStore, keep: int) -> list[str]:
-    """Delete all but the newest `keep` versions, the current, the previous and those in use. Returns what it deleted.
+    """Delete all but the newest `keep` versions, the current, the previous and those in use. Returns the deleted names.
 
     Also removes what killed publishers left.
     """
     names = [manifest.version for manifest in store.versions()]
     kept = {*names[max(0, len(names) - keep) :], store.current(), store.previous()}
-    gone = []
+    deleted = []
     for name in names:
         if name not in kept:
-            with suppress(VersionInUse, VersionNotFound):  # held by a replica; deleted by somebody else
+            with suppress(VersionInUse, VersionNotFound):  # a replica holds it, or another process deleted it
                 store.delete(name)
-                gone.append(name)
+                deleted.append(name)
     store.sweep()
-    return gone
+    return deleted

@@ -1,20 +1,20 @@
-"""Version: a manifest and its parts, everything that the trainer hands to the service.
+"""A version: a manifest and its parts. It is everything that the trainer hands to the service.
 
-A version is write-once and complete. Its parts are plain files. Every kind of version has:
+A version is complete and is written once. Its parts are plain files. Every kind of version has:
 
-    model.onnx         the network; its inputs and outputs are those of the kind
-    item_ids.npy       int64 (V,)         the caller's ids, ascending: an item's index is its place here
-    item_ids.json      [str, ...]         the same, where ids are strings
-    item_vectors.npy   float16 (V, E)     what the encoder reads, and what is scored against the user vector
+    model.onnx         the network; its inputs and outputs depend on the kind
+    item_ids.npy       int64 (V,)         the caller's ids, ascending; an item's index is its position here
+    item_ids.json      [str, ...]         the same, if ids are strings
+    item_vectors.npy   float16 (V, E)     the encoder's input, and scored against the user vector
     item_bias.npy      float32 (V,)
     context.json       the user's context features and how each is encoded
-    golden.json        queries with the answers this version must give
+    golden.json        queries and the answers this version must give
 
 The kind "paths" also has:
 
     path_ids.npy       int64 (P,)         the paths in use, ascending; opaque numbers
     path_offsets.npy   int64 (P + 1,)     path p holds path_items[path_offsets[p]:path_offsets[p + 1]]
-    path_items.npy     int32 (postings,)  item indices, in each path by descending item bias
+    path_items.npy     int32 (postings,)  item indices; within a path by descending item bias
     reranker.json      {"kind": "lr" | "softmax", "weights": {feature: weight}, "intercept": number}
 
 The manifest has the digest of each part, one fingerprint over all of them, and a digest of itself.
@@ -38,36 +38,36 @@ from numpy.typing import NDArray
 from index_store.errors import VersionDamaged
 from index_store.manifest import Manifest, PartInfo, fingerprint, sha256
 
-#: Parts that every version has. Item ids are one part more: `item_ids.npy` or `item_ids.json`.
+#: Parts that every version has, besides the item ids in `item_ids.npy` or `item_ids.json`.
 PARTS = frozenset({"model.onnx", "item_vectors.npy", "item_bias.npy", "context.json", "golden.json"})
-#: The path lists: all three or none.
+#: The parts of the path lists. A version has all three or none.
 PATHS = frozenset({"path_ids.npy", "path_offsets.npy", "path_items.npy"})
-#: The part that a version may leave where it is stored, to be read a few path lists at a time.
+#: The part that may stay in the store, so that each request reads only the lists it needs.
 LISTS = "path_items.npy"
-BLOCK = 4096  # rows of an array that are checked together: they fit in a processor's cache
+BLOCK = 4096  # rows of an array checked at once; they fit in the processor's cache
 
 Buffer = bytes | memoryview
-#: Called while a version is published, with the bytes done and the bytes in all.
+#: Called while a version is published, with the bytes done and the total bytes.
 ByteProgress = Callable[[int, int], None]
-#: Reads path lists where they are kept, if not here: (path_ids int64 (W,), all in use, lengths int64 (W,)) to the
-#: first lengths[w] items of each path, end to end, int32.
+#: Reads path lists that stayed in the store. Arguments: path_ids int64 (W,), all in use, and lengths int64 (W,).
+#: Returns the first lengths[w] items of each path, concatenated, int32.
 PathReader = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
 class Version:
-    """A manifest and its parts, as bytes or as read-only memory maps. Nothing here ever changes."""
+    """A manifest and its parts, as bytes or as read-only memory maps. A version never changes."""
 
     manifest: Manifest
     parts: Mapping[str, Buffer]
-    #: Where the parts lie as files, if they do: the ONNX runtime loads a file faster than bytes.
+    #: The folder that has the parts as files, if any: the ONNX runtime loads a file faster than bytes.
     folder: str | None = field(default=None, compare=False)
-    #: What reads the path lists, where they are not among the parts.
+    #: Reads the path lists if they are not among the parts.
     read_paths: PathReader | None = field(default=None, compare=False)
 
     @classmethod
     def build(cls, parts: Mapping[str, bytes], **facts: Any) -> Version:
-        """Make an unnamed version of `parts`; `facts` are the other fields of Manifest. Validates it."""
+        """Make and validate an unnamed version of `parts`; `facts` are the other fields of Manifest."""
         infos = {name: PartInfo(len(part), sha256(part)) for name, part in sorted(parts.items())}
         version = cls(Manifest(parts=infos, fingerprint=fingerprint(infos), **facts), dict(parts))
         version.validate()
@@ -102,19 +102,19 @@ class Version:
         name = self.manifest.version
         expected = parts_here(self.manifest, self.read_paths)
         if set(self.parts) != set(expected):
-            odd = sorted(set(self.parts) ^ set(expected))
-            raise VersionDamaged(f"{name}: the manifest and the stored parts differ in {', '.join(odd)}")
+            differing = sorted(set(self.parts) ^ set(expected))
+            raise VersionDamaged(f"{name}: the manifest and the stored parts differ in {', '.join(differing)}")
         for part in expected:
             info = self.manifest.parts[part]
             if len(self.parts[part]) != info.size:
                 raise VersionDamaged(f"{name} {part}: {info.size} bytes expected, {len(self.parts[part])} found")
             if sha256(self.parts[part]) != info.sha256:
-                raise VersionDamaged(f"{name} {part}: its SHA-256 is not the published one; publish again")
+                raise VersionDamaged(f"{name} {part}: its SHA-256 differs from the published one; publish again")
 
     def validate(self) -> None:
         """Raise VersionDamaged unless the parts have the right shapes and fit each other.
 
-        What only its own kind knows is checked when it is opened, see `retrieval.searcher.Searcher.open`.
+        Rules of its kind are checked when it is opened, see `retrieval.searcher.Searcher.open`.
         """
         with naming(self.manifest.version):
             self.manifest.require_counts()
@@ -127,8 +127,8 @@ class Version:
         ids_part = {"item_ids.npy", "item_ids.json"} & parts
         if not parts >= PARTS or len(ids_part) != 1:
             missing = sorted(PARTS - parts) or sorted(ids_part) or ["item_ids.npy or item_ids.json"]
-            raise VersionDamaged(f"expected the parts {', '.join(sorted(PARTS))} and item_ids; odd: {missing}")
-        # External data would let a model read other files. Every form of it has this key; our exports do not.
+            raise VersionDamaged(f"expected the parts {', '.join(sorted(PARTS))} and item_ids; check {missing}")
+        # External data would let a model read other files. It always has this key, which our exports do not have.
         if b"location" in bytes(self.parts["model.onnx"]):
             raise VersionDamaged("model.onnx refers to external data; export it as one file")
         _check(self.array("item_vectors.npy"), "item_vectors", np.float16, (manifest.items, manifest.embedding))
@@ -149,12 +149,12 @@ class Version:
         _check(offsets, "path_offsets", np.int64, (len(path_ids) + 1,))
         _check_ascending(path_ids, "path_ids")
         if offsets[0] != 0 or np.any(np.diff(offsets) < 1):
-            raise VersionDamaged("path_offsets: expected to rise from 0 to the number of postings, no path empty")
+            raise VersionDamaged("path_offsets: expected to rise from 0 to the number of postings, with no empty path")
         if self.read_paths is None:
             path_items = self.array(LISTS)
             _check(path_items, "path_items", np.int32, (int(offsets[-1]),))
             if path_items.min() < 0 or path_items.max() >= items:
-                raise VersionDamaged(f"path_items: an item index outside 0..{items - 1}")
+                raise VersionDamaged(f"path_items: an item index is outside 0..{items - 1}")
 
     def _part(self, part: str) -> Buffer:
         try:
@@ -165,7 +165,7 @@ class Version:
 
 @contextlib.contextmanager
 def naming(version: str) -> Iterator[None]:
-    """Put the version's name before the message of a VersionDamaged that does not have it."""
+    """Add the version's name to the message of a VersionDamaged that lacks it."""
     try:
         yield
     except VersionDamaged as error:
@@ -173,7 +173,7 @@ def naming(version: str) -> Iterator[None]:
 
 
 def parts_here(manifest: Manifest, read_paths: PathReader | None) -> list[str]:
-    """The parts that a version has itself: all, except the path lists where `read_paths` reads them."""
+    """The parts that a loaded version contains: all, except the path lists if `read_paths` reads them."""
     return [part for part in manifest.parts if part != LISTS or read_paths is None]
 
 
@@ -193,7 +193,7 @@ def _parse_npy(buffer: Buffer, name: str) -> NDArray[Any]:
         if fortran or dtype.hasobject:
             raise ValueError("expected a C-ordered array of numbers")
         if head.tell() + dtype.itemsize * int(np.prod(shape, dtype=object)) != len(buffer):
-            raise ValueError(f"its size is not that of shape {shape}")
+            raise ValueError(f"its size does not match its shape {shape}")
         return np.frombuffer(buffer, dtype, offset=head.tell()).reshape(shape)
     except ValueError as error:
         raise VersionDamaged(f"{name}: not a .npy array ({error})") from None
@@ -205,11 +205,11 @@ def _check(array: NDArray[Any], name: str, dtype: type, shape: tuple[int, ...]) 
             f"{name}: expected {np.dtype(dtype)} of shape {shape}, found {array.dtype} of shape {array.shape}"
         )
     if array.dtype.kind == "f" and not _is_finite(array):
-        raise VersionDamaged(f"{name}: has values that are not finite; training diverged, lower the learning rate")
+        raise VersionDamaged(f"{name}: some values are not finite; training diverged, lower the learning rate")
 
 
 def _is_finite(array: NDArray[Any]) -> bool:
-    """Whether no value is infinite or NaN, a block at a time; float16 by its bits, which is 20 times faster."""
+    """Whether all values are finite. Works in blocks, and on the bits of float16, which is 20 times faster."""
     blocks = (array[start : start + BLOCK] for start in range(0, len(array), BLOCK))
     if array.dtype == np.float16:
         return all(np.max(block.view(np.uint16) & 0x7FFF, initial=0) < 0x7C00 for block in blocks)
@@ -218,4 +218,4 @@ def _is_finite(array: NDArray[Any]) -> bool:
 
 def _check_ascending(array: NDArray[Any], name: str) -> None:
     if np.any(np.diff(array) <= 0):
-        raise VersionDamaged(f"{name}: expected to be strictly ascending")
+        raise VersionDamaged(f"{name}: expected strictly ascending values")

@@ -236,7 +236,11 @@ def test_kept_until_something_differs(planted: Planted, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [(["--set=seed=3"], "--set seed"), (["--set=test_users=0"], "nobody is held out"), (["--seeds=0"], "at least 1")],
+    [
+        (["--set=seed=3"], "--set seed"),
+        (["--set=test_users=0"], "no users are held out"),
+        (["--seeds=0"], "at least 1"),
+    ],
 )
 def test_what_cannot_be_measured_is_told_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], message: str

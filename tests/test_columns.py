@@ -47,7 +47,7 @@ def test_ids_are_integers_if_all_files_have_only_such(tmp_path: Path) -> None:
     assert ids_of(clicks) == [[7, 10]]
     assert ids_of(clicks, items) == [["7", "10"], ["10", "10030A", "9"]]
     assert encode_ids([clicks, items], "id", "auto").said == [
-        f"id: taken as strings: {items.file}: column id, row 2: '10030A' is no integer"
+        f"id: read as strings: {items.file}: column id, row 2: '10030A' is not an integer"
     ]
 
 
@@ -57,10 +57,12 @@ def test_the_type_can_be_said(tmp_path: Path) -> None:
 
     assert ids_of(clicks, wanted="string") == [["7"]]
     assert ids_of(parquet(tmp_path, "x", [7]), wanted="string") == [["7"]]
-    with pytest.raises(DataError, match=r"items.csv: column id, row 2: 'A1' is no integer; expected integers"):
+    with pytest.raises(DataError, match=r"items.csv: column id, row 2: 'A1' is not an integer; expected integers"):
         ids_of(clicks, items, wanted="integer")
     assert ids_of(parquet(tmp_path, "strings.parquet", ["7", "10"]), wanted="integer") == [[7, 10]]
-    with pytest.raises(DataError, match=r"strings.parquet: column id, row 1: '007' is no integer; expected integers"):
+    with pytest.raises(
+        DataError, match=r"strings.parquet: column id, row 1: '007' is not an integer; expected integers"
+    ):
         ids_of(parquet(tmp_path, "strings.parquet", ["007"]), wanted="integer")
 
 
@@ -70,7 +72,7 @@ def test_snowflakes_are_integers_in_text_and_parquet(tmp_path: Path) -> None:
     for table in (text(tmp_path, "x.csv", *cells), parquet(tmp_path, "x.parquet", SNOWFLAKES)):
         encoded = encode_ids([table], "id", "auto")
         assert encoded.ids.tolist() == SNOWFLAKES
-        assert encoded.said == ["id: integers beyond 2^53, which JavaScript rounds; --set id=string makes them strings"]
+        assert encoded.said == ["id: JavaScript rounds integers beyond 2^53; --set id=string makes them strings"]
     assert ids_of(text(tmp_path, "x.csv", str(2**63 - 1), str(-(2**63)))) == [[2**63 - 1, -(2**63)]]
 
 
@@ -79,7 +81,7 @@ def test_more_than_64_bits_are_strings(tmp_path: Path) -> None:
     encoded = encode_ids([text(tmp_path, "x.csv", "1", str(2**63))], "id", "auto")
 
     assert encoded.ids.tolist() == ["1", str(2**63)]
-    assert encoded.said == ["id: taken as strings: an id does not fit in 64 bits"]
+    assert encoded.said == ["id: read as strings: an id does not fit in 64 bits"]
 
 
 @pytest.mark.parametrize("cell", ["007", "+7", "7e3", "7.5", "0x7", "-0", "1_000"])
@@ -94,7 +96,7 @@ def test_integers_that_pandas_made_floats(tmp_path: Path) -> None:
     for table in (text(tmp_path, "x.csv", "0.0", "1.0"), parquet(tmp_path, "x.parquet", [0.0, 1.0])):
         assert ids_of(table, other) == [[0, 1], [1]]
         assert encode_ids([table], "id", "auto").said == [
-            f"{table.file}: column id: integers written with a decimal point, read without it"
+            f"{table.file}: column id: integers written with a decimal point are read as integers"
         ]
     assert ids_of(text(tmp_path, "x.csv", "1.0", "A")) == [["1.0", "A"]]  # it may be a name
     assert ids_of(text(tmp_path, "x.csv", "1.0"), text(tmp_path, "y.csv", "1.0", "2.0", "A")) == [
@@ -118,9 +120,7 @@ def test_blanks_around_ids_are_taken_off(tmp_path: Path) -> None:
     table = text(tmp_path, "x.csv", "A1", "A1 ", " B2", "A1 ")
 
     assert ids_of(table) == [["A1", "A1", "B2", "A1"]]
-    assert encode_ids([table], "id", "auto").said == [
-        f"{table.file}: column id: 2 ids with blanks around them, which are taken off"
-    ]
+    assert encode_ids([table], "id", "auto").said == [f"{table.file}: column id: removed the blanks around 2 ids"]
     assert ids_of(text(tmp_path, "x.csv", " 7", "8")) == [[7, 8]]
 
 

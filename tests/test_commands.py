@@ -90,7 +90,7 @@ def test_fit_evaluate_and_index(
         (["--set", "beam=1000"], "beam: expected a whole number from 1 to 256"),
         (["--config", "none.toml"], "none.toml: No such file"),
         (["--users", "none.parquet", "--set", "context=x"], "none.parquet: cannot be read"),
-        (["--set", "min_interactions=99"], "no rows are left"),
+        (["--set", "min_interactions=99"], "rows is left"),
     ],
 )
 def test_what_cannot_work_is_one_line(
@@ -148,7 +148,7 @@ def test_index_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for arguments, expected in (
         (["list"], f"{names[1]}  current"),
         (["show", names[0]], "3 items, 2 candidates by default"),
-        (["verify", names[0]], "every digest and shape is right"),
+        (["verify", names[0]], "all digests and shapes are correct"),
         (["prune", "--keep", "1"], f"deleted {names[0]}"),
         (["prune", "--keep", "1"], "nothing to delete"),
     ):
@@ -305,7 +305,7 @@ def test_several_versions_may_begin_alike(tmp_path: Path, capsys: pytest.Capture
     assert dr_index(["activate", "v1", "--store", str(tmp_path / "a")]) == 1
 
     (one, two) = sorted(path.name for path in (tmp_path / "a" / "versions").glob("v1-*"))
-    assert f"v1: 2 versions begin so: {one}, {two}; write more of the name" in capsys.readouterr().err
+    assert f"v1: 2 versions begin like this: {one}, {two}; write more of the name" in capsys.readouterr().err
     assert FolderStore(str(tmp_path / "a")).current() is None
 
 

@@ -239,7 +239,7 @@ def test_users_that_do_not_meet_are_told(tmp_path: Path) -> None:
     config = SMALL.replace(context=("age",))
     users = tmp_path / "users.csv"
     users.write_text("user_id,age\n" + "".join(f"u{user},{user}\n" for user in range(120)))
-    with pytest.raises(DataError, match=r"tells of none of the 120 users .* first is 'u0' there and '0' in the"):
+    with pytest.raises(DataError, match=r"has none of the 120 users .* first id is 'u0' there and '0' in the"):
         load_dataset(interactions, config, users=users)
 
     users.write_text("user_id,age\n" + "".join(f"{user},{'NA' if user == 3 else user}\n" for user in range(120)))

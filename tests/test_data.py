@@ -125,7 +125,10 @@ def test_context_in_the_interactions_is_that_of_the_history(tmp_path: Path) -> N
         ({"user_id": [2, 1, None, 1, 2, 3]}, "column user_id, row 3: no value"),
         ({"timestamp": [2, 1, 1, None, 2, 3]}, "column timestamp, row 4: no value"),
         ({"timestamp": [2.0, 1.0, float("nan"), 3.0, 2.0, 3.0]}, "column timestamp, row 3: expected a number"),
-        ({"timestamp": ["a"] * 6}, "column timestamp, row 1: 'a' is no time. Every row must have one form, like"),
+        (
+            {"timestamp": ["a"] * 6},
+            "column timestamp, row 1: 'a' is not a time. All rows must have the same form, like",
+        ),
         ({"item_id": [0.5] * 6}, "column item_id, row 1: '0.5': expected integers or strings"),
         ({"timestamp": [datetime.time(1)] * 6}, "column timestamp: expected integers or date and time, found time"),
         ({"item_id": ["a", "", "b", "b", "b", "b"]}, "column item_id, row 2: '': expected 1 to 256 characters"),
@@ -146,7 +149,7 @@ def test_unusable_columns_are_named(tmp_path: Path, changes: dict[str, Any], mes
 
 def test_nothing_left_names_the_filters(tmp_path: Path) -> None:
     """With their values."""
-    with pytest.raises(DataError, match="no rows are left of 6 after min_rating = None and min_interactions = 9"):
+    with pytest.raises(DataError, match="none of the 6 rows is left after min_rating = None and min_interactions = 9"):
         load_dataset(write(tmp_path, ROWS), TrainConfig(min_interactions=9))
 
 
@@ -163,7 +166,7 @@ def test_another_kind_of_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "x.parquet"
     file.write_bytes(b"PAR0")
 
-    with pytest.raises(DataError, match=r"x.parquet: does not begin as Parquet"):
+    with pytest.raises(DataError, match=r"x.parquet: does not begin like Parquet"):
         load_dataset(file, CONFIG)
 
 
@@ -245,7 +248,7 @@ def test_integers_in_one_file_and_strings_in_the_other_are_strings(tmp_path: Pat
     dataset = load_dataset(write(tmp_path, ROWS), CONFIG, items)
 
     assert dataset.item_ids.tolist() == ["10", "20", "30", "40"]
-    assert dataset.said == (f"item_id: taken as strings: {items}: column item_id has strings",)
+    assert dataset.said == (f"item_id: read as strings: {items}: column item_id has strings",)
 
 
 def test_times_far_apart_keep_their_order(tmp_path: Path) -> None:

@@ -116,11 +116,11 @@ def test_a_missing_data_set_has_an_address(tmp_path: Path, name: str) -> None:
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
     """The message lists the presets, and the files that are there."""
-    with pytest.raises(DataError, match=r"--datasets mine: .*there are ml-100k"):
+    with pytest.raises(DataError, match=r"--datasets mine: .*known names are ml-100k"):
         find_datasets(tmp_path, ["mine"])
     (tmp_path / "shop.interactions.csv").touch()
     (tmp_path / "clicks.parquet").touch()
-    with pytest.raises(DataError, match="which has clicks, shop; by name there are ml-100k"):
+    with pytest.raises(DataError, match="which has clicks, shop; the known names are ml-100k"):
         find_datasets(tmp_path, ["mine"])
     with pytest.raises(DataError, match="expected a name, found a path"):
         find_datasets(tmp_path, ["../mine.csv"])

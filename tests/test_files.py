@@ -152,7 +152,7 @@ def test_columns_without_a_header_are_told(tmp_path: Path, content: str, columns
     table = read_table(file, WANTED)
 
     assert ", ".join(table.names) == columns
-    assert table.guessed == (f"{file}: no header; columns taken as {columns}",)
+    assert table.guessed == (f"{file}: no header; columns read as {columns}",)
     assert load_dataset(file, TrainConfig(min_interactions=1)).said[:1] == table.guessed
 
 
@@ -161,39 +161,39 @@ def test_no_header_and_no_telling_is_refused(tmp_path: Path, content: str) -> No
     """A time that is 1 to 5 is a rating."""
     file = write(tmp_path, "clicks.csv", content)
 
-    with pytest.raises(DataError, match=r"clicks.csv: no header, and I cannot tell which column is which: .*sed -i"):
+    with pytest.raises(DataError, match=r"clicks.csv: no header, and the columns cannot be identified: .*sed -i"):
         read_table(file, WANTED)
 
 
 def test_a_catalogue_without_a_header_is_refused(tmp_path: Path) -> None:
     """There is nothing to tell its columns by."""
-    with pytest.raises(DataError, match=r"items.csv: no header; put a first line"):
+    with pytest.raises(DataError, match=r"items.csv: no header; add a first line"):
         read_table(write(tmp_path, "items.csv", "10000,foo\n10001,bar\n"), {"item_id"})
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.csv", CLICKS + "3,c\n", "taken for text with columns parted by ',', but row 3 has 2 cells where"),
-        ("x.csv", CLICKS + "3,c,7,8\n", "but row 3 has 4 cells where the first has 3: '3,c,7,8'"),
+        ("x.csv", CLICKS + "3,c\n", "read as text with columns separated by ',', but row 3 has 2 cells and"),
+        ("x.csv", CLICKS + "3,c,7,8\n", "but row 3 has 4 cells and the first row 3: '3,c,7,8'"),
         ("x.csv", CLICKS + '3,"c,7\n4,d,8\n', "but the quote in line 4 is left open"),
         ("x.csv", CLICKS + '3,c,"7\n', "but the quote in line 4 is left open"),
         ("x.csv", CLICKS.encode() + b"3,\xe4,7\n", "column item_id is not UTF-8; save the file as UTF-8"),
         ("x.csv", "visitor,product,time\nx,y,z\n", "column item_id is missing; found visitor, product, time; is"),
-        ("x.csv", "user_id,item_id,item_id,timestamp\n1,2,3,4\n", "column item_id is there 2 times; keep one"),
+        ("x.csv", "user_id,item_id,item_id,timestamp\n1,2,3,4\n", "there are 2 columns item_id; keep one"),
         ("x.csv", "", "no rows"),
         ("x.csv", "user_id,item_id,timestamp\n", "no rows"),
-        ("x.csv", '{"user_id": 1}\n', "JSON; write it as CSV or Parquet. What is read is Parquet, or UTF-8 text"),
+        ("x.csv", '{"user_id": 1}\n', "JSON; write it as CSV or Parquet. Supported are Parquet, or UTF-8 text"),
         ("x.csv", 'user_id,item_id,title,timestamp\n1,a,"Foo,5\n2,b,x,6\n3,c,"Bar",7\n',
          "but the quote in line 2 is closed in the middle of a value in line 4"),
         ("x.csv", '"user_id,item_id,timestamp\n' + "1,a,5\n" * 30_000, "a value is longer than 128 KiB"),
-        ("x.csv", CLICKS + "user_id,item_id,timestamp\n1,c,7\n", "row 3: 'item_id': the header once more"),
+        ("x.csv", CLICKS + "user_id,item_id,timestamp\n1,c,7\n", "row 3: 'item_id': the header is repeated"),
         ("x.xlsx", b"PK\x03\x04 and so on", "a ZIP archive or a spreadsheet; unzip it, or save it as CSV"),
-        ("x.parquet", CLICKS, "does not begin as Parquet does: another format, or damaged"),
-        ("x.parquet", b"PAR1 and so on", "begins as Parquet and cannot be read"),
-        ("x.csv.gz", gzip.compress(CLICKS.encode(), mtime=0)[:-9], "compressed, and damaged or cut off"),
-        ("x.csv.zst", pa.compress(CLICKS.encode(), "zstd", asbytes=True)[:-9], "compressed, and damaged or cut off"),
-        ("x.bin", b"\x00\x01\x02", "neither Parquet nor text: it has bytes of 0. What is read is Parquet"),
+        ("x.parquet", CLICKS, "does not begin like Parquet; it has another format or is damaged"),
+        ("x.parquet", b"PAR1 and so on", "begins like Parquet, but cannot be read"),
+        ("x.csv.gz", gzip.compress(CLICKS.encode(), mtime=0)[:-9], "the compressed file is damaged or cut off"),
+        ("x.csv.zst", pa.compress(CLICKS.encode(), "zstd", asbytes=True)[:-9], "file is damaged or cut off"),
+        ("x.bin", b"\x00\x01\x02", "neither Parquet nor text: it has zero bytes. Supported are Parquet"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_says_what_it_was_taken_for(
@@ -256,7 +256,7 @@ def test_folder_names_are_decoded(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("nothing.csv", "cannot be read: no such file"),
-        ("nothing-*.csv", "no data file is there"),
+        ("nothing-*.csv", "has no data file"),
         ("empty", "no data file"),
     ],
 )
@@ -273,7 +273,7 @@ def test_parts_without_the_header_of_the_first_are_refused(tmp_path: Path) -> No
     write(tmp_path, "x/xaa.csv", "item_id,user_id,timestamp\n10,1,1700000000\n11,1,1700000001\n")
     write(tmp_path, "x/xab.csv", "12,1,1700000002\n13,1,1700000003\n")
 
-    with pytest.raises(DataError, match=r"xab.csv: has no header, and columns .* but .*xaa.csv has a header; give all"):
+    with pytest.raises(DataError, match=r"xab.csv: has no header, and its .* but .*xaa.csv has a header; give all"):
         read_table(tmp_path / "x", WANTED)
 
 
@@ -284,8 +284,8 @@ def test_parts_that_are_guessed_are_all_told(tmp_path: Path) -> None:
 
     guessed = read_table(tmp_path / "x", WANTED).guessed
 
-    assert guessed[0].endswith("0.csv: no header; columns taken as user_id, item_id, timestamp, rating")
-    assert guessed[1:] == (f"{tmp_path / 'x'}: likewise in 2 other files",)
+    assert guessed[0].endswith("0.csv: no header; columns read as user_id, item_id, timestamp, rating")
+    assert guessed[1:] == (f"{tmp_path / 'x'}: the same in 2 other files",)
     write(tmp_path, "x/3.csv", "1,a,4,1700000000\n")
     with pytest.raises(DataError, match=r"3.csv: has no header"):
         read_table(tmp_path / "x", WANTED)
@@ -302,13 +302,13 @@ def test_no_data_file_of_a_folder_is_passed_over_in_silence(tmp_path: Path) -> N
     table = read_table(tmp_path / "x", WANTED)
 
     assert table.columns["item_id"].to_pylist() == ["a", "b", "a", "c"]
-    assert table.guessed == (f"{tmp_path / 'x'}: passed over: apr, mar.csv.bak",)
+    assert table.guessed == (f"{tmp_path / 'x'}: ignored: apr, mar.csv.bak",)
     pq.write_table(pa.table(COLUMNS), tmp_path / "x" / "may.parquet")
     with pytest.raises(DataError, match=r"has Parquet and text \(jan.csv\); name one kind"):
         read_table(tmp_path / "x", WANTED)
     (tmp_path / "x" / "may.parquet").unlink()
     write(tmp_path, "x/jan.csv.gz", gzip.compress(CLICKS.encode()))
-    with pytest.raises(DataError, match="has a file both compressed and not"):
+    with pytest.raises(DataError, match="has a file both compressed and uncompressed"):
         read_table(tmp_path / "x", WANTED)
     (tmp_path / "x" / "_delta_log").mkdir()
     with pytest.raises(DataError, match="a Delta table"):
@@ -325,7 +325,7 @@ def test_types_are_found_over_all_parts_together(tmp_path: Path) -> None:
 
     assert dataset.item_ids.tolist() == ["7", "A7"]
     assert dataset.said == (
-        f"item_id: taken as strings: {tmp_path / 'x'}: column item_id, row 1 of 1.parquet: 'A7' is no integer",
+        f"item_id: read as strings: {tmp_path / 'x'}: column item_id, row 1 of 1.parquet: 'A7' is not an integer",
     )
 
 
@@ -352,5 +352,5 @@ def test_parts_must_have_the_same_columns(tmp_path: Path) -> None:
     write(tmp_path, "x/0.csv", CLICKS)
     write(tmp_path, "x/1.csv", "user_id,item_id\n1,a\n")
 
-    with pytest.raises(DataError, match=r"1.csv: has other columns than .*0.csv: timestamp"):
+    with pytest.raises(DataError, match=r"1.csv: its columns differ from those of .*0.csv: timestamp"):
         read_table(tmp_path / "x", WANTED)

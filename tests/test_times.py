@@ -110,29 +110,29 @@ def test_points_are_day_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        (["2024-01-31", "2024-02-30"], "row 2: '2024-02-30' is no time. There is no such day or hour. Every row"),
-        (["2024-01-31", "2024-13-01"], "row 2: '2024-13-01' is no time"),
-        (["2024-01-31 10:00", "2024-01-31 24:01"], "row 2: '2024-01-31 24:01' is no time"),
-        (["2024-01-31", "yesterday"], "row 2: 'yesterday' is no time. Every row must have one form, like"),
-        (["2024-01-31", "1700000000"], "row 2: '1700000000' is no time"),
-        (["1700000000", "2024-01-31"], "row 2: '2024-01-31' is no time"),
-        (["Jan 31, 2024"], "row 1: 'Jan 31, 2024' is no time"),
-        (["31/01/24"], "row 1: '31/01/24' is no time"),
-        (["01/02/2024", "03/04/2024"], "row 1: '01/02/2024' is no time. No row tells which is the day"),
-        (["01/31/2024", "01/30/2024", "31/01/2024"], "row 3: '31/01/2024' is no time. Other rows have day and month"),
+        (["2024-01-31", "2024-02-30"], "row 2: '2024-02-30' is not a time. There is no such date or time. All"),
+        (["2024-01-31", "2024-13-01"], "row 2: '2024-13-01' is not a time"),
+        (["2024-01-31 10:00", "2024-01-31 24:01"], "row 2: '2024-01-31 24:01' is not a time"),
+        (["2024-01-31", "yesterday"], "row 2: 'yesterday' is not a time. All rows must have the same form, like"),
+        (["2024-01-31", "1700000000"], "row 2: '1700000000' is not a time"),
+        (["1700000000", "2024-01-31"], "row 2: '2024-01-31' is not a time"),
+        (["Jan 31, 2024"], "row 1: 'Jan 31, 2024' is not a time"),
+        (["31/01/24"], "row 1: '31/01/24' is not a time"),
+        (["01/02/2024", "03/04/2024"], "row 1: '01/02/2024' is not a time. No row shows which number is the day"),
+        (["01/31/2024", "01/30/2024", "31/01/2024"], "row 3: '31/01/2024' is not a time. Other rows have day and"),
         (["2024-01-31", ""], "row 2: no value"),
-        (["2024-01-31", " "], "row 2: '' is no time"),
-        (["nan"], "row 1: 'nan' is no time"),
-        (["5", "0x10"], "row 2: '0x10' is no time"),
-        (["5", "1e999"], "row 2: '1e999' is no time"),
-        (["1/31/2024 13:00 PM"], "row 1: '1/31/2024 13:00 PM' is no time"),
+        (["2024-01-31", " "], "row 2: '' is not a time"),
+        (["nan"], "row 1: 'nan' is not a time"),
+        (["5", "0x10"], "row 2: '0x10' is not a time"),
+        (["5", "1e999"], "row 2: '1e999' is not a time"),
+        (["1/31/2024 13:00 PM"], "row 1: '1/31/2024 13:00 PM' is not a time"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_what_is_no_time_is_named(tmp_path: Path, form: str, cells: list[str], message: str) -> None:
     """File, column, row, value, and the form expected."""
     if form == "parquet":
-        message = message.replace("no value", "'' is no time")
+        message = message.replace("no value", "'' is not a time")
 
     with pytest.raises(DataError) as refused:
         times_of(tmp_path, *cells, form=form)

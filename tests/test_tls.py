@@ -61,10 +61,10 @@ def server(folder: Path, certificates: Path, name: str, *more: str) -> Iterator[
 @pytest.mark.parametrize(
     ("name", "trusted", "says"),
     [
-        ("elsewhere", "authority", "another name .*127.0.0.1"),
+        ("elsewhere", "authority", "another host name .*127.0.0.1"),
         ("expired", "authority", "has expired"),
-        ("itself", "authority", "not from the authority in ssl_ca_certs"),
-        ("good", "itself", "not from the authority in ssl_ca_certs"),
+        ("itself", "authority", "not from an authority in ssl_ca_certs"),
+        ("good", "itself", "not from an authority in ssl_ca_certs"),
         ("good", None, "is not trusted .*ssl_ca_certs=FILE"),
         ("itself", None, "is not trusted .*ssl_ca_certs=FILE"),
     ],
@@ -97,7 +97,7 @@ def test_a_server_may_want_a_clients_certificate(tmp_path: Path, certificates: P
 
         for files, says in (
             ("ssl_certfile={0}/itself.pem&ssl_keyfile={0}/itself.key", "of ssl_certfile"),
-            ("ssl_certfile={0}/client.pem&ssl_keyfile={0}/good.key", "the key that the certificate is for"),
+            ("ssl_certfile={0}/client.pem&ssl_keyfile={0}/good.key", "the key of that certificate"),
             ("ssl_certfile={0}/client.pem&ssl_keyfile={0}/locked.key", "without a password"),
             ("ssl_certfile={0}/names", "expected PEM"),
         ):
@@ -115,7 +115,7 @@ def test_files_of_tls_are_looked_for_when_the_url_is_read(certificates: Path) ->
         ),
         (f"rediss://host?ssl_ca_certs={certificates}", "cannot be read: Is a directory"),
         (f"rediss://host?ssl_keyfile={certificates}/client.key", "ssl_keyfile without ssl_certfile"),
-        (f"redis://host?ssl_certfile={certificates}/client.pem", "ssl_certfile is for TLS"),
+        (f"redis://host?ssl_certfile={certificates}/client.pem", "ssl_certfile needs TLS"),
     ):
         with pytest.raises(InvalidName, match=says):
             open_store(url)
@@ -125,7 +125,7 @@ def test_tls_on_one_side_only_is_told(tmp_path: Path, certificates: Path) -> Non
     """A client without it is asked whether the server wants it; a server without it says that it has none."""
     with (
         server(tmp_path, certificates, "good", "--tls-auth-clients", "no") as place,
-        pytest.raises(StoreUnavailable, match="does it want TLS"),
+        pytest.raises(StoreUnavailable, match="does it require TLS"),
     ):
         open_store(f"redis://{place}").current()
 

@@ -54,7 +54,7 @@ def test_a_manifest_under_another_name_is_refused(name: str) -> None:
     """The folder's name and the manifest's must agree, in the counter too."""
     manifest = small_version().named(2).manifest
 
-    with pytest.raises(VersionDamaged, match="is that of v2-"):
+    with pytest.raises(VersionDamaged, match="belongs to v2-"):
         Manifest.from_json(manifest.to_json(), name.format(fingerprint=manifest.fingerprint[:12]))
 
 
@@ -108,7 +108,7 @@ def test_parts_of_another_version_are_refused() -> None:
         ("item_bias.npy", npy(np.zeros(2, np.float32)), "shape"),
         ("item_vectors.npy", npy(np.zeros((3, 3))), "float64"),
         ("path_ids.npy", npy(np.array([7, 3])), "ascending"),
-        ("path_offsets.npy", npy(np.array([0, 0, 3])), "no path empty"),
+        ("path_offsets.npy", npy(np.array([0, 0, 3])), "no empty path"),
         ("path_items.npy", npy(np.array([0, 1, 3], np.int32)), "outside"),
         ("path_items.npy", npy(np.array([0, 1, -1], np.int32)), "outside"),
         ("item_ids.npy", npy(np.array([10, 10, 30])), "ascending"),

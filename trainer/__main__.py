@@ -17,7 +17,7 @@ from index_store.errors import IndexStoreError
 from trainer.errors import ConfigError, TrainerError
 from trainer.stopping import stopped_by_signals, tell
 
-if TYPE_CHECKING:  # imported where they are used, so that --help is fast
+if TYPE_CHECKING:  # imported only where they are used, so that --help is fast
     from index_store.manifest import Manifest
     from index_store.store import IndexStore
     from index_store.version import Version
@@ -28,31 +28,31 @@ FIT_EXAMPLE = """example:
       --users examples/online_retail/users.parquet --store ./demo-store --set k=20 --set context=country
 
 INTERACTIONS is Parquet or CSV with the columns user_id, item_id (integers or strings), timestamp (integer or
-date and time) and perhaps rating or weight. Interrupted? Run the same command again with --resume and the folder
-it named. docs/reference.md lists the settings."""
+date and time) and optionally rating or weight. Interrupted? Run the same command again with --resume and the folder
+that it named. docs/reference.md lists the settings."""
 
 EVALUATE_EXAMPLE = """example:
   dr-trainer evaluate examples/online_retail/interactions.parquet --items examples/online_retail/items.parquet \\
       --users examples/online_retail/users.parquet --store ./demo-store
 
-Measures the users whom the training of the version held out, with the version's own settings."""
+Measures the users that were held out when the version was trained, with the version's own settings."""
 
 BENCHMARK_EXAMPLE = """example:
   dr-trainer benchmark --data-dir data --datasets ml-1m,purchases.parquet --seeds 3 --report benchmark-report
 
-Data sets are found in DIR: ml-100k, ml-1m, ml-20m, ml-25m (GroupLens' folders, unzipped), amazon-beauty, amazon-books
-(ratings_Beauty.csv, ratings_Books.csv), online-retail (a checkout has it), and any file of interactions, by its name.
-Needs pip install 'deep-retrieval[benchmark]'. Stopped? The same command goes on where it was."""
+DIR may contain ml-100k, ml-1m, ml-20m, ml-25m (GroupLens' folders, unzipped), amazon-beauty, amazon-books
+(ratings_Beauty.csv, ratings_Books.csv), online-retail (part of a checkout), and any file of interactions, by its name.
+Needs pip install 'deep-retrieval[benchmark]'. Interrupted? Run the same command again; it continues."""
 
 SENSITIVITY_EXAMPLE = """example:
   dr-trainer sensitivity examples/online_retail/interactions.parquet --set k=20 --report sensitivity-report
 
 Learns encoder and head once, then paths for each value of K, D, J and alpha: about 17 times half of a training.
-Stopped? The same command goes on where it was."""
+Interrupted? Run the same command again; it continues."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 1 for what went wrong, 2 for wrong usage, 128 + N after signal N."""
+    """Run the command and return its exit status: 0, 1 after an error, 2 for wrong usage, 128 + N after signal N."""
     options = make_parser().parse_args(arguments)
     if options.command == "fit" and options.resume is None:
         options.resume = Path("runs", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
@@ -62,23 +62,23 @@ def main(arguments: list[str] | None = None) -> int:
             return commands[options.command](options)
         except (Exception, KeyboardInterrupt) as error:
             if signals or isinstance(error, KeyboardInterrupt):
-                tell(f"\ndr-trainer: stopped{_how_to_go_on(options)}")
+                tell(f"\ndr-trainer: stopped{_how_to_continue(options)}")
                 return 128 + (signals[0] if signals else signal.SIGINT)
-            if isinstance(error, BrokenPipeError):  # the reader, `head` perhaps, has seen enough
+            if isinstance(error, BrokenPipeError):  # the reader of the pipe, such as `head`, has closed it
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 0
-            if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # the latter is torch's
-                tell("dr-trainer: out of memory; make a setting of a size smaller, or keep fewer rows")
+            if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # the message of torch
+                tell("dr-trainer: out of memory; choose smaller sizes in the settings, or keep fewer rows")
                 return 1
-            # OSError: a temporary folder that is full, and the like.
+            # OSError: for example, the temporary folder is full.
             if not isinstance(error, TrainerError | IndexStoreError | OSError):
                 raise
             tell(f"dr-trainer: {error}")
             return 1
 
 
-def _how_to_go_on(options: argparse.Namespace) -> str:
-    """What is kept of a command that was stopped."""
+def _how_to_continue(options: argparse.Namespace) -> str:
+    """The end of the message for a stopped command: how to continue it."""
     if options.command == "evaluate":
         return ""
     if options.command != "fit":
@@ -89,13 +89,13 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    # torch and its friends take seconds to import: not for --help, nor for a wrong setting.
+    # torch and its libraries take seconds to import, so import them after the settings have been checked.
     from index_store.store import open_store
     from trainer.config import load_config
 
     config = load_config(options.config, options.set, seed=options.seed)
     store = open_store(options.store, password=from_environment("DR_STORE_PASSWORD"))
-    store.require_writable()  # what is wrong with the store is better told now than after training
+    store.require_writable()  # report a store that cannot be used before training
 
     from trainer.data.dataset import load_dataset
     from trainer.data.remarks import remarks
@@ -110,10 +110,10 @@ def _fit(options: argparse.Namespace) -> int:
     dataset = load_dataset(options.interactions, config, options.items, options.users)
     split = split_users(dataset, config)
     run = Run(run_folder, config, dataset)
-    # A run that is over stays over: to do it again would take `current` back from whatever was activated since.
+    # Do not publish a finished run again: that would replace the version that has been activated since.
     done = run.published()
     if done and (done["activated"] or options.no_activate) and _has(store.versions(), done):
-        progress.say(f"{run_folder} is finished: {done['version']} is published; dr-index activate makes it current")
+        progress.say(f"{run_folder} is finished: {done['version']} is published; dr-index activate can make it current")
         _print(done if options.json else done["version"])
         return 0
     current = store.current()
@@ -134,12 +134,12 @@ def _fit(options: argparse.Namespace) -> int:
     )
     previous = store.current()
     with progress.task("publishing, in %", 100) as advance:
-        told = 0
+        reported = 0
 
         def report(done: int, total: int) -> None:
-            nonlocal told
-            advance(100 * done // total - told)
-            told = 100 * done // total
+            nonlocal reported
+            advance(100 * done // total - reported)
+            reported = 100 * done // total
 
         name = store.publish(version, report)
     if not options.no_activate:
@@ -153,18 +153,18 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _files(options: argparse.Namespace) -> dict[str, str]:
-    """The names of the files, without the folders they are in."""
-    given = {"interactions": options.interactions, "items": options.items, "users": options.users}
-    return {kind: path.name for kind, path in given.items() if path}
+    """The names of the input files, without their folders."""
+    paths = {"interactions": options.interactions, "items": options.items, "users": options.users}
+    return {kind: path.name for kind, path in paths.items() if path}
 
 
 def _load_current(store: IndexStore, progress: Progress) -> Version | None:
-    """The version that the new one is compared with; None if there is none, or it cannot be read."""
+    """The current version, to compare the new one with; None if there is none or it cannot be read."""
     try:
         name = store.current()
         return store.load(name) if name else None
     except IndexStoreError as error:
-        progress.say(f"warning: not compared with the current version: {error}")
+        progress.say(f"warning: the new version is not compared with the current one: {error}")
         return None
 
 
@@ -197,14 +197,14 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise TrainerError(f"--k: expected at least 1, found {options.k}")
     progress = choose_progress()
     if unknown:
-        progress.say(f"{name} has settings that this release does not know; they are ignored: {', '.join(unknown)}")
-    # Users are encoded as the version encodes them, not as these files alone would have it.
+        progress.say(f"{name} has settings that this release does not know and ignores: {', '.join(unknown)}")
+    # Encode users as the version does, not as these files alone would suggest.
     schema = ContextSchema.from_json(version.document("context.json"))
     config = config.replace(item_id="string" if isinstance(version.item_ids, list) else "integer")
     dataset = load_dataset(options.interactions, config, options.items, options.users, schema)
     require_same_data(version, dataset, progress)
     if options.users and not config.context:
-        progress.say(f"--users {options.users}: not used, for {name} has no context features")
+        progress.say(f"--users {options.users}: not used, because {name} has no context features")
     result = evaluate(version, dataset, split_users(dataset, config), options.k or version.manifest.k, progress)
     _print(result if options.json else table(result, config.split))
     return 0
@@ -227,7 +227,9 @@ def _benchmark(options: argparse.Namespace) -> int:
         require_writable(options.report)
     progress = choose_progress()
     document = benchmark(sources, options.seeds, options.set, options.runs, progress)
-    _print(document if options.json else "\n\n".join(table(*found) for found in document["datasets"].items()))
+    _print(
+        document if options.json else "\n\n".join(table(name, result) for name, result in document["datasets"].items())
+    )
     if options.report:
         progress.say(f"report: {write_benchmark(options.report, document)}")
     return 0
@@ -261,22 +263,24 @@ def _sensitivity(options: argparse.Namespace) -> int:
 
 
 def _require(*modules: str) -> None:
-    """Raise TrainerError unless what only the benchmark needs is installed."""
+    """Raise TrainerError unless these optional modules are installed."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise TrainerError(f"{', '.join(missing)} missing: pip install 'deep-retrieval[benchmark]'")
 
 
-def _print(what: Any) -> None:
-    print(what if isinstance(what, str) else json.dumps(what, indent=2))
+def _print(result: Any) -> None:
+    print(result if isinstance(result, str) else json.dumps(result, indent=2))
 
 
 def _table(text: str) -> Path:
-    """The place of a table, from the command line."""
+    """Parse a command-line argument that names the file or folder of a table."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("expected a file or folder, found nothing")
+        raise argparse.ArgumentTypeError("expected a file or folder, found an empty name")
     if "://" in text:
-        raise argparse.ArgumentTypeError(f"expected a file or folder of this machine, found {text}; copy it here first")
+        raise argparse.ArgumentTypeError(
+            f"expected a local file or folder, found {text}; copy it to this machine first"
+        )
     return Path("/dev/stdin") if text == "-" else Path(text).expanduser()
 
 
@@ -293,11 +297,11 @@ def make_parser() -> argparse.ArgumentParser:
         return command
 
     fit = add("fit", "train, publish and activate a version", FIT_EXAMPLE)
-    measure = add(
-        "evaluate", "precision, recall and F of a version, on the users that its training held out", EVALUATE_EXAMPLE
+    measure = add("evaluate", "measure precision, recall and F of a version on its held-out users", EVALUATE_EXAMPLE)
+    compare = add(
+        "benchmark", "compare Deep Retrieval with other methods on several data sets and seeds", BENCHMARK_EXAMPLE
     )
-    compare = add("benchmark", "Deep Retrieval beside other methods, on several data sets and seeds", BENCHMARK_EXAMPLE)
-    vary = add("sensitivity", "how beam, K, D, J and alpha change recall on your data", SENSITIVITY_EXAMPLE)
+    vary = add("sensitivity", "measure how beam, K, D, J and alpha change recall on your data", SENSITIVITY_EXAMPLE)
     for command in (fit, measure, vary):
         command.add_argument("interactions", type=_table, metavar="INTERACTIONS", help="Parquet or CSV")
         command.add_argument("--items", type=_table, metavar="F", help="the catalogue: Parquet or CSV with item_id")
@@ -306,26 +310,28 @@ def make_parser() -> argparse.ArgumentParser:
         add_store(command)
     for command in (fit, vary, compare):
         command.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; wins over the file"
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; overrides the file"
         )
     for command in (fit, vary):
-        command.add_argument("--config", type=Path, metavar="F.toml", help="TOML file of settings, a key per line")
+        command.add_argument("--config", type=Path, metavar="F.toml", help="TOML file of settings, one per line")
         command.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
     for command in (compare, vary):
-        command.add_argument("--report", type=Path, metavar="DIR", help="write a page with tables and plots there")
+        command.add_argument(
+            "--report", type=Path, metavar="DIR", help="folder to write a page with tables and plots to"
+        )
         command.add_argument(
             "--runs", type=Path, default=Path("runs", command.prog.split()[-1]), metavar="DIR",
             help="folder that keeps the measurements; default: %(default)s",
         )  # fmt: skip
     fit.add_argument(
-        "--resume", type=Path, metavar="DIR", help="keep checkpoints in DIR, and continue the run that is there"
+        "--resume", type=Path, metavar="DIR", help="keep checkpoints in DIR, and continue the run in it if there is one"
     )
-    fit.add_argument("--no-activate", action="store_true", help="publish, but leave `current` where it is")
-    fit.add_argument("--allow-collapsed", action="store_true", help="publish what the gate on index health refuses")
+    fit.add_argument("--no-activate", action="store_true", help="publish, but do not make the version current")
+    fit.add_argument("--allow-collapsed", action="store_true", help="publish even if the check of index health fails")
     measure.add_argument("--version", metavar="V", help="version to measure; default: the current one")
     measure.add_argument("--k", type=int, metavar="N", help="candidates per request; default: the version's k")
-    compare.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="where the data sets are")
-    compare.add_argument("--datasets", metavar="A,B", help="which data sets; default: all in --data-dir")
+    compare.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="folder with the data sets")
+    compare.add_argument("--datasets", metavar="A,B", help="names of data sets; default: all in --data-dir")
     compare.add_argument(
         "--seeds", type=int, default=5, metavar="N", help="number of seeds, 0 to N - 1; default: %(default)s"
     )

@@ -1,15 +1,15 @@
-"""What the trainer can refuse, as one tree.
+"""All errors that the trainer raises, as one tree.
 
 TrainerError
-├── ConfigError     a setting has a value that cannot work; names the setting
-├── DataError       an input file cannot be used; names file, column and row
+├── ConfigError     a setting has a value that cannot work; the message names it
+├── DataError       an input file cannot be used; the message names file, column and row
 ├── ResumeError     a run folder belongs to another run, or is damaged
 └── ExportRefused   the trained version failed a check and was not published
 """
 
 
 class TrainerError(Exception):
-    """Base of everything the trainer refuses."""
+    """Base of all errors that the trainer raises."""
 
 
 class ConfigError(TrainerError):

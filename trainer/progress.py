@@ -1,4 +1,4 @@
-"""Progress for people: bars on a terminal, plain lines elsewhere. Always on stderr."""
+"""Report progress to people on stderr: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from rich.progress import Progress as Bars
 
 from trainer.stopping import tell
 
-#: Called with how much more of the task is done.
+#: Called with the number of units finished since the last call.
 Advance = Callable[[int], None]
-LINE_SECONDS = 10.0  # between two lines of one task, where there is no terminal
+LINE_SECONDS = 10.0  # least time between two lines of a task, without a terminal
 
 
 class Progress(Protocol):
-    """What the trainer tells while it works."""
+    """Messages and progress of the trainer while it works."""
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Print a line that stays visible."""
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
-        """Something that takes a while: `total` units, advanced as they are done."""
+        """Show the progress of a task of `total` units. Yields the function to call as units are finished."""
 
 
 class TerminalProgress:
-    """Bars that disappear when their task is done."""
+    """Progress as bars that disappear when their task is finished."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -54,38 +54,38 @@ class TerminalProgress:
 
 
 class PlainProgress:
-    """Lines, for logs and pipes: at most one a task every ten seconds."""
+    """Progress as lines, for logs and pipes: at most one line per task every ten seconds."""
 
     def say(self, text: str) -> None:
         tell(text)
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
-        done, told = 0, time.monotonic()
+        done, last_line = 0, time.monotonic()
 
         def advance(more: int) -> None:
-            nonlocal done, told
+            nonlocal done, last_line
             done += more
-            if time.monotonic() - told > LINE_SECONDS:
-                told = time.monotonic()
+            if time.monotonic() - last_line > LINE_SECONDS:
+                last_line = time.monotonic()
                 self.say(f"{name}: {done} of {total}")
 
         yield advance
 
 
 class SilentProgress:
-    """Nothing, for tests and for callers with their own."""
+    """No output, for tests and for callers that report progress themselves."""
 
     def say(self, text: str) -> None:
         pass
 
     @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Advance]:  # noqa: ARG002 -- the protocol's
+    def task(self, name: str, total: int) -> Iterator[Advance]:  # noqa: ARG002 -- the protocol requires them
         yield lambda _: None
 
 
 def counted(number: int, noun: str) -> str:
-    """1 seed, 2 seeds."""
+    """The number with its noun: 1 seed, 2 seeds."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

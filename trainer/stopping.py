@@ -1,4 +1,4 @@
-"""Ctrl-C, a polite kill and a terminal that is closed: all stop a command in the same way."""
+"""Stop a command in the same way on Ctrl-C, on SIGTERM, and when its terminal is closed."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that ask a process to stop
 
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt at the first polite signal; a second one ends the process at once.
+    """Raise KeyboardInterrupt at the first of POLITE; a second signal ends the process at once.
 
-    Yields a list that receives the signal's number, even if the exception is replaced on its way. A signal that is
-    ignored, as SIGHUP is under nohup, stays ignored.
+    Yields a list that receives the signal's number, even if another exception replaces KeyboardInterrupt. An ignored
+    signal, such as SIGHUP under nohup, stays ignored.
     """
     received: list[int] = []
     before: dict[signal.Signals, Any] = {}
 
     def stop(number: int, _: FrameType | None) -> None:
         received.append(number)
-        for polite in before:
-            signal.signal(polite, signal.SIG_DFL)
+        for stop_signal in before:
+            signal.signal(stop_signal, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():  # no other may
+    if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
         before = {n: signal.getsignal(n) for n in POLITE if signal.getsignal(n) is not signal.SIG_IGN}
-    for polite in before:
-        signal.signal(polite, stop)
+    for stop_signal in before:
+        signal.signal(stop_signal, stop)
     try:
         yield received
     finally:
-        for polite, handler in before.items():
-            signal.signal(polite, handler)
+        for stop_signal, handler in before.items():
+            signal.signal(stop_signal, handler)
 
 
 def tell(text: str) -> None:
-    """One line on stderr, if it can be written: the terminal may be closed, and whoever read the pipe gone."""
+    """Print a line on stderr. Ignore write errors, because the terminal or the reader of the pipe may be gone."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # for what is left in its buffer
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # so that flushing the buffer at exit succeeds

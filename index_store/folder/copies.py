@@ -1,4 +1,4 @@
-"""A host's copies of a remote store's versions: a folder store that is filled from elsewhere."""
+"""The copies that a host keeps of a remote store's versions, in a folder store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from index_store.version import Buffer, PathReader, Version, parts_here
 
 
 class Copies(FolderStore):
-    """What goes wrong with the folder is CacheUnavailable: it says nothing of the store."""
+    """A folder store for copies. Its errors are CacheUnavailable, because they say nothing about the remote store."""
 
     def copy(
         self,
@@ -19,14 +19,14 @@ class Copies(FolderStore):
         chunks: Callable[[str], Iterable[Buffer]],
         read_paths: PathReader | None = None,
     ) -> Version:
-        """Another store's version, copied here unless it is here whole, mapped, checked, and held if it was copied.
+        """Map and check the version; copy it first if there is no intact copy. A version copied now is also held.
 
-        chunks(part) gives a part piece by piece. Of the processes of a host that want it at once, one copies and the
-        others only check what it copied. Raises as `load` does.
+        chunks(part) yields the part piece by piece. If several processes of a host need a version at once, one copies
+        it and the others only check the copy. Raises the same errors as `load`.
         """
         copied = False
         while True:
-            found = self._identity(manifest.version)
+            inode = self._inode(manifest.version)
             try:
                 return self.open(manifest, read_paths)
             except VersionDamaged:
@@ -36,7 +36,7 @@ class Copies(FolderStore):
                 self._versions.mkdir(0o700, parents=True, exist_ok=True)
                 with self._lock("PUBLISH.lock"):
                     self._remove_leftovers()
-                    if self._identity(manifest.version) == found:  # nobody else has copied it meanwhile
+                    if self._inode(manifest.version) == inode:  # no other process has copied it meanwhile
                         parts = {part: chunks(part) for part in parts_here(manifest, read_paths)}
                         self._write(manifest, parts, None, hold=True)
                         copied = True

@@ -1,4 +1,4 @@
-"""Files that are mapped, and names that last."""
+"""Map files into memory, and make file names durable."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import mmap
 import os
 from pathlib import Path
 
-PIECE = 2**20  # bytes read of a map at once
-#: Linux 5.14: read a map's pages now and say so if one cannot be read; later that is a signal, which ends a process.
+PIECE = 2**20  # bytes of a map that one call reads
+#: Linux 5.14: read a map's pages now and report an error. Without it, a later read error kills the process by a signal.
 MADV_POPULATE_READ = 22
 
 
 def map_file(path: Path) -> bytes | memoryview:
-    """The file as a read-only memory map, all of it read. Deleting the file later does not take it away."""
+    """Map the file read-only and read all its pages. The map stays valid when the file is deleted."""
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return b""
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
-        for start in range(0, len(mapped), PIECE):  # a piece at a time, because it keeps the interpreter's lock
+        for start in range(0, len(mapped), PIECE):  # in pieces, because each call holds the interpreter's lock
             mapped.madvise(MADV_POPULATE_READ, start, PIECE)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # the kernel is older
+        if error.errno != errno.EINVAL:  # EINVAL: the kernel is older than 5.14
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from None
     return memoryview(mapped)
 
@@ -33,7 +33,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that has no such thing, read-only ones above a store's
+        if error.errno != errno.EINVAL:  # EINVAL: this file system cannot sync folders, such as a read-only one
             raise
     finally:
         os.close(descriptor)

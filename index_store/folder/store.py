@@ -1,16 +1,16 @@
-"""file:// -- the embedded store: a folder a version, memory-mapped, and CURRENT replaced last.
+"""file:// -- the embedded store: one folder per version, memory-mapped, and a file CURRENT that is replaced last.
 
-    DIR/CURRENT                    two lines: the current version, the one before
+    DIR/CURRENT                    two lines: the current version and the previous one
     DIR/versions/<version>/        the parts, and manifest.json
-    DIR/versions/.partial-*        a publish under way, or what a killed one left; swept by the next
-    DIR/versions/.deleted-*        a delete under way, likewise
+    DIR/versions/.partial-*        a publish under way, or the rest of a killed one, which the next publish removes
+    DIR/versions/.deleted-*        a delete under way, or the rest of a killed one, which the next publish removes
     DIR/PUBLISH.lock, DIR/CURRENT.lock
 
-A version folder is written under another name, synced, and renamed whole, so a reader sees all of it or none.
-Publishers hold one lock and whoever moves CURRENT another: a rollback never waits for a publish. Who holds a version
-has a shared lock on its manifest, which the system takes back when the holder dies.
+A version folder is written under a temporary name, synced, and then renamed, so a reader sees all of it or nothing.
+Publishing and moving CURRENT take different locks, so a rollback never waits for a publish. A process that holds a
+version has a shared lock on its manifest; the system releases it when the process dies.
 
-copies.py has the same folder for a host's copies of a remote store's versions.
+copies.py uses the same layout for a host's copies of a remote store's versions.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 class FolderStore:
-    """IndexStore in a folder of a local or POSIX network file system. Made on the first publish."""
+    """IndexStore in a folder of a local or POSIX network file system. The first publish creates the folder."""
 
     def __init__(self, folder: str) -> None:
         if not folder:
@@ -68,7 +68,7 @@ class FolderStore:
             if self.folder.is_dir():
                 os.scandir(self.folder).close()
             elif self.folder.exists():
-                raise StoreMissing(f"{self.folder}: not a folder, so it is no store; correct the URL")
+                raise StoreMissing(f"{self.folder}: not a folder, so it cannot be a store; correct the URL")
             else:
                 raise StoreMissing(
                     f"{self.folder}: there is no such folder; correct the URL, or publish there with dr-trainer fit"
@@ -89,9 +89,9 @@ class FolderStore:
                 self._remove_leftovers()
                 for manifest in self.versions():
                     if manifest.fingerprint == version.manifest.fingerprint and self._is_whole(manifest):
-                        sync_folder(self._versions)  # its publisher may have died before that
+                        sync_folder(self._versions)  # its publisher may have died before this
                         return manifest.version
-                # Counted over the folders: also a damaged version's name is never given again.
+                # Count all folders, so that even a damaged version's number is never used again.
                 taken = [_counter(entry.name) for entry in self._versions.iterdir()]
                 version = version.named(1 + max(taken, default=0))
                 parts = {name: _pieces(part) for name, part in version.parts.items()}
@@ -105,7 +105,7 @@ class FolderStore:
             names = [entry.name for entry in self._versions.iterdir() if not entry.name.startswith(".")]
         manifests = []
         for name in names:
-            with contextlib.suppress(IndexStoreError):  # deleted meanwhile, or damaged: `load` says which
+            with contextlib.suppress(IndexStoreError):  # deleted meanwhile or damaged: `load` reports it
                 manifests.append(self._manifest(name))
         return sorted(manifests, key=lambda m: (_counter(m.version), m.version))
 
@@ -121,25 +121,25 @@ class FolderStore:
             try:
                 current = self.current()
             except VersionDamaged:
-                current = None  # what it named is lost; naming a version mends it
+                current = None  # CURRENT is unreadable; writing a version name repairs it
             if expected is not ... and expected != current:
                 raise PointerMoved(f"current is {current}, not {expected}; look again and repeat")
             if not self._path(version).is_dir():
-                raise VersionNotFound(f"{version}: deleted meanwhile")
+                raise VersionNotFound(f"{version}: it was deleted meanwhile")
             self._remove_left_pointers()
             if current != version:
-                sync_folder(self._versions)  # a pointer must not outlast what it names; its publisher may have died
+                sync_folder(self._versions)  # durable before the pointer to it; its publisher may have died
                 self._replace_pointer(version, current)
-            sync_folder(self.folder)  # also where it was moved before, by somebody who could not do this any more
+            sync_folder(self.folder)  # even if not moved now: an earlier mover may have died before its sync
             return current
 
     def load(self, version: str) -> Version:
         return self.open(self._manifest(version))
 
     def open(self, manifest: Manifest, read_paths: PathReader | None = None) -> Version:
-        """Map the version of `manifest`, every digest and shape checked; without path lists if read_paths reads them.
+        """Map the version of `manifest` and check every digest and shape. With `read_paths`, skip the path lists.
 
-        Raises as `load` does.
+        Raises the same errors as `load`.
         """
         version, folder = manifest.version, self._path(manifest.version)
         with self._errors("load"):
@@ -182,7 +182,7 @@ class FolderStore:
         for lock, remove in (("PUBLISH.lock", self._remove_leftovers), ("CURRENT.lock", self._remove_left_pointers)):
             with (
                 self._errors("sweep"),
-                contextlib.suppress(FileNotFoundError, BlockingIOError),  # refused: who has it has swept
+                contextlib.suppress(FileNotFoundError, BlockingIOError),  # the process that has the lock sweeps
                 self._lock(lock, fcntl.LOCK_NB),
             ):
                 remove()
@@ -190,11 +190,11 @@ class FolderStore:
     # -- the steps of a publish --
 
     def _make_folders(self) -> None:
-        """Make the store's folders; the names of those that are new are made durable before anything is in them."""
+        """Create the store's folders, and make their names durable before anything is written in them."""
         self._versions.mkdir(parents=True, exist_ok=True)
         if not any(self._versions.iterdir()):
             for folder in self._versions.parents:
-                with contextlib.suppress(PermissionError):  # not to be read, so not made here
+                with contextlib.suppress(PermissionError):  # an unreadable folder was not created here
                     sync_folder(folder)
 
     def _is_whole(self, manifest: Manifest) -> bool:
@@ -209,7 +209,7 @@ class FolderStore:
         if free < needed:
             raise self._full(
                 f"{self.folder}: the version needs {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free; "
-                "free some, as with `dr-index prune` in a store"
+                "free some space, for example with `dr-index prune`"
             )
 
     def _write(
@@ -239,9 +239,9 @@ class FolderStore:
                 file.flush()
                 os.fsync(file.fileno())
             sync_folder(partial)
-            if hold:  # before it has its name: nobody deletes it in between
+            if hold:  # before it gets its final name, so that nobody deletes it first
                 self._hold_file(manifest.version, partial / MANIFEST)
-            if final.exists():  # a copy that is damaged
+            if final.exists():  # a damaged copy
                 self._move_away(manifest.version)
             partial.rename(final)
             sync_folder(self._versions)
@@ -250,7 +250,7 @@ class FolderStore:
             raise
 
     def _hold_file(self, version: str, manifest: Path) -> None:
-        """Take a shared lock. Raises FileNotFoundError, or BlockingIOError while it is being deleted."""
+        """Take a shared lock. Raises FileNotFoundError, or BlockingIOError while the version is being deleted."""
         descriptor = os.open(manifest, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -262,28 +262,28 @@ class FolderStore:
             os.close(before)
         self._held[version] = descriptor
 
-    def _identity(self, version: str) -> int | None:
-        """Which folder has the version's name now: another number after it was written anew."""
+    def _inode(self, version: str) -> int | None:
+        """The inode number of the version's folder, which changes when it is written again; None if it is missing."""
         try:
             return self._path(version).stat().st_ino
         except OSError:
             return None
 
     def _move_away(self, version: str) -> Path:
-        """Take the version's name from its folder, for good; the next sweep removes it."""
+        """Rename the version's folder durably, so that no reader finds it; the next sweep removes it."""
         deleted = self._versions / f".deleted-{uuid.uuid4().hex}"
         self._path(version).rename(deleted)
         sync_folder(self._versions)
         return deleted
 
     def _remove_leftovers(self) -> None:
-        """Remove what killed publishers and deleters left. The publish lock is held, so no publish is alive."""
+        """Remove what killed publishers and deleters left. The caller holds the publish lock, so none is alive."""
         for entry in self._versions.iterdir():
             if entry.name.startswith((".partial-", ".deleted-")):
                 shutil.rmtree(entry, ignore_errors=True)
 
     def _remove_left_pointers(self) -> None:
-        """Likewise of those who were killed while they moved CURRENT, whose lock is held."""
+        """Remove temporary files of processes killed while they moved CURRENT. The caller holds the lock of CURRENT."""
         for left_over in self.folder.glob(".CURRENT-*"):
             left_over.unlink(missing_ok=True)
 
@@ -298,7 +298,9 @@ class FolderStore:
             except UnicodeDecodeError:
                 lines = []
         if len(lines) != 3 or lines[2] or not NAME.match(lines[0]) or (lines[1] and not NAME.match(lines[1])):
-            raise VersionDamaged(f"{self.folder / 'CURRENT'}: not two version names; mend it with `dr-index activate`")
+            raise VersionDamaged(
+                f"{self.folder / 'CURRENT'}: not two version names; repair it with `dr-index activate`"
+            )
         return lines[0], lines[1] or None
 
     def _replace_pointer(self, current: str, previous: str | None) -> None:
@@ -330,7 +332,7 @@ class FolderStore:
 
     @contextlib.contextmanager
     def _lock(self, name: str, flags: int = 0) -> Iterator[None]:
-        """Hold an exclusive lock between processes; the system frees it when the holder dies."""
+        """Hold an exclusive lock between processes; the system releases it when the process dies."""
         with (self.folder / name).open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | flags)
             yield
@@ -342,7 +344,7 @@ class FolderStore:
         except OSError as error:
             reason = f"{verb}: {error.filename or self.folder}: {error.strerror or error}"
             if error.errno in NO_ROOM:
-                raise self._full(f"{reason}; nothing was kept, free some room and repeat") from error
+                raise self._full(f"{reason}; nothing was kept; free some space and repeat") from error
             raise self._unavailable(reason) from error
 
     def _full(self, reason: str) -> IndexStoreError:

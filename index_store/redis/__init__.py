@@ -1,1 +1,1 @@
-"""The store on Redis, Valkey or a Redis Cluster. Only this room imports the client library."""
+"""The store on Redis, Valkey or a Redis Cluster. Only this package imports the client library."""

@@ -1,8 +1,8 @@
-"""A Redis 7 or Valkey server, or a cluster of them: the few things a store asks of it, and what can go wrong.
+"""A Redis 7 or Valkey server or cluster: the commands that a store needs, and how their errors are translated.
 
-Everything that knows the client library is here. Two connections' worth of policy: outside of requests three tries of
-three seconds, so that a restart of the server passes unnoticed; on a request one short try, because waiting would
-only add the requests behind it.
+Only this module calls the client library. There are two retry policies. Outside of requests, a command gets three tries
+of three seconds, so that nobody notices a restart of the server. During a request it gets one short try, because
+waiting would delay the requests queued behind it.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from index_store.errors import IndexStoreError, StoreFull, StoreMisconfigured, S
 from index_store.redis import tls
 from index_store.version import Buffer
 
-OLDEST = 7  # major release
+OLDEST = 7  # oldest major release that is supported
 TIMEOUT = 3.0  # seconds for one answer, outside of requests
-RETRIES = 2  # likewise
-CONNECTIONS = 8  # of one process; a thread that finds none free waits for one
-SCANNED = 1000  # keys looked at in one step of a scan
+RETRIES = 2  # after the first try, outside of requests
+CONNECTIONS = 8  # per process; a thread waits if all are in use
+SCANNED = 1000  # keys examined in one step of a scan
 
-#: What the library raises; its cluster part has a root of its own.
+#: All errors of the library; those of its cluster client have a base class of their own.
 FAILURES = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
 
-#: How a cluster's node says that it does not know the user; there the library has no error of its own for it.
+#: A cluster node's messages when it rejects the user; the library has no error class for them.
 REFUSED_USER = ("WRONGPASS", "NOAUTH", "invalid username-password pair", "must be called with the client already")
 
 Command = tuple[str | int | float | Buffer, ...]
 
 
 class Server:
-    """Connects on first use. Every method raises StoreUnavailable, StoreMisconfigured or StoreFull."""
+    """A client that connects on first use. Every method raises StoreUnavailable, StoreMisconfigured or StoreFull."""
 
     def __init__(self, address: Address, request_timeout: float) -> None:
         self.address = address
@@ -61,50 +61,50 @@ class Server:
         return self._pipelined([("GET", key) for key in keys])
 
     def put(self, entries: Sequence[tuple[str, Buffer]]) -> None:
-        """Write keys, each by itself."""
+        """Write keys. Each write is atomic, but not all of them together."""
         self._pipelined([("SET", key, value) for key, value in entries])
 
     def remove(self, keys: Sequence[str | bytes]) -> None:
-        """Remove keys without making others wait for the memory to be freed."""
+        """Remove keys. The server frees their memory in the background, so that other clients need not wait."""
         self._pipelined([("UNLINK", key) for key in keys])
 
     def sizes(self, keys: Sequence[str]) -> list[int]:
-        """The bytes of each value, 0 where there is none."""
+        """The size of each value in bytes, 0 for a missing key."""
         return self._pipelined([("STRLEN", key) for key in keys])
 
     def heads(self, keys: Sequence[str], sizes: Sequence[int]) -> list[bytes]:
-        """The first bytes of each value, nothing where there is none. For requests: one short try."""
+        """The first sizes[i] bytes of each value, empty for a missing key. For requests: one short try."""
         with self._errors():
             pipe = self._request_client.pipeline(transaction=False)
             for key, size in zip(keys, sizes, strict=True):
                 pipe.getrange(key, 0, size - 1)
-            found: list[bytes] = pipe.execute()
-            return found
+            values: list[bytes] = pipe.execute()
+            return values
 
     def scan(self, pattern: str) -> Iterator[bytes]:
-        """All keys that match, from every node; one that comes or goes meanwhile may be among them."""
+        """All keys that match, from every node; a key created or removed during the scan may be included."""
         with self._errors():
             yield from self._client.scan_iter(match=pattern, count=SCANNED)
 
     def members(self, *keys: str) -> set[bytes]:
-        """All members of sets of one slot, at one moment."""
+        """All members of the sets, read atomically. The keys are in one slot."""
         with self._errors():
             return set(self._client.sunion(keys) if len(keys) > 1 else self._client.smembers(keys[0]))
 
     def discard(self, key: str, member: str) -> bool:
-        """Take a member from a set; returns whether it was there."""
+        """Remove a member from a set; returns whether it was in the set."""
         with self._errors():
             return bool(self._client.srem(key, member))
 
     def move(self, member: str, old: str, new: str) -> bool:
-        """Move a member from one set to another of the same slot; returns whether it was there."""
+        """Move a member from the set `old` to the set `new` in the same slot; returns whether it was in `old`."""
         with self._errors():
             return bool(self._client.smove(old, new, member))
 
     def transact(self, keys: Sequence[str], change: Callable[[Any], Sequence[Command] | None]) -> None:
-        """Do what `change(read)` returns at once, if `keys` are still what it read; else ask it again.
+        """Run the commands that `change(read)` returns as one transaction; if `keys` changed meanwhile, start again.
 
-        read: has the client's `get` and `smembers`. All keys are of one slot. None: do nothing.
+        `read` has the client's `get` and `smembers`. All keys are in one slot. If `change` returns None, do nothing.
         """
         with self._errors():
             while True:
@@ -123,7 +123,7 @@ class Server:
                     return
 
     def lease(self, key: str, member: str, milliseconds: int) -> None:
-        """Add `member` to a set of leases, or let it last longer. By the server's clock."""
+        """Add a lease to the set of leases or renew it; it ends that long after now by the server's clock."""
         with self._errors():
             self._client.zadd(key, {member: self._now(key) + milliseconds})
 
@@ -133,13 +133,13 @@ class Server:
             self._client.zrem(key, *members)
 
     def leases(self, key: str) -> dict[bytes, float]:
-        """All leases, and the ms until they end by the server's clock; 0 or less: ended."""
+        """All leases, and the ms until each ends by the server's clock; 0 or less if it has ended."""
         with self._errors():
             now = self._now(key)
             return {member: float(end) - now for member, end in self._client.zrange(key, 0, -1, withscores=True)}
 
     def memory(self) -> list[Mapping[str, Any]]:
-        """What each node that takes writes says of its memory."""
+        """The memory statistics of each node that accepts writes."""
         with self._errors():
             if not self.address.cluster:
                 return [self._client.info("memory")]
@@ -147,16 +147,16 @@ class Server:
             return [nodes] if "used_memory" in nodes else list(nodes.values())
 
     def full(self) -> bool:
-        """Whether a node is at its limit, and refuses whatever needs memory."""
+        """Whether a node has reached its memory limit, so that it refuses commands that need memory."""
         return any(0 < memory["maxmemory"] <= memory["used_memory"] for memory in self.memory())
 
     def tell(self, channel: str, message: str) -> None:
-        """Wake who waits on `channel`; nobody need be there."""
+        """Publish a message that wakes all clients waiting on `channel`, if any."""
         with self._errors():
             self._client.publish(channel, message)
 
     def wait(self, channel: str, seconds: float) -> bool:
-        """Whether something was told on `channel` within that time. Never raises. One thread at a time."""
+        """Whether a message arrived on `channel` within that time. Never raises. For one thread at a time."""
         end = time.monotonic() + seconds
         try:
             if self._hints is None:
@@ -182,7 +182,7 @@ class Server:
             return answers
 
     def _now(self, key: str) -> int:
-        """The clock of the server that has `key`, in ms: the nodes and clients of a cluster may disagree."""
+        """The clock in ms of the node that has `key`, because the clocks of nodes and clients may differ."""
         node = {"target_nodes": self._client.get_node_from_key(key)} if self.address.cluster else {}
         seconds, microseconds = self._client.time(**node)
         return int(seconds) * 1000 + int(microseconds) // 1000
@@ -202,7 +202,7 @@ def _connect(address: Address, timeout: float, retry: Retry) -> Any:
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "retry": retry,
-        "maint_notifications_config": MaintNotificationsConfig(enabled=False),  # of hosted Redis only
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),  # only hosted Redis has them
     }
     if address.tls:
         options["ssl_ca_certs"] = address.ca_file
@@ -235,23 +235,25 @@ def _check_release(client: Any, address: Address) -> None:
 
 
 def _translate(error: Exception, address: Address) -> IndexStoreError:  # noqa: PLR0911 -- a table in prose
-    """The library's error as ours. Its text is kept where the server wrote it: that never has a password in it."""
+    """Translate the library's error into ours. Text that the server wrote is kept: it never contains a password."""
     text = str(error)
     if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError) or any(
         words in text for words in REFUSED_USER
     ):
         return StoreMisconfigured(
-            f"{address}: the server refuses this user or password; correct them in the URL or DR_STORE_PASSWORD"
+            f"{address}: the server rejects the user or password; correct them in the URL or DR_STORE_PASSWORD"
         )
     if isinstance(error, redis.exceptions.NoPermissionError):
-        return StoreMisconfigured(f"{address}: the user may not do this ({text}); see docs/operate.md for its rights")
+        return StoreMisconfigured(
+            f"{address}: the user may not do this ({text}); docs/operate.md lists the rights it needs"
+        )
     if isinstance(error, redis.exceptions.OutOfMemoryError):
         return StoreFull(f"{address}: the server is out of memory; delete versions with `dr-index prune`")
     if isinstance(error, redis.exceptions.ReadOnlyError):
         return StoreMisconfigured(f"{address}: the server is a replica; name the primary in the URL")
     if "WRONGTYPE" in text:
         return StoreMisconfigured(
-            f"{address}: a key of ours has another type, so another application uses it; choose ?namespace= in the URL"
+            f"{address}: a key has a wrong type, so another application uses it; choose another ?namespace= in the URL"
         )
     if "DB index is out of range" in text:
         return StoreMisconfigured(f"{address}: the server has no such database; correct the number in the URL")
@@ -259,8 +261,8 @@ def _translate(error: Exception, address: Address) -> IndexStoreError:  # noqa: 
         return StoreMisconfigured(f"{address}: the server is too old; upgrade it to Redis {OLDEST} or Valkey")
     if "Cluster mode is not enabled" in text:
         return StoreMisconfigured(f"{address}: the server is not in cluster mode; write redis:// in the URL")
-    if found := tls.translate(error, address):
-        return found
+    if tls_error := tls.translate(error, address):
+        return tls_error
     if isinstance(error, redis.ResponseError):
         return StoreUnavailable(f"{address}: the server refused a command: {text}")
     return StoreUnavailable(f"{address}: no answer ({text or type(error).__name__}); {tls.question(error, address)}")

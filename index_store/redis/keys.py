@@ -1,18 +1,18 @@
-"""How a version is spread over the keys of a key-value server.
+"""The keys that a version has on a key-value server.
 
     {ns}:current                    the current version's name
-    {ns}:previous:{{ns}:current}    the one before; the tag in braces keeps them on one node, to move together
-    {ns}:mover:{{ns}:current}       who moved them last, 32 hexadecimal digits drawn for each move
-    {ns}:versions                   set: the versions that are whole
-    {ns}:publishing:{{ns}:versions} set: those being published
-    {ns}:counter:{{ns}:versions}    "v7": the last number given to a version; never goes back
-    {ns}:leases                     sorted set: "version holder" -> when it ends, in ms of the server's clock
+    {ns}:previous:{{ns}:current}    the previous version's name; the hash tag in braces keeps both keys on one node
+    {ns}:mover:{{ns}:current}       id of the last move of both keys: 32 random hexadecimal digits
+    {ns}:versions                   set: the complete versions
+    {ns}:publishing:{{ns}:versions} set: the versions being published
+    {ns}:counter:{{ns}:versions}    "v7": the last number given to a version; never decreases
+    {ns}:leases                     sorted set: "version holder" -> time it ends, in ms of the server's clock
     {ns}:{version}:manifest
     {ns}:{version}:path:{path_id}   the path's items, packed little-endian int32
     {ns}:{version}:blob:{part}:{i}  the i-th piece of a part
 
-Of `path_items.npy` the only blob is its header: the rest is the path lists end to end, so each item of a list is
-stored once.
+The only blob of `path_items.npy` is its header. Its other bytes are the path lists, concatenated, so they are stored
+once, in the path keys.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 from index_store.version import LISTS, Buffer, Version
 
-#: Bytes of a blob. Small, because a server answers nobody else while it sends one.
+#: Bytes of a blob. Small, because the server answers no other client while it sends one.
 PIECE = 2**20
 
 
@@ -74,19 +74,19 @@ class Keys:
         return [f"{self.namespace}:{version}:blob:{part}:{i}" for i in range(-(-size // PIECE))]
 
     def pattern(self, version: str = "v*") -> str:
-        """A glob that all keys of `version` match, and perhaps others; see `version_of`."""
+        """A glob that matches all keys of `version`, and perhaps other keys; see `version_of`."""
         return f"{self.namespace}:{version}:*"
 
     def version_of(self, key: bytes) -> str | None:
-        """The version that `key` belongs to, or None if it is not one of ours."""
-        found = re.fullmatch(
+        """The version that `key` belongs to, or None if it is not a key of this store."""
+        match = re.fullmatch(
             rf"{re.escape(self.namespace)}:(v\d+-[0-9a-f]{{12}}):(manifest|path:-?\d+|blob:[a-z_]+\.[a-z]+:\d+)",
             key.decode("ascii", "replace"),
         )
-        return found[1] if found else None
+        return match[1] if match else None
 
     def entries(self, version: Version) -> Iterator[tuple[str, Buffer]]:
-        """Every key of `version` but its manifest, with what it holds."""
+        """Every key of `version` except its manifest, with its value."""
         name = version.manifest.version
         for part, content in version.parts.items():
             if part != LISTS:

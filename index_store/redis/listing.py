@@ -1,7 +1,7 @@
-"""The few keys of a store that change: the list of versions, `current`, and who uses what.
+"""The few keys of a store that change: the list of versions, the pointers `current` and `previous`, and the leases.
 
-Each change is one transaction on one key (or a few on one node), so any number of publishers, deleters and replicas may
-be at it, and any of them may die.
+Each change is one transaction on one key, or on a few keys of one node. So any number of publishers, deleters and
+replicas may run at once, and any of them may die.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from index_store.errors import PointerMoved, StoreMisconfigured
 from index_store.redis.client import Command, Server
 from index_store.redis.keys import Keys
 
-#: What `claim` names versions.
+#: The form of the version names that `claim` gives.
 OURS = re.compile(r"v[1-9]\d*-[0-9a-f]{12}")
 LEASE = re.compile(rf"(?P<version>{OURS.pattern}) [0-9a-f]{{32}}")
 COUNT = re.compile(r"v\d+")
 
 
 class Listing:
-    """What is in the namespace of `keys`. Raises StoreMisconfigured where another application wrote there.
+    """The changing keys of one namespace. Raises StoreMisconfigured if another application wrote them.
 
-    A name is in one of two sets: of those claimed and of those published. One that is in neither never comes back,
-    so whatever is left of it may be removed at any time.
+    A name is in one of two sets, the claimed (`publishing`) or the published (`versions`). A name that has left both
+    is never used again, so the rest of its keys may be removed at any time.
     """
 
     def __init__(self, server: Server, keys: Keys) -> None:
         self._server, self._keys = server, keys
 
     def claim(self, fingerprint: str) -> tuple[str, bool]:
-        """The name that these bytes have or now get, and whether they are published already."""
+        """The name that these bytes have or now get, and whether that version is already published."""
         claimed = "", False
 
         def change(read: Any) -> list[Command] | None:
@@ -53,7 +53,7 @@ class Listing:
         return claimed
 
     def require_ours(self) -> None:
-        """Raise StoreMisconfigured where the namespace is another application's."""
+        """Raise StoreMisconfigured if another application uses the namespace."""
         self.listed()
         self._leases()
         self.pointer(self._keys.current)
@@ -62,31 +62,31 @@ class Listing:
         self._ours(self._keys.counter, counter, COUNT)
 
     def published(self) -> set[str]:
-        """The versions that are whole."""
+        """The complete versions."""
         return self._names(self._keys.versions, self._server.members(self._keys.versions))
 
     def publishing(self) -> set[str]:
-        """The versions that are being published or deleted, or were when who did so died."""
+        """The versions being published or deleted, including those whose publisher or deleter has died."""
         return self._names(self._keys.publishing, self._server.members(self._keys.publishing))
 
     def listed(self) -> set[str]:
-        """Both, at one moment."""
+        """The published and the claimed versions, read atomically."""
         both = [self._keys.versions, self._keys.publishing]
         return self._names(self._keys.versions, self._server.members(*both))
 
     def seal(self, version: str) -> bool:
-        """From now on a claimed version is published. False if somebody took the claim away."""
+        """Turn a claimed version into a published one. False if the claim was removed meanwhile."""
         moved = self._server.move(version, self._keys.publishing, self._keys.versions)
         return moved or version in self.published()
 
     def unclaim(self, version: str) -> bool:
-        """Take a claim away; False if there is none, as when it was sealed."""
+        """Remove a claim; False if there is none, for example because it was sealed."""
         return self._server.discard(self._keys.publishing, version)
 
     def unseal(self, version: str) -> bool:
-        """Undo `seal`, the first step of a delete; False if it is not published. Needs no memory of the server."""
+        """Undo `seal`, as the first step of a delete; False if the version is not published. Needs no server memory."""
         moved = self._server.move(version, self._keys.versions, self._keys.publishing)
-        return moved or version in self.publishing()  # the answer of a first try may have been lost
+        return moved or version in self.publishing()  # the answer to a first try may have been lost
 
     def _names(self, key: str, members: set[bytes]) -> set[str]:
         return {name for member in members if (name := self._ours(key, member, OURS))}
@@ -95,13 +95,13 @@ class Listing:
         text = None if value is None else value.decode("ascii", "replace")
         if text is not None and not form.fullmatch(text):
             raise StoreMisconfigured(
-                f"{self._server.address}: {key} was not written by us, so another application uses this namespace; "
-                "choose another with ?namespace= in the URL"
+                f"{self._server.address}: {key} was not written by Deep Retrieval, so another application uses this "
+                "namespace; choose another with ?namespace= in the URL"
             )
         return text
 
     def pointer(self, key: str) -> str | None:
-        """The version that `key`, current or previous, names."""
+        """The version that the key `current` or `previous` names."""
         (value,) = self._server.get([key])
         return self._ours(key, value, OURS)
 
@@ -109,7 +109,7 @@ class Listing:
         """Make `version` current; see IndexStore.activate."""
         key, previous = self._keys.current, self._keys.previous
         replaced: str | None = None
-        mover = uuid.uuid4().hex  # tells, when an answer is lost, whether this move or another one was carried out
+        mover = uuid.uuid4().hex  # if an answer is lost, tells whether this move was carried out
 
         def change(read: Any) -> list[Command] | None:
             nonlocal replaced
@@ -129,16 +129,16 @@ class Listing:
         return replaced
 
     def lease(self, version: str, holder: str, milliseconds: int) -> None:
-        """Say that `holder`, 32 hexadecimal digits, uses `version` for so long; not of a name that is none of ours."""
+        """Record that `holder`, 32 hexadecimal digits, uses `version` for that long. Ignores names not from `claim`."""
         if OURS.fullmatch(version):
             self._server.lease(self._keys.leases, f"{version} {holder}", milliseconds)
 
     def release(self, version: str, holder: str) -> None:
-        """Say that it does no more."""
+        """Record that `holder` no longer uses `version`."""
         self._server.release(self._keys.leases, [f"{version} {holder}"])
 
     def leased(self) -> set[str]:
-        """The versions that anybody uses. On a full server no lease can be renewed, so there none has ended."""
+        """The versions in use. A full server cannot renew leases, so on a full server ended leases count too."""
         full = self._server.full()
         return {lease.partition(" ")[0] for lease, left in self._leases().items() if left > 0 or full}
 
@@ -149,14 +149,14 @@ class Listing:
             self._server.release(self._keys.leases, ended)
 
     def _leases(self) -> dict[str, float]:
-        """Every lease, and the ms until it ends."""
+        """Every lease with the ms until it ends."""
         key = self._keys.leases
         return {self._ours(key, lease, LEASE) or "": left for lease, left in self._server.leases(key).items()}
 
     def abandoned(self, version: str, longest: int) -> bool:
-        """Whether nobody publishes `version`: waits for a lease that is not renewed to end.
+        """Whether no process is publishing `version`. Waits until its lease is renewed or ends.
 
-        longest: ms of any lease, and so of the wait, even if the server's clock has been set back.
+        longest: the longest lease in ms. It limits the wait too, in case the server's clock was set back.
         """
         end = time.monotonic() + longest / 1000
 
@@ -173,5 +173,5 @@ class Listing:
 
 
 def number(version: str) -> int:
-    """7 of v7-0123456789ab."""
+    """The number in a version's name: 7 for v7-0123456789ab."""
     return int(version[1:].partition("-")[0])

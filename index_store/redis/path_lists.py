@@ -1,4 +1,4 @@
-"""Path lists read from the server as requests need them, instead of from a copy on this host."""
+"""Read path lists from the server for each request, instead of from a copy on this host."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from index_store.redis.keys import Keys
 
 log = logging.getLogger(__name__)
 
-PAUSE = 0.25  # seconds without asking again after the server did not answer a request
+PAUSE = 0.25  # seconds before the server is asked again after it failed to answer
 
 
 class RemotePaths:
-    """Reads in one round trip, and pauses after the server did not answer. Safe to use from several threads."""
+    """Reads lists in one round trip, and pauses after the server failed to answer. Safe to use from several threads."""
 
     def __init__(self, server: Server, keys: Keys) -> None:
         self._server, self._keys = server, keys
@@ -26,25 +26,25 @@ class RemotePaths:
         self._told: set[str] = set()  # versions whose damage has been logged
 
     def read(self, version: str, path_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int32]:
-        """The first lengths[i] items of each path, end to end; see PathReader.
+        """The first lengths[i] items of each path, concatenated; see PathReader.
 
-        Raises StoreUnavailable if the server does not answer in time, or a list is not there.
+        Raises StoreUnavailable if the server does not answer in time, or if a list is missing.
         """
         if time.monotonic() < self._paused_until:
-            raise StoreUnavailable(f"{self._server.address} did not answer a moment ago; it is asked again soon")
+            raise StoreUnavailable(f"{self._server.address} did not answer a moment ago; it will be asked again soon")
         try:
             keys = [self._keys.path(version, path_id) for path_id in path_ids.tolist()]
-            found = self._server.heads(keys, (4 * lengths).tolist())
+            lists = self._server.heads(keys, (4 * lengths).tolist())
         except StoreUnavailable as error:
             self._paused_until = time.monotonic() + PAUSE
             log.error("requests are refused for now: %s", error)
             raise
-        if np.any(np.fromiter(map(len, found), np.int64, len(found)) != 4 * lengths):
-            # Not an empty path: those are not in use, and are not asked for.
-            if version not in self._told:  # once, not once a request
+        if np.any(np.fromiter(map(len, lists), np.int64, len(lists)) != 4 * lengths):
+            # The list cannot be empty: only paths in use are read, and they have items.
+            if version not in self._told:  # log once per version, not per request
                 self._told.add(version)
                 log.error(
                     "%s: path lists are missing or cut short in %s; publish it again", version, self._server.address
                 )
             raise StoreUnavailable(f"{version}: a path list is missing or cut short; publish it again")
-        return np.frombuffer(b"".join(found), "<i4")
+        return np.frombuffer(b"".join(lists), "<i4")

@@ -1,9 +1,9 @@
-"""redis:// and redis+cluster:// -- the store contract on a key-value server. keys.py has the keys.
+"""redis:// and redis+cluster:// -- the store contract on a key-value server. keys.py describes the keys.
 
-A publisher first claims a name, then writes, reads all of it back, writes the manifest, and last lists the name among
-the versions: whenever it dies, readers see nothing of it, and doing it again writes the same keys. A delete makes a
-published version a claimed one first. Removing needs no memory, so a full server can be pruned.
-Only keys named as in keys.py are ever written or removed.
+A publisher claims a name, writes the parts, reads them all back, writes the manifest, and last adds the name to the
+list of versions. If it dies earlier, readers see nothing of the version, and a repeated publish writes the same keys.
+A delete first turns the published version into a claimed one. Removing keys needs no memory, so even a full server can
+be pruned. Only keys named as in keys.py are ever written or removed.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from index_store.version import LISTS, Buffer, ByteProgress, Version
 
 log = logging.getLogger(__name__)
 
-BATCH = 1000  # keys written, read or removed together, or
-BATCH_BYTES = 2**20  # bytes written together, whichever is reached first
+BATCH = 1000  # keys written, read or removed in one round trip
+BATCH_BYTES = 2**20  # a batch of writes ends earlier at this size
 HOLD_MS = 60_000  # how long a replica's lease lasts
-PUBLISH_MS = 5_000  # and a publisher's, which is renewed with every batch
-KEY_BYTES = 130  # what a key costs the server beside its name and value; 122 measured on Redis 7.0
-HEADROOM = 1.2  # a publish needs so many times its own bytes free
-PROBE = "v1-000000000000"  # a version that is none, leased to see whether the server takes writes
+PUBLISH_MS = 5_000  # how long a publisher's lease lasts; every batch renews it
+KEY_BYTES = 130  # memory of a key beyond its name and value; 122 measured on Redis 7.0
+HEADROOM = 1.2  # free memory that a publish needs, as a multiple of its size
+PROBE = "v1-000000000000"  # an invented version, leased to test whether the server accepts writes
 
 
 class ServerStore:
     """IndexStore on a server. Safe to use from several threads.
 
-    copies: where `load` keeps versions on this host, to be mapped; without, it loads into memory. remote: `load`
-    leaves the path lists on the server.
+    copies: the folder on this host where `load` keeps copies and maps them; without it, `load` reads into memory.
+    remote: `load` leaves the path lists on the server.
     """
 
     def __init__(self, server: Server, namespace: str, *, copies: Copies | None = None, remote: bool = False) -> None:
@@ -64,7 +64,7 @@ class ServerStore:
         self._listing = Listing(server, self._keys)
         self._holder = uuid.uuid4().hex
         self._held: set[str] = set()
-        self._renew_at = 0.0  # when the leases of what is held are renewed
+        self._renew_at = 0.0  # when the leases of held versions are next renewed
         self._remote_paths = RemotePaths(server, self._keys)
 
     def __repr__(self) -> str:
@@ -74,7 +74,7 @@ class ServerStore:
         return f"{self._server.address}, namespace {self._keys.namespace}"
 
     def require_readable(self) -> None:
-        """A server that is not there says so itself, at every verb."""
+        """Nothing to check: every method reports a server that does not answer."""
 
     def require_writable(self) -> None:
         self._listing.require_ours()
@@ -105,16 +105,16 @@ class ServerStore:
             finally:
                 with suppress(IndexStoreError):
                     self._listing.release(name, publisher)
-            log.warning("%s was taken for abandoned and swept while it was published; beginning again", name)
+            log.warning("%s was swept as abandoned while it was being published; starting again", name)
             self._erase(name)
 
     def versions(self) -> list[Manifest]:
         names = sorted(self._listing.published(), key=number)
-        found = []
+        manifests = []
         for name, text in zip(names, self._get([self._keys.manifest(name) for name in names]), strict=True):
-            with suppress(IndexStoreError):  # damaged, or of another format: `load` says which
-                found.append(Manifest.from_json(text or b"", name))
-        return found
+            with suppress(IndexStoreError):  # damaged or of another format: `load` reports it
+                manifests.append(Manifest.from_json(text or b"", name))
+        return manifests
 
     def current(self) -> str | None:
         return self._listing.pointer(self._keys.current)
@@ -126,10 +126,10 @@ class ServerStore:
         check_name(version)
         holder = uuid.uuid4().hex
         renew = functools.partial(self._listing.lease, version, holder, PUBLISH_MS)
-        renew()  # so that nobody deletes it between the look and the move
+        renew()  # so that nobody deletes it between the check and the move
         try:
             manifest = self._manifest(version)
-            if self._server.address.cluster:  # nodes fail one by one, so each is asked for its share
+            if self._server.address.cluster:  # a single node may have lost its keys, so check all of them
                 for sizes in (self._blob_sizes(manifest), self._list_sizes(manifest)):
                     self._require_keys(sizes, renew)
                 renew()
@@ -138,7 +138,7 @@ class ServerStore:
         finally:
             with suppress(IndexStoreError):
                 self._listing.release(version, holder)
-        with suppress(IndexStoreError):  # a hint; who misses it polls
+        with suppress(IndexStoreError):  # only a hint; services poll as well
             self._server.tell(self._keys.current, version)
         return replaced
 
@@ -146,7 +146,7 @@ class ServerStore:
         manifest = self._manifest(version)
         remote = self._remote and LISTS in manifest.parts
         reader = functools.partial(self._remote_paths.read, version) if remote else None
-        if reader:  # what is read later must be there now
+        if reader:  # path lists that are read later must exist now
             self._require_keys(self._list_sizes(manifest))
         chunks = functools.partial(self._chunks, manifest)
         if self._copies is None:
@@ -158,7 +158,7 @@ class ServerStore:
         loaded = self._copies.copy(manifest, chunks, reader)
         for old in self._copies.versions():
             if old.version != version:
-                with suppress(VersionInUse, VersionNotFound):  # a process of this host has it
+                with suppress(VersionInUse, VersionNotFound):  # another process on this host uses it
                     self._copies.delete(old.version)
         return loaded
 
@@ -169,11 +169,11 @@ class ServerStore:
         if not self._listing.unseal(version):
             raise self._not_found(version)
         try:
-            # Whoever loads it or makes it current leases it first and looks for its name second, so that one of us
-            # sees the other.
+            # A process that loads it or makes it current takes the lease before it looks up the name. So either this
+            # check sees the lease, or that process sees that the version is gone.
             self._require_unused(version)
         except BaseException:
-            with suppress(IndexStoreError):  # then `sweep` does it
+            with suppress(IndexStoreError):  # then `sweep` seals it
                 self._listing.seal(version)
             raise
         self._give_up(version)
@@ -198,34 +198,36 @@ class ServerStore:
     def sweep(self) -> None:
         for name in self._listing.publishing():
             (manifest,) = self._get([self._keys.manifest(name)])  # written last
-            if manifest and name in self._used():  # whole: its delete gives way, or died before it could
+            if (
+                manifest and name in self._used()
+            ):  # complete and in use: its delete was refused, or died before sealing it
                 self._listing.seal(name)
             elif self._listing.abandoned(name, HOLD_MS):
                 self._give_up(name)
         names = sorted(self._listing.published() - self._used())
         for name, text in zip(names, self._get([self._keys.manifest(name) for name in names]), strict=True):
             if text is None:
-                log.warning("%s has lost its manifest in %s; it is removed", name, self._server.address)
+                log.warning("the manifest of %s is missing in %s; removing the version", name, self._server.address)
                 with suppress(VersionInUse, VersionNotFound):
                     self.delete(name)
-        found = {version for key in self._server.scan(self._keys.pattern()) if (version := self._keys.version_of(key))}
-        # Looked at after the scan: who publishes lists a version before its first key. What is served is kept even
-        # so, whatever became of the list; the version before, if a dead deleter had unlisted it, is lost anyway.
-        for orphan in sorted(found - self._listing.listed() - self._listing.leased() - {str(self.current())}):
+        stored = {version for key in self._server.scan(self._keys.pattern()) if (version := self._keys.version_of(key))}
+        # Read the lists after the scan: a publisher claims a name before it writes the first key. Keep the current
+        # version even if it is not listed; the previous one, if a dead deleter unlisted it, is lost anyway.
+        for orphan in sorted(stored - self._listing.listed() - self._listing.leased() - {str(self.current())}):
             self._erase(orphan)
         self._listing.forget_leases()
 
     # -- the steps of a publish --
 
     def _give_up(self, name: str) -> bool:
-        """Remove all of a claimed version; False if the claim was gone."""
+        """Remove all keys of a claimed version; False if the claim was already removed."""
         unclaimed = self._listing.unclaim(name)
-        if unclaimed or name not in self._listing.listed():  # else somebody with the same bytes published it
+        if unclaimed or name not in self._listing.listed():  # else another process published the same bytes
             self._erase(name)
         return unclaimed
 
     def _write(self, version: Version, renew: Callable[[], None], progress: ByteProgress | None) -> bool:
-        """Write, read back and list a claimed version; False where it was swept meanwhile."""
+        """Write, read back and list a claimed version; False if it was swept meanwhile."""
         manifest, name = version.manifest, version.manifest.version
         parts = sum(info.size for info in manifest.parts.values())
         names = len(self._keys.path(name, 2**40))
@@ -248,14 +250,16 @@ class ServerStore:
         return self._listing.seal(name)
 
     def _verify(self, manifest: Manifest, step: Callable[[int], None]) -> None:
-        """Read every part back. Raises VersionDamaged unless it is what was to be published."""
+        """Read every part back. Raises VersionDamaged unless its digest is the published one."""
         for part, info in manifest.parts.items():
             digest = hashlib.sha256()
             for chunk in self._chunks(manifest, part):
                 digest.update(chunk)
                 step(len(chunk))
             if digest.hexdigest() != info.sha256:
-                raise VersionDamaged(f"{manifest.version} {part}: its SHA-256 is not the published one; publish again")
+                raise VersionDamaged(
+                    f"{manifest.version} {part}: its SHA-256 differs from the published one; publish again"
+                )
 
     def _is_whole(self, ours: Manifest, renew: Callable[[], None]) -> bool:
         try:
@@ -264,18 +268,20 @@ class ServerStore:
         except (VersionDamaged, VersionNotFound):
             return False
         if manifest.fingerprint != ours.fingerprint:
-            raise VersionIncompatible(f"{ours.version} has other bytes, by a chance of 2^-48; train with another seed")
+            raise VersionIncompatible(
+                f"{ours.version} exists with other bytes (a chance of 2^-48); train with another seed"
+            )
         return True
 
     def _require_room(self, size: int) -> None:
-        """Raise unless every server keeps what it is given, and has room for its share of `size` bytes."""
+        """Raise unless every server evicts nothing and has room for its share of `size` bytes."""
         servers = self._server.memory()
         needed = HEADROOM * size / len(servers)
         for memory in servers:
             policy = memory["maxmemory_policy"]
             if policy != "noeviction":
                 raise StoreMisconfigured(
-                    f"{self._server.address}: maxmemory-policy is {policy}, so parts of a version may vanish unseen; "
+                    f"{self._server.address}: maxmemory-policy is {policy}, so it may delete parts of a version; "
                     "set it to noeviction (redis-cli config set maxmemory-policy noeviction)"
                 )
             free = (memory["maxmemory"] or memory["total_system_memory"]) - memory["used_memory"]
@@ -297,7 +303,7 @@ class ServerStore:
         return Manifest.from_json(text, version)
 
     def _chunks(self, manifest: Manifest, part: str) -> Iterator[bytes]:
-        """A part, piece by piece, as it is stored. Raises VersionDamaged where a piece is missing."""
+        """Yield a part piece by piece. Raises VersionDamaged if a piece is missing."""
         name = manifest.version
 
         def present(value: bytes | None) -> bytes:
@@ -320,7 +326,7 @@ class ServerStore:
         return version.array("path_ids.npy"), version.array("path_offsets.npy")
 
     def _list_sizes(self, manifest: Manifest) -> Iterator[tuple[str, int]]:
-        """The keys of the path lists, and their bytes; none where the version has no path lists."""
+        """The keys of the path lists with their sizes in bytes; none if the version has no path lists."""
         if LISTS not in manifest.parts:
             return
         ids, offsets = self._path_sizes(manifest)
@@ -328,7 +334,7 @@ class ServerStore:
             yield self._keys.path(manifest.version, path_id), size
 
     def _blob_sizes(self, manifest: Manifest) -> Iterator[tuple[str, int]]:
-        """The keys of the other parts, and their bytes."""
+        """The keys of the other parts with their sizes in bytes."""
         for part, info in manifest.parts.items():
             if part != LISTS:
                 for i, key in enumerate(self._keys.blobs(manifest.version, part, info.size)):
@@ -347,14 +353,14 @@ class ServerStore:
             raise VersionInUse(f"{version} is held by a service; delete it when none uses it")
 
     def _require_keys(self, entries: Iterable[tuple[str, int]], renew: Callable[[], None] = lambda: None) -> None:
-        """Raise VersionDamaged unless the keys have so many bytes each."""
+        """Raise VersionDamaged unless each key has the given size in bytes."""
         for group in _groups(entries):
             renew()
-            found = self._server.sizes([key for key, _ in group])
-            for (key, size), there in zip(group, found, strict=True):
-                if there != size:
+            sizes = self._server.sizes([key for key, _ in group])
+            for (key, size), actual in zip(group, sizes, strict=True):
+                if actual != size:
                     raise VersionDamaged(
-                        f"{self._server.address}: {key} has {there} bytes instead of {size}; publish the version again"
+                        f"{self._server.address}: {key} has {actual} bytes instead of {size}; publish the version again"
                     )
 
     def _erase(self, version: str) -> None:
@@ -374,7 +380,7 @@ def _groups(keys: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def _batches(entries: Iterable[tuple[str, Buffer]]) -> Iterator[list[tuple[str, Buffer]]]:
-    """Entries by BATCH, or BATCH_BYTES if that is less."""
+    """Entries in batches of at most BATCH keys, which end as soon as they reach BATCH_BYTES."""
     batch: list[tuple[str, Buffer]] = []
     size = 0
     for entry in entries:

@@ -1,1 +1,1 @@
-"""Deep Retrieval beside its rivals on several data sets, and what each setting is worth."""
+"""Compare Deep Retrieval with other methods on several data sets, and measure the effect of each setting."""

@@ -1,6 +1,6 @@
-"""Deep Retrieval beside what teams use today, on data sets of one's own: `dr-trainer benchmark`.
+"""Compare Deep Retrieval with the methods that teams use today, on your own data sets: `dr-trainer benchmark`.
 
-Every method is asked the same for the same users; the version measured is the one that `fit` would publish.
+All methods answer the same requests of the same users. The version measured is the one that `fit` would publish.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from trainer.progress import Progress, counted
 from trainer.publish.frontier import choose_beam, frontier
 from trainer.publish.version import TUNING_REQUESTS, make_version
 
-BUDGETS = (2, 5, 10)  # items read for each that is returned
-MARGIN = 0.9  # of a budget is aimed at: others' requests read a little more or less
-WIDER = (2, 10)  # nodes that HNSW keeps while searching, for each item that is returned
-GROUPS = 5  # kinds of items, from rarely to often clicked
-UNMEASURED = "-"  # in tables
+BUDGETS = (2, 5, 10)  # items read, as a multiple of k
+MARGIN = 0.9  # share of a budget to aim at, because held-out requests read a little more or less than tuning ones
+WIDER = (2, 10)  # nodes that HNSW keeps while searching (efSearch), as a multiple of k
+GROUPS = 5  # groups of items, from rarely to often clicked
+UNMEASURED = "-"  # shown in tables for a missing figure
 FRONTIER_BEAMS = (5, 10, 15, 25, 35, 50, 75, 100, 150, 256)
 
-#: Every row of the table in its order, and what it is called there.
+#: The rows of the table, in order, with their titles.
 METHODS = {
     "deep_retrieval": "Deep Retrieval",
     "deep_retrieval_by_head": "Deep Retrieval, ranked by head",
@@ -70,29 +70,29 @@ METHODS = {
 def benchmark(
     sources: list[Source], seeds: int, settings: list[str], folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    """The document of `dr-trainer benchmark --json`. settings: `key=value`, on top of each data set's protocol."""
+    """The document of `dr-trainer benchmark --json`. settings: `key=value`; they override each data set's protocol."""
     if any(setting.partition("=")[0].strip() == "seed" for setting in settings):
-        raise ConfigError("--set seed: the seeds are 0 to N - 1 of --seeds N")
-    found: dict[str, Any] = {}
+        raise ConfigError("--set seed: not allowed; --seeds N measures the seeds 0 to N - 1")
+    results: dict[str, Any] = {}
     for source in sources:
         protocol = [f"{key}={json.dumps(value)}" for key, value in source.settings.items()]
         config = load_config(None, [*protocol, *settings])
         dataset = load_dataset(source.interactions, config, source.items, source.users)
         runs = []
         for seed in range(seeds):
-            one = config.replace(seed=seed)
-            measure = functools.partial(measure_seed, one, dataset, progress)
-            runs.append(keep(folder, f"{source.name}-{seed}", one, dataset, progress, measure))
-        found[source.name] = summarise(runs)
-    return {"seeds": seeds, "datasets": found}
+            seeded = config.replace(seed=seed)
+            measure = functools.partial(measure_seed, seeded, dataset, progress)
+            runs.append(keep(folder, f"{source.name}-{seed}", seeded, dataset, progress, measure))
+        results[source.name] = summarise(runs)
+    return {"seeds": seeds, "datasets": results}
 
 
 def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, folder: Path) -> dict[str, Any]:
-    """Train and measure all methods once, with checkpoints in `folder`."""
+    """Train and measure all methods with the seed of `config`. Checkpoints go to `folder`."""
     split = split_users(dataset, config)
     requests = held_out_requests(dataset, split)
     if not requests.histories:
-        raise DataError("test_users: nobody is held out, so there is nobody to measure")
+        raise DataError("test_users: no users are held out, so nothing can be measured")
     k, clicks = config.k, click_counts(dataset, split)
     users = sum(len(truth) > 0 for truth in new_items(requests))
     if not users:
@@ -100,18 +100,18 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     rows: dict[str, dict[str, Any]] = {}
 
     def add(name: str, answers: Answers, fit_seconds: float | None, encoding: float = 0.0) -> None:
-        kinds = recall_by_popularity(answers.filtered, new_items(requests), clicks, GROUPS)
+        by_popularity = recall_by_popularity(answers.filtered, new_items(requests), clicks, GROUPS)
         rows[name] = answers.figures(requests, k) | {
             "reads": float(answers.reads.mean()),
             "fit_seconds": fit_seconds,
             "answer_ms": 1000 * (answers.seconds + encoding) / len(requests.histories),
-            "recall_by_popularity": kinds,
+            "recall_by_popularity": by_popularity,
         }
 
-    trained, mine, seconds = _version(config, dataset, split, folder / "run", progress)
+    trained, version, seconds = _version(config, dataset, split, folder / "run", progress)
     encoder = sum(record["seconds"] for record in trained.history if "head_loss" in record)
-    measured = MeasuredVersion(mine, requests, k, progress)
-    default = measured.searcher.facts.default_search(k, mine.manifest.k)
+    measured = MeasuredVersion(version, requests, k, progress)
+    default = measured.searcher.facts.default_search(k, version.manifest.k)
     deep, share = measured.retrieval(*default, progress)
     add("deep_retrieval", deep, seconds)
     add("deep_retrieval_by_head", measured.retrieval(*default, progress, reranker=SOFTMAX)[0], None)
@@ -123,14 +123,15 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     for wider in WIDER:
         add(f"hnsw_{wider}", answer_hnsw(graph, vectors, requests, k, wider), encoder + building, measured.encoding)
 
-    # The same encoder with paths that are drawn and stay: what the learned assignment is worth.
-    drawn = config.replace(start="random", reassignments=0)
-    _, random, _ = _version(drawn, dataset, split, folder / "random", progress, trained)
+    # The same encoder with random, fixed paths shows what the learned assignment is worth.
+    fixed = config.replace(start="random", reassignments=0)
+    _, random, _ = _version(fixed, dataset, split, folder / "random", progress, trained)
     tuning = training_requests(dataset, split, TUNING_REQUESTS, config.seed)
-    for name, one in (("deep_retrieval", measured), ("random_paths", MeasuredVersion(random, requests, k, progress))):
+    measured_random = MeasuredVersion(random, requests, k, progress)
+    for name, candidate in (("deep_retrieval", measured), ("random_paths", measured_random)):
         for budget in BUDGETS:
-            beam, per_path = choose_beam(one.structure, tuning, config, MARGIN * budget)
-            add(f"{name}_{budget}k", one.retrieval(beam, per_path, progress, widen=False)[0], None)
+            beam, per_path = choose_beam(candidate.structure, tuning, config, MARGIN * budget)
+            add(f"{name}_{budget}k", candidate.retrieval(beam, per_path, progress, widen=False)[0], None)
 
     started = time.perf_counter()
     tower = train_two_tower(config, dataset, split, progress)
@@ -152,13 +153,13 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
         "methods": rows,
         "frontier": [point._asdict() for point in points],
         "path_sizes": dict(zip(map(str, sizes.tolist()), counts.tolist(), strict=True)),
-        "paths": dict(mine.manifest.metrics["paths"]),
+        "paths": dict(version.manifest.metrics["paths"]),
         "epochs": trained.history,
     }
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over the seeds of every figure, and the first seed's curves."""
+    """Mean and standard deviation of every figure over the seeds, and the curves of the first seed."""
     first = runs[0]
     rows: dict[str, Any] = {}
     for name in (name for name in METHODS if name in first["methods"]):
@@ -183,7 +184,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def _version(
     config: TrainConfig, dataset: Dataset, split: Split, folder: Path, progress: Progress, base: Trained | None = None
 ) -> tuple[Trained, Version, float]:
-    """A trained network, its version, and the seconds that both took. base: whose encoder is taken."""
+    """Train a network and make a version of it; also returns the seconds. base: reuse the encoder of this training."""
     run = Run(folder, config, dataset)
     trained = fit(config, dataset, split, run, progress, base.model.encoder if base else None)
     started = time.perf_counter()
@@ -195,13 +196,13 @@ def _version(
 def _classics(
     config: TrainConfig, dataset: Dataset, split: Split, progress: Progress
 ) -> list[tuple[str, Scorer, float]]:
-    """Each classic baseline, fitted, and the seconds that took, choosing its setting included."""
+    """Fit each classic baseline: its name, its scorer, and the seconds, including the choice of its setting."""
     seen = clicked_items(dataset, split.train_users, split.train_length)
     everything = clicked_items(dataset, split.train_users, split.visible_length)
-    kept_back = tuning_requests(dataset, split)
+    tuning = tuning_requests(dataset, split)
 
     def tuned(fit_one: Callable[..., Scorer], settings: tuple[Any, ...]) -> Scorer:
-        return fit_one(everything, best_setting(fit_one, settings, seen, kept_back, config.k))
+        return fit_one(everything, best_setting(fit_one, settings, seen, tuning, config.k))
 
     fits: dict[str, Callable[[], Scorer]] = {
         "item_cf": lambda: item_cf(everything),
@@ -210,17 +211,17 @@ def _classics(
     if len(dataset.item_ids) <= EASE_ITEMS:
         fits["ease"] = lambda: tuned(ease, EASE_PENALTIES)
     fits["als"] = lambda: tuned(functools.partial(als, factors=config.embedding), ALS_SETTINGS)
-    found = []
+    fitted = []
     for name, make in fits.items():
         progress.say(f"fitting {METHODS[name]}")
         started = time.perf_counter()
         score = make()
-        found.append((name, score, time.perf_counter() - started))
-    return found
+        fitted.append((name, score, time.perf_counter() - started))
+    return fitted
 
 
 def _mean_and_std(values: list[float | None]) -> dict[str, float | None]:
-    """Over the seeds; no deviation of one, and neither where nothing was measured."""
+    """Mean and standard deviation over the seeds; None if there are too few values."""
     measured = [value for value in values if value is not None]
     return {
         "mean": float(np.mean(measured)) if measured else None,
@@ -228,16 +229,16 @@ def _mean_and_std(values: list[float | None]) -> dict[str, float | None]:
     }
 
 
-def table(name: str, found: dict[str, Any]) -> str:
-    """One data set's table for people: percent, mean and standard deviation over the seeds."""
-    k = found["k"]
+def table(name: str, result: dict[str, Any]) -> str:
+    """The table of a data set for people: percentages, mean and standard deviation over the seeds."""
+    k = result["k"]
     lines = [
-        f"{name}: {about(found)}",
-        f"{filtering(found)}. ms: a request, in batches (HNSW: one after another)",
+        f"{name}: {about(result)}",
+        f"{filtering(result)}. ms: per request, in batches (HNSW: one request at a time)",
         "",
         f"{'':32}{f'P@{k} %':>8}{f'R@{k} %':>8}{f'F@{k} %':>24}{'/ brute':>9}{'read':>8}{'fit s':>7}{'ms':>7}",
     ]
-    for method, row in found["methods"].items():
+    for method, row in result["methods"].items():
         p, r = (mean(row["filtered"][m], 2, 100) for m in ("precision", "recall"))
         f = f"{percent(row['filtered']['f_measure'])} ({mean(row['unfiltered']['f_measure'], 2, 100)})"
         ratio = mean(row["filtered"]["ratio_to_brute_force"]["f_measure"], 3)
@@ -249,24 +250,24 @@ def table(name: str, found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def about(found: dict[str, Any]) -> str:
-    """How large a data set is."""
+def about(result: dict[str, Any]) -> str:
+    """The size of a data set."""
     counts = {"users": "held-out user", "items": "item", "interactions": "interaction"}
-    return ", ".join(counted(found[key], noun) for key, noun in counts.items())
+    return ", ".join(counted(result[key], noun) for key, noun in counts.items())
 
 
-def filtering(found: dict[str, Any]) -> str:
-    """What the figures are of, those in brackets too."""
-    if found["users"]:
+def filtering(result: dict[str, Any]) -> str:
+    """Whether history is filtered from answers, for the figures and for those in brackets."""
+    if result["users"]:
         return "history filtered; in brackets: not filtered"
     return f"{nobody()}; in brackets: not filtered"
 
 
 def mean(figure: dict[str, float | None], digits: int, factor: float = 1) -> str:
-    """The mean for people, or a dash where nothing was measured."""
+    """The mean as text, or a dash if nothing was measured."""
     return UNMEASURED if figure["mean"] is None else f"{factor * figure['mean']:.{digits}f}"
 
 
 def percent(figure: dict[str, float | None]) -> str:
-    """The mean, and the deviation if there is one."""
+    """The mean in percent, with the standard deviation if there is one."""
     return mean(figure, 2, 100) + ("" if figure["std"] is None else f" ± {100 * figure['std']:.2f}")

@@ -1,7 +1,7 @@
-"""The data sets of `dr-trainer benchmark`: where each is looked for, its protocol, and how to get it.
+"""The data sets of `dr-trainer benchmark`: where their files are, the protocol of each, and how to get them.
 
-A protocol says which users are kept and held out, and how many items are asked for. It never says how the network is
-trained: that is the same everywhere.
+A protocol sets which users are kept and held out, and how many items are requested. It never changes how the network
+is trained, which is the same for all data sets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer.errors import DataError
 
-#: The data set that a checkout has; an installed package is without it.
+#: The data set in a checkout; an installed package does not contain it.
 EXAMPLE = Path(__file__).parents[2] / "examples" / "online_retail"
 FILE = re.compile(r"(?P<name>.+?)(\.interactions)?\.(parquet|csv|tsv)\Z")
 
@@ -63,10 +63,10 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_datasets(folder: Path, names: list[str] | None) -> list[Source]:
-    """The data sets called `names`, or all that are in `folder`.
+    """The data sets called `names`, or all data sets in `folder`.
 
-    A name is a preset's, or that of a file of interactions: NAME.parquet, NAME.interactions.csv and the like.
-    Raises DataError that says how to get a missing one.
+    A name is that of a preset or of a file of interactions, such as NAME.parquet or NAME.interactions.csv.
+    Raises DataError, which says how to get a missing data set.
     """
     if not folder.is_dir():
         raise DataError(f"--data-dir {folder}: no such folder")
@@ -80,7 +80,7 @@ def find_datasets(folder: Path, names: list[str] | None) -> list[Source]:
         names += [name for name, path in files.items() if name not in PRESETS and ".interactions." in path.name]
         if not names:
             raise DataError(
-                f"--data-dir {folder}: no data set is there; name a file of interactions with --datasets, or get one:\n"
+                f"--data-dir {folder}: no data set is there; name a file with --datasets, or get one of these:\n"
                 + "\n".join(f"  {name}: {preset.source}" for name, preset in PRESETS.items())
             )
     return [_find(name, folder, files) for name in names]
@@ -90,11 +90,11 @@ def _find(name: str, folder: Path, files: Mapping[str, Path]) -> Source:
     preset = PRESETS.get(name)
     settings = preset.settings if preset else _AMAZON if name.startswith("amazon-") else {}
     if Path(name).name != name:
-        raise DataError(f"--datasets {name}: expected a name, found a path; the files are looked for in --data-dir")
-    places = [folder / name, *([files[name]] if name in files else []), *([folder / preset.file] if preset else [])]
+        raise DataError(f"--datasets {name}: expected a name, found a path; files must be in --data-dir")
+    candidates = [folder / name, *([files[name]] if name in files else []), *([folder / preset.file] if preset else [])]
     if name == "online-retail":
-        places.append(EXAMPLE / "interactions.parquet")
-    path = next((place for place in places if place.is_file()), None)
+        candidates.append(EXAMPLE / "interactions.parquet")
+    path = next(filter(Path.is_file, candidates), None)
     if path is None:
         raise DataError(_missing(name, folder, files))
     if path.name != "interactions.parquet":
@@ -106,8 +106,8 @@ def _find(name: str, folder: Path, files: Mapping[str, Path]) -> Source:
 def _missing(name: str, folder: Path, files: Mapping[str, Path]) -> str:
     if name in PRESETS:
         return f"--datasets {name}: not in {folder}; get {PRESETS[name].source}"
-    others = ", ".join(sorted(files)[:20]) + (", ..." if len(files) > 20 else "")
+    available = ", ".join(sorted(files)[:20]) + (", ..." if len(files) > 20 else "")
     return (
-        f"--datasets {name}: not in {folder}, which has {others or 'no file of interactions'}; "
-        f"by name there are {', '.join(PRESETS)}"
+        f"--datasets {name}: not in {folder}, which has {available or 'no file of interactions'}; "
+        f"the known names are {', '.join(PRESETS)}"
     )

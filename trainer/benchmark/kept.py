@@ -1,4 +1,4 @@
-"""Measurements are kept and not repeated: in a folder for each data set, settings and code."""
+"""Keep measurements, so that they are not repeated: one folder for each combination of data, settings and code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.progress import Progress
 def code_digest(folders: Iterable[Path], but: Iterable[Path] = ()) -> str:
     """SHA-256 over all Python files below `folders`, without their comments, docstrings and layout.
 
-    but: files left out.
+    but: files to leave out.
     """
     digest = hashlib.sha256()
     for file in sorted({file for folder in folders for file in folder.rglob("*.py")} - set(but)):
@@ -32,10 +32,10 @@ def code_digest(folders: Iterable[Path], but: Iterable[Path] = ()) -> str:
 
 
 _ROOT = Path(__file__).parents[2]
-#: The code that measures, as this process runs it: computed now, for a file may be edited meanwhile.
+#: Digest of the code that measures. Computed on import, because a file may be edited while the process runs.
 _CODE = code_digest(
     [_ROOT / package for package in ("trainer", "retrieval", "index_store")],
-    # These only ask for measurements, and show them.
+    # These files only request measurements and show them.
     but=[_ROOT / "trainer" / file for file in ("__main__.py", "benchmark/plots.py", "benchmark/report.py")],
 )
 
@@ -48,27 +48,27 @@ def keep(
     progress: Progress,
     measure: Callable[[Path], dict[str, Any]],
 ) -> dict[str, Any]:
-    """The result of `measure`, which gets a folder of its own to work in; or its result of an earlier call.
+    """The result of an earlier call, or else of `measure`, which gets a folder of its own to work in.
 
-    Raises ResumeError where the folder cannot be used.
+    Raises ResumeError if the folder cannot be used.
     """
-    place = own_folder(folder, name, config, dataset)
-    file = place / "result.json"
-    with _usable(place):
+    own = own_folder(folder, name, config, dataset)
+    file = own / "result.json"
+    with _usable(own):
         measured = file.exists()
     if not measured:
-        progress.say(f"{name}: in {place}")
-        with _usable(place):
-            place.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(measure(place))  # outside of `_usable`: an OSError in there is not the folder's
-        with _usable(place):
+        progress.say(f"{name}: measuring in {own}")
+        with _usable(own):
+            own.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(measure(own))  # outside of `_usable`: its OSErrors are not about this folder
+        with _usable(own):
             temporary = file.with_suffix(".partial")
             temporary.write_text(text)
             temporary.replace(file)
     else:
-        progress.say(f"{name}: measured before, {file}")
+        progress.say(f"{name}: measured before; the result is in {file}")
     try:
-        with _usable(place):
+        with _usable(own):
             result: dict[str, Any] = json.loads(file.read_bytes())
     except ValueError:
         raise ResumeError(f"{file}: damaged; delete it to measure again") from None
@@ -76,14 +76,15 @@ def keep(
 
 
 @contextlib.contextmanager
-def _usable(place: Path) -> Iterator[None]:
+def _usable(folder: Path) -> Iterator[None]:
+    """Turn an OSError into a ResumeError that names the folder."""
     try:
         yield
     except OSError as error:
-        raise ResumeError(f"--runs: {place} cannot be used: {error.strerror or error}") from None
+        raise ResumeError(f"--runs: {folder} cannot be used: {error.strerror or error}") from None
 
 
 def own_folder(folder: Path, name: str, config: TrainConfig, dataset: Dataset) -> Path:
-    """The folder for a measurement with these settings and data, by this code."""
+    """The folder for a measurement with these settings, these data and this code."""
     about = json.dumps([config.to_json(), dataset.digest(), _CODE], sort_keys=True)
     return folder / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"

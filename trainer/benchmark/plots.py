@@ -1,4 +1,4 @@
-"""The plots of the reports, each a PNG."""
+"""The plots of the reports, as PNG images."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from matplotlib.ticker import MaxNLocator
 OURS, EXACT, RIVAL = "#1f6fb4", "#222222", "#9aa5b1"
 
 
-def learning(found: dict[str, Any]) -> bytes:
-    """Loss of the head, then of the paths, by epoch; a mark where the items were reassigned."""
+def learning(result: dict[str, Any]) -> bytes:
+    """Loss of the head and of the paths by epoch; vertical lines mark reassignments of items."""
 
     def draw(axes: Axes) -> None:
         for key, label, colour in (("head_loss", "encoder and head", EXACT), ("path_loss", "paths", OURS)):
-            epochs = [record for record in found["epochs"] if key in record]
+            epochs = [record for record in result["epochs"] if key in record]
             axes.plot([e["epoch"] for e in epochs], [e[key] for e in epochs], "o-", color=colour, label=label)
-        for record in found["epochs"]:
+        for record in result["epochs"]:
             if "alpha" in record:
                 axes.axvline(record["epoch"], color=RIVAL, linestyle=":")
-        axes.set(xlabel="epoch", ylabel="loss, nats a click")
+        axes.set(xlabel="epoch", ylabel="loss, nats per click")
         axes.legend()
 
     return _png(draw)
 
 
-def occupancy(found: dict[str, Any]) -> bytes:
-    """How many paths have how many items."""
+def occupancy(result: dict[str, Any]) -> bytes:
+    """Histogram of the number of items per path."""
 
     def draw(axes: Axes) -> None:
-        sizes = {int(size): count for size, count in found["path_sizes"].items()}
+        sizes = {int(size): count for size, count in result["path_sizes"].items()}
         axes.bar(list(sizes), list(sizes.values()), color=OURS, width=0.9)
         axes.set(xlabel="items on a path", ylabel="paths", xlim=(0, max(sizes) + 1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -43,35 +43,35 @@ def occupancy(found: dict[str, Any]) -> bytes:
     return _png(draw)
 
 
-def reads(found: dict[str, Any]) -> bytes:
-    """The share of brute force's answer among the items read: a colour a beam width, and the line of the best."""
+def reads(result: dict[str, Any]) -> bytes:
+    """Share of brute force's answer by items read: one colour per beam width, and a line of the best share."""
 
     def draw(axes: Axes) -> None:
-        points = sorted((point["reads"], point["share"], point["beam"]) for point in found["frontier"])
+        points = sorted((point["reads"], point["share"], point["beam"]) for point in result["frontier"])
         best = np.maximum.accumulate([share for _, share, _ in points])
         axes.plot([read for read, _, _ in points], best, color=RIVAL, zorder=0)
         beams = sorted({beam for _, _, beam in points})
         for beam, colour in zip(beams, mpl.colormaps["viridis_r"](np.linspace(0.1, 1, len(beams))), strict=True):
-            x, y = zip(*[(read, share) for read, share, of in points if of == beam], strict=True)
+            x, y = zip(*[(read, share) for read, share, width in points if width == beam], strict=True)
             axes.plot(x, y, "o-", color=colour, label=f"B = {beam}")
         for budget in (2, 5, 10):
-            axes.axvline(budget * found["k"], color=RIVAL, linestyle=":")
-            axes.annotate(f" {budget} x k", (budget * found["k"], 0.02), color=RIVAL)
-        axes.set(xscale="log", xlabel="items read a request", ylabel=f"of brute force's {found['k']} found")
+            axes.axvline(budget * result["k"], color=RIVAL, linestyle=":")
+            axes.annotate(f" {budget} x k", (budget * result["k"], 0.02), color=RIVAL)
+        axes.set(xscale="log", xlabel="items read per request", ylabel=f"share of brute force's {result['k']} items")
         axes.set_ylim(0, 1.02)
         axes.legend(loc="upper left")
 
     return _png(draw)
 
 
-def by_popularity(found: dict[str, Any], names: dict[str, str]) -> bytes:
-    """Recall of items that are rarely and often clicked."""
+def by_popularity(result: dict[str, Any], names: dict[str, str]) -> bytes:
+    """Recall by how often items are clicked, for several methods."""
 
     def draw(axes: Axes) -> None:
         colours = {"deep_retrieval": OURS, "brute_force": EXACT}
         for i, (method, label) in enumerate(names.items()):
-            if method in found["methods"]:
-                shares = [np.nan if s is None else s for s in found["methods"][method]["recall_by_popularity"]]
+            if method in result["methods"]:
+                shares = [np.nan if s is None else s for s in result["methods"][method]["recall_by_popularity"]]
                 axes.plot(
                     range(len(shares)),
                     shares,
@@ -80,21 +80,21 @@ def by_popularity(found: dict[str, Any], names: dict[str, str]) -> bytes:
                     linewidth=2.5 if method == "deep_retrieval" else 1.5,
                     label=label,
                 )
-        last = len(found["methods"]["deep_retrieval"]["recall_by_popularity"]) - 1
+        last = len(result["methods"]["deep_retrieval"]["recall_by_popularity"]) - 1
         axes.set_xticks([0, last], ["rarely clicked", "often clicked"])
-        axes.set(xlabel="items; each group has as many clicks as another", ylabel="recall")
+        axes.set(xlabel="groups of items with equal numbers of clicks", ylabel="recall")
         axes.set_ylim(bottom=0)
         axes.legend()
 
     return _png(draw)
 
 
-def methods(found: dict[str, Any], names: dict[str, str]) -> bytes:
-    """F of every method, with its standard deviation if there are several seeds."""
+def methods(result: dict[str, Any], names: dict[str, str]) -> bytes:
+    """F-measure of every method, with its standard deviation if there are several seeds."""
 
     def draw(axes: Axes) -> None:
-        kind = "filtered" if found["users"] else "unfiltered"  # where nobody can be measured filtered
-        rows = [(name, row[kind]["f_measure"]) for name, row in found["methods"].items()][::-1]
+        kind = "filtered" if result["users"] else "unfiltered"  # without users whose truth has new items
+        rows = [(name, row[kind]["f_measure"]) for name, row in result["methods"].items()][::-1]
         deviations = [f["std"] for _, f in rows]
         axes.barh(
             [names[name] for name, _ in rows],
@@ -105,13 +105,13 @@ def methods(found: dict[str, Any], names: dict[str, str]) -> bytes:
                 for name, _ in rows
             ],
         )
-        axes.set(xlabel=f"F@{found['k']}, %" + ("" if found["users"] else ", history not filtered"))
+        axes.set(xlabel=f"F@{result['k']}, %" + ("" if result["users"] else ", history not filtered"))
 
     return _png(draw)
 
 
 def setting(rows: list[dict[str, Any]], name: str, title: str, brute_force: float, k: int, by_chance: float) -> bytes:
-    """Recall by the values of one setting. by_chance: how far apart the best and the worst may be for nothing."""
+    """Recall by the values of a setting. by_chance: difference between best and worst that chance alone explains."""
 
     def draw(axes: Axes) -> None:
         places = range(len(rows))
@@ -129,7 +129,7 @@ def setting(rows: list[dict[str, Any]], name: str, title: str, brute_force: floa
 
 
 def largest_path(rows: list[dict[str, Any]], slope: float) -> bytes:
-    """Table 5: the largest path by alpha, both logarithmic."""
+    """Size of the largest path by alpha, on logarithmic axes (Table 5)."""
 
     def draw(axes: Axes) -> None:
         axes.loglog([row["value"] for row in rows], [row["largest"] for row in rows], "o-", color=OURS)

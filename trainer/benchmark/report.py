@@ -1,4 +1,4 @@
-"""`--report DIR`: one HTML page with everything in it, and its plots as PNGs beside it."""
+"""Write `--report DIR`: a self-contained HTML page, and its plots as PNG files."""
 
 from __future__ import annotations
 
@@ -20,36 +20,38 @@ PLOTTED = ("deep_retrieval", "brute_force", "two_tower", "ease", "als", "item_cf
 
 
 def write_benchmark(folder: Path, document: dict[str, Any]) -> Path:
-    """index.html, benchmark.json and PNGs in `folder`. Returns the page."""
+    """Write index.html, benchmark.json and PNG files to `folder`. Returns the path of the page."""
     sections = []
-    whiskers = "; the whiskers are a standard deviation" if document["seeds"] > 1 else ""
-    for name, found in document["datasets"].items():
+    whiskers = "; whiskers show the standard deviation" if document["seeds"] > 1 else ""
+    for name, result in document["datasets"].items():
         names = {method: METHODS[method] for method in PLOTTED}
         pictures = {
-            "methods": (f"F of every method{whiskers}", plots.methods(found, METHODS)),
-            "reads": ("Brute force's answer found, by the items read and the beam width, seed 0", plots.reads(found)),
-            "popularity": ("Recall by how often an item is clicked, seed 0", plots.by_popularity(found, names)),
-            "learning": ("Loss by epoch, seed 0", plots.learning(found)),
-            "occupancy": ("Items a path, seed 0", plots.occupancy(found)),
+            "methods": (f"F of every method{whiskers}", plots.methods(result, METHODS)),
+            "reads": ("Share of brute force's answer by items read and beam width, seed 0", plots.reads(result)),
+            "popularity": ("Recall by how often an item is clicked, seed 0", plots.by_popularity(result, names)),
+            "learning": ("Loss by epoch, seed 0", plots.learning(result)),
+            "occupancy": ("Items per path, seed 0", plots.occupancy(result)),
         }
-        if not found["users"]:
+        if not result["users"]:
             del pictures["popularity"]
         sections.append(
             {
                 "title": name,
-                "note": f"{about(found)}; {counted(found['k'], 'item')} asked for; {filtering(found)}.",
+                "note": f"{about(result)}; {counted(result['k'], 'item')} requested; {filtering(result)}.",
                 "head": ["", "P %", "R %", "F %", "F / brute force", "items read", "fit, s", "answer, ms"],
-                "rows": [_row(method, row) for method, row in found["methods"].items()],
+                "rows": [_row(method, row) for method, row in result["methods"].items()],
                 "plots": _save(folder, name, pictures),
             }
         )
     means = f"Means over {document['seeds']} seeds" if document["seeds"] > 1 else "One seed"
-    note = f"{means}, on held-out users, percent."
-    return _write(folder, "benchmark", document, "Deep Retrieval beside what teams use today", note, sections)
+    note = f"{means}, on held-out users, in percent."
+    return _write(
+        folder, "benchmark", document, "Deep Retrieval compared with methods that teams use today", note, sections
+    )
 
 
 def write_sensitivity(folder: Path, document: dict[str, Any]) -> Path:
-    """index.html, sensitivity.json and PNGs in `folder`. Returns the page."""
+    """Write index.html, sensitivity.json and PNG files to `folder`. Returns the path of the page."""
     k, brute_force = document["k"], document["brute_force"]["recall"]
     pictures = {}
     for name, title in TITLES.items():
@@ -61,12 +63,16 @@ def write_sensitivity(folder: Path, document: dict[str, Any]) -> Path:
         plots.largest_path(document["alpha"], document["largest_path_slope"]),
     )
     settings = ", ".join(f"{key} {value}" for key, value in document["settings"].items())
-    section = {"title": "Settings", "note": f"Otherwise: {settings}.", "plots": _save(folder, "setting", pictures)}
+    section = {
+        "title": "Settings",
+        "note": f"Settings that do not vary: {settings}.",
+        "plots": _save(folder, "setting", pictures),
+    }
     note = (
-        "After the paper's Figure 3, Table 4 and Table 5: recall by one setting at a time, the others as they are. "
-        "All variants share encoder and head, and are searched with the same beam. Each plot has a scale of its own. "
-        f"{counted(document['users'], 'held-out user')}; ± is a standard error over them. Within chance: were all "
-        "values alike, so large a difference would be seen in 1 of 20 cases or more; the band is as high."
+        "After the paper's Figure 3, Table 4 and Table 5: one setting varies at a time, the others stay fixed. "
+        "All variants share encoder and head, and are searched with the same beam. Each plot has its own scale. "
+        f"{counted(document['users'], 'held-out user')}; ± is the standard error over users. Within chance: if the "
+        "setting had no effect, so large a difference would occur in at least 1 of 20 cases; the band shows its size."
     )
     return _write(folder, "sensitivity", document, "What each setting is worth", note, [section])
 
@@ -107,7 +113,7 @@ def _write(
 
 
 def require_writable(folder: Path) -> None:
-    """Make the folder; better told now than after hours of measuring. Raises TrainerError."""
+    """Create the folder and check that it is writable, before hours of measuring. Raises TrainerError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()

@@ -1,8 +1,8 @@
-"""What each setting of the structure is worth on one's own data: the paper's Figure 3, Table 4 and Table 5.
+"""Measure the effect of each setting of the paths on your own data: the paper's Figure 3, Table 4 and Table 5.
 
-Encoder and head are learned once; every variant then learns paths of its own on top of them. As in the paper, the beam
-is the same for all variants of K, D, J and alpha. What is compared is which items are read: all are ranked by the same
-head, no reranker is fitted, and nothing is exported; the network is searched as it was trained.
+Encoder and head are trained once; every variant then trains its own paths on top of them. As in the paper, the beam
+is the same for all variants of K, D, J and alpha. Variants differ only in which items are read: all are ranked by the
+same head, no reranker is fitted, and the network is searched in torch without an export.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ BEAMS = (5, 10, 20, 35, 50, 100)
 COUNTS = (1, 2, 3, 4, 5)  # J
 WIDTHS = (0.3, 0.5, 1, 2, 4)  # times K
 DEPTHS = (2, 3, 4)
-#: Times the alpha that meets the budget: three decades below it, where paths are large, as the paper's are in Table 5.
-#: Above it they have a few items each, and whole numbers follow no power law.
+#: Multiples of the alpha that meets the budget. Below it paths are large, as in the paper's Table 5. Above it a path
+#: has only a few items, and such small whole numbers follow no power law.
 ALPHAS = (0.001, 0.01, 0.1, 1)
-DEALS = 1000  # of chance, see `chance`
-#: What each variant is called in plots and tables.
+DEALS = 1000  # permutations in the test of `chance`
+#: Titles of the settings in plots and tables.
 TITLES = {
     "beam": "beam width B",
     "width": "nodes a layer K",
@@ -57,15 +57,15 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One value of one setting."""
+    """A value of a setting, with the changes to the configuration."""
 
-    setting: str  # of TITLES
+    setting: str  # a key of TITLES
     value: Any
     changes: Mapping[str, Any]
 
 
 class TorchSession:
-    """Has an ONNX session's `run`, computed by torch: nothing is exported."""
+    """Offers `run` like an ONNX session, but computes with torch, so that no export is needed."""
 
     def __init__(self, model: PathModel) -> None:
         self._network = Network(model).eval()
@@ -74,12 +74,12 @@ class TorchSession:
         """User vectors, the rows of their paths, log-probabilities."""
         names = ("history", "length", "categories", "numbers", "beam", "trie")
         with torch.inference_mode():
-            found = self._network(*(torch.from_numpy(feeds[name]) for name in names))
-        return [tensor.numpy() for tensor in found]
+            outputs = self._network(*(torch.from_numpy(feeds[name]) for name in names))
+        return [tensor.numpy() for tensor in outputs]
 
 
 class MeasuredPaths:
-    """What the paths of one training find for the held-out users."""
+    """The items that the paths of a training find for the held-out users."""
 
     def __init__(self, trained: Trained, requests: Requests, config: TrainConfig) -> None:
         self.trained, self.requests, self.config = trained, requests, config
@@ -88,39 +88,39 @@ class MeasuredPaths:
         self.structure = PathStructure(TorchSession(model), index, trie, SOFTMAX, config.history, Limits.BEAM)
 
     def brute_force(self) -> list[Items]:
-        """Each user's k best of all items by the head, without the history's."""
-        found: list[Items] = []
+        """Each user's k best of all items by the head, except items of the history."""
+        answers: list[Items] = []
         index = self.structure.index
         vectors = index.item_vectors.astype(np.float32)
         beams = self.requests.beams(self.structure, 1)
         for part, searched in zip(self.requests.parts(), beams, strict=True):
             scores = searched.user @ vectors.T + index.item_bias
-            found += tops(scores, self.config.k, self.requests.histories[part])
-        return found
+            answers += tops(scores, self.config.k, self.requests.histories[part])
+        return answers
 
     def figures(self, beam: int, exact: list[Items]) -> dict[str, Any]:
-        """P/R/F@k, and the recall of each user who has a truth. exact: brute force's answers.
+        """P/R/F@k, and the recall of each user whose truth is not empty. exact: brute force's answers.
 
-        The beam is not widened where it finds fewer than k: it is what is compared.
+        The beam is not widened if it finds fewer than k items, because beams are what is compared.
         """
         requests, k, index = self.requests, self.config.k, self.structure.index
-        found: list[Items] = []
+        items: list[Items] = []
         reads = held = 0
         beams = requests.beams(self.structure, beam)
         for part, searched in zip(requests.parts(), beams, strict=True):
             histories = requests.histories[part]
             postings = self.structure.read(searched, Limits.READS // Limits.BEAM)
             answers = rerank(index, searched, postings, SOFTMAX, [k] * len(histories), histories)
-            found += [answer.items for answer in answers]
+            items += [answer.items for answer in answers]
             reads += sum(answer.read for answer in answers)
             read = candidates(index, searched, postings)
             keys = np.concatenate([row * index.items + top for row, top in enumerate(exact[part])])
             held += int(np.isin(keys, read.request * index.items + read.item).sum())
-        rows = by_user(found, new_items(requests), k)
+        rows = by_user(items, new_items(requests), k)
         return {
             **dict(zip(MEASURES, rows.mean(axis=0).tolist(), strict=True)),
             "structural_recall": held / sum(map(len, exact)),
-            "reads": reads / len(found),
+            "reads": reads / len(items),
             "largest": int(np.unique(self.trained.paths, return_counts=True)[1].max()),
             "alpha": next((r["alpha"] for r in reversed(self.trained.history) if "alpha" in r), None),
             "recall_by_user": rows[:, MEASURES.index("recall")].tolist(),
@@ -128,43 +128,45 @@ class MeasuredPaths:
 
 
 def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: Progress) -> dict[str, Any]:
-    """The document of `dr-trainer sensitivity --json`; what it measures is kept in `folder`."""
+    """The document of `dr-trainer sensitivity --json`; its measurements are kept in `folder`."""
     split = split_users(dataset, config)
     requests = held_out_requests(dataset, split)
     if not requests.histories:
-        raise DataError("test_users: nobody is held out, so there is nobody to measure")
+        raise DataError("test_users: no users are held out, so nothing can be measured")
     if not any(map(len, new_items(requests))):
         raise DataError(nobody(config.split))
     if config.passes - config.warmup < 2:
-        raise ConfigError(f"epochs: a reassignment needs two after the warm-up; expected at least {config.warmup + 2}")
+        raise ConfigError(
+            f"epochs: a reassignment needs two epochs after the warm-up; expected at least {config.warmup + 2}"
+        )
     width = config.resolve_width(len(dataset.item_ids))
-    config = config.replace(width=width)  # so that a variant that is the settings as they are is known for that
+    config = config.replace(width=width)  # so that a variant equal to the base settings is recognised
     variants = possible(structures(width), config, dataset, progress)
-    progress.say("the settings as they are")
+    progress.say("base: your settings, unchanged")
     base = fit(config, dataset, split, Run(own_folder(folder, "base", config, dataset), config, dataset), progress)
     first = MeasuredPaths(base, requests, config)
     tuning = training_requests(dataset, split, TUNING_REQUESTS, config.seed)
     beam, _ = choose_beam(first.structure, tuning, config)
-    as_it_is = config.replace(beam=beam)
+    unchanged = config.replace(beam=beam)
     exact = first.brute_force()
 
-    def measure(changed: TrainConfig, place: Path) -> dict[str, Any]:
-        if changed == as_it_is:
+    def measure(changed: TrainConfig, own: Path) -> dict[str, Any]:
+        if changed == unchanged:
             return first.figures(beam, exact)
-        trained = fit(changed, dataset, split, Run(place, changed, dataset), progress, base.model.encoder)
+        trained = fit(changed, dataset, split, Run(own, changed, dataset), progress, base.model.encoder)
         return MeasuredPaths(trained, requests, changed).figures(beam, exact)
 
     def row(variant: Variant) -> dict[str, Any]:
         progress.say(f"{TITLES[variant.setting]}: {variant.value}")
         changed = config.replace(**variant.changes, beam=beam)
-        # Called alike, so that what two settings have in common is trained and measured once.
-        found = keep(folder, "paths", changed, dataset, progress, functools.partial(measure, changed))
-        return {"value": variant.value} | found
+        # All have the same name, so that equal variants of two settings are trained and measured once.
+        figures = keep(folder, "paths", changed, dataset, progress, functools.partial(measure, changed))
+        return {"value": variant.value} | figures
 
     rows = {"beam": [{"value": value} | first.figures(value, exact) for value in BEAMS]}
     for setting in ("width", "depth", "paths_per_item"):
         rows[setting] = [row(variant) for variant in variants if variant.setting == setting]
-    # The paper's own way for alpha: from random paths, by reassignment.
+    # For alpha do as the paper does: start from random paths and reassign.
     paper = {"start": "random", "reassignments": max(1, config.reassignments)}
     auto = row(Variant("alpha", "auto", paper | {"alpha": "auto"}))["alpha"]
     alphas = [float(f"{auto * factor:.3g}") for factor in ALPHAS]
@@ -183,17 +185,17 @@ def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: P
 
 
 def chance(recalls: NDArray[np.float64]) -> dict[str, Any]:
-    """A permutation test of the best value of a setting minus the worst. recalls: (values, users).
+    """A permutation test of the difference between the best and the worst value. recalls: (values, users).
 
-    standard_error: of that difference, over users. by_chance: its 95th percentile if the values were all alike: each
-    user's recalls are dealt out to them anew, 1,000 times. within: whether the difference is not above that.
+    standard_error: of the difference, over users. by_chance: the 95th percentile of the difference if the setting had
+    no effect: each user's recalls are shuffled among the values 1,000 times. within: difference <= by_chance.
     """
     means = recalls.mean(axis=1)
     differences = recalls[means.argmax()] - recalls[means.argmin()]
     users = len(differences)
     generator = np.random.default_rng(0)
-    dealt = [np.ptp(generator.permuted(recalls, axis=0).mean(axis=1)) for _ in range(DEALS)]
-    by_chance = float(np.quantile(dealt, 0.95))
+    shuffled = [np.ptp(generator.permuted(recalls, axis=0).mean(axis=1)) for _ in range(DEALS)]
+    by_chance = float(np.quantile(shuffled, 0.95))
     return {
         "standard_error": float(differences.std(ddof=1) / users**0.5) if users > 1 else None,
         "by_chance": by_chance,
@@ -202,15 +204,15 @@ def chance(recalls: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def effect(document: dict[str, Any], name: str) -> str:
-    """What a setting is worth, for people."""
-    found = document["chance"][name]
-    error = "" if found["standard_error"] is None else f" ± {100 * found['standard_error']:.2f}"
-    verdict = f"; within chance ({counted(document['users'], 'user')})" if found["within"] else ""
+    """The effect of a setting on recall, as text."""
+    test = document["chance"][name]
+    error = "" if test["standard_error"] is None else f" ± {100 * test['standard_error']:.2f}"
+    verdict = f"; within chance ({counted(document['users'], 'user')})" if test["within"] else ""
     return f"{100 * document['effects'][name]:.2f}{error} points between the best and the worst{verdict}"
 
 
 def structures(width: int) -> list[Variant]:
-    """The values of K, D and J: a setting changes, the others stay; and for D once K^D in other layers."""
+    """Variants of K, D and J, one changed at a time; for D also two layers with as many paths as three layers of K."""
     widths = sorted({max(2, round(factor * width)) for factor in WIDTHS})
     depths = [*((depth, width) for depth in DEPTHS), (2, round(width**1.5))]
     return [
@@ -221,28 +223,28 @@ def structures(width: int) -> list[Variant]:
 
 
 def possible(variants: list[Variant], config: TrainConfig, dataset: Dataset, progress: Progress) -> list[Variant]:
-    """Those that can be trained; of the others it is said why not."""
-    found = []
+    """The variants that can be trained. Tells the user why the others are left out."""
+    trainable = []
     for variant in variants:
         try:
             config.replace(**variant.changes).resolve_width(len(dataset.item_ids))
-            found.append(variant)
+            trainable.append(variant)
         except ConfigError as error:
             progress.say(f"left out: {TITLES[variant.setting]} {variant.value}: {error}")
-    return found
+    return trainable
 
 
 def slope(alphas: list[float], largest: list[int]) -> float:
-    """Of log largest path over log alpha, by least squares; the paper's Table 5 has -0.3."""
+    """Least-squares slope of log(largest path) over log(alpha); the paper's Table 5 has -0.3."""
     return float(np.polyfit(np.log(alphas), np.log(largest), 1)[0])
 
 
 def table(result: dict[str, Any]) -> str:
-    """For people, recall in percent."""
+    """The tables as text, recall in percent."""
     k = result["k"]
     users = counted(result["users"], "held-out user")
     lines = [
-        f"brute force: R@{k} {100 * result['brute_force']['recall']:.2f} %, {users}; ± is a standard error over users"
+        f"brute force: R@{k} {100 * result['brute_force']['recall']:.2f} %, {users}; ± is the standard error over users"
     ]
     for name, title in TITLES.items():
         lines += ["", f"{title}: {effect(result, name)}"]

@@ -1,4 +1,4 @@
-"""What Deep Retrieval is to replace: a two-tower network after YouTube DNN (Covington et al. 2016), with HNSW."""
+"""The main rival of Deep Retrieval: a two-tower network after YouTube DNN (Covington et al. 2016), with HNSW."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from trainer.deep_retrieval.steps import gradient_epoch, make_optimizers
 from trainer.evaluate.measures import Answers, Items
 from trainer.progress import Progress
 
-LINKS = 32  # of a node of the HNSW graph
+LINKS = 32  # links per node of the HNSW graph
 
 
 class TwoTower(nn.Module):
-    """User tower: the mean of the history's embeddings and the context, through two layers. Item tower: a vector."""
+    """User tower: two layers on the mean embedding of the history and the context. Item tower: a vector per item."""
 
     def __init__(self, config: TrainConfig, clicks: NDArray[np.int64], schema: ContextSchema) -> None:
         super().__init__()
@@ -53,12 +53,12 @@ class TwoTower(nn.Module):
         return self.item_embedding.weight
 
     def vectors_of(self, items: Tensor) -> Tensor:
-        """Of `items`, (..., E)."""
+        """The vectors of `items`, (..., E)."""
         vectors: Tensor = self.item_embedding(items)
         return vectors
 
     def encoder(self, history: Tensor, categories: Tensor, numbers: Tensor) -> Tensor:
-        """User vectors (B, T + 1, E); [:, t] has seen the first t items. history: (B, T), -1 after its end."""
+        """User vectors (B, T + 1, E); [:, t] depends on the first t items. history: (B, T), padded with -1."""
         padding = len(self.item_bias)
         embedded = self.dropout(self.history_embedding(torch.where(history < 0, padding, history)))  # (B, T, E)
         total = torch.cat([torch.zeros_like(embedded[:, :1]), embedded.cumsum(dim=1)], dim=1)
@@ -69,12 +69,12 @@ class TwoTower(nn.Module):
         return user
 
     def head_logits(self, user: Tensor) -> Tensor:
-        """Of every item, (N, V)."""
+        """The logit of every item, (N, V)."""
         return user @ self.item_vectors.T + self.item_bias
 
 
 def train_two_tower(config: TrainConfig, dataset: Dataset, split: Split, progress: Progress) -> TwoTower:
-    """Trained as our own encoder is: as many epochs, the same targets and loss, on all that is not held out."""
+    """Train like our own encoder: the same number of epochs, targets and loss, on all items that are not held out."""
     torch.manual_seed(config.seed)
     split = dataclasses.replace(split, train_length=split.visible_length)
     clicks = click_counts(dataset, split)
@@ -92,7 +92,7 @@ def train_two_tower(config: TrainConfig, dataset: Dataset, split: Split, progres
 
 
 def encode(model: TwoTower, requests: Requests, history: int) -> tuple[NDArray[np.float32], float]:
-    """The user vector of each request, (R, E), and the seconds that took."""
+    """The user vector of each request, (R, E), and the seconds it took."""
     users = []
     started = time.perf_counter()
     with torch.inference_mode():
@@ -106,44 +106,44 @@ def encode(model: TwoTower, requests: Requests, history: int) -> tuple[NDArray[n
 
 
 def build_hnsw(vectors: NDArray[np.float32], bias: NDArray[np.float32]) -> tuple[Any, float]:
-    """A graph over items, and the seconds that took. vectors: (V, E), bias: (V,).
+    """Build an HNSW graph over items; also returns the seconds. vectors: (V, E), bias: (V,).
 
-    A graph of inner products is hard to walk, so nearest is made a matter of distance: one more coordinate gives all
-    items the same length (Bachrach et al. 2014).
+    HNSW works badly with inner products, so they are turned into distances: an additional coordinate gives all item
+    vectors the same length (Bachrach et al. 2014).
     """
-    import faiss  # only the benchmark has it
+    import faiss  # installed only for the benchmark
 
     started = time.perf_counter()
-    places = np.concatenate([vectors, bias[:, None] - bias.mean()], axis=1)
-    squares = (places**2).sum(axis=1)
-    graph = faiss.IndexHNSWFlat(places.shape[1] + 1, LINKS)
+    points = np.concatenate([vectors, bias[:, None] - bias.mean()], axis=1)
+    squares = (points**2).sum(axis=1)
+    graph = faiss.IndexHNSWFlat(points.shape[1] + 1, LINKS)
     graph.hnsw.efConstruction = 200
-    graph.add(np.concatenate([places, np.sqrt(squares.max() - squares)[:, None]], axis=1))
+    graph.add(np.concatenate([points, np.sqrt(squares.max() - squares)[:, None]], axis=1))
     return graph, time.perf_counter() - started
 
 
 def answer_hnsw(graph: Any, users: NDArray[np.float32], requests: Requests, k: int, wider: int) -> Answers:
-    """The k nearest by inner product for each request, one request after another. users: (R, E).
+    """The k items with the largest inner products for each request, one request at a time. users: (R, E).
 
-    wider: nodes kept while searching (efSearch), for each that is wanted. Reads are the distances computed.
+    wider: nodes kept while searching (efSearch), as a multiple of k. Reads are the distances computed.
     """
     import faiss
 
-    library: Any = faiss  # its types do not have what its wrapper adds
+    library: Any = faiss  # its type stubs lack what its Python wrapper adds
     statistics = library.cvar
-    found: dict[bool, list[Items]] = {True: [], False: []}
+    answers: dict[bool, list[Items]] = {True: [], False: []}
     reads, seconds = [], 0.0
     for user, history in zip(users, requests.histories, strict=True):
-        place = np.append(user, [1, 0]).astype(np.float32)[None]
-        for filtered, answers in found.items():
+        point = np.append(user, [1, 0]).astype(np.float32)[None]
+        for filtered, lists in answers.items():
             seen = history if filtered else history[:0]
-            kept = library.IDSelectorNot(library.IDSelectorBatch(seen))
-            parameters = library.SearchParametersHNSW(efSearch=wider * k, sel=kept)
+            unseen = library.IDSelectorNot(library.IDSelectorBatch(seen))
+            parameters = library.SearchParametersHNSW(efSearch=wider * k, sel=unseen)
             statistics.hnsw_stats.reset()
             started = time.perf_counter()
-            _, (items,) = graph.search(place, min(k, requests.items), params=parameters)
+            _, (items,) = graph.search(point, min(k, requests.items), params=parameters)
             if filtered:
                 seconds += time.perf_counter() - started
                 reads.append(statistics.hnsw_stats.ndis)
-            answers.append(items[items >= 0].astype(np.int64))
-    return Answers(found[True], found[False], np.array(reads), seconds)
+            lists.append(items[items >= 0].astype(np.int64))
+    return Answers(answers[True], answers[False], np.array(reads), seconds)

@@ -1,1 +1,4 @@
-"""From files to data sets: tables, columns, user sequences, splits, batches and requests. Imports no other room."""
+"""From files to data sets: tables, columns, user sequences, splits, batches and requests.
+
+Imports no other subpackage of the trainer.
+"""

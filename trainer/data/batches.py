@@ -1,4 +1,4 @@
-"""Training sequences as batches of windows: one pass of the encoder over a window predicts each of its items."""
+"""Cut training sequences into batches of windows. One encoder pass over a window predicts each of its items."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from trainer.data.split import Split
 class Batch:
     """B windows of up to T items.
 
-    history: (B, T) item indices, -1 after the end. targets: (B, T + 1), targets[:, t] is the item to be predicted from
-    the first t; -1 where none is. categories: (B, C) and numbers: (B, M), the users' context.
+    history: (B, T) item indices, padded with -1. targets: (B, T + 1); targets[:, t] is the item to predict from the
+    first t items, or -1 if there is none. categories: (B, C) and numbers: (B, M), the users' context.
     """
 
     history: Tensor
@@ -33,33 +33,33 @@ class Batch:
 
 
 class Batches:
-    """The training users' sequences cut into windows; every item is predicted once an epoch.
+    """The training users' sequences, cut into windows; every item is predicted once per epoch.
 
-    A window in the middle of a sequence begins with the last item of the window before it, as history alone.
-    predictions: how many an epoch has.
+    Every later window of a sequence begins with the last item of the window before it, which is history but no target.
+    predictions: the number of predictions per epoch.
     """
 
     def __init__(self, dataset: Dataset, split: Split, history: int, batch: int, later: float = 0.0) -> None:
-        """history: the longest window, in items. batch: about how many predictions a batch has.
+        """history: the longest window, in items. batch: the approximate number of predictions per batch.
 
-        later: the share of targets that are not the next item but any later one of the window, drawn anew in each epoch
-        that has a generator: retrieval is asked for the items that a user clicks later, in whatever order.
+        later: the share of targets that are a random item of the rest of the window instead of the next item, drawn
+        again each epoch. Retrieval is asked for all items that a user clicks later, in any order.
         """
         self._dataset, self._history, self._batch, self._later = dataset, history, batch, later
         lengths = split.train_length[split.train_users]
         windows = np.maximum(1, -(-(lengths - 1) // history))  # of T + 1 items, overlapping by one
         self._user = np.repeat(split.train_users, windows)
         first = np.cumsum(windows) - windows
-        number = np.arange(len(self._user)) - np.repeat(first, windows)  # within its user
+        number = np.arange(len(self._user)) - np.repeat(first, windows)  # of the window within its user's sequence
         self._start = number * history
         self._length = np.minimum(np.repeat(lengths, windows) - self._start, history + 1)
         self._continues = number > 0
         self.predictions = int(lengths.sum())
 
     def epoch(self, generator: np.random.Generator | None) -> Iterator[Batch]:
-        """Batches of windows of like length, on the CPU, in an order drawn from `generator`; None: longest first."""
+        """Batches of windows of similar length, on the CPU, in random order; without `generator`, the longest first."""
         noise = generator.random(len(self._user)) if generator else np.zeros(len(self._user))
-        # Windows of like length need little padding; the noise puts other windows together in each epoch.
+        # Windows of similar length need little padding; the noise groups different windows in each epoch.
         order = np.argsort(-self._length * (1 + 0.2 * noise), kind="stable")
         ends = np.cumsum(self._length[order])
         groups = np.split(order, np.unique(np.searchsorted(ends, np.arange(self._batch, ends[-1], self._batch))))
@@ -71,15 +71,15 @@ class Batches:
         data, length = self._dataset, self._length[windows]
         column = np.arange(length.max())
         inside = column < length[:, None]  # (B, T + 1)
-        place = (data.offsets[self._user[windows]] + self._start[windows])[:, None] + column
-        items = np.where(inside, data.items[np.minimum(place, len(data.items) - 1)], -1).astype(np.int64)
+        position = (data.offsets[self._user[windows]] + self._start[windows])[:, None] + column
+        items = np.where(inside, data.items[np.minimum(position, len(data.items) - 1)], -1).astype(np.int64)
         targets = items.copy()
         targets[self._continues[windows], 0] = -1
         if generator and self._later:
             ahead = generator.random(targets.shape) * (length[:, None] - column)
             drawn = column + np.where(generator.random(targets.shape) < self._later, ahead, 0).astype(np.int64)
             targets = np.where(targets < 0, -1, np.take_along_axis(items, np.clip(drawn, 0, length[:, None] - 1), 1))
-        # The last item of a window is a target alone; the others are history too.
+        # The last item of a window is only a target; the others are also history.
         last = np.arange(len(windows)), length - 1
         history = items.copy()
         history[last] = -1

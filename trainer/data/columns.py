@@ -1,4 +1,4 @@
-"""Columns of ids and numbers: which type they have, over all files together, and the first value that does not fit."""
+"""Read columns of ids and numbers. Ids get one type over all files; errors name the first value that does not fit."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Indices = NDArray[np.int64]
 IdType = Literal["auto", "integer", "string"]
 
 _INTEGER = f"^{INTEGER}$"
-WITH_POINT = "integers written with a decimal point, read without it"
-SAFE = 2**53  # integers beyond it are rounded by whoever reads JSON's numbers as floats: JavaScript, jq
+WITH_POINT = "integers written with a decimal point are read as integers"
+SAFE = 2**53  # programs that read JSON numbers as floats, such as JavaScript and jq, round integers beyond it
 
 
 @dataclass(frozen=True)
 class EncodedIds:
-    """The ids of some columns together.
+    """The ids of several columns, encoded together.
 
-    rows: of each column, int64 indices into `ids`. said: what a user should know of how they were read.
+    rows: int64 indices into `ids`, one array per column. said: messages for the user about how the ids were read.
     """
 
     rows: list[Indices]
@@ -42,7 +42,7 @@ class EncodedIds:
 
 
 def required(table: Table, name: str) -> pa.ChunkedArray:
-    """A column without missing values. Raises DataError naming the first row that has none."""
+    """A column without missing values. Raises DataError naming the first row without a value."""
     column = table.column(name)
     if column.null_count:
         row = pc.index(pc.is_null(column), True).as_py()
@@ -51,10 +51,10 @@ def required(table: Table, name: str) -> pa.ChunkedArray:
 
 
 def encode_ids(tables: Sequence[Table], name: str, wanted: IdType) -> EncodedIds:
-    """The ids of column `name` of all `tables`, as integers or as strings, the same for all of them.
+    """The ids of column `name` of all `tables`, all as integers or all as strings.
 
-    auto: integers if every id of every table is one, by Parquet's type, or in text as it is written (7 or 7.0, but not
-    007). Blanks around an id are no part of it. Raises DataError naming file, row and value.
+    auto: integers if every id of every table is an integer, by Parquet's type or by its text (7 or 7.0, but not 007).
+    Blanks around an id are removed. Raises DataError naming file, row and value.
     """
     said: list[str] = []
     columns = [_IdColumn.read(table, name, said) for table in tables]
@@ -62,15 +62,15 @@ def encode_ids(tables: Sequence[Table], name: str, wanted: IdType) -> EncodedIds
     if strings and wanted == "integer":
         raise DataError(f"{strings[0].first_string()}; expected integers (--set {name}=integer)")
     if wanted == "auto" and any(column.has_integers for column in columns):
-        said += [f"{name}: taken as strings: {column.first_string()}" for column in strings[:1]]
-    # 7.0 is 7 where ids are integers but for some, as pandas writes them beside a missing one; else it may be a name.
+        said += [f"{name}: read as strings: {column.first_string()}" for column in strings[:1]]
+    # If some column has only integers, 7.0 means 7: pandas writes it so beside missing values. Else it may be a name.
     plain_integers = len(strings) < len(columns)
     values = [column.without_fraction(said) if plain_integers else column.values for column in columns]
     if not strings and wanted != "string":
         try:
             return _encode_integers(columns, [ids.cast(pa.int64()) for ids in values], name, said)
         except pa.ArrowInvalid:
-            said.append(f"{name}: taken as strings: an id does not fit in 64 bits")
+            said.append(f"{name}: read as strings: an id does not fit in 64 bits")
     return _encode_strings(columns, [ids.cast(pa.large_string()) for ids in values], said)
 
 
@@ -78,24 +78,24 @@ def _encode_integers(columns: list[_IdColumn], values: list[pa.Array], name: str
     numbers = [ids.to_numpy() for ids in values]
     ids = np.unique(np.concatenate(numbers))
     if max(-int(ids[0]), int(ids[-1])) > SAFE:
-        said.append(f"{name}: integers beyond 2^53, which JavaScript rounds; --set {name}=string makes them strings")
+        said.append(f"{name}: JavaScript rounds integers beyond 2^53; --set {name}=string makes them strings")
     return EncodedIds([ids.searchsorted(n)[c.rows] for n, c in zip(numbers, columns, strict=True)], ids, said)
 
 
 def _encode_strings(columns: list[_IdColumn], values: list[pa.Array], said: list[str]) -> EncodedIds:
     encoded = pa.concat_arrays(values).dictionary_encode()
-    found = np.array(encoded.dictionary.to_pylist(), dtype=object)
-    order = np.argsort(found)
+    distinct = np.array(encoded.dictionary.to_pylist(), dtype=object)
+    order = np.argsort(distinct)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     starts = np.cumsum([len(ids) for ids in values])[:-1]
-    places = np.split(rank[encoded.indices.to_numpy(zero_copy_only=False)], starts)
-    return EncodedIds([place[c.rows] for place, c in zip(places, columns, strict=True)], found[order], said)
+    ranks = np.split(rank[encoded.indices.to_numpy(zero_copy_only=False)], starts)
+    return EncodedIds([r[c.rows] for r, c in zip(ranks, columns, strict=True)], distinct[order], said)
 
 
 @dataclass(frozen=True)
 class _IdColumn:
-    """A column's different ids, int64 or large_string, and the place of each row's among them."""
+    """The distinct ids of a column, int64 or large_string, and for each row the index of its id."""
 
     table: Table
     name: str
@@ -106,42 +106,42 @@ class _IdColumn:
     def read(cls, table: Table, name: str, said: list[str]) -> _IdColumn:
         column = plain(required(table, name), f"{table.file}: column {name}")
         if pa.types.is_string(column.type):
-            column = column.cast(pa.large_string())  # all of them at once may be longer than 2 GiB
+            column = column.cast(pa.large_string())  # all texts together may exceed 2 GiB
         encoded = column.combine_chunks().dictionary_encode()
         raw = cls(table, name, encoded.dictionary, encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64))
         return dataclasses.replace(raw, values=raw._checked(said))
 
     @property
-    def _what(self) -> str:
+    def _label(self) -> str:
         return f"{self.table.file}: column {self.name}"
 
     def _checked(self, said: list[str]) -> pa.Array:
-        """The values without blanks around them, floats as integers."""
+        """The values without surrounding blanks, and with floats converted to integers."""
         values = self.values
         if pa.types.is_boolean(values.type):
-            raise DataError(f"{self._what}: expected integers or strings, found bool")
+            raise DataError(f"{self._label}: expected integers or strings, found bool")
         if pa.types.is_integer(values.type):
             return values
         if pa.types.is_floating(values.type):
             whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), float(SAFE)))
             if bad := self._first(pc.invert(whole)):
                 raise DataError(
-                    f"{self._what}, {bad}: expected integers or strings; cast the column to BIGINT or VARCHAR"
+                    f"{self._label}, {bad}: expected integers or strings; cast the column to BIGINT or VARCHAR"
                 )
-            said.append(f"{self._what}: {WITH_POINT}")
+            said.append(f"{self._label}: {WITH_POINT}")
             return values.cast(pa.int64())
         bare = pc.utf8_trim_whitespace(values)
         if padded := pc.sum(pc.not_equal(bare, values)).as_py():
-            said.append(f"{self._what}: {padded} ids with blanks around them, which are taken off")
+            said.append(f"{self._label}: removed the blanks around {padded} ids")
         lengths = pc.utf8_length(bare)
         if bad := self._first(pc.or_(pc.less(lengths, 1), pc.greater(lengths, Limits.ITEM_ID))):
-            raise DataError(f"{self._what}, {bad}: expected 1 to {Limits.ITEM_ID} characters")
+            raise DataError(f"{self._label}, {bad}: expected 1 to {Limits.ITEM_ID} characters")
         if self.name in self.table.texts and (bad := self._first(pc.equal(bare, self.name))):
-            raise DataError(f"{self._what}, {bad}: the header once more; remove the row")
+            raise DataError(f"{self._label}, {bad}: the header is repeated; remove the row")
         return bare
 
     def may_be_integers(self, wanted: IdType) -> bool:
-        """Whether all ids are written as integers; strings of Parquet are none, unless integers are wanted."""
+        """Whether all ids can be read as integers. Parquet strings can only if integers are wanted."""
         if pa.types.is_integer(self.values.type):
             return True
         if self.name not in self.table.texts and wanted != "integer":
@@ -150,37 +150,37 @@ class _IdColumn:
 
     @property
     def has_integers(self) -> bool:
-        """Whether some id is an integer, or one as a text file writes it."""
+        """Whether some id is an integer, by type or by its text in a text file."""
         if pa.types.is_integer(self.values.type):
             return True
         is_text = self.name in self.table.texts
         return is_text and bool(pc.any(pc.match_substring_regex(self.values, _INTEGER)).as_py())
 
     def without_fraction(self, said: list[str]) -> pa.Array:
-        """The ids, those of a text that are written 7.0 as 7."""
+        """The ids, with 7.0 in a text file changed to 7."""
         if pa.types.is_integer(self.values.type) or self.name not in self.table.texts:
             return self.values
         whole = pc.replace_substring_regex(self.values, r"^(0|-?[1-9][0-9]{0,18})\.0+$", r"\1")
         if pc.any(pc.not_equal(whole, self.values)).as_py():
-            said.append(f"{self._what}: {WITH_POINT}")
+            said.append(f"{self._label}: {WITH_POINT}")
         return whole
 
-    def _first(self, chosen: pa.BooleanArray) -> str:
-        """The first row whose id is among the chosen, and the id; empty if none is."""
-        mask = chosen.to_numpy(zero_copy_only=False)
+    def _first(self, selected: pa.BooleanArray) -> str:
+        """The first row whose id is selected, with the id; empty if there is none. selected: a flag per distinct id."""
+        mask = selected.to_numpy(zero_copy_only=False)
         if not mask.any():
             return ""
         row = int(np.argmax(mask[self.rows]))
         return f"{self.table.row(row)}: {str(self.values[self.rows[row]].as_py())[:60]!r}"
 
     def first_string(self) -> str:
-        """Where the first id is that is no integer."""
-        other = self._first(pc.invert(pc.match_substring_regex(self.values, _INTEGER)))
-        return f"{self._what}, {other} is no integer" if other else f"{self._what} has strings"
+        """A text that names the first id that is not an integer."""
+        row = self._first(pc.invert(pc.match_substring_regex(self.values, _INTEGER)))
+        return f"{self._label}, {row} is not an integer" if row else f"{self._label} has strings"
 
 
 def numbers(table: Table, name: str) -> NDArray[np.float64]:
-    """A column of finite numbers. Raises DataError naming the first row that is none."""
+    """A column of finite numbers. Raises DataError naming the first row that has no such number."""
     column = plain(required(table, name), f"{table.file}: column {name}")
     if pa.types.is_string(column.type):
         encoded = column.cast(pa.large_string()).combine_chunks().dictionary_encode()
@@ -191,9 +191,9 @@ def numbers(table: Table, name: str) -> NDArray[np.float64]:
     else:
         values = np.asarray(column.cast(pa.float64(), safe=False).to_numpy())
     for row in np.flatnonzero(~np.isfinite(values))[:1]:
-        found = str(column[int(row)].as_py())[:60]
+        text = str(column[int(row)].as_py())[:60]
         raise DataError(
-            f"{table.file}: column {name}, {table.row(int(row))}: expected a number like 3.5, found {found!r}; "
+            f"{table.file}: column {name}, {table.row(int(row))}: expected a number like 3.5, found {text!r}; "
             "drop or fill such rows"
         )
     return values

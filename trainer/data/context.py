@@ -1,4 +1,4 @@
-"""The users' context features out of the files' columns: fitted, or encoded as a version's schema has them."""
+"""Read the users' context features from columns of the files. Fit their encoding, or use that of a version."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from trainer.errors import DataError
 
 @dataclass(frozen=True)
 class UserRows:
-    """A table that tells of users. rows: (U,), the row that tells of each user; -1: none does."""
+    """A table with facts about users. rows: (U,), the row of each user, or -1 if the user has none."""
 
     table: Table
     rows: Indices
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """The column's value for each user as int64, float64, bool or string; null where there is none.
+        """The column's value for each user as int64, float64, bool or string; null if there is none.
 
-        NaN and infinity are none: JSON has no such number, so no request could say it.
+        NaN and infinity become null: JSON cannot express them, so no request could have them.
         """
         column = plain(self.table.column(name), f"{self.table.file}: column {name}")
         if pa.types.is_floating(column.type):
@@ -38,24 +38,24 @@ class UserRows:
 
 @dataclass(frozen=True)
 class UserContext:
-    """The context of U users: encoded, and as a request would give it.
+    """The context of U users, encoded and as a request would give it.
 
-    categories: int64 (U, C) codes; numbers: float32 (U, M), standardised; columns: a feature each, (U,).
+    categories: int64 (U, C) codes; numbers: float32 (U, M), standardised; columns: the raw values (U,) per feature.
     """
 
     schema: ContextSchema
     categories: Indices
     numbers: NDArray[np.float32]
     columns: Sequence[pa.ChunkedArray] = field(default=(), repr=False)
-    said: tuple[str, ...] = ()  # what a user should know of how they were read
+    said: tuple[str, ...] = ()  # messages for the user about how the columns were read
 
     @classmethod
     def none(cls, users: int) -> UserContext:
-        """Without any feature."""
+        """A context without features."""
         return cls(ContextSchema(), np.zeros((users, 0), np.int64), np.zeros((users, 0), np.float32))
 
     def raw(self, user: int) -> dict[str, Value]:
-        """What a request says of the user with that index: values by feature name, None where there is none."""
+        """The context of the user with index `user` as in a request: values by feature name, None if missing."""
         names = [feature.name for feature in self.schema.features]
         return {name: column[user].as_py() for name, column in zip(names, self.columns, strict=True)}
 
@@ -63,32 +63,32 @@ class UserContext:
 def read_context(
     specs: Sequence[str], sources: Sequence[UserRows], users: int, schema: ContextSchema | None = None
 ) -> UserContext:
-    """The context of the columns that `specs` names. The first of the sources that has a column gives it.
+    """Read the columns that `specs` names, each from the first source that has it.
 
-    schema: that of the version that the users are measured with; None: one is fitted. Integers and floats are numbers,
-    unless the spec ends in ":category"; of text a column is one if all its values are written so, which 00123 is not.
-    Everything else is a category.
+    schema: the schema of the version that is measured; None: fit one. Integers and floats are numbers, and so is a text
+    column if all its values have the form of a number, which 00123 has not. All other columns are categories. A spec
+    that ends in ":number" or ":category" decides the kind itself.
     """
     columns: list[pa.ChunkedArray] = []
     features: list[Category | Number] = []
     said: list[str] = []
-    for place, spec in enumerate(specs):
+    for index, spec in enumerate(specs):
         name, _, kind = spec.partition(":")
         source = next((source for source in sources if name in source.table.names), None)
         if source is None:
             files = ", ".join(str(source.table.file) for source in sources)
             raise DataError(f"context: column {name} is in none of {files}")
         column = source.column(name)
-        what = f"{source.table.file}: column {name}"
+        label = f"{source.table.file}: column {name}"
         try:
             if schema:
-                features.append(schema.features[place])
-            elif kind == "number" or (kind == "" and _holds_numbers(column, what, name in source.table.texts, said)):
-                features.append(Number.fit(name, _numbers(column, what)))
+                features.append(schema.features[index])
+            elif kind == "number" or (kind == "" and _holds_numbers(column, label, name in source.table.texts, said)):
+                features.append(Number.fit(name, _numbers(column, label)))
             else:
                 features.append(Category.fit(name, pc.unique(column).to_pylist()))
         except ValueError as error:
-            raise DataError(f"{what}: {error}") from None
+            raise DataError(f"{label}: {error}") from None
         columns.append(column)
     codes = [_codes(f, column) for f, column in zip(features, columns, strict=True) if isinstance(f, Category)]
     numbers = [
@@ -105,34 +105,35 @@ def read_context(
     )
 
 
-def _holds_numbers(column: pa.ChunkedArray, what: str, is_text: bool, said: list[str]) -> bool:
+def _holds_numbers(column: pa.ChunkedArray, label: str, is_text: bool, said: list[str]) -> bool:
+    """Whether `column` holds numbers, not categories. Tells the user if a text column has both."""
     if is_text:
-        written = pc.unique(pc.drop_null(pc.utf8_trim_whitespace(column)))
-        written = written.filter(pc.not_equal(written, ""))
-        number = pc.match_substring_regex(written, f"^{NUMBER}$")
-        if pc.any(number).as_py() and not pc.all(number).as_py():
-            other = written[pc.index(number, False).as_py()].as_py()
-            said.append(f"{what}: a category, not a number, because of {other[:60]!r}")
-        return bool(pc.all(number).as_py() and len(written))
+        texts = pc.unique(pc.drop_null(pc.utf8_trim_whitespace(column)))
+        texts = texts.filter(pc.not_equal(texts, ""))
+        is_number = pc.match_substring_regex(texts, f"^{NUMBER}$")
+        if pc.any(is_number).as_py() and not pc.all(is_number).as_py():
+            first = texts[pc.index(is_number, False).as_py()].as_py()
+            said.append(f"{label}: a category, not a number, because of {first[:60]!r}")
+        return bool(pc.all(is_number).as_py() and len(texts))
     return bool(pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
 
 
 def _codes(category: Category, column: pa.ChunkedArray) -> Indices:
-    """Each user's code, by the codes of the different values."""
+    """The code of each user's value. Each distinct value is encoded once."""
     values = column.combine_chunks().dictionary_encode(null_encoding="encode")
     codes = np.array([category.encode(value) for value in values.dictionary.to_pylist()], np.int64)
     return np.asarray(codes[values.indices.to_numpy(zero_copy_only=False)])
 
 
-def _numbers(column: pa.ChunkedArray, what: str, *, refuse: bool = True) -> NDArray[np.float64]:
-    """Each user's number, NaN where there is none. refuse: raise DataError for the first text that is no number."""
+def _numbers(column: pa.ChunkedArray, label: str, *, refuse: bool = True) -> NDArray[np.float64]:
+    """Each user's number, NaN if missing. refuse: raise DataError for the first text that is not a number."""
     if not pa.types.is_string(column.type) and not pa.types.is_boolean(column.type):
         return np.asarray(column.cast(pa.float64(), safe=False).to_numpy())
     values = column.combine_chunks().dictionary_encode(null_encoding="encode")
     texts = values.dictionary.to_pylist()
-    found = [as_number(value) for value in texts]
-    for text, number in zip(texts, found, strict=True):
+    parsed = [as_number(value) for value in texts]
+    for text, number in zip(texts, parsed, strict=True):
         if refuse and number is None and text is not None and not (isinstance(text, str) and not text.strip()):
-            raise DataError(f"{what}: expected numbers, found {text!r}; name it {what.rsplit(' ', 1)[-1]}:category")
-    known = np.array([np.nan if number is None else number for number in found])
-    return np.asarray(known[values.indices.to_numpy(zero_copy_only=False)])
+            raise DataError(f"{label}: expected numbers, found {text!r}; name it {label.rsplit(' ', 1)[-1]}:category")
+    numbers = np.array([np.nan if number is None else number for number in parsed])
+    return np.asarray(numbers[values.indices.to_numpy(zero_copy_only=False)])

@@ -1,7 +1,7 @@
-"""Interactions, items and users from their files: vocabularies, sequences, context features and splits.
+"""Load interactions, items and users from their files: ids, sequences and context features.
 
-Interactions have user_id, item_id, timestamp and perhaps rating; items have item_id; users have user_id. Ids are
-integers or strings. Everything ends in a few flat arrays: 4 bytes an interaction, an id an item and a user.
+Interactions have user_id, item_id, timestamp and optionally rating; items have item_id; users have user_id. Ids are
+integers or strings. The result is a few flat arrays: 4 bytes per interaction, one id per item and per user.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Dataset:
     """The sequences of U users over V items.
 
     item_ids: (V,) and user_ids: (U,), ascending. items: int32 (N,), item indices, user by user, each in time
-    order. offsets: int64 (U + 1,). context: of each user. said: what a user should know of how the files were read.
+    order. offsets: int64 (U + 1,). context: the users' features. said: messages for people about how files were read.
     """
 
     item_ids: Ids
@@ -39,7 +39,7 @@ class Dataset:
     said: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """SHA-256 of all of it: what tells one data set from another."""
+        """SHA-256 over all arrays; different data sets have different digests."""
         digest = hashlib.sha256()
         for array in (self.items, self.offsets, self.context.categories, self.context.numbers):
             digest.update(np.ascontiguousarray(array).data)
@@ -61,7 +61,7 @@ def load_dataset(
 ) -> Dataset:
     """Read and filter the files. Raises DataError naming file, column and row.
 
-    schema: the context schema of a version that is measured; None: one is fitted on these users.
+    schema: the context schema of the version that is measured; None: fit one on these users.
     """
     context = {spec.partition(":")[0] for spec in config.context}
     ratings = set() if config.min_rating is None else {"rating", "weight"}
@@ -70,7 +70,7 @@ def load_dataset(
     by_user = read_table(users, {"user_id", *context}) if users and config.context else None
     encoded_items = encode_ids([table, catalogue] if catalogue else [table], "item_id", config.item_id)
     encoded_users = encode_ids([table, by_user] if by_user else [table], "user_id", config.user_id)
-    item_of, user_of = encoded_items.rows[0], encoded_users.rows[0]  # a row of the interactions
+    item_of, user_of = encoded_items.rows[0], encoded_users.rows[0]  # per row of the interactions
     times = timestamps(table)
     rows = np.arange(len(times))
     if config.min_rating is not None:
@@ -81,25 +81,25 @@ def load_dataset(
     rows = rows[np.bincount(user_of[rows], minlength=len(user_ids))[user_of[rows]] >= config.min_interactions]
     if not len(rows):
         raise DataError(
-            f"{interactions}: no rows are left of {len(times)} after min_rating = {config.min_rating} "
+            f"{interactions}: none of the {len(times)} rows is left after min_rating = {config.min_rating} "
             f"and min_interactions = {config.min_interactions}; lower them"
         )
     rows = rows[np.lexsort((times[rows], user_of[rows]))]
     kept_users, user_of = np.unique(user_of[rows], return_inverse=True)
-    # The catalogue has every item of the items file, clicked or not.
+    # The catalogue has every item of the items file, even those that nobody clicked.
     kept_items = np.unique(np.concatenate([item_of[rows], *encoded_items.rows[1:]]))
     offsets = np.searchsorted(user_of, np.arange(len(kept_users) + 1)).astype(np.int64)
     sources: list[UserRows] = []
     if by_user:
-        found = _rows_of(encoded_users.rows[1], kept_users, user_ids, by_user)
-        if (found < 0).all():
-            there, here = user_ids[[encoded_users.rows[1][0], kept_users[0]]].tolist()
+        user_rows = _rows_of(encoded_users.rows[1], kept_users, user_ids, by_user)
+        if (user_rows < 0).all():
+            first_listed, first_active = user_ids[[encoded_users.rows[1][0], kept_users[0]]].tolist()
             raise DataError(
-                f"{users}: tells of none of the {len(found)} users of the interactions; are their ids written alike? "
-                f"The first is {there!r} there and {here!r} in the interactions"
+                f"{users}: has none of the {len(user_rows)} users of the interactions; are ids written the same way in "
+                f"both files? The first id is {first_listed!r} there and {first_active!r} in the interactions"
             )
-        sources.append(UserRows(by_user, found))
-    # What the interactions say of a user is read at the end of the history, never in the truth.
+        sources.append(UserRows(by_user, user_rows))
+    # Context columns of the interactions are read at the last row of the history, never from the truth.
     lengths = np.diff(offsets)
     seen = np.maximum(lengths // 2 if config.split == "users" else lengths - 1, 1)
     sources.append(UserRows(table, rows[offsets[:-1] + seen - 1]))
@@ -107,10 +107,10 @@ def load_dataset(
     said = [line for part in (table, catalogue, by_user) if part for line in part.guessed]
     said += [*encoded_items.said, *encoded_users.said, *context_of.said]
     if len(kept_users) < before:
-        fewer = f"{before - len(kept_users)} of {before} users have fewer than {config.min_interactions} interactions"
-        said.append(f"{fewer} and are left out (min_interactions)")
+        dropped = f"{before - len(kept_users)} of {before} users have fewer than {config.min_interactions} interactions"
+        said.append(f"{dropped} and are left out (min_interactions)")
     if catalogue and not np.isin(item_of[rows], encoded_items.rows[1]).any():
-        said.append(f"warning: no item of the interactions is in {items}; are their ids written alike?")
+        said.append(f"warning: no item of the interactions is in {items}; are ids written the same way in both files?")
     return Dataset(
         encoded_items.ids[kept_items],
         user_ids[kept_users],
@@ -122,11 +122,11 @@ def load_dataset(
 
 
 def _rows_of(index: Indices, users: Indices, ids: Ids, table: Table) -> Indices:
-    """The row of each of `users` in a table whose row r is of user index[r]; -1 where there is none."""
+    """The row of each of `users` in `table`, or -1. Row r of the table belongs to user index[r]."""
     rows = np.full(max(index.max(), users.max()) + 1, -1)
     rows[index] = np.arange(len(index))
-    if (again := np.flatnonzero(rows[index] != np.arange(len(index)))).size:
-        (user,), row = ids[index[again[:1]]].tolist(), table.row(int(again[0]))
+    if (repeated := np.flatnonzero(rows[index] != np.arange(len(index)))).size:
+        (user,), row = ids[index[repeated[:1]]].tolist(), table.row(int(repeated[0]))
         raise DataError(f"{table.file}: column user_id, {row}: user {user!r} has more than one row; keep one")
-    found: Indices = rows[users]
-    return found
+    user_rows: Indices = rows[users]
+    return user_rows

@@ -1,4 +1,4 @@
-"""A column's values in one of four plain types: what JSON, CSV and Parquet can all say."""
+"""Convert a column to one of four plain types that JSON, CSV and Parquet all have."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 from trainer.errors import DataError
 
 
-def plain(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:  # noqa: PLR0911 -- a table of types
+def plain(column: pa.ChunkedArray, label: str) -> pa.ChunkedArray:  # noqa: PLR0911 -- a table of types
     """The column as int64, float64, bool or string. UUIDs, dates and times become their text.
 
-    Raises DataError, which begins with `what`, for lists, structs, bytes that are no text, numbers beyond 64 bits.
+    Raises DataError for lists, structs, bytes that are not text, and numbers beyond 64 bits. label: begins its message.
     """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -24,7 +24,7 @@ def plain(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:  # noqa: PLR09
         if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
             return column.cast(pa.int64())
         if pa.types.is_floating(kind):
-            return column.cast(pa.string()).cast(pa.float64())  # 0.1 stays 0.1, not what float32 made of it
+            return column.cast(pa.string()).cast(pa.float64())  # through text, so that a float32 of 0.1 becomes 0.1
         if pa.types.is_decimal(kind):
             return column.cast(pa.float64(), safe=False)
         if isinstance(kind, pa.UuidType):
@@ -34,13 +34,13 @@ def plain(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:  # noqa: PLR09
         if pa.types.is_temporal(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
             return column.cast(pa.string())
         if "binary" in str(kind):
-            return column.cast(pa.binary()).cast(pa.string())  # text without its mark, as Hive and Impala write it
+            return column.cast(pa.binary()).cast(pa.string())  # Hive and Impala write text without marking it as such
     except pa.ArrowInvalid:
         reason = "bytes that are not UTF-8 text" if "binary" in str(kind) else "a number does not fit in int64"
-        raise DataError(f"{what}: {reason}; cast the column to text") from None
+        raise DataError(f"{label}: {reason}; cast the column to text") from None
     if pa.types.is_null(kind):
         return column.cast(pa.string())
-    raise DataError(f"{what}: expected numbers or strings, found {kind}; cast the column to text")
+    raise DataError(f"{label}: expected numbers or strings, found {kind}; cast the column to text")
 
 
 def _uuids(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -50,7 +50,7 @@ def _uuids(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _times(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """As people write them: without a time of day, or fractions of a second, that none of them has."""
+    """Times as text. The time of day, or the fraction of a second, is left out if it is zero in all rows."""
     for unit, shorter in (("day", pa.date32()), ("second", pa.timestamp("s", column.type.tz))):
         if pc.all(pc.equal(pc.floor_temporal(column, unit=unit), column)).as_py() is not False:
             return column.cast(shorter).cast(pa.string())

@@ -1,4 +1,4 @@
-"""What a user should know before hours of training: how the files were understood, and what is given and not used."""
+"""Remarks to print before hours of training: how the files were read, and which inputs are not used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.progress import counted
 
 
 def remarks(dataset: Dataset, config: TrainConfig, users: Path | None, current: Manifest | None) -> Iterator[str]:
-    """A line each. users: the file, if one was given. current: of the version that is served now."""
+    """One line per remark. users: the users file, if given. current: the manifest of the current version."""
     yield from dataset.said
     if dataset.context.schema.features:
         yield "context: " + "; ".join(
@@ -26,7 +26,7 @@ def remarks(dataset: Dataset, config: TrainConfig, users: Path | None, current: 
     if users and not config.context:
         columns = [name for name in read_table(users, ()).names if name not in {"", "user_id"}]
         yield f"--users {users}: not used, because `context` names no column; " + (
-            f"to use it, --set context=column,... of {', '.join(columns)}" if columns else "it has user_id alone"
+            f"to use it, --set context=column,... of {', '.join(columns)}" if columns else "it has only user_id"
         )
     yield from config.without_effect(len(dataset.item_ids))
     if current:
@@ -34,6 +34,6 @@ def remarks(dataset: Dataset, config: TrainConfig, users: Path | None, current: 
         before = "string" if "item_ids.json" in current.parts else "integer"
         if now != before:
             yield (
-                f"warning: item ids are {now}s here, and {before}s in {current.version}, the current one: answers will "
-                f"have them so; --set item_id={before} keeps them as they were"
+                f"warning: item ids are {now}s now, but {before}s in the current version {current.version}, so the "
+                f"service will answer with {now}s; --set item_id={before} keeps {before}s"
             )

@@ -1,4 +1,4 @@
-"""Requests made from sequences: what a user had done, and what they did next."""
+"""Turn sequences into requests: the history of a user, and the items that came next as truth."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from retrieval.query import Query
 from trainer.data.dataset import Dataset
 from trainer.data.split import Split
 
-BATCH = 256  # requests searched at once, at most
-BATCH_SCORES = 50_000_000  # scores of requests times items held at once, at most
+BATCH = 256  # most requests searched at once
+BATCH_SCORES = 50_000_000  # most scores (requests x items) in memory at once
 
 
 @dataclass(frozen=True)
 class Requests:
-    """R requests with their truth, over V items.
+    """R requests with their truth. items: V, the number of items.
 
-    histories, truths: item indices, oldest first; categories (R, C), numbers (R, M); users: (R,), whose they are.
+    histories, truths: item indices, oldest first; categories (R, C), numbers (R, M); users: (R,) user indices.
     """
 
     items: int
@@ -35,12 +35,12 @@ class Requests:
     users: NDArray[np.int64]
 
     def beams(self, structure: PathStructure, beam: int) -> Iterator[Beams]:
-        """The network's answers, a batch after another as `parts` has them."""
+        """The beams that the network finds, one batch of `parts` at a time."""
         for part in self.parts():
             yield structure.search(self.histories[part], self.categories[part], self.numbers[part], beam)
 
     def queries(self, part: slice, k: int, beam: int, per_path: int, *, widen: bool = True) -> list[Query]:
-        """The requests of a batch as queries that leave out their history."""
+        """The requests of a batch as queries that exclude the items of the history."""
         return [
             Query(history, categories, numbers, k, beam, per_path, history, widen=widen)
             for history, categories, numbers in zip(
@@ -49,31 +49,31 @@ class Requests:
         ]
 
     def parts(self) -> Iterator[slice]:
-        """The batches: so many requests that a score of every item for each fits in memory."""
+        """Slices that cut the requests into batches, so small that a score for each request and item fits in memory."""
         size = max(1, min(BATCH, BATCH_SCORES // self.items))
         for start in range(0, len(self.histories), size):
             yield slice(start, min(start + size, len(self.histories)))
 
     def first(self, count: int) -> Requests:
-        """The first `count` of them."""
-        few = slice(count)
+        """The first `count` requests."""
+        first = slice(count)
         return Requests(
             self.items,
-            self.histories[few],
-            self.truths[few],
-            self.categories[few],
-            self.numbers[few],
-            self.users[few],
+            self.histories[first],
+            self.truths[first],
+            self.categories[first],
+            self.numbers[first],
+            self.users[first],
         )
 
 
 def held_out_requests(dataset: Dataset, split: Split) -> Requests:
-    """One request a held-out user, as the split has it."""
+    """One request per held-out user, with the history and truth that the split defines."""
     return _requests(dataset, split.test_users, split.history_length[split.test_users], np.diff(dataset.offsets))
 
 
 def training_requests(dataset: Dataset, split: Split, count: int, seed: int) -> Requests:
-    """Up to `count` training users, each cut at a random place of what training has seen."""
+    """Requests of up to `count` training users, each cut at a random position of the items that training saw."""
     generator = np.random.default_rng([seed, 4])
     users = split.train_users[split.train_length[split.train_users] >= 2]
     users = np.sort(generator.permutation(users)[:count])
@@ -82,14 +82,14 @@ def training_requests(dataset: Dataset, split: Split, count: int, seed: int) -> 
 
 
 def history_requests(dataset: Dataset, split: Split, count: int, seed: int) -> Requests:
-    """Up to `count` training users with all that training has seen of them; nothing is left to ask for."""
+    """Requests of up to `count` training users. All items that training saw are history; the truth is empty."""
     generator = np.random.default_rng([seed, 7])
     users = np.sort(generator.permutation(split.train_users)[:count])
     return _requests(dataset, users, split.train_length[users], split.train_length)
 
 
 def tuning_requests(dataset: Dataset, split: Split) -> Requests:
-    """One request a tuning user: what training has seen of them, then what it has not."""
+    """One request per tuning user. The items that training saw are history, the withheld ones are the truth."""
     users = split.tuning_users
     return _requests(dataset, users, split.train_length[users], split.visible_length)
 
@@ -109,7 +109,7 @@ def _requests(
 
 
 def pad_histories(histories: Sequence[NDArray[np.int64]], longest: int) -> NDArray[np.int64]:
-    """The last `longest` items of each history, (B, T), -1 after its end. T is the longest there is, at least 1."""
+    """The last `longest` items of each history, (B, T), padded with -1. T is the longest length, at least 1."""
     histories = [history[-longest:] for history in histories]
     padded = np.full((len(histories), max(1, *map(len, histories))), -1, np.int64)
     for row, history in zip(padded, histories, strict=True):
@@ -118,7 +118,7 @@ def pad_histories(histories: Sequence[NDArray[np.int64]], longest: int) -> NDArr
 
 
 def history_matrix(histories: Sequence[NDArray[np.int64]], items: int) -> scipy.sparse.csr_array:
-    """1 where a history has an item, however often, (R, V)."""
+    """(R, V), 1 if the history has the item at least once."""
     histories = [np.unique(history) for history in histories]
     offsets = np.cumsum([0, *map(len, histories)])
     columns = np.concatenate([*histories, np.empty(0, np.int64)])

@@ -1,4 +1,4 @@
-"""Who is trained on and who is measured, and what training may see of each."""
+"""Split users into training and held-out users, and decide which of their items training may see."""
 
 from __future__ import annotations
 
@@ -13,20 +13,17 @@ from trainer.data.columns import Indices
 from trainer.data.dataset import Dataset
 from trainer.errors import DataError
 
-TUNING_USERS = 1000  # at most, and at most a tenth, of whom training sees a history alone, as of the held-out
-
-
-MIN_TUNED = 4  # items of such a user
+TUNING_USERS = 1000  # most training users whose later items are withheld; also at most a tenth of them
+MIN_TUNED = 4  # items that a tuning user has at least
 
 
 @dataclass(frozen=True)
 class Split:
-    """Who is trained on, how far into each sequence, and who is measured.
+    """The users to train on and to measure, and how many items of each sequence training sees.
 
-    train_users, test_users: int64, user indices. train_length: int64 (U,), the items of each sequence that
-    training may see. history_length: int64 (U,), the items that are a test user's history; the rest is truth.
-    tuning_users: those training users of whom it sees only as much, though visible_length (U,) could be seen: from
-    the rest the reranker learns.
+    train_users, test_users: int64, user indices. train_length: int64 (U,), the number of first items that training
+    sees. history_length: int64 (U,), the number of first items that are a test user's history; the rest is truth.
+    tuning_users: training users whose later items, up to visible_length (U,), are withheld to fit the reranker.
     """
 
     train_users: Indices
@@ -38,10 +35,11 @@ class Split:
 
 
 def split_users(dataset: Dataset, config: TrainConfig) -> Split:
-    """The split that `config` names, drawn from its seed alone.
+    """The split that `config` names. Its random choices depend only on the seed.
 
-    users: held-out users, first half history, second half truth (Sec. 4.1). last-out: everybody's last item.
-    Raises DataError when too few users are left to train on.
+    users: test users are held out; the first half of their items is history, the second half truth (Sec. 4.1).
+    last-out: all users are trained on, and the last item of each is withheld. Raises DataError if too few users are
+    left to train on.
     """
     lengths = np.diff(dataset.offsets)
     users = len(lengths)
@@ -56,9 +54,9 @@ def split_users(dataset: Dataset, config: TrainConfig) -> Split:
         train_length = history_length = np.maximum(lengths - 1, 1)
     if not (train_length[train] >= 2).any():
         raise DataError(
-            f"no user with two interactions or more is left to train on, of {users} and test_users = {wanted} held out"
+            f"test_users = {wanted} of {users} users are held out; none of the others has two interactions to train on"
         )
-    # What the network has learned by heart it is too sure of; how far to trust it shows on what it has not seen.
+    # The network is overconfident on items it was trained on, so the reranker is fitted on items it has not seen.
     shuffled = np.random.default_rng([config.seed, 5]).permutation(train[train_length[train] >= MIN_TUNED])
     tuning = np.sort(shuffled[: min(TUNING_USERS, len(train) // 10)])
     visible_length, train_length = train_length, train_length.copy()
@@ -67,18 +65,18 @@ def split_users(dataset: Dataset, config: TrainConfig) -> Split:
 
 
 def click_counts(dataset: Dataset, split: Split) -> Indices:
-    """How often each item occurs in what training may see, (V,)."""
+    """How often each item occurs in the items that training sees, (V,)."""
     _, items = _first_items(dataset, split.train_users, split.train_length)
     return np.bincount(items, minlength=len(dataset.item_ids))
 
 
 def clicked_items(dataset: Dataset, users: Indices, lengths: Indices) -> scipy.sparse.csr_array:
-    """1 where one of `users` has an item, however often, within the first lengths[user] of the sequence.
+    """(len(users), V) float32: 1 if the user has the item at least once in the first lengths[user] of the sequence.
 
-    (len(users), V), float32. users: ascending indices; lengths: (U,), of all users.
+    users: ascending indices; lengths: (U,), for all users.
     """
-    of, items = _first_items(dataset, users, lengths)
-    ones, rows = np.ones(len(of), np.float32), np.searchsorted(users, of)
+    owners, items = _first_items(dataset, users, lengths)
+    ones, rows = np.ones(len(owners), np.float32), np.searchsorted(users, owners)
     clicked = scipy.sparse.csr_array((ones, (rows, items)), shape=(len(users), len(dataset.item_ids)))
     clicked.sum_duplicates()
     clicked.data[:] = 1
@@ -86,10 +84,10 @@ def clicked_items(dataset: Dataset, users: Indices, lengths: Indices) -> scipy.s
 
 
 def _first_items(dataset: Dataset, users: Indices, lengths: Indices) -> tuple[Indices, NDArray[np.int32]]:
-    """The first lengths[user] items of each of `users`: whose they are, and which, one after another."""
+    """The first lengths[user] items of each of `users`, concatenated: (user indices, item indices)."""
     all_lengths = np.diff(dataset.offsets)
     seen = np.zeros(len(all_lengths), np.int64)
     seen[users] = lengths[users]
-    place = np.arange(len(dataset.items)) - np.repeat(dataset.offsets[:-1], all_lengths)
-    kept = place < np.repeat(seen, all_lengths)
+    position = np.arange(len(dataset.items)) - np.repeat(dataset.offsets[:-1], all_lengths)
+    kept = position < np.repeat(seen, all_lengths)
     return np.repeat(np.arange(len(all_lengths)), all_lengths)[kept], dataset.items[kept]

@@ -1,4 +1,4 @@
-"""Text with columns: which separator, which names, and a check that no quote swallows rows."""
+"""Read text files with columns: find the separator and the names, and check that no quote swallows rows."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ from numpy.typing import NDArray
 from trainer.errors import DataError
 
 SEPARATORS = (",", "\t", ";", "|", "::")
-QUOTED = (",", ";")  # where a value that begins with a quote must end with one; elsewhere a quote may be a character
-BLOCK = 16 * 2**20  # bytes parsed at once; a row must fit
-SAMPLE = 1000  # rows of a file without header that are looked at to tell its columns
+QUOTED = (",", ";")  # with these, a value that begins with a quote must end with one; else a quote may be plain text
+BLOCK = 16 * 2**20  # bytes parsed at once, and the longest row
+SAMPLE = 1000  # rows examined to identify the columns of a file without header
 
-#: Columns that publishers name otherwise: GroupLens from 20M on, Amazon reviews of 2023.
+#: Column names of other publishers: GroupLens from 20M on, Amazon reviews of 2023.
 ALIASES = {"userid": "user_id", "movieid": "item_id", "itemid": "item_id", "parent_asin": "item_id"}
 NAMES = {"user_id", "item_id", "timestamp", "rating", "weight"}
-BLANKS = " \t\u00a0\u200b\ufeff"  # around a name, seen or not
+BLANKS = " \t\u00a0\u200b\ufeff"  # stripped from names: visible and invisible blanks
 
-_TYPED_NAME = re.compile(r"(?P<name>.+):(token|float)(_seq)?\Z")  # of RecBole's .inter
-_EXCEL = re.compile(r"sep=(.)\r?\n")  # a first line that tells Excel the separator
-_DATA = re.compile(r"-?[0-9][0-9.,:/ TZ+-]*([AaPp][Mm])?\Z")  # a number or date, so no column's name
-#: Seconds since 1970, 20240131, or a date: never a rating.
+_TYPED_NAME = re.compile(r"(?P<name>.+):(token|float)(_seq)?\Z")  # a name with its type in RecBole's .inter files
+_EXCEL = re.compile(r"sep=(.)\r?\n")  # a first line that names the separator for Excel
+_DATA = re.compile(r"-?[0-9][0-9.,:/ TZ+-]*([AaPp][Mm])?\Z")  # a number or date, so not a column name
+#: Seconds since 1970, 20240131, or a date; a rating has none of these forms.
 _TIME = re.compile(
     r"[0-9]{9,19}(\.[0-9]+)?|(19|20)[0-9]{6}"
     r"|[0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}.*|[0-9]{1,2}[-/.][0-9]{1,2}[-/.][0-9]{4}.*"
 )
-# Of the scan for quotes: where it is, the line, the line of the last opening quote, whether that value has line breaks.
+# State of the scan for quotes: position, line, line of the opening quote, whether the value has line breaks, last byte.
 _WHERE, _LINE, _OPENED, _BREAKS, _LAST = range(5)
 _AT_START, _IN_VALUE, _IN_QUOTES, _BEHIND_QUOTE = range(4)
 
 
 def names_of(header: list[str]) -> list[str]:
-    """A header's names as we call them: USER_ID and `userId` are user_id. RecBole's types behind them are left off."""
+    """Rename the names of a header to ours: USER_ID and `userId` become user_id. RecBole's types are removed."""
     names = [cell.strip(BLANKS) for cell in header]
     names = [match["name"] if (match := _TYPED_NAME.match(name)) else name for name in names]
-    written, ours = set(names), []
+    original, renamed = set(names), []
     for name in names:
         plain = re.sub("[ -]", "_", name).lower()
         known = ALIASES.get(plain, plain)
-        ours.append(known if known in NAMES and known not in written else name)
-    return ours
+        renamed.append(known if known in NAMES and known not in original else name)
+    return renamed
 
 
 @dataclass(frozen=True)
 class Text:
-    """The wanted columns of a text, as strings; the names of all columns; a line for each guess that was made."""
+    """The wanted columns of a text file, as strings; the names of all its columns; a line for each guess."""
 
     columns: pa.Table
     names: list[str]
@@ -66,15 +66,15 @@ class Text:
 
 
 def read_text(file: Path, head: str, wanted: set[str], whole: bytes | None) -> Text:
-    """Read the wanted columns. head: the file's beginning; whole: all of it, where that is in memory already.
+    """Read the wanted columns. head: the beginning of the file; whole: its content, if that is already in memory.
 
     Raises DataError.
     """
     separator, head, skipped = _separator(head)
-    if len(separator) > 1:  # GroupLens' two colons
+    if len(separator) > 1:  # GroupLens' "::", which the CSV reader does not accept
         whole = (file.read_bytes() if whole is None else whole).replace(separator.encode(), b"\t")
         head, separator = head.replace(separator, "\t"), "\t"
-    taken = f"{file}: taken for text with columns parted by {separator!r}"
+    read_as = f"{file}: read as text with columns separated by {separator!r}"
     has_header = True
     guessed: list[str] = []
     rows = csv.reader(io.StringIO(head, newline=""), delimiter=separator)
@@ -84,23 +84,25 @@ def read_text(file: Path, head: str, wanted: set[str], whole: bytes | None) -> T
         names = names_of(first)
         if not {"user_id", "item_id"} & set(names) and any(_DATA.match(cell.strip()) for cell in first):
             names = _columns_without_header(file, [first, *itertools.islice(filter(None, rows), SAMPLE)], wanted)
-            has_header, skipped, guessed = False, 0, [f"{file}: no header; columns taken as {', '.join(names)}"]
+            has_header, skipped, guessed = False, 0, [f"{file}: no header; columns read as {', '.join(names)}"]
     except csv.Error:
-        raise DataError(f"{taken}, but a value is longer than 128 KiB: is a quote left open, is it a table?") from None
+        raise DataError(
+            f"{read_as}, but a value is longer than 128 KiB; is a quote left open, or is it not a table?"
+        ) from None
     if not first:
         raise NoRows(f"{file}: no rows")
     with _opened(file, whole) as content:
         problem = _quotes_that_swallow_rows(content, separator)
     if problem and separator in QUOTED:
-        raise DataError(f"{taken}, but {problem}")
+        raise DataError(f"{read_as}, but {problem}")
     if problem:
-        guessed.append(f"{file}: a quote is taken for a character like any other, for {problem}")
-    table = _parse(file, whole, taken, names, wanted, separator, skipped, quoted=not problem)
+        guessed.append(f"{file}: quotes are read as ordinary characters, because {problem}")
+    table = _parse(file, whole, read_as, names, wanted, separator, skipped, quoted=not problem)
     return Text(table, names, has_header, guessed)
 
 
 class NoRows(DataError):
-    """Not even a header. Of a part of many it means nothing."""
+    """The file has not even a header. If it is one of several parts, it is skipped."""
 
 
 def _opened(file: Path, whole: bytes | None) -> BinaryIO:
@@ -108,13 +110,13 @@ def _opened(file: Path, whole: bytes | None) -> BinaryIO:
 
 
 def _parse(
-    file: Path, whole: bytes | None, taken: str, names: list[str], wanted: set[str], separator: str, skipped: int,
+    file: Path, whole: bytes | None, read_as: str, names: list[str], wanted: set[str], separator: str, skipped: int,
     *, quoted: bool,
 ) -> pa.Table:  # fmt: skip
     count = collections.Counter(names)
     chosen = [name for name in dict.fromkeys(names) if name in wanted and count[name] == 1]
-    # Names that are there twice get a number: all must be told apart.
-    numbered = [name if count[name] == 1 else f"{name} {place}" for place, name in enumerate(names)]
+    # Repeated names get a number, because pyarrow needs distinct names.
+    numbered = [name if count[name] == 1 else f"{name} {index}" for index, name in enumerate(names)]
     bad_rows: list[pyarrow.csv.InvalidRow] = []
 
     def refuse(row: pyarrow.csv.InvalidRow) -> str:
@@ -147,66 +149,66 @@ def _parse(
     except pa.ArrowException as error:
         if bad_rows:
             with contextlib.suppress(pa.ArrowException):
-                parse(use_threads=False)  # counts the rows
+                parse(use_threads=False)  # a single thread counts the rows
             row = bad_rows[-1]
             raise DataError(
-                f"{taken}, but row {row.number - skipped} has {row.actual_columns} cells where the first has "
+                f"{read_as}, but row {row.number - skipped} has {row.actual_columns} cells and the first row "
                 f"{row.expected_columns}: {row.text[:60]!r}"
             ) from None
         reason = str(error).splitlines()[0]
         if "UTF8" in reason:
-            place = re.search(r"column #([0-9]+)", reason)
-            column = f"column {numbered[int(place[1])]} is" if place and int(place[1]) < len(numbered) else "it is"
+            index = re.search(r"column #([0-9]+)", reason)
+            column = f"column {numbered[int(index[1])]} is" if index and int(index[1]) < len(numbered) else "it is"
             raise DataError(f"{file}: {column} not UTF-8; save the file as UTF-8") from None
         if "straddling" in reason:
-            raise DataError(f"{taken}, but a row is longer than {BLOCK} bytes") from None
+            raise DataError(f"{read_as}, but a row is longer than {BLOCK} bytes") from None
         if "skip" in reason or "Empty CSV" in reason:
             return pa.table({name: pa.array([], pa.string()) for name in chosen})
-        raise DataError(f"{taken}, but cannot be read: {reason}") from None
+        raise DataError(f"{read_as}, but cannot be read: {reason}") from None
 
 
 def _separator(head: str) -> tuple[str, str, int]:
-    """The separator, the text behind a line that tells it to Excel, and how many lines that is.
+    """The separator, the text after a first line that names it for Excel, and the number of such lines, 0 or 1.
 
-    It is the one that gives the most names we know, or else the most cells in the first row.
+    Without such a line, choose the separator that gives the most known names, and then the most cells in the first row.
     """
-    if told := _EXCEL.match(head):
-        return told[1], head[told.end() :], 1
+    if excel := _EXCEL.match(head):
+        return excel[1], head[excel.end() :], 1
 
     def names(separator: str) -> list[str]:
-        one = "\t" if len(separator) > 1 else separator
-        rows = csv.reader(io.StringIO(head.replace(separator, one), newline=""), delimiter=one)
-        with contextlib.suppress(csv.Error):  # one cell of more than 128 KiB: not this one
+        delimiter = "\t" if len(separator) > 1 else separator
+        rows = csv.reader(io.StringIO(head.replace(separator, delimiter), newline=""), delimiter=delimiter)
+        with contextlib.suppress(csv.Error):  # a cell of more than 128 KiB: this is not the separator
             return names_of(next((row for row in rows if row), []))
         return []
 
-    found = {separator: names(separator) for separator in SEPARATORS}
-    best = max(SEPARATORS, key=lambda one: (len({"user_id", "item_id"} & set(found[one])), len(found[one])))
+    headers = {separator: names(separator) for separator in SEPARATORS}
+    best = max(SEPARATORS, key=lambda s: (len({"user_id", "item_id"} & set(headers[s])), len(headers[s])))
     return best, head, 0
 
 
 def _columns_without_header(file: Path, rows: list[list[str]], wanted: set[str]) -> list[str]:
-    """Which column is which, in a file that does not say: user, item, and then the one that holds times."""
+    """The column names of a file without header: user, item, and then the only column that holds times."""
     if "timestamp" not in wanted:
-        raise DataError(f"{file}: no header; put a first line with the columns' names in front")
+        raise DataError(f"{file}: no header; add a first line with the column names")
     width = len(rows[0])
-    whole = [row for row in rows if len(row) == width]
-    times = [place for place in range(2, width) if all(_TIME.fullmatch(row[place].strip()) for row in whole)]
+    complete = [row for row in rows if len(row) == width]
+    times = [column for column in range(2, width) if all(_TIME.fullmatch(row[column].strip()) for row in complete)]
     if width in {3, 4} and len(times) == 1:
         others = ["user_id", "item_id", "rating"][: width - 1]
         return [*others[: times[0]], "timestamp", *others[times[0] :]]
     raise DataError(
-        f"{file}: no header, and I cannot tell which column is which: expected user, item, then a time and perhaps a "
-        f"rating, found {width} columns of which {len(times)} have times; put the names in front, as in "
+        f"{file}: no header, and the columns cannot be identified: expected user, item, then a time and optionally a "
+        f"rating, found {width} columns, {len(times)} of them with times; add a line with the names, for example with "
         "`sed -i '1i user_id,item_id,timestamp' FILE`"
     )
 
 
 def _quotes_that_swallow_rows(content: BinaryIO, separator: str) -> str:
-    """What is wrong with the quotes, so that rows would be lost in a value; empty if nothing is.
+    """Describe a wrong quote that would merge several rows into one value; empty if there is none.
 
-    A value that begins with a quote ends at the next single one. If that is not at the end of a value and there was a
-    line break before it, it is another value's quote, and the rows between are not meant to be one.
+    A value that begins with a quote ends at the next quote that is not doubled. If that quote is not at the end of a
+    cell and the value has a line break, the quote belongs to another value, and the rows between would be lost.
     """
     state = np.array([_AT_START, 1, 0, 0, 0])
     content.seek(len("\ufeff".encode()) if content.read(3) == "\ufeff".encode() else 0)
@@ -218,7 +220,7 @@ def _quotes_that_swallow_rows(content: BinaryIO, separator: str) -> str:
 
 @njit(cache=True)
 def _scan_quotes(block: NDArray[np.uint8], separator: int, state: NDArray[np.int64]) -> bool:
-    """Go on with the scan; returns whether it found a quote that is closed in the middle of a value."""
+    """Continue the scan with `block`; returns whether a quote is closed in the middle of a value."""
     for byte in block:
         line_break = byte in (10, 13)
         if line_break and not (byte == 10 and state[_LAST] == 13):
@@ -231,7 +233,7 @@ def _scan_quotes(block: NDArray[np.uint8], separator: int, state: NDArray[np.int
                 state[_BREAKS] = 1
             continue
         if state[_WHERE] == _BEHIND_QUOTE:
-            if byte == 34:  # a doubled one stands for itself
+            if byte == 34:  # a doubled quote stands for one quote
                 state[_WHERE] = _IN_QUOTES
                 continue
             if byte != separator and not line_break and state[_BREAKS]:

@@ -1,4 +1,4 @@
-"""Times as people write them: epochs, dates, dates with times and zones. The first that is none is named."""
+"""Parse timestamps: epochs, dates, and dates with times and zones. Errors name the first row that is not a time."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _MONTH_FIRST = r"^(?P<month>\d{1,2})[-/.](?P<day>\d{1,2})[-/.](?P<year>\d{4})" +
 _DAY_FIRST = r"^(?P<day>\d{1,2})[-/.](?P<month>\d{1,2})[-/.](?P<year>\d{4})" + _TIME + "$"
 _NUMERIC = r"^-?\d+(\.\d*)?([eE][+-]?\d+)?$"
 _ABOVE_12 = r"(1[3-9]|[2-9]\d)[-/.]"
-_NANOSECONDS_FROM, _NANOSECONDS_TO = 1678, 2262  # the years whose nanoseconds fit in 64 bits
+_NANOSECONDS_FROM, _NANOSECONDS_TO = 1678, 2262  # years whose nanoseconds since 1970 fit in 64 bits
 
 
 def timestamps(table: Table) -> NDArray[Any]:
-    """Something that sorts as the column `timestamp` does; only their order within a user is used.
+    """Numbers that sort like the column `timestamp`; only their order within a user is used.
 
-    Integers, numbers, dates and times of Parquet, or text that says one of them. Raises DataError naming the first row
-    that is none of what the others are.
+    The column has integers, numbers, dates or times of Parquet, or text of one of these forms. Raises DataError naming
+    the first row that has another form.
     """
     column = required(table, "timestamp")
     kind = column.type
@@ -51,7 +51,7 @@ def timestamps(table: Table) -> NDArray[Any]:
 
 
 def _from_texts(texts: pa.ChunkedArray, table: Table) -> NDArray[Any]:
-    """Numbers as they are, dates and times as time since 1970. Each must have the form of the first."""
+    """Numbers unchanged, dates and times as time since 1970. All rows must have the form of the first."""
     for pattern in (_NUMERIC, _YEAR_FIRST, _MONTH_FIRST):
         fits = pc.match_substring_regex(texts, pattern)
         if not fits[0].as_py():
@@ -63,7 +63,7 @@ def _from_texts(texts: pa.ChunkedArray, table: Table) -> NDArray[Any]:
         if pattern == _MONTH_FIRST and _is_day_first(texts, table):
             pattern = _DAY_FIRST  # noqa: PLW2901
         years = pc.extract_regex(texts, r"(?P<year>\d{4})")
-        # Nanoseconds only where somebody writes them: farther years would not fit.
+        # Nanoseconds only if the texts have them, because they do not fit in 64 bits for distant years.
         fine = pc.any(pc.match_substring_regex(texts, r"\d:\d{2}[.,]\d{7}")).as_py() and all(
             _NANOSECONDS_FROM <= int(pc.min_max(chunk.field("year"))[bound].as_py()) < _NANOSECONDS_TO
             for chunk in years.chunks
@@ -81,7 +81,7 @@ def _from_texts(texts: pa.ChunkedArray, table: Table) -> NDArray[Any]:
 def _from_numbers(texts: pa.ChunkedArray, table: Table) -> NDArray[Any]:
     try:
         return np.asarray(texts.cast(pa.int64()).to_numpy())
-    except pa.ArrowInvalid:  # a decimal point, or beyond 64 bits
+    except pa.ArrowInvalid:  # it has a decimal point, or exceeds 64 bits
         values = np.asarray(texts.cast(pa.float64()).to_numpy())
     if not np.isfinite(values).all():
         raise _refused(table, texts, int(np.argmin(np.isfinite(values))))
@@ -89,31 +89,33 @@ def _from_numbers(texts: pa.ChunkedArray, table: Table) -> NDArray[Any]:
 
 
 def _is_day_first(texts: pa.ChunkedArray, table: Table) -> bool:
-    """Of 31/01/2024 and 01/31/2024 which it is, if some row tells."""
+    """Whether dates have the form 31/01/2024, not 01/31/2024. Raises DataError if no row decides it."""
     day_first = pc.match_substring_regex(texts, f"^{_ABOVE_12}")
     month_first = pc.match_substring_regex(texts, rf"^\d{{1,2}}[-/.]{_ABOVE_12}")
     days, months = pc.sum(day_first).as_py(), pc.sum(month_first).as_py()
     if days and months:
         minority = day_first if days < months else month_first
-        raise _refused(table, texts, pc.index(minority, True).as_py(), "Other rows have day and month the other way. ")
+        raise _refused(
+            table, texts, pc.index(minority, True).as_py(), "Other rows have day and month in the other order. "
+        )
     if not months and pc.all(pc.match_substring_regex(texts, r"^\d+\.\d+\.")).as_py():
-        return True  # 31.01.2024: who writes points writes the day first
+        return True  # dates with points, such as 31.01.2024, have the day first
     if not (days or months):
-        raise _refused(table, texts, 0, "No row tells which is the day and which the month. ")
+        raise _refused(table, texts, 0, "No row shows which number is the day and which the month. ")
     return bool(days)
 
 
 def _since_1970(
-    found: pa.StructArray, table: Table, texts: pa.ChunkedArray, start: int, *, fine: bool
+    fields: pa.StructArray, table: Table, texts: pa.ChunkedArray, start: int, *, fine: bool
 ) -> NDArray[np.int64]:
-    """Micro- or nanoseconds of the times whose parts are `found`; the first is row `start`."""
+    """Microseconds since 1970, or nanoseconds if `fine`, of times split into `fields`; the first is row `start`."""
 
     def number(name: str) -> NDArray[np.int64]:
-        """A part of each, 0 where it is left out."""
-        written = found.field(name)
-        return np.asarray(pc.if_else(pc.equal(written, ""), "0", written).cast(pa.int64()).to_numpy(False))
+        """The numbers in one field, 0 where it is empty."""
+        text = fields.field(name)
+        return np.asarray(pc.if_else(pc.equal(text, ""), "0", text).cast(pa.int64()).to_numpy(False))
 
-    half = np.asarray(pc.utf8_lower(found.field("half")).to_numpy(False))
+    half = np.asarray(pc.utf8_lower(fields.field("half")).to_numpy(False))
     hour, minute, second, month = number("hour"), number("minute"), number("second"), number("month")
     bad = (half != "") & ((hour < 1) | (hour > 12))
     hour = np.where(half == "", hour, hour % 12 + 12 * (half == "p"))
@@ -122,17 +124,17 @@ def _since_1970(
     bad |= (month < 1) | (month > 12) | (date.astype("datetime64[M]") != month_start)
     bad |= (hour > 23) | (minute > 59) | (second > 60)
     if bad.any():
-        raise _refused(table, texts, start + int(np.argmax(bad)), "There is no such day or hour. ")
-    sign = np.where(np.asarray(found.field("sign").to_numpy(False)) == "-", -1, 1)
+        raise _refused(table, texts, start + int(np.argmax(bad)), "There is no such date or time. ")
+    sign = np.where(np.asarray(fields.field("sign").to_numpy(False)) == "-", -1, 1)
     minutes = hour * 60 + minute - sign * (number("zone_hour") * 60 + number("zone_minute"))
     seconds = date.astype(np.int64) * 86_400 + minutes * 60 + second
-    fraction = np.asarray(pc.utf8_rpad(found.field("fraction"), 9, "0").cast(pa.int64()).to_numpy(False))
+    fraction = np.asarray(pc.utf8_rpad(fields.field("fraction"), 9, "0").cast(pa.int64()).to_numpy(False))
     return np.asarray(seconds * 10**9 + fraction if fine else seconds * 10**6 + fraction // 1000)
 
 
 def _refused(table: Table, texts: pa.ChunkedArray, row: int, why: str = "") -> DataError:
     shown = texts[row].as_py()[:40]
     return DataError(
-        f"{table.file}: column timestamp, {table.row(row)}: {shown!r} is no time. {why}Every row must have one form, "
-        f"like {FORM}"
+        f"{table.file}: column timestamp, {table.row(row)}: {shown!r} is not a time. {why}All rows must have the "
+        f"same form, like {FORM}"
     )
