@@ -284,7 +284,7 @@ def test_a_version_is_named_by_how_it_begins(tmp_path: Path, capsys: pytest.Capt
     assert run("activate", "v2")[1] == f"{names[1]} is current; before it None\n"
     assert run("activate", names[19][:7], "--expected", "v2")[1] == f"{names[19]} is current; before it {names[1]}\n"
     assert "current is" in run("activate", "v1", "--expected", "v3")[2]
-    assert run("verify", "v1")[1].startswith(f"{names[0]}: every digest")
+    assert run("verify", "v1")[1].startswith(f"{names[0]}: all digests")
     assert run("show", "v3")[1].startswith(names[2])
     status, out, err = run("show", "v21")
     assert (status, out) == (1, "")

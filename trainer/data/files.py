@@ -30,7 +30,7 @@ PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 FORMS = (
     f"Parquet, or UTF-8 text with columns separated by one of {' '.join(map(repr, SEPARATORS))}, optionally compressed"
 )
-HEAD = 2**20  # the first row must end within so many bytes
+HEAD = 2**20  # the first row must end within this many bytes
 SHOWN = 20  # names of columns or files that a message lists at most
 MISSING_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
