@@ -348,4 +348,4 @@ def test_files_that_were_given_are_named(
     err = capsys.readouterr().err
     assert "evaluate with the files it was trained on: interactions.parquet --items items.csv --users users.csv" in err
     assert dr_trainer(["evaluate", *places, "--items", "items.csv", *users]) == 0
-    assert "not used, for v1-" in capsys.readouterr().err
+    assert "not used, because v1-" in capsys.readouterr().err

@@ -208,7 +208,7 @@ def test_a_version_of_another_release_is_evaluated(
     fewer = {name: value for name, value in config.items() if name != "rerank"}
     status, out, err = evaluate("other names", fewer | {"shrink": 1})
     assert (status, json.loads(out)["deep_retrieval"]) == (0, json.loads(expected)["deep_retrieval"])
-    assert err == ["V has settings that this release does not know; they are ignored: shrink", *told]
+    assert err == ["V has settings that this release does not know and ignores: shrink", *told]
     assert evaluate("wrong value", config | {"split": "halves"}) == (
         1,
         "",

@@ -48,13 +48,14 @@ def evaluate(version: Version, dataset: Dataset, split: Split, k: int, progress:
         found["deep_retrieval"] = found["deep_retrieval"] | cost
         return found
 
+    occupancy = Occupancy.of_sizes(searcher.structure.index.sizes).to_json()
     return {
         "k": k,
         "users": sum(len(truth) > 0 for truth in new_items(requests)),
         "version": version.manifest.version,
         **document("filtered"),
         "structural_recall": share,
-        "paths": Occupancy.of_sizes(searcher.structure.index.sizes).to_json(),
+        "paths": {name: occupancy[name] for name in ("used", "largest", "mean_size", "gini")},
         "unfiltered": document("unfiltered"),
     }
 
