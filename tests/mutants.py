@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 #: Where a silent bug hurts most (patterns of modules), and the tests that should notice it.
 TESTS: dict[str, list[str]] = {
     "retrieval/*.py": ["test_context.py", "test_paths.py", "test_export.py", "test_api.py"],
-    "retrieval/paths/*.py": ["test_paths.py", "test_rerank.py", "test_export.py", "test_api.py"],
+    "retrieval/paths/*.py": ["test_paths.py", "test_trie.py", "test_rerank.py", "test_export.py", "test_api.py"],
     "index_store/[mv]*.py": ["test_version.py"],
     "index_store/store.py": ["test_store.py", "test_store_urls.py"],
     "index_store/folder/*.py": ["test_folder.py", "test_store.py", "test_server_copies.py"],
