@@ -123,7 +123,7 @@ def test_sigterm_cuts_nothing(own: RedisServer, names: tuple[str, str], tmp_path
 
                 async def ask(number: int) -> None:
                     nonlocal answered_while_draining
-                    if number == 110:  # between two looks at readiness
+                    if number == 55:  # between two looks at readiness
                         assert leaving.process
                         leaving.process.send_signal(signal.SIGTERM)
                     address = leaving.address if ready[leaving.address] and number % 2 else staying.address
@@ -141,7 +141,7 @@ def test_sigterm_cuts_nothing(own: RedisServer, names: tuple[str, str], tmp_path
                         response = await client.get(f"{leaving.address}/readyz")
                         ready[leaving.address] = response.status_code == 200
 
-                await asyncio.gather(open_loop(100, 5, ask), open_loop(5, 5, mind))
+                await asyncio.gather(open_loop(50, 5, ask), open_loop(5, 5, mind))
 
         # A request whose body is still on its way when the socket closes.
         def slow_body() -> Iterator[bytes]:
