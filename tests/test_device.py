@@ -13,6 +13,7 @@ from tests.conftest import SMALL, Planted
 from tests.pretended_gpu import PretendedGpu, is_on_gpu
 from tests.test_train import Interrupt, assert_same_training
 from trainer import config as config_module
+from trainer.__main__ import main as dr_trainer
 from trainer.benchmark.two_tower import train_two_tower
 from trainer.config import TrainConfig
 from trainer.deep_retrieval.checkpoint import Run
@@ -122,3 +123,15 @@ def test_the_device_is_the_settings(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
 
     assert choose_device(setting).type == device  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_the_files_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The interactions do not exist either; of the two the setting is named, and no run folder is made."""
+    places = ["--store", str(tmp_path / "s"), "--resume", str(tmp_path / "r")]
+
+    assert dr_trainer(["fit", str(tmp_path / "none.csv"), *places, "--set", "device=cuda"]) == 1
+    assert "device: " in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()

@@ -101,10 +101,12 @@ def _fit(options: argparse.Namespace) -> int:
     from trainer.data.remarks import remarks
     from trainer.data.split import split_users
     from trainer.deep_retrieval.checkpoint import Run
+    from trainer.deep_retrieval.device import choose_device
     from trainer.deep_retrieval.fit import fit
     from trainer.progress import choose_progress
     from trainer.publish.version import make_version
 
+    choose_device(config.device)  # report a GPU that is not there before the files are read
     progress = choose_progress()
     run_folder = options.resume
     dataset = load_dataset(options.interactions, config, options.items, options.users)
