@@ -41,10 +41,10 @@ def replay(searcher: Searcher, golden: Any) -> None:
         if not recorded or len(recorded) != len(requests):
             raise VersionDamaged(f"{name}: {len(recorded)} golden answers for {len(requests)} queries")
         for number, (request, expected) in enumerate(zip(requests, recorded, strict=True)):
-            found = _answer(searcher, request)
-            if not _close(expected["scores"], found["scores"]):
+            answer = _answer(searcher, request)
+            if not _close(expected["scores"], answer["scores"]):
                 raise _other(name, number, "scores")
-            log_probs = dict(zip(found["item_ids"], found["path_log_probs"], strict=True))
+            log_probs = dict(zip(answer["item_ids"], answer["path_log_probs"], strict=True))
             log_prob_of = dict(zip(expected["item_ids"], expected["path_log_probs"], strict=True))
             both = [item for item in expected["item_ids"] if item in log_probs]
             if not _close([log_prob_of[item] for item in both], [log_probs[item] for item in both]):
@@ -53,7 +53,7 @@ def replay(searcher: Searcher, golden: Any) -> None:
             last = min(expected["scores"], default=0.0)
             if not _close(np.array(expected["scores"])[missing], np.full(sum(missing), last)):
                 raise _other(name, number, "items")
-            if expected["unknown"] != found["unknown"]:
+            if expected["unknown"] != answer["unknown"]:
                 raise _other(name, number, "unknown ids or features")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise VersionDamaged(f"{name}: golden.json cannot be replayed ({type(error).__name__})") from None
@@ -70,15 +70,15 @@ def _answer(searcher: Searcher, request: Request) -> dict[str, Any]:
     }
 
 
-def _other(name: str, number: int, what: str) -> VersionDamaged:
+def _other(name: str, number: int, field: str) -> VersionDamaged:
     return VersionDamaged(
-        f"{name}: golden query {number} has other {what} than recorded; ids, context, model, paths, vectors and "
+        f"{name}: golden query {number} has other {field} than recorded; ids, context, model, paths, vectors and "
         "reranker do not belong together, publish again"
     )
 
 
-def _close(expected: Any, found: Any) -> bool:
-    expected, found = np.asarray(expected, float), np.asarray(found, float)
-    return expected.shape == found.shape and bool(
-        np.isfinite(found).all() and np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+def _close(expected: Any, actual: Any) -> bool:
+    expected, actual = np.asarray(expected, float), np.asarray(actual, float)
+    return expected.shape == actual.shape and bool(
+        np.isfinite(actual).all() and np.allclose(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)
     )

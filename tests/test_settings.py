@@ -164,7 +164,7 @@ def test_a_mistyped_variable_is_told() -> None:
 def test_spellings_that_do_not_count_are_told() -> None:
     """A lower-case name would win over a flag; quotation marks of an env file are a part of the token."""
     assert unknown({"dr_port": "8000", "DR_ADMIN_TOKEN": '"hunter2"', "DR_STORE_PASSWORD": "a'b"}) == [
-        "DR_ADMIN_TOKEN begins and ends with a quotation mark, which counts as part of it",
+        "DR_ADMIN_TOKEN is in quotation marks, which count as part of it; remove them",
         "dr_port is ignored; settings are written in capitals: DR_PORT",
     ]
 

@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             # OSError: for example, the temporary folder is full.
             if not isinstance(error, TrainerError | IndexStoreError | OSError):
                 raise
-            tell(f"dr-trainer: {error}")
+            tell("\n".join(f"dr-trainer: {line}" for line in str(error).splitlines()))
             return 1
 
 

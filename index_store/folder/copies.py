@@ -41,8 +41,8 @@ class Copies(FolderStore):
                         self._write(manifest, parts, None, hold=True)
                         copied = True
 
-    def _full(self, reason: str) -> CacheUnavailable:
-        return self._unavailable(reason)
+    def _full_error(self, reason: str) -> CacheUnavailable:
+        return self._disk_error(reason)
 
-    def _unavailable(self, reason: str) -> CacheUnavailable:
+    def _disk_error(self, reason: str) -> CacheUnavailable:
         return CacheUnavailable(f"the cache folder (DR_CACHE) cannot be used: {reason}")

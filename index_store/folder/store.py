@@ -207,7 +207,7 @@ class FolderStore:
     def _require_room(self, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
-            raise self._full(
+            raise self._full_error(
                 f"{self.folder}: the version needs {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free; "
                 "free some space, for example with `dr-index prune`"
             )
@@ -344,13 +344,13 @@ class FolderStore:
         except OSError as error:
             reason = f"{verb}: {error.filename or self.folder}: {error.strerror or error}"
             if error.errno in NO_ROOM:
-                raise self._full(f"{reason}; nothing was kept; free some space and repeat") from error
-            raise self._unavailable(reason) from error
+                raise self._full_error(f"{reason}; nothing was kept; free some space and repeat") from error
+            raise self._disk_error(reason) from error
 
-    def _full(self, reason: str) -> IndexStoreError:
+    def _full_error(self, reason: str) -> IndexStoreError:  # overridden by the cache
         return StoreFull(reason)
 
-    def _unavailable(self, reason: str) -> IndexStoreError:
+    def _disk_error(self, reason: str) -> IndexStoreError:
         return StoreUnavailable(reason)
 
 

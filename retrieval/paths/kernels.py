@@ -56,13 +56,13 @@ def padded(vectors, items, lengths):  # type: ignore[no-untyped-def]
 
     vectors: (V, E). items: the histories' item indices, end to end, below V, which is not checked; lengths: (B,).
     """
-    found = np.zeros((len(lengths), max(1, lengths.max()), vectors.shape[1]), np.uint16)
+    histories = np.zeros((len(lengths), max(1, lengths.max()), vectors.shape[1]), np.uint16)
     start = 0
     for b in range(len(lengths)):
         for t in range(lengths[b]):
-            found[b, t] = vectors[items[start + t]]
+            histories[b, t] = vectors[items[start + t]]
         start += lengths[b]
-    return found
+    return histories
 
 
 @_compiled(_array(int64), _array(int32), _array(int64), _array(int64))
@@ -104,13 +104,13 @@ def join(items, lengths, log_probs):  # type: ignore[no-untyped-def]
         keys.sort()
         i = 0
         while i < place:
-            found = keys[i] >> 32
+            candidate = keys[i] >> 32
             most = log_probs[b, keys[i] & 0xFFFFFFFF]
             end, total_prob = i + 1, 1.0
-            while end < place and keys[end] >> 32 == found:
+            while end < place and keys[end] >> 32 == candidate:
                 total_prob += np.exp(np.float64(log_probs[b, keys[end] & 0xFFFFFFFF] - most))
                 end += 1
-            request[count], item[count] = b, found
+            request[count], item[count] = b, candidate
             log_prob[count], paths[count] = (most + np.log(total_prob) if end > i + 1 else most), end - i
             count += 1
             i = end
@@ -133,7 +133,7 @@ def features(vectors, bias, user, request, item, log_prob, paths):  # type: igno
     vectors: the bits of float16 (V, E). user: (B, E). The products are summed in float32.
     """
     size = vectors.shape[1]
-    found = np.empty((len(item), 4), np.float32)
+    values = np.empty((len(item), 4), np.float32)
     bits = np.empty(size, np.uint32)
     numbers = bits.view(np.float32)
     # Touches every vector once first: they lie anywhere in memory, and the processor can fetch many at the same time.
@@ -151,11 +151,11 @@ def features(vectors, bias, user, request, item, log_prob, paths):  # type: igno
         total = np.float32(0)
         for e in range(size):
             total += numbers[e] * other[e]
-        found[i, 0] = total * HALF + bias[item[i]]
-        found[i, 1] = bias[item[i]]
-        found[i, 2] = log_prob[i]
-        found[i, 3] = paths[i]
-    return found
+        values[i, 0] = total * HALF + bias[item[i]]
+        values[i, 1] = bias[item[i]]
+        values[i, 2] = log_prob[i]
+        values[i, 3] = paths[i]
+    return values
 
 
 @_compiled(int32)

@@ -128,7 +128,9 @@ class RetrieveResponse(BaseModel):
 class BatchRequest(Body):
     """Requests of several users. They are admitted together and fail together."""
 
-    requests: Annotated[list[RetrieveRequest], FailFast()] = Field(min_length=1, max_length=Limits.REQUESTS)
+    requests: Annotated[list[RetrieveRequest], FailFast()] = Field(
+        min_length=1, max_length=Limits.REQUESTS, description="one per user"
+    )
 
 
 class BatchResponse(BaseModel):
@@ -140,8 +142,8 @@ class BatchResponse(BaseModel):
 class SwapRequest(Body):
     """The version to serve. With `expected`, the swap happens only if that version is current now."""
 
-    version: str = Field(max_length=64)
-    expected: str | None = Field(None, max_length=64)
+    version: str = Field(max_length=64, description="full name of a published version")
+    expected: str | None = Field(None, max_length=64, description="default: swap whichever version is current")
 
 
 class SwapResponse(BaseModel):

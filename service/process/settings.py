@@ -89,8 +89,8 @@ def mistakes(error: ValidationError, flags: Collection[str]) -> list[str]:
         if entry["type"] == "missing":
             lines.append(f"--{name} ({variable(name)}) is missing: expected a {field.description}")
             continue
-        found = "" if _is_secret(field) else f", found {_shown(entry['input'])}"
-        lines.append(f"{called}: expected {_expected(field)}{found}{_hint(called, entry['input'])}")
+        shown = "" if _is_secret(field) else f", found {_shown(entry['input'])}"
+        lines.append(f"{called}: expected {_expected(field)}{shown}{_hint(called, entry['input'])}")
     return lines
 
 
@@ -108,7 +108,7 @@ def unknown(environment: Mapping[str, str]) -> list[str]:
             continue
         if name in known:
             if _is_secret(known[name]) and re.fullmatch(r"\s*(\"|').*\1\s*", value):
-                lines.append(f"{name} begins and ends with a quotation mark, which counts as part of it")
+                lines.append(f"{name} is in quotation marks, which count as part of it; remove them")
         elif upper in known:
             lines.append(f"{name} is ignored; settings are written in capitals: {upper}")
         else:

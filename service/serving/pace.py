@@ -32,10 +32,10 @@ class Pace:
         def seconds(queries: int, width: int) -> float:
             return min(timeit.repeat(lambda: search(queries, width), timer=time.perf_counter, number=1, repeat=3))
 
-        one, eight, narrow = seconds(1, beam), seconds(8, beam), seconds(8, 1)
+        single, eight, narrow = seconds(1, beam), seconds(8, beam), seconds(8, 1)
         per_path = max(0.0, eight - narrow) / (8 * max(1, beam - 1))
-        together = max(0.0, eight - one) / 7  # seconds of one more query
-        return cls(max(0.0, one - together), max(0.0, together - per_path * beam), per_path)
+        together = max(0.0, eight - single) / 7  # seconds of one more query
+        return cls(max(0.0, single - together), max(0.0, together - per_path * beam), per_path)
 
     def seconds(self, queries: int, beam: int) -> float:
         """The predicted seconds of a search of so many queries together."""

@@ -47,8 +47,8 @@ def rows(table: Tensor, index: Tensor) -> Tensor:
     if not torch.compiler.is_exporting():
         return table[index]
     shape = (*index.shape, table.shape[1])
-    found: Tensor = torch.onnx.ops.symbolic("Gather", (table, index), {"axis": 0}, dtype=table.dtype, shape=shape)
-    return found
+    gathered: Tensor = torch.onnx.ops.symbolic("Gather", (table, index), {"axis": 0}, dtype=table.dtype, shape=shape)
+    return gathered
 
 
 def quotient(numbers: Tensor, divisor: int) -> Tensor:
@@ -59,8 +59,8 @@ def quotient(numbers: Tensor, divisor: int) -> Tensor:
     if not torch.compiler.is_exporting():
         return numbers // divisor
     inputs = numbers, torch.tensor(divisor)
-    found: Tensor = torch.onnx.ops.symbolic("Div", inputs, dtype=numbers.dtype, shape=numbers.shape)
-    return found
+    quotients: Tensor = torch.onnx.ops.symbolic("Div", inputs, dtype=numbers.dtype, shape=numbers.shape)
+    return quotients
 
 
 class PathLayer(nn.Module):

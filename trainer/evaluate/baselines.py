@@ -56,8 +56,8 @@ def item_similarity(clicked: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
         order = np.lexsort((column, -cosine, row))
         place = np.arange(len(order)) - np.searchsorted(row[order], row[order])  # within its row
         nearest = order[place < NEIGHBOURS]
-        found = (cosine[nearest], (row[nearest], column[nearest]))
-        blocks.append(scipy.sparse.csr_array(found, shape=block.shape))
+        entries = (cosine[nearest], (row[nearest], column[nearest]))
+        blocks.append(scipy.sparse.csr_array(entries, shape=block.shape))
     return scipy.sparse.csr_array(scipy.sparse.vstack(blocks).T)
 
 
@@ -86,8 +86,8 @@ def als(clicked: scipy.sparse.csr_array, setting: tuple[float, float], factors: 
     def scores(histories: scipy.sparse.csr_array) -> NDArray[np.floating]:
         with threadpool_limits(1, "blas"):
             users = model.recalculate_user(np.arange(histories.shape[0]), scipy.sparse.csr_matrix(histories))
-        found: NDArray[np.floating] = users @ model.item_factors.T
-        return found
+        logits: NDArray[np.floating] = users @ model.item_factors.T
+        return logits
 
     return scores
 

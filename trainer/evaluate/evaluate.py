@@ -42,11 +42,11 @@ def evaluate(version: Version, dataset: Dataset, split: Split, k: int, progress:
         figures[name] = answer_all(fit(clicked), requests, k).figures(requests, k)
 
     def document(kind: str) -> dict[str, Any]:
-        found: dict[str, Any] = {name: figure[kind] for name, figure in figures.items()}
-        found["ratio_to_brute_force"] = ratios(found["deep_retrieval"], found["brute_force"])
+        measures: dict[str, Any] = {name: figure[kind] for name, figure in figures.items()}
+        measures["ratio_to_brute_force"] = ratios(measures["deep_retrieval"], measures["brute_force"])
         cost = {"candidates_mean": float(deep.reads.mean()), "candidates_p99": float(np.percentile(deep.reads, 99))}
-        found["deep_retrieval"] = found["deep_retrieval"] | cost
-        return found
+        measures["deep_retrieval"] = measures["deep_retrieval"] | cost
+        return measures
 
     occupancy = Occupancy.of_sizes(searcher.structure.index.sizes).to_json()
     return {
@@ -166,8 +166,8 @@ class MeasuredVersion:
                 wanted += len(keys)
                 advance(len(queries))
         reads = np.array([answer.read for answer in answers])
-        found = Answers([a.items for a in answers], [a.items for a in free_answers], reads, seconds)
-        return found, held / wanted if wanted else None
+        measured = Answers([a.items for a in answers], [a.items for a in free_answers], reads, seconds)
+        return measured, held / wanted if wanted else None
 
     def _beams(self, beam: int) -> Iterator[Beams]:
         return self.requests.beams(self.structure, beam)

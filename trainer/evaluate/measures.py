@@ -51,11 +51,11 @@ def precision_recall_f(answers: Iterable[Items], truths: Iterable[Items], k: int
 def by_user(answers: Iterable[Items], truths: Iterable[Items], k: int) -> NDArray[np.float64]:
     """P/R/F@k of each user who has a truth, (N, 3)."""
     rows = []
-    for found, truth in zip(answers, truths, strict=True):
+    for answer, truth in zip(answers, truths, strict=True):
         if not len(truth):
             continue
         wanted = np.unique(truth)
-        hits = len(np.intersect1d(found, wanted))
+        hits = len(np.intersect1d(answer, wanted))
         precision, recall = hits / k, hits / len(wanted)
         rows.append((precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0))
     return np.array(rows, float).reshape(-1, len(MEASURES))
@@ -64,8 +64,8 @@ def by_user(answers: Iterable[Items], truths: Iterable[Items], k: int) -> NDArra
 def ratios(measured: Figures, reference: Figures) -> Figures:
     """Each of P, R and F over the reference's; None where that found nothing, or nothing was measured."""
 
-    def ratio(one: float | None, other: float | None) -> float | None:
-        return one / other if one is not None and other else None
+    def ratio(value: float | None, base: float | None) -> float | None:
+        return value / base if value is not None and base else None
 
     return {key: ratio(measured[key], reference[key]) for key in MEASURES}
 
@@ -87,11 +87,11 @@ def recall_by_popularity(answers: list[Items], truths: list[Items], clicks: Item
     Each kind has as many of the clicks (V,) in training as another. None where nothing of a kind was wanted.
     """
     kind = popularity_groups(clicks, groups)
-    found, wanted = np.zeros(groups), np.zeros(groups)
+    hits, wanted = np.zeros(groups), np.zeros(groups)
     for answer, truth in zip(answers, map(np.unique, truths), strict=True):
         wanted += np.bincount(kind[truth], minlength=groups)
-        found += np.bincount(kind[np.intersect1d(answer, truth)], minlength=groups)
-    return [float(f / w) if w else None for f, w in zip(found, wanted, strict=True)]
+        hits += np.bincount(kind[np.intersect1d(answer, truth)], minlength=groups)
+    return [float(h / w) if w else None for h, w in zip(hits, wanted, strict=True)]
 
 
 def popularity_groups(clicks: Items, groups: int) -> Items:
@@ -117,6 +117,6 @@ def tops(scores: NDArray[Any], k: int, histories: list[Items] | None = None) -> 
 def _top(scores: NDArray[np.float32], k: int) -> Items:
     k = min(k, len(scores))
     threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-    found = np.flatnonzero(scores >= threshold)
-    found = found[np.argsort(-scores[found], kind="stable")][:k]
-    return found[np.isfinite(scores[found])]
+    best = np.flatnonzero(scores >= threshold)
+    best = best[np.argsort(-scores[best], kind="stable")][:k]
+    return best[np.isfinite(scores[best])]

@@ -67,9 +67,9 @@ def frontier(
     vectors = index.item_vectors.astype(np.float32)
     for beam in beams:
         searched = list(requests.beams(structure, beam))
-        exact = exact or [_exact_top(found.user, vectors, index.item_bias, k) for found in searched]
+        exact = exact or [_exact_top(part.user, vectors, index.item_bias, k) for part in searched]
         for cap in caps:
-            keys = [_keys_read(index, found, cap) for found in searched]
+            keys = [_keys_read(index, part, cap) for part in searched]
             read = sum(map(len, keys)) / len(requests.histories)
             hits = sum(int(np.isin(top, among).sum()) for top, among in zip(exact, keys, strict=True))
             yield Point(hits / sum(top.size for top in exact), read, beam, cap)

@@ -67,16 +67,16 @@ class Health:
 
     def faults(self, config: TrainConfig) -> list[str]:
         """Why the gate refuses the index; empty if it is healthy."""
-        found = collapse(self.occupancy, config)
+        faults = collapse(self.occupancy, config)
         # The share that as many reads would reach if they fell anywhere: a few users cannot reach much.
         possible = 1 - math.exp(-self.reads / max(self.clicked, 1))
         if self.reach < config.gate_reach * possible:
-            found.append(
+            faults.append(
                 f"{self.reach:.1%} of the clicked items are in reach of {self.reach_users} training users at the "
                 f"default beam, expected {config.gate_reach * possible:.1%} at least (gate_reach = "
                 f"{config.gate_reach:.1%} of what as many reads could reach)"
             )
-        return found
+        return faults
 
 
 def measure_health(
@@ -126,10 +126,10 @@ def churn(paths: Paths, item_ids: NDArray[Any], last_layers: int, previous: Vers
     if not len(item):
         return None
     generator = np.random.default_rng(0)
-    one = generator.integers(len(item), size=PAIRS)
-    starts, ends = np.searchsorted(node, node[one]), np.searchsorted(node, node[one], "right")
+    drawn = generator.integers(len(item), size=PAIRS)
+    starts, ends = np.searchsorted(node, node[drawn]), np.searchsorted(node, node[drawn], "right")
     other = generator.integers(starts, ends)
-    pairs = np.stack([item[one], item[other]], axis=1)
+    pairs = np.stack([item[drawn], item[other]], axis=1)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     if not len(pairs):
         return None

@@ -37,24 +37,24 @@ def check_parity(network: Network, structure: PathStructure, requests: Requests)
             torch.from_numpy(numbers[chosen]),
         ]
         for beam in (1, 10, 50, Limits.BEAM):
-            found = structure.search(histories[chosen], categories[chosen], numbers[chosen], beam)
+            beams = structure.search(histories[chosen], categories[chosen], numbers[chosen], beam)
             with torch.inference_mode():
                 user, _, log_probs = network(*inputs, torch.tensor(beam), trie)
-                again = network.model.path_log_probs(user, torch.from_numpy(structure.index.path_ids[found.paths]))
+                again = network.model.path_log_probs(user, torch.from_numpy(structure.index.path_ids[beams.paths]))
                 trained = network.model.encoder(torch.from_numpy(padded), *inputs[2:])
                 last = trained[torch.arange(batch), inputs[1]]
-            if not np.allclose(last.numpy(), found.user, rtol=HALF_TOLERANCE, atol=HALF_TOLERANCE):
+            if not np.allclose(last.numpy(), beams.user, rtol=HALF_TOLERANCE, atol=HALF_TOLERANCE):
                 raise ExportRefused(
                     f"the exported encoder is not the trained one, at batch {batch}; nothing was published"
                 )
-            alive = np.isfinite(found.log_probs)
-            for what, expected, got in (
-                ("user vectors", user.numpy(), found.user),
-                ("log-probabilities", log_probs.numpy(), found.log_probs),
-                ("paths", again.numpy()[alive], found.log_probs[alive]),
-                ("dead places", np.where(alive, 0, -1), np.where(found.paths >= 0, 0, -1)),
+            alive = np.isfinite(beams.log_probs)
+            for name, expected, actual in (
+                ("user vectors", user.numpy(), beams.user),
+                ("log-probabilities", log_probs.numpy(), beams.log_probs),
+                ("paths", again.numpy()[alive], beams.log_probs[alive]),
+                ("dead places", np.where(alive, 0, -1), np.where(beams.paths >= 0, 0, -1)),
             ):
-                if expected.shape != got.shape or not np.allclose(expected, got, rtol=TOLERANCE, atol=TOLERANCE):
+                if expected.shape != actual.shape or not np.allclose(expected, actual, rtol=TOLERANCE, atol=TOLERANCE):
                     raise ExportRefused(
-                        f"ONNX and torch differ in their {what} at batch {batch} and beam {beam}; nothing was published"
+                        f"ONNX and torch differ in their {name} at batch {batch} and beam {beam}; nothing was published"
                     )
