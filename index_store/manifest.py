@@ -1,8 +1,8 @@
 """A version's manifest: fields that every kind of version has, and `structure`, whose content depends on the kind.
 
 The common fields hold what every reader needs: the number of items, the defaults of a request, the digest of each part.
-For the kind "paths", `structure` is `retrieval.paths.structure.PathFacts`. Only the code that opens that kind reads it,
-so a new kind of version needs no change here. `config` and `metrics` are for people and for the trainer; they may have
+For the kind "paths", `structure` is `retrieval.paths.structure.PathFacts`. A new kind
+of version needs no change here. `config` and `metrics` are for people and for the trainer; they may have
 any keys.
 """
 

@@ -74,8 +74,8 @@ class IndexStore(Protocol):
     def hold(self, versions: Collection[str]) -> None:
         """Protect `versions` from deletion by anyone, and release all other versions that this object held.
 
-        The protection ends with the process; a store that cannot notice that ends it a minute after the last call, so
-        repeat the call. Versions that do not exist are ignored.
+        The protection ends when the process exits. Redis cannot see that, so there it ends a minute after the last
+        call: call again before. Versions that do not exist are ignored.
         """
 
     def wait(self, seconds: float) -> bool:

@@ -88,9 +88,10 @@ class Answer(NamedTuple):
 
     items: int64 (<= k,), item indices. scores, path_log_probs: float32 of the same length. A score orders the
     candidates of this answer; it cannot be compared with a score in another answer.
-    short: whether there are fewer than k. Everybody asks this answer; nobody counts again.
-    paths: how many were searched. read: items on them, each path cut at n, those of narrower searches before included.
-    candidates: how many different items those were. narrowed: searched with a narrower beam than was asked for.
+    short: whether there are fewer than k; use this instead of comparing the length of items with k.
+    paths: the number of paths searched. read: the number of entries read from path lists, in all searches for this
+    query. candidates: the number of different items that the last search scored. narrowed: whether the search had a
+    narrower beam than was asked for.
     """
 
     items: NDArray[np.int64]

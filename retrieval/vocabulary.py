@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from retrieval.query import ItemId
 
-#: How files and requests write an integer id; pandas writes 7 as 7.0 in a column that has a missing value.
+#: An integer id as text, in files and requests. A fraction of zeros is allowed, because pandas writes 7 as 7.0 in a
+#: column that has a missing value.
 INTEGER = r"(0|-?[1-9][0-9]{0,18})(\.0+)?"
 _INTEGER = re.compile(INTEGER)
 

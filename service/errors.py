@@ -19,7 +19,7 @@ class NotReady(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """The queue is full."""
+    """The queue is full, or its oldest request has waited too long."""
 
 
 class DeadlineExceeded(ServiceError):

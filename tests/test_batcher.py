@@ -94,15 +94,15 @@ def test_a_slow_queue_refuses_though_it_has_room() -> None:
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         first = submit(batcher, gated, query(1))
         await until(gated.started.is_set)
-        assert not batcher.full
+        assert not batcher.overloaded
         second = submit(batcher, gated, query(2))
-        await until(lambda: batcher.full)
+        await until(lambda: batcher.overloaded)
         with pytest.raises(Overloaded):
             await batcher.submit(cast("Retriever", gated), [query(3)], LONG)
         gated.gate.set()
         await asyncio.gather(first, second)
 
-        assert not batcher.full
+        assert not batcher.overloaded
         assert gated.batches == [[1], [2]]
 
     with_batcher(test, max_batch=1, max_wait=1e-6)

@@ -4,7 +4,7 @@
     {ns}:previous:{{ns}:current}    the previous version's name; the hash tag in braces keeps both keys on one node
     {ns}:mover:{{ns}:current}       id of the last move of both keys: 32 random hexadecimal digits
     {ns}:versions                   set: the complete versions
-    {ns}:publishing:{{ns}:versions} set: the versions being published
+    {ns}:publishing:{{ns}:versions} set: the versions being published or deleted
     {ns}:counter:{{ns}:versions}    "v7": the last number given to a version; never decreases
     {ns}:leases                     sorted set: "version holder" -> time it ends, in ms of the server's clock
     {ns}:{version}:manifest

@@ -33,7 +33,7 @@ class Listing:
         self._server, self._keys = server, keys
 
     def claim(self, fingerprint: str) -> tuple[str, bool]:
-        """The name that these bytes have or now get, and whether that version is already published."""
+        """The name of the version with this fingerprint, claimed if it had none, and whether it is published."""
         claimed = "", False
 
         def change(read: Any) -> list[Command] | None:

@@ -1,10 +1,12 @@
 """The loops over items that a request waits for, compiled by numba.
 
-They take microseconds a request (5 ms for 50,000 items) and keep the interpreter's lock: releasing it and waiting for
-it again would take longer, and the service bounds how much is read together, except from remote lists in a widened
-search. A call from Python costs 8 us, mostly for its arguments, so one call, `rerank`, does everything after the
-reading. The first import compiles them, which takes seconds; later imports load what numba kept beside Python's own
-compiled files or in NUMBA_CACHE_DIR. Where neither can be written, every process compiles. Their slow twins are in
+They take microseconds a request (5 ms for 50,000 items) and keep the interpreter's lock, because releasing it and
+waiting for it again would take longer. A batch reads at most Limits.READS items together, so the lock is not kept for
+long. (A widened search of remote lists may read more.) A call from Python costs 8 us, mostly for its arguments, so one
+call, `rerank`, does everything after the reading.
+
+The first import compiles them, which takes seconds; later imports load what numba kept beside Python's own compiled
+files or in NUMBA_CACHE_DIR. Where neither can be written, every process compiles. Their slow twins are in
 tests/test_paths.py.
 
 Shapes as in structure.py.
@@ -128,7 +130,7 @@ def join(items, lengths, log_probs):  # type: ignore[no-untyped-def]
     fastmath=frozenset({"reassoc", "contract", "nsz"}),
 )
 def features(vectors, bias, user, request, item, log_prob, paths):  # type: ignore[no-untyped-def]
-    """The reranker's features of N candidates, (N, 4); see FEATURES.
+    """The reranker's features of N candidates, (N, 4); see FEATURES in rerank.py.
 
     vectors: the bits of float16 (V, E). user: (B, E). The products are summed in float32.
     """

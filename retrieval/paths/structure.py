@@ -129,9 +129,9 @@ class PathStructure:
     def widen(self, queries: Sequence[Query], answers: Sequence[Answer]) -> list[Answer]:
         """Search on for those that may widen and have fewer than k items; the others keep their answers.
 
-        The beam is doubled as far as `max_beam` and Limits.READS let it; where lists are resident, with no more queries
-        together than may read Limits.READS. A query that still has fewer than k then reads the whole catalogue, if that
-        has at most Limits.READS items. The new answers' `read` includes what was read before.
+        The beam is doubled as far as `max_beam` and Limits.READS allow. With resident lists, queries are searched in
+        groups that together read at most Limits.READS items. A query that still has fewer than k then reads the whole
+        catalogue, if that has at most Limits.READS items. The new answers' `read` includes earlier reads.
         """
         answers, beam = list(answers), queries[0].beam
         waiting = [i for i, query in enumerate(queries) if query.widen]
@@ -233,8 +233,9 @@ def _groups(waiting: Sequence[int], queries: Sequence[Query], beam: int) -> Iter
 
 
 def _with_the_rest(postings: Postings, items: int) -> Postings:
-    """The postings of one beam and all other items, as if those were on the last path that has any: at best they are as
-    probable. Where no path has any, on the first.
+    """The postings of one beam, with all other items added to its last path that has items (the first if none has).
+
+    The added items lie on less probable paths, so the probability of that path is an upper bound for theirs.
     """
     on_a_path = np.zeros(items, bool)
     on_a_path[postings.items] = True

@@ -33,8 +33,8 @@ Every answer comes from one version and names it. Errors are `application/proble
 
 
 FIRST_LOOK_SECONDS = 5.0  # that the start waits for a current version to be loaded
-#: How often a search reads path lists at most: it is widened from 1 path to 2, 4, 8 ... up to the widest beam.
-SEARCH_READS = Limits.BEAM.bit_length()
+#: Round trips of one search to a remote store, at most: one for each beam from 1 to 2, 4, 8 ... up to the widest.
+SEARCH_ROUND_TRIPS = Limits.BEAM.bit_length()
 
 
 def create_app(settings: Settings, store: IndexStore) -> FastAPI:
@@ -44,7 +44,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[api.State]:
-        store_seconds = SEARCH_READS * settings.store_timeout_ms / 1000 if settings.residency == "remote" else 0
+        store_seconds = SEARCH_ROUND_TRIPS * settings.store_timeout_ms / 1000 if settings.residency == "remote" else 0
         batcher = Batcher(
             settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics, STUCK_SECONDS + store_seconds
         )

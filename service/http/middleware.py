@@ -60,7 +60,7 @@ class RequestMiddleware:
 
         # Before the body is read: to parse and check requests that are then refused would leave no time for the others.
         asked = scope["path"] in RETRIEVALS and scope["method"] == "POST"
-        refused = asked and (413 if too_long else 429 if scope["state"]["batcher"].full else 0)
+        refused = asked and (413 if too_long else 429 if scope["state"]["batcher"].overloaded else 0)
         try:
             if refused:
                 response = problem(Request(scope), refused, self._too_long if too_long else BUSY)

@@ -1,11 +1,6 @@
 """The bodies of requests and answers: they validate, and they are what /openapi.json documents.
 
-To add a field to a retrieve request:
-
-1. Add it to RetrieveRequest, with a default. Validation, the OpenAPI document, the batch route and the tests that go
-   through every field read it from there.
-2. If it only changes the answer (a field `min_score`, say), use it in `RetrieveRequest.answered`.
-   If the search needs it, add a field of the same name to retrieval's Request, which `RetrieveRequest.asked` fills in.
+docs/architecture.md, "How do I add a request field?", has the steps to add a field to either.
 """
 
 from __future__ import annotations
@@ -20,7 +15,7 @@ from retrieval.vocabulary import Vocabulary
 from service.http.values import Body, Context, ItemId, integer
 
 #: Fields of a retrieve request that the search needs; the service itself uses the others.
-ASKED = [field.name for field in dataclasses.fields(Request)]
+SEARCH_FIELDS = [field.name for field in dataclasses.fields(Request)]
 
 
 class RetrieveRequest(Body):
@@ -41,7 +36,7 @@ class RetrieveRequest(Body):
         None, description="paths searched; default: as many as k needs, and more if too few candidates are found"
     )
     per_path: Annotated[int, integer(1, Limits.PER_PATH)] | None = Field(
-        None, description="items read of each path; default: the version's"
+        None, description="items read of each path; default: as many as k needs"
     )
     exclude: Annotated[list[ItemId], FailFast()] = Field(
         [], max_length=Limits.EXCLUDE, description="item ids not to return"
@@ -52,11 +47,11 @@ class RetrieveRequest(Body):
     )
     rerank: bool = Field(True, description="order by the reranker's score; else by path probability")
 
-    def asked(self) -> Request:
-        """The request as the search takes it: each of its fields from the field of the same name here."""
-        return Request(**{name: getattr(self, name) for name in ASKED})
+    def to_request(self) -> Request:
+        """The part of it that the search needs."""
+        return Request(**{name: getattr(self, name) for name in SEARCH_FIELDS})
 
-    def answered(self, unknown: Unknown, answer: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
+    def to_response(self, unknown: Unknown, answer: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
         """The candidates, coverage and degraded of the RetrieveResponse to this request.
 
         unknown: how much of it the version does not know. vocabulary: the version's item ids.

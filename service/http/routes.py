@@ -154,14 +154,14 @@ async def _answer(bodies: Sequence[RetrieveRequest], request: Request, reloader:
     # Read once: whatever is swapped in meanwhile, this version answers.
     retriever = reloader.retriever
     searcher = retriever.searcher
-    prepared = [searcher.prepare(body.asked()) for body in bodies]
+    prepared = [searcher.prepare(body.to_request()) for body in bodies]
     timeout = max(body.timeout_ms or settings.timeout_ms for body in bodies) / 1000
     gone = functools.partial(_hung_up, request)
     answers = await batcher.submit(retriever, [query for query, _ in prepared], timeout, gone)
     responses = []
     for body, (_, unknown), answer in zip(bodies, prepared, answers, strict=True):
-        described = body.answered(unknown, answer, searcher.vocabulary)
-        counts.answered(answer.read, **described["degraded"])
+        described = body.to_response(unknown, answer, searcher.vocabulary)
+        counts.answered(answer.read, short=answer.short, narrowed=answer.narrowed)
         responses.append(
             {
                 "version": retriever.name,

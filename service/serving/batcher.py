@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 #: A lone search that takes no longer is done on the event loop: to wake a thread and be woken by it may take as long.
 AT_ONCE_SECONDS = 0.002
-#: A batch takes a tenth of it; a search that takes longer may never end.
+#: A search that takes longer counts as hung; a batch takes a tenth of it.
 STUCK_SECONDS = 1.5
-#: A query that reads no more items takes the time of its paths; a larger one is never done on the event loop, and its
-#: time is not learned from.
+#: Up to so many items a query's time depends on its paths alone. A query that reads more is never searched on the event
+#: loop, and its time is not learned from.
 LIGHT_READS = 5000
 
 
@@ -60,7 +60,8 @@ class _Entry:
         beam = pace.affordable(batch, query.beam, self.left)
         if beam < query.beam:
             return replace(query, beam=beam, widen=False)
-        # All the paths that widening may search are fewer than twice the widest beam, and few queries need it.
+        # Over all doublings a query searches fewer paths than twice the widest beam. Time is kept for one query of the
+        # batch, since few need widening.
         widest = 2 * self.retriever.max_beam
         afterwards = self.left - pace.seconds(batch, beam)
         if query.widen and pace.affordable(1, widest, afterwards) < widest:
@@ -86,8 +87,8 @@ class Batcher:
         return len(self._queue)
 
     @property
-    def full(self) -> bool:
-        """Whether the next query would be refused: the queue is full, or a batch waits and its oldest has too long.
+    def overloaded(self) -> bool:
+        """Whether the next query is refused: the queue is full, or a whole batch waits, the oldest longer than max_wait.
 
         By count alone, a machine slower than expected would admit more than it can answer in time.
         """
@@ -111,11 +112,11 @@ class Batcher:
         """The answers of `queries`, in their order. All or none are admitted.
 
         gone: returns when the client has hung up. Raises Overloaded when the queue has no room or no time for them,
-        DeadlineExceeded after `timeout` seconds, ClientGone when the client has hung up. A request that nobody waits
-        for leaves the queue, and costs nothing if it was not yet searched.
+        DeadlineExceeded after `timeout` seconds, ClientGone when the client has hung up. A request whose caller
+        has gone is removed from the queue without being searched.
         """
         # An empty queue admits any request, or a large one could never be answered.
-        if self.full or (self._queue and len(self._queue) + len(queries) > self._max_queue):
+        if self.overloaded or (self._queue and len(self._queue) + len(queries) > self._max_queue):
             raise Overloaded("too many requests are waiting; try again later, or fewer at once")
         loop = asyncio.get_running_loop()
         now = time.monotonic()

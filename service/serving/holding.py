@@ -8,8 +8,8 @@ import weakref
 from contextlib import suppress
 
 from index_store.store import IndexStore
+from service.serving.failure_log import FailureLog
 from service.serving.retriever import Retriever
-from service.serving.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Holding:
         self._loaded: weakref.WeakSet[Retriever] = weakref.WeakSet()
         self.loading: str | None = None
         self._renewing = asyncio.Lock()  # an older set of names must not reach the store after a newer one
-        self._trouble = Trouble(log)
+        self._failures = FailureLog(log)
 
     def add(self, retriever: Retriever) -> None:
         """Hold it for as long as anybody refers to it."""
@@ -46,9 +46,9 @@ class Holding:
                     names.add(self.loading)
                 await asyncio.to_thread(self._store.hold, names)
         except Exception as error:  # noqa: BLE001
-            self._trouble.failed(f"versions in use cannot be held: {type(error).__name__}: {error}")
+            self._failures.failed(f"versions in use cannot be held: {type(error).__name__}: {error}")
         else:
-            self._trouble.over()
+            self._failures.over()
 
     async def keep(self, seconds: float = HOLD_SECONDS) -> None:
         """Renew every few seconds until cancelled, also while a long load is under way."""

@@ -42,7 +42,7 @@ class Pace:
         return self._factor * (self._per_search + queries * (self._per_query + self._per_path * beam))
 
     def affordable(self, queries: int, beam: int, left: float) -> int:
-        """The widest of `beam`, its half, its quarter and so on, at least 1, with which they end within `left` s."""
+        """`beam`, halved until the search is predicted to take at most SHARE of the `left` seconds; at least 1."""
         while beam > 1 and self.seconds(queries, beam) > SHARE * left:
             beam //= 2
         return beam

@@ -7,9 +7,9 @@ hints get lost. `Reloader.state` is one of four:
     WAITING    ------------------>  LOADING(v)  ----------------------------->  SERVING(v)
     (reason)                            |                                           |
        ^                                | fails                                     | current is w
-       | the store names no version,    v                                           v
-       | or does not answer          REFUSED(v, reason, until)                  LOADING(w)
-       |                                |  ^
+       | nothing is served, and the     v                                           v
+       | store names no version or   REFUSED(v, reason, until)                  LOADING(w)
+       | does not answer                |  ^
     any state                           +--+  `until` has passed: loaded again
 
 `POST /admin/v1/swap` and `/rollback` load a version first, then move the pointer and enter SERVING, from any state.
@@ -41,10 +41,10 @@ from index_store.manifest import check_name
 from index_store.store import IndexStore
 from service.errors import NotReady
 from service.metrics import Metrics
+from service.serving.failure_log import FailureLog
 from service.serving.holding import Holding
 from service.serving.loading import PASSING, Loader
 from service.serving.retriever import Retriever
-from service.serving.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Reloader:
         self._serving: Retriever | None = None
         self._before: Retriever | None = None  # kept in memory, so that a rollback loads nothing
         self._moving = asyncio.Lock()  # the pointer and what is served move together
-        self._following, self._hearing = Trouble(log), Trouble(log)
+        self._following, self._hearing = FailureLog(log), FailureLog(log)
 
     @property
     def retriever(self) -> Retriever:

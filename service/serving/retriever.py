@@ -35,7 +35,7 @@ class Retriever:
         self.pace = self._warm_up()
 
     def _warm_up(self) -> Pace:
-        """Search alone and in company, so that no request pays for what the runtime does on first use, and measure."""
+        """Search batches of 1 and 8, so that no request pays for the runtime's first use; then measure the pace."""
         empty = np.empty(0, np.int64)
         longest = np.zeros(self.manifest.history, np.int64)
         categories, numbers, _ = self.searcher.schema.encode({})

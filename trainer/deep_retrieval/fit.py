@@ -91,8 +91,8 @@ def fit(
         if epoch == config.warmup + 1 and config.start == "tree":
             progress.say("placing items by their vectors")
             vectors = model.item_vectors.detach().cpu().numpy()
-            # So many items a path that the widest beam reads what training aims at. Too few do little harm: paths of
-            # one item retrieve nearly as much with half the reads (README, What was tried).
+            # Items per path with which the widest beam reads TRAINED_READS k items. If k is small that is 1: paths of
+            # one item retrieve nearly as much with half the reads (docs/log.md, Where items get their paths).
             leaf = max(1, round(TRAINED_READS * config.k / Limits.BEAM))
             paths = tree_paths(vectors, config.paths_per_item, config.depth, width, leaf, generator)
 

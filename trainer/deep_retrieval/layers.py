@@ -33,7 +33,8 @@ from trainer.encoders.gru import UserEncoder
 def _best(joint: Tensor, children: Tensor | None, beam: int, *, enough: bool = False) -> tuple[Tensor, Tensor]:
     """The `beam` best log-probabilities (N, w) of `joint` (N, n), and where they are; none that leads to no item.
 
-    children: (N, n), -1 where no item lies. enough: n is at least Limits.BEAM.
+    children: (N, n), -1 where no item lies. enough: n is at least Limits.BEAM, so the exported graph can use `beam`
+    without comparing it with n.
     """
     if children is not None:
         joint = torch.where(children < 0, -torch.inf, joint)
@@ -43,7 +44,7 @@ def _best(joint: Tensor, children: Tensor | None, beam: int, *, enough: bool = F
 
 
 def rows(table: Tensor, index: Tensor) -> Tensor:
-    """Rows of a table, (..., columns), -1 being the last. In ONNX the one operator that it is."""
+    """Rows of a table, (..., columns); index -1 is the last row. Exported as a single Gather."""
     if not torch.compiler.is_exporting():
         return table[index]
     shape = (*index.shape, table.shape[1])
@@ -76,7 +77,7 @@ class PathLayer(nn.Module):
             nn.init.normal_(nodes, std=config.embedding**-0.5)
 
     def tables(self) -> list[Tensor]:
-        """For each layer before this one what its nodes add to the hidden units: tables (K, H), a row a node."""
+        """One table (K, H) for each earlier layer: what each of its nodes adds to the hidden units of this layer."""
         return [linear(nodes) for linear, nodes in zip(self.node, self.nodes, strict=True)]
 
     def forward(self, user: Tensor, chosen: Sequence[Tensor], tables: list[Tensor]) -> Tensor:
@@ -156,7 +157,7 @@ class PathModel(nn.Module):
             log_probs = layer(layer.user(user).unsqueeze(1), chosen, layer.tables())  # (N, w, K)
             joint = (log_prob.unsqueeze(2) + log_probs).reshape(user.shape[0], -1)  # (N, w * K)
             children = None if trie is None else rows(trie, path).reshape(user.shape[0], -1)
-            # All but a tiny K have enough prefixes now for the widest beam: the exported graph need not ask.
+            # From the second layer on there are K^2 prefixes or more, enough for the widest beam unless K is tiny.
             log_prob, best = _best(joint, children, beam, enough=width * width >= Limits.BEAM)
             parent = quotient(best, width)
             node = best - parent * width

@@ -16,12 +16,12 @@ from trainer.config import TrainConfig
 from trainer.data.batches import Batch
 from trainer.deep_retrieval.layers import PathModel
 
-#: Predictions a gradient step of the path layers: many small steps learn more (README, What was tried).
+#: Predictions a gradient step of the path layers: many small steps learn more (docs/decisions.md, Paths).
 PATH_STEP = 256
 
 
 class UserModel(Protocol):
-    """What a loss needs of a model: user vectors, item vectors, and the scores of users times items.
+    """What a loss needs of a model: user vectors, item vectors, and the score of every item for every user.
 
     item_bias: (V,); its device is the model's.
     """

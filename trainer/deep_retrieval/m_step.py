@@ -2,8 +2,8 @@
 
 The objective is the sum over items of N_v log sum_j s[v, path_j], less the penalty alpha times the sum over paths of
 f(|c|) = |c|^4 / 4, where |c| is how many items the path c has. Time: a pass over the clicks to score, and for each
-descent at most V J S T gains. Memory: the scores, half as much again in a descent, three times as much where path ids
-are large.
+descent at most V J S T gains. Memory: 16 (J + S) bytes an item for the scores; a descent takes about
+half as much besides, or three times as much where path ids are large (docs/sizing.md).
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def alpha_for_budget(scores: PathScores, beams: Paths, config: TrainConfig) -> f
     def reads(exponent: float) -> float:
         return expected_reads(descend(scores, 10**exponent, config.sweeps), beams, beam)
 
-    # Where few paths are scored, no alpha may come down to the budget. The largest alpha would then overrule every
-    # score and gain next to nothing, so the least alpha is taken that reads at most 1.1 times as much.
+    # If few paths are scored, it can happen that no alpha meets the budget. The largest alpha would then overrule every
+    # score for hardly fewer reads, so the smallest alpha is taken whose reads are within 10 % of the largest alpha's.
     budget = max(TRAINED_READS * config.k, 1.1 * reads(high))
     for _ in range(12):
         middle = (low + high) / 2
@@ -89,8 +89,8 @@ def alpha_for_budget(scores: PathScores, beams: Paths, config: TrainConfig) -> f
 def descend(scores: PathScores, alpha: float, sweeps: int) -> Paths:
     """New paths (V, J) by penalised coordinate descent on the objective, T = `sweeps` times over all items.
 
-    An item without clicks keeps its paths. One with fewer than J paths that have a score gets the least crowded paths
-    in use beside them. `scores` stays as it is.
+    An item without clicks keeps its paths. If fewer than J of an item's candidates have a score, the least crowded
+    paths in use fill its remaining places. `scores` does not change.
     """
     present, candidates = scores.paths, scores.candidates
     # How many items a path has is kept in an array over path ids, or over their ranks where that would be too long.

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 #: Training makes paths of such a size that a request reads about 7.5 k items, the middle of the paper's range.
 TRAINED_READS = 7.5
-#: The default beam and items per path are chosen among those that read at most 9 k items. This is larger than
-#: TRAINED_READS because it is a limit on measured reads, where the other is an aim for an estimate (`expected_reads`).
+#: The default beam and items per path are chosen among those that read at most 9 k items. 9 limits the reads that are
+#: measured after training; 7.5 is the aim during training, when there is only an estimate (`expected_reads`).
 SERVED_READS = 9
 
 

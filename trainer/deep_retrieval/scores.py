@@ -39,7 +39,8 @@ class PathScores:
         The clicks are taken one after another, so two halves observed in turn equal the whole. At a click all scores of
         its item decay by eta, then each of the C paths gains its probability. Of the paths that are not present ones
         the S best are kept. A path that enters starts at eta times the lowest kept score, its upper bound (Sec. 3.3;
-        after Metwally et al. 2005). Of a path that a row names twice the first counts; -1 is no path.
+        after Metwally et al. 2005). If a row has the same path
+        twice, only its first entry counts; -1 is no path.
         """
         probabilities = probs.astype(np.float64)
         _observe(self.candidates, self.values, self.clicks, items, paths, probabilities, self.eta, self.paths.shape[1])

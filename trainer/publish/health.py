@@ -68,7 +68,8 @@ class Health:
     def faults(self, config: TrainConfig) -> list[str]:
         """Why the gate refuses the index; empty if it is healthy."""
         faults = collapse(self.occupancy, config)
-        # The share that as many reads would reach if they fell anywhere: a few users cannot reach much.
+        # The share of the clicked items that the same number of reads would reach if they fell on random items: with
+        # few users it is small, however healthy the index is.
         possible = 1 - math.exp(-self.reads / max(self.clicked, 1))
         if self.reach < config.gate_reach * possible:
             faults.append(

@@ -182,8 +182,8 @@ def _gate(health: Health, config: TrainConfig, progress: Progress, *, allow_coll
     faults = "; ".join(health.faults(config))
     if faults and not allow_collapsed:
         raise ExportRefused(
-            f"the index has collapsed: {faults}. Nothing was published; see README, Index health. To publish it all "
-            "the same, run again with --resume and --allow-collapsed"
+            f"the index has collapsed: {faults}. Nothing was published; see docs/training.md, Index health. To "
+            "publish it all the same, run again with --resume and --allow-collapsed"
         )
     if faults:
         progress.say(f"warning: published though collapsed: {faults}")
