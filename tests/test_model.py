@@ -1,4 +1,4 @@
-"""The path math against its definition."""
+"""Path probabilities, beam search and user vectors of the model, against their definitions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def all_paths(model: PathModel, user: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("depth", "width"), [(1, 7), (2, 5), (3, 4)])
 def test_the_paths_are_a_probability_distribution(depth: int, width: int) -> None:
-    """All K^D of them sum to one for each user."""
+    """The probabilities of all K^D paths sum to one for each user."""
     model = make_model(depth, width)
     with torch.no_grad():
         total = all_paths(model, torch.randn(5, 6)).exp().sum(1)
@@ -54,7 +54,7 @@ def test_the_paths_are_a_probability_distribution(depth: int, width: int) -> Non
 
 @pytest.mark.parametrize(("depth", "width"), [(1, 7), (2, 5), (3, 4)])
 def test_path_log_probs_are_those_of_the_definition(depth: int, width: int) -> None:
-    """For any J paths of each user; users and their paths stay lined up."""
+    """path_log_probs gives each user the log probabilities of that user's own J paths."""
     model = make_model(depth, width)
     user = torch.randn(5, 6)
     paths = torch.randint(width**depth, (5, 3))
@@ -100,7 +100,7 @@ def test_beam_search_ranks_by_joint_probability() -> None:
 @given(seed=st.integers(0, 1000), beam=st.integers(1, 70), live=st.integers(1, 20))
 @example(seed=0, beam=8, live=8)
 def test_the_beam_spends_no_place_on_a_dead_prefix(seed: int, beam: int, live: int) -> None:
-    """With prefix tables a beam wide enough finds all live paths and no other; unused places are marked."""
+    """With prefix tables, a wide enough beam finds every path in use and no other; unused places hold -1."""
     model = make_model(3, 4)
     rng = np.random.default_rng(seed)
     path_ids = np.sort(rng.choice(64, live, replace=False))
@@ -112,18 +112,18 @@ def test_the_beam_spends_no_place_on_a_dead_prefix(seed: int, beam: int, live: i
     paths = torch.where(rows < 0, -1, torch.from_numpy(path_ids)[rows])
     assert paths.shape == (2, min(beam, 64))
     for row in range(2):
-        found = paths[row][paths[row] >= 0]
-        assert set(found.tolist()) <= set(path_ids.tolist())
-        assert len(set(found.tolist())) == len(found)
-        assert torch.allclose(everything[row][found], log_probs[row][: len(found)], atol=1e-5)
-        assert torch.isneginf(log_probs[row][len(found) :]).all()
+        reached = paths[row][paths[row] >= 0]
+        assert set(reached.tolist()) <= set(path_ids.tolist())
+        assert len(set(reached.tolist())) == len(reached)
+        assert torch.allclose(everything[row][reached], log_probs[row][: len(reached)], atol=1e-5)
+        assert torch.isneginf(log_probs[row][len(reached) :]).all()
         if beam >= live:
-            assert len(found) == live
+            assert len(reached) == live
 
 
 @pytest.mark.parametrize("length", [0, 1, 3])
 def test_the_last_user_vector_is_that_of_the_whole_encoder(length: int) -> None:
-    """The exported encoder computes one position alone, for a history of any length, and with context."""
+    """encoder.last, which is exported, gives for the last position the vector that the whole encoder gives there."""
     encoder = make_model(2, 5).encoder.eval()
     history = torch.tensor([[3, 4, 1]]).where(torch.arange(3) < length, -1)
     categories, numbers = torch.tensor([[2]]), torch.tensor([[0.5]])
@@ -136,7 +136,7 @@ def test_the_last_user_vector_is_that_of_the_whole_encoder(length: int) -> None:
 
 
 def test_an_empty_history_has_a_user_vector() -> None:
-    """The start item alone, so a batch of one empty and one full history equals each alone."""
+    """An empty history is the start item alone; batched with a full one, both keep the vectors they have alone."""
     encoder = make_model(2, 5).encoder
     categories, numbers = torch.tensor([[0], [2]]), torch.tensor([[0.0], [1.0]])
     history = torch.tensor([[-1, -1], [3, 4]])
@@ -150,8 +150,8 @@ def test_an_empty_history_has_a_user_vector() -> None:
     assert torch.isfinite(both).all()
 
 
-def test_a_user_vector_has_seen_its_past_only() -> None:
-    """One pass over a sequence serves every position: the future changes nothing before it."""
+def test_a_user_vector_depends_only_on_earlier_items() -> None:
+    """Items appended to a sequence change none of the vectors at the positions before them."""
     encoder = make_model(2, 5).encoder
     context = torch.tensor([[1]]), torch.tensor([[0.5]])
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_a_user_vector_has_seen_its_past_only() -> None:
 
 
 def test_context_reaches_the_user_vector() -> None:
-    """Another country or age gives another vector."""
+    """A different country or age gives a different vector."""
     encoder = make_model(2, 5).encoder
     history = torch.tensor([[1, 2]])
     with torch.no_grad():
@@ -193,7 +193,7 @@ def test_a_path_id_is_its_nodes_in_base_k(path: int) -> None:
 
 @pytest.mark.parametrize(("width", "depth", "count"), [(2, 2, 4), (10, 3, 3), (3, 2, 2), (1, 3, 1)])
 def test_random_paths_differ_within_an_item(width: int, depth: int, count: int) -> None:
-    """Also where there are hardly enough of them."""
+    """An item's random paths are distinct, even where hardly more paths exist than it needs."""
     paths = random_paths(500, count, depth, width, np.random.default_rng(0))
 
     assert paths.min() >= 0

@@ -1,4 +1,4 @@
-"""What filters or fits, with nothing left: one user, one item, all equal. A version that answers, or one line."""
+"""Training and evaluation on degenerate data: one user, one item, only repeated items, all times equal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from service.serving.retriever import Retriever
 from tests.test_commands import QUICK
 from trainer.__main__ import main as dr_trainer
 
-#: (user, item, time, and what some tests add)
+#: (user, item, time), and in some tests a fourth cell
 Rows = list[tuple[Any, ...]]
 
 
@@ -29,12 +29,12 @@ def sequences(*items: list[int]) -> Rows:
 
 
 GROUPED = sequences(*[[4 * ((user + step) % 6) + user % 4 for step in range(5)] for user in range(30)])
-#: The same three items first and last: who has had the first half has had the second.
+#: The same three items twice: the second half of each history repeats the first.
 REPEATED = sequences(*[[1, 2, 3, 1, 2, 3]] * 30)
 
 
 def write(folder: Path, rows: Rows, extra: str = "extra") -> Path:
-    """As a file of interactions; a fourth cell is of the column `extra`."""
+    """Write the rows to a file of interactions; a fourth cell goes into the column `extra`."""
     columns = [list(column) for column in zip(*rows, strict=True)]
     file = folder / "shop.interactions.parquet"
     pq.write_table(pa.table(dict(zip(("user_id", "item_id", "timestamp", extra), columns, strict=False))), file)
@@ -42,7 +42,7 @@ def write(folder: Path, rows: Rows, extra: str = "extra") -> Path:
 
 
 def strict_json(text: str) -> Any:
-    """JSON as others read it: without NaN and Infinity."""
+    """Parse JSON as a strict parser does: NaN and Infinity are errors."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"not JSON: {constant}")
@@ -51,20 +51,20 @@ def strict_json(text: str) -> Any:
 
 
 def answers(store: Path) -> list[int]:
-    """The lengths of what the current version answers, to an empty history and to its first item."""
+    """How many items the current version returns for an empty history, and for a history of its first item."""
     folder = FolderStore(str(store))
     name = folder.current()
     assert name is not None
     retriever = Retriever(folder.load(name))
-    found = []
+    lengths = []
     searcher = retriever.searcher
     for history in ([], searcher.vocabulary.names(np.array([0]))):
         query, unknown = searcher.prepare(Request(history))
         (answer,) = searcher.answer([query])
         assert unknown == (0, 0)
         assert np.isfinite(answer.scores).all()
-        found.append(len(answer.items))
-    return found
+        lengths.append(len(answer.items))
+    return lengths
 
 
 Fit = Callable[..., Path]
@@ -72,7 +72,7 @@ Fit = Callable[..., Path]
 
 @pytest.fixture
 def fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Fit:
-    """Fit the rows as a user would; what is published is in tmp_path/store."""
+    """Run `dr-trainer fit` on the rows as a user would, publishing to tmp_path/store."""
 
     def run(rows: Rows, *settings: str, extra: str = "extra") -> Path:
         file = write(tmp_path, rows, extra)
@@ -117,7 +117,7 @@ def test_a_version_is_made_and_answers(
     lengths: list[int],
     said: str,
 ) -> None:
-    """Where nothing can be tuned or measured, a version and a line; no figure is made up, none is NaN."""
+    """Where nothing can be tuned or measured, a version is published that answers, and no metric is NaN or made up."""
     file = fit(rows, *settings)
     store = tmp_path / "store"
 

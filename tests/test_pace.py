@@ -1,4 +1,4 @@
-"""What a search is predicted to take, and how wide one may be to be in time."""
+"""Pace predicts how long a search takes, and how wide its beam may be to end in time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def test_a_prediction_is_the_sum_of_its_parts() -> None:
     assert Pace(1.0, 2.0, 3.0).seconds(3, 4) == 43.0
 
 
-def test_the_widest_halving_in_time() -> None:
-    """0.8 of what is left counts, 1 s a path. One path at least, and never more than asked for."""
+def test_the_beam_is_halved_until_the_search_fits() -> None:
+    """At 1 s a path, a search may take 0.8 of the time left; the beam is at least 1 and at most what was asked for."""
     pace = Pace(0.0, 0.0, 1.0)
 
     assert [pace.affordable(1, 50, left) for left in (100.0, 62.5, 62.0, 31.0, 4.0, 0.1)] == [50, 50, 25, 12, 3, 1]
@@ -23,7 +23,7 @@ def test_the_widest_halving_in_time() -> None:
 
 
 def test_the_factor_settles_where_a_tenth_takes_longer() -> None:
-    """Searches that take 1 to 100 times the prediction by turns: it settles about 90."""
+    """When searches take 1 to 100 times the prediction, evenly spread, the factor settles near 90."""
     pace = Pace(1.0, 0.0, 0.0)
     for seconds in [7 * i % 100 + 1 for i in range(2000)]:
         pace.learn(1, 1, float(seconds))
@@ -32,8 +32,8 @@ def test_the_factor_settles_where_a_tenth_takes_longer() -> None:
     assert pytest.approx(FALL**9, rel=0.01) == RISE
 
 
-def test_the_parts_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From three searches whose times are known: 3 s each, 2 s a query, and 0.5 s a path."""
+def test_the_costs_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches that take 3 s each, 2 s a query and 0.5 s a path are measured to cost just that."""
     now = 0.0
 
     def search(queries: int, beam: int) -> None:

@@ -1,4 +1,4 @@
-"""Errors are short, however much is wrong with a body."""
+"""Error answers stay short, however much is wrong with a body, and carry the request id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from index_store.folder.store import FolderStore
 from service.http.models import BatchRequest
 from tests.test_api import make_app
 
-#: Bodies of nearly a megabyte each. Every error becomes two objects: all of them would take hundreds of megabytes.
+#: Bodies of nearly a megabyte each. Every error becomes two objects, so all errors would take hundreds of MB.
 WRONG: dict[str, list[dict[str, Any]]] = {
     "excluded ids": [{"exclude": [[]] * 10_000}] * 34,
     "ids": [{"history": [[]] * 1000}] * 64,
@@ -24,16 +24,16 @@ WRONG: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_of_a_million_errors_few_are_collected(what: str) -> None:
-    """At most those of one user's features."""
-    with pytest.raises(ValidationError) as found:
+def test_only_a_few_of_a_million_errors_are_collected(what: str) -> None:
+    """At most as many errors are collected as the features of one user can have."""
+    with pytest.raises(ValidationError) as raised:
         BatchRequest.model_validate({"requests": WRONG[what]})
 
-    assert found.value.error_count() <= 64 * 5  # an error a type that a feature may have
+    assert raised.value.error_count() <= 64 * 5  # one error for each type that a feature may have
 
 
 def test_an_error_of_the_service_carries_the_request_id(tmp_path: Path) -> None:
-    """In header and body, as all other answers do, because the log has the cause under this id."""
+    """A 500 has the request id in header and body, because the log has the cause under the same id."""
 
     class Failing:
         @property

@@ -1,4 +1,4 @@
-"""Bytes that no HTTP client sends: smuggled requests, broken framing, floods of headers, halves of requests."""
+"""Bytes that no HTTP client sends: smuggled requests, broken framing, floods of headers, half-sent requests."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ BODY = b'{"history": [1, 5], "k": 2, "exclude": ["m4rk3d-1nput"]}'
 CHUNK = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
-#: Told apart from others by its id.
+#: A request hidden in another's body; an answer with its id shows that it was read as a request.
 SMUGGLED = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-ID: smuggled\r\n\r\n"
 #: For a request whose body is SMUGGLED.
 SMUGGLED_LENGTH = b"Content-Length: %d\r\n" % len(SMUGGLED)
 
 
 def post(headers: bytes, body: bytes = BODY, *, line: bytes = b"POST /v1/retrieve HTTP/1.1") -> bytes:
-    """A request with these headers and no others of importance."""
+    """A POST request with these headers besides the usual ones."""
     return (
         line
         + b"\r\nHost: localhost\r\nX-Mark: m4rk3d-1nput\r\nContent-Type: application/json\r\n"
@@ -90,7 +90,7 @@ REFUSED = {
     "garbage": bytes(range(256)) * 40,
     "a space first": b" " + get(b"/livez"),
 }
-#: Odd, but clear: how each is answered, after which the connection serves on.
+#: Odd but unambiguous requests and the statuses of their answers; the connection stays open.
 ANSWERED = {
     "no Host": (b"GET /livez HTTP/1.1\r\n\r\n", [200]),
     "a Host that is none": (get(b"/v1/info/").replace(b"localhost", b"[m4rk3d-1nput"), [404]),
@@ -129,12 +129,12 @@ def live(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_broken_framing_is_refused(live: Target) -> None:
-    """One answer at most, 400, and the connection is at its end: nothing behind it is read as a request."""
+    """At most one answer, a 400, and the connection is closed: nothing that follows is read as a request."""
     judge = Judge(live.openapi)
     smuggled = 0
     for name, data in REFUSED.items():
         replies = exchange(live.port, data)
-        # A client that is still sending when the server closes may lose its answer; one that sent little does not.
+        # A client that is still sending when the server closes may lose its answer; a client that sent little does not.
         assert [reply.status for reply in replies] in ([[400], []] if len(data) > 65_536 else [[400]]), name
         smuggled += sum(reply.header("x-request-id") == "smuggled" for reply in replies)
         for reply in replies:
@@ -146,7 +146,7 @@ def test_broken_framing_is_refused(live: Target) -> None:
 
 
 def test_odd_requests_are_answered_in_their_order(live: Target) -> None:
-    """As many answers as requests, each as documented."""
+    """There are as many answers as requests, each with a documented status."""
     judge = Judge(live.openapi)
     for name, (data, wanted) in ANSWERED.items():
         replies = exchange(live.port, data)
@@ -165,7 +165,7 @@ def test_odd_requests_are_answered_in_their_order(live: Target) -> None:
 
 @pytest.mark.parametrize("upgrade", [UPGRADE % b"h2c", UPGRADE % b"websocket", WEBSOCKET, UPGRADE % b"m4rk3d-1nput"])
 def test_an_upgrade_hides_no_request(live: Target, upgrade: bytes) -> None:
-    """The parser stops at such a head; the body, sent later, is read as the body and not as the next request."""
+    """The parser pauses at an Upgrade header; the body, sent later, is read as the body and not as the next request."""
     head = post(upgrade + SMUGGLED_LENGTH, b"")
 
     replies = exchange(live.port, head, SMUGGLED, between=lambda: live.replica.client.get("/livez"))
@@ -177,15 +177,15 @@ def test_an_upgrade_hides_no_request(live: Target, upgrade: bytes) -> None:
 
 @pytest.mark.parametrize("path", [b"/m4rk3d-1nput", b"/v1/retrieve?m4rk3d-1nput", b"/static-offline-docs/m4rk3d-1nput"])
 def test_there_are_no_websockets(live: Target, path: bytes) -> None:
-    """To ask for one is to ask for a page; the log does not repeat the path."""
+    """A WebSocket handshake is answered like any GET, with 404 or 405, and the log does not repeat its path."""
     (reply,) = exchange(live.port, get(path, WEBSOCKET))
 
     assert reply.status in {404, 405}
     live.check_unharmed()
 
 
-def test_a_length_that_never_comes_is_refused_at_once(live: Target) -> None:
-    """Of a body announced as too long, nothing is waited for."""
+def test_a_content_length_over_the_limit_is_refused_at_once(live: Target) -> None:
+    """A body announced as too long is answered with 413 before the rest of it arrives."""
     for length in (b"1048577", b"9223372036854775807"):
         reply = ask_once(live.port, post(b"Content-Length: %b\r\n" % length))
         assert reply
@@ -194,7 +194,7 @@ def test_a_length_that_never_comes_is_refused_at_once(live: Target) -> None:
 
 
 def test_a_refused_body_is_not_read_for_ever(planted: Planted, tmp_path: Path) -> None:
-    """Its client may go on sending for as long as an idle connection is kept, however often it sends."""
+    """After a 413 the connection is closed once keep_alive_seconds are over, even if the client keeps sending."""
     endless = post(CHUNKED, b"fffffff\r\n" + b" " * 0x110000)
     with target(planted, tmp_path, keep_alive_seconds=1) as live:
         with socket.create_connection(("127.0.0.1", live.port), timeout=30) as connection:
@@ -207,7 +207,7 @@ def test_a_refused_body_is_not_read_for_ever(planted: Planted, tmp_path: Path) -
 
 
 def test_a_connection_outlives_a_refused_body(live: Target) -> None:
-    """The refusal comes before the body does; when the body has come all the same, the next request is answered."""
+    """The 413 comes before the body; once the client has sent the body anyway, its next request is answered."""
     with socket.create_connection(("127.0.0.1", live.port), timeout=30) as connection:
         connection.sendall(post(b"Content-Length: 1048577\r\n", b""))
         assert _status(connection) == 413
@@ -217,7 +217,7 @@ def test_a_connection_outlives_a_refused_body(live: Target) -> None:
 
 
 def _drip(connection: socket.socket, seconds: float) -> None:
-    """Send a byte now and then. Raises ConnectionError when the server has closed the connection."""
+    """Send a byte every tenth of a second. Raises ConnectionError when the server has closed the connection."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         connection.sendall(b" ")
@@ -226,15 +226,15 @@ def _drip(connection: socket.socket, seconds: float) -> None:
 
 
 def _status(connection: socket.socket) -> int:
-    """The status of the next answer, all of which is read: it may come in pieces."""
+    """The status of the next answer. The whole answer is read, though it may come in pieces."""
     answer = http.client.HTTPResponse(connection)
     answer.begin()
     answer.read()
     return answer.status
 
 
-def test_a_request_may_come_drip_by_drip(live: Target) -> None:
-    """Byte by byte, head and body: answered when it is whole, and others meanwhile."""
+def test_a_request_may_arrive_byte_by_byte(live: Target) -> None:
+    """Head and body are sent one byte at a time; the request is answered once it is complete."""
     reply = ask_once(live.port, *(bytes([byte]) for byte in post(LENGTH)))
 
     assert reply
@@ -242,8 +242,8 @@ def test_a_request_may_come_drip_by_drip(live: Target) -> None:
     assert len(reply.json()["candidates"]) == 2
 
 
-def test_half_open_connections_cost_others_nothing(live: Target) -> None:
-    """Nothing sent, half a head, half a body, half a chunk: 200 of them stay, and others are answered."""
+def test_half_open_connections_do_not_block_other_clients(live: Target) -> None:
+    """200 connections have sent nothing, half a head, half a body or half a chunk; other clients are answered."""
     whole = post(LENGTH)
     halves = (b"", whole[:30], whole[:-5], post(CHUNKED, CHUNK[:9]))
     with ExitStack() as stack:
@@ -255,10 +255,10 @@ def test_half_open_connections_cost_others_nothing(live: Target) -> None:
 
 
 def test_a_client_that_leaves_early_leaves_no_traceback(live: Target) -> None:
-    """The client has gone when its request is answered: 200 times, and nothing is logged."""
+    """200 clients close their side of the connection before they are answered; no traceback or error is logged."""
     for number in range(200):
         with socket.create_connection(("127.0.0.1", live.port), timeout=30) as connection:
-            # Kept back until the end of the connection goes with it.
+            # MSG_MORE keeps the request back until the end of the connection is sent with it.
             connection.send(
                 (post(LENGTH), get(b"/livez"), get(b"/docs"), get(b"/metrics"))[number % 4], socket.MSG_MORE
             )
@@ -268,8 +268,8 @@ def test_a_client_that_leaves_early_leaves_no_traceback(live: Target) -> None:
     live.check_unharmed()
 
 
-def test_a_pipeline_whose_client_has_left_keeps_nothing_alive(planted: Planted, tmp_path: Path) -> None:
-    """Of several requests under way uvicorn tells only the newest that its client has left; the others end too."""
+def test_pipelined_requests_of_a_disconnected_client_end(planted: Planted, tmp_path: Path) -> None:
+    """Uvicorn reports the disconnect only to the newest of the connection's requests; the others must end, too."""
     with target(planted, tmp_path) as live:
         for _ in range(50):
             with socket.create_connection(("127.0.0.1", live.port), timeout=30) as connection:
@@ -279,4 +279,4 @@ def test_a_pipeline_whose_client_has_left_keeps_nothing_alive(planted: Planted, 
         assert live.replica.client.post("/v1/retrieve", json={}).status_code == 200
         assert live.replica.process
         live.replica.process.send_signal(signal.SIGTERM)
-        assert live.replica.process.wait(40) == 0  # it would wait a minute for a request that does not end
+        assert live.replica.process.wait(40) == 0  # the process would wait a minute for a request that does not end

@@ -27,8 +27,8 @@ def client(planted: Planted, tmp_path: Path) -> Iterator[TestClient]:
         yield client
 
 
-def test_without_a_version_it_lives_but_is_not_ready(tmp_path: Path) -> None:
-    """Livez 200, readyz and retrieve 503 with Retry-After."""
+def test_without_a_version_the_service_is_alive_but_not_ready(tmp_path: Path) -> None:
+    """/livez answers 200; /readyz, /v1/retrieve and /v1/info answer 503 with Retry-After."""
     with TestClient(make_app(FolderStore(str(tmp_path / "empty")))) as client:
         assert client.get("/livez").status_code == 200
         for response in (client.get("/readyz"), client.post("/v1/retrieve", json={}), client.get("/v1/info")):
@@ -37,10 +37,10 @@ def test_without_a_version_it_lives_but_is_not_ready(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(60.0, 200), (0.0, 503)])
-def test_a_search_that_hangs_is_not_ready(
+def test_a_service_whose_search_hangs_is_not_ready(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, status: int
 ) -> None:
-    """After so many seconds; it is alive all the while, and ready again as soon as the search ends."""
+    """After STUCK_SECONDS of a search, /readyz answers 503 until the search ends; /livez answers 200 throughout."""
     monkeypatch.setattr("service.http.app.STUCK_SECONDS", seconds)
     store = FolderStore(str(tmp_path))
     store.activate(store.publish(planted.version))
@@ -69,17 +69,17 @@ def test_a_search_that_hangs_is_not_ready(
         assert client.get("/readyz").status_code == 200
 
 
-def test_a_bug_in_batching_is_reported_and_passes(
+def test_the_service_recovers_from_a_bug_in_batching(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every waiting request fails at once, the error is logged, and the next request is searched."""
+    """The waiting request fails at once, the error is logged, and the next request is searched."""
 
     def fail(*_: object) -> Any:
         raise ZeroDivisionError
 
     with monkeypatch.context() as broken:
         broken.setattr(Pace, "affordable", fail)
-        with pytest.raises(ZeroDivisionError):  # the test client's way of a 500
+        with pytest.raises(ZeroDivisionError):  # the test client raises the error instead of answering 500
             client.post("/v1/retrieve", json={"timeout_ms": 60_000})
 
     assert "the queue is emptied" in caplog.text

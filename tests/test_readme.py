@@ -1,4 +1,4 @@
-"""The pages for people: their links lead somewhere, the map of files is whole, every field and metric is explained."""
+"""The documentation: its links work, its map of files is complete, and every field and metric is explained."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "examples/online_retail/README.md
 
 
 def test_the_readme_is_short_and_so_is_every_page() -> None:
-    """A page is read in one sitting."""
+    """A page can be read in one sitting."""
     assert len(README.read_text().splitlines()) <= 160
     for page in DOCS:
         if page.name != "reference.md":  # a table to look things up in
             assert len(page.read_text().splitlines()) <= 300, page.name
 
 
-def test_the_readme_leads_to_every_page() -> None:
-    """In one click."""
+def test_the_readme_links_to_every_page() -> None:
+    """Every page in docs/ is one click away from README.md."""
     for page in DOCS:
         assert f"](docs/{page.name})" in README.read_text(), page.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
-    """Relative ones to files of this repository, and those with an anchor to a heading of that page."""
+def test_links_have_a_target(page: Path) -> None:
+    """Relative links lead to files of this repository, and anchors to headings of the linked page."""
     for link in re.findall(r"\]\(\s*([^)\s]+)\)", without_code(page.read_text())):
         if re.match(r"[a-z]+:", link):
             continue
@@ -50,9 +50,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_map_lists_every_file_of_the_packages_once() -> None:
-    """And nothing that is not there."""
+    """The map in docs/architecture.md lists every Python file exactly once, and no file that does not exist."""
     listed = listed_files((ROOT / "docs" / "architecture.md").read_text())
-    there = {
+    existing = {
         str(file.relative_to(ROOT))
         for package in PACKAGES
         for file in (ROOT / package).rglob("*.py")
@@ -60,11 +60,11 @@ def test_the_map_lists_every_file_of_the_packages_once() -> None:
     }
 
     assert len(listed) == len(set(listed))
-    assert set(listed) == there
+    assert set(listed) == existing
 
 
-def test_the_map_is_read_as_it_is_drawn() -> None:
-    """Rooms by their indentation."""
+def test_the_map_is_read_by_its_indentation() -> None:
+    """listed_files puts a file into the folder that it is indented under."""
     drawn = (
         "```\nfirst/     a package\n  a.py     a file\n  room/    a room\n    b.py   another\n  c.py     a third\n```\n"
     )
@@ -73,7 +73,7 @@ def test_the_map_is_read_as_it_is_drawn() -> None:
 
 
 def test_every_field_of_a_request_and_an_answer_is_explained(tmp_path: Path) -> None:
-    """In docs/http.md, under the name that it has in JSON."""
+    """docs/http.md explains each field under its name in JSON, and has every route and status."""
     app = create_app(Settings.model_validate({"store": str(tmp_path)}), FolderStore(str(tmp_path)))
     document, page = app.openapi(), (ROOT / "docs" / "http.md").read_text()
     for path, operations in document["paths"].items():
@@ -97,26 +97,26 @@ def test_every_field_of_a_request_and_an_answer_is_explained(tmp_path: Path) -> 
 
 
 def test_every_metric_is_explained() -> None:
-    """In docs/operate.md."""
+    """docs/operate.md names every metric that /metrics shows."""
     page = (ROOT / "docs" / "operate.md").read_text()
     for name, kind in re.findall(r"^# TYPE deepretrieval_(\w+) (\w+)$", Metrics().text().decode(), re.MULTILINE):
-        if not (kind == "gauge" and name.endswith("_created")):  # the library's own, beside every counter
+        if not (kind == "gauge" and name.endswith("_created")):  # the library adds one for every counter
             assert f"`{name}" in page, name
 
 
-def test_every_make_target_is_there() -> None:
-    """Those of the help."""
+def test_every_make_target_is_in_the_readme() -> None:
+    """README.md names every target that `make help` lists."""
     for target in re.findall(r"make (\w+) ", (ROOT / "Makefile").read_text().split("install:")[0]):
         assert f"`make {target}`" in README.read_text()
 
 
 def test_the_example_config_is_valid() -> None:
-    """What the demo trains with."""
+    """The config that the demo trains with can be loaded."""
     assert load_config(ROOT / "examples/online_retail/config.toml").k == 20
 
 
 def test_the_shipped_data_are_small_and_attributed() -> None:
-    """Under 1.5 MB, with source and licence."""
+    """The data take less than 1.5 MB, and their README names the source and the licence."""
     folder = ROOT / "examples/online_retail"
 
     assert sum(file.stat().st_size for file in folder.glob("*.parquet")) < 1_500_000
@@ -125,7 +125,7 @@ def test_the_shipped_data_are_small_and_attributed() -> None:
 
 
 def without_code(text: str) -> str:
-    """A page without its code blocks and code in a line, where brackets are no links."""
+    """The page without code blocks and inline code, where brackets are not links."""
     return re.sub(r"`[^`\n]*`", "``", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
 
 

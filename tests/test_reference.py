@@ -1,4 +1,4 @@
-"""docs/reference.md says what the code says."""
+"""docs/reference.md agrees with the code."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 @pytest.fixture(scope="module")
 def reference() -> str:
-    """The content of the file as the code would have it."""
+    """The text that docs/reference.py generates from the code."""
     text: str = runpy.run_path(str(DOCS / "reference.py"))["reference"]()
     return text
 
 
 def test_the_reference_is_up_to_date(reference: str) -> None:
-    """Whoever changes a setting, a flag, a route or a limit writes the file anew."""
+    """If this fails, run `make docs`: a setting, flag, route or limit has changed."""
     assert (DOCS / "reference.md").read_text("utf-8") == reference, "run make docs"
 
 
 def test_every_setting_is_in_a_group_and_has_a_meaning() -> None:
-    """No row of a table has an empty cell."""
+    """No row of the tables of settings has an empty cell."""
     assert list(TrainConfig.model_fields) == [name for group in GROUPS for name in group.model_fields]
     for field in [*TrainConfig.model_fields.values(), *Settings.model_fields.values()]:
         assert field.description
@@ -49,13 +49,13 @@ def test_every_setting_is_in_a_group_and_has_a_meaning() -> None:
         "| `HISTORY` | 1,000 | item ids of a history |",
     ],
 )
-def test_a_row_by_hand(reference: str, row: str) -> None:
-    """A key, its default and its values; a command and what it needs; a flag and whose it is; a route; a limit."""
+def test_rows_written_by_hand_are_in_the_reference(reference: str, row: str) -> None:
+    """Settings with their defaults and values, commands, flags and the commands that take them, a route, limits."""
     assert f"\n{row}" in reference
 
 
-def test_what_the_environment_sets_is_not_in_it(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs `make docs` may have a store and a token."""
+def test_the_reference_does_not_depend_on_the_environment(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store, token or port that is set where `make docs` runs does not get into the page."""
     for name, value in (("DR_STORE", "/mine"), ("DR_ADMIN_TOKEN", "hunter2"), ("DR_PORT", "wrong")):
         monkeypatch.setenv(name, value)
 

@@ -1,4 +1,4 @@
-"""What changes to the code, made on purpose, showed to be untested: each of these tests was missing once."""
+"""Behaviour that deliberate changes to the code showed to be untested: each of these tests was missing once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.test_api import assert_problem, items_of, make_app
 
 
 class Stamped:
-    """A retriever all of whose answers bear its number."""
+    """A retriever that puts its own number into every answer."""
 
     remote = False
     max_beam = 256
@@ -52,61 +52,61 @@ class Stamped:
 
     @property
     def searcher(self) -> Any:
-        """What prepares its queries and names its items."""
+        """A searcher whose queries, answers and item names are this retriever's."""
         return SimpleNamespace(
             prepare=self.prepare, vocabulary=self, answer_once=self.answer_once, can_widen=lambda *_: False
         )
 
     def prepare(self, _: Request) -> tuple[Query, Unknown]:
-        """A query of its own."""
+        """A query whose k is this retriever's number."""
         nothing = np.empty(0, np.int64)
         return Query(nothing, [], [], self.number, 1, 1, nothing), Unknown(0, 0)
 
     def answer_once(self, queries: Sequence[Query]) -> list[Answer]:
-        """Its number, and the number of who prepared the query."""
-        one = np.ones(2, np.float32)
-        return [Answer(np.array([self.number, query.k]), one, one, False, 1, 2, 2) for query in queries]
+        """Two items per query: this retriever's number, and the number of the retriever that prepared the query."""
+        ones = np.ones(2, np.float32)
+        return [Answer(np.array([self.number, query.k]), ones, ones, False, 1, 2, 2) for query in queries]
 
     def names(self, items: Any) -> list[str]:
-        """Of items, with its own."""
+        """Item names that begin with this version's name."""
         return [f"{self.name}: {item}" for item in items]
 
 
 class Swapping:
-    """A reloader that has swapped whenever it is looked at."""
+    """A reloader that has swapped to a new version each time its retriever is read."""
 
     looks = 0
 
     @property
     def retriever(self) -> Stamped:
-        """Another one each time."""
+        """A new retriever on each read."""
         self.looks += 1
         return Stamped(self.looks)
 
 
 @pytest.fixture
 def swapping(tmp_path: Path) -> Iterator[TestClient]:
-    """A service of which each look at the version in service finds another."""
+    """A service whose current version changes each time it is read."""
     with TestClient(make_app(FolderStore(str(tmp_path)))) as client:
         client.app_state["reloader"] = Swapping()
         yield client
 
 
 @pytest.mark.parametrize("path", ["/v1/retrieve", "/v1/retrieve:batch"])
-def test_a_request_swapped_under_is_of_one_version(swapping: TestClient, path: str) -> None:
-    """Prepared, searched, named and described by the version that it found first."""
+def test_a_request_during_a_swap_is_answered_by_one_version(swapping: TestClient, path: str) -> None:
+    """The request is prepared, searched, named and described by the version that was in service when it began."""
     body: dict[str, Any] = {} if path == "/v1/retrieve" else {"requests": [{}, {}]}
     answer = swapping.post(path, json=body).json()
 
-    for one in answer.get("responses", [answer]):
-        assert one["version"] == "v1-000000000000"
-        assert [c["item_id"] for c in one["candidates"]] == ["v1-000000000000: 1"] * 2
+    for response in answer.get("responses", [answer]):
+        assert response["version"] == "v1-000000000000"
+        assert [c["item_id"] for c in response["candidates"]] == ["v1-000000000000: 1"] * 2
 
 
 @pytest.mark.parametrize("path", ["/v1/retrieve", "/v1/retrieve:batch"])
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_failed_search_keeps_no_version(swapping: TestClient, path: str, *, remote: bool) -> None:
-    """What was raised names where it was raised, and so, in a circle, all that the search had: none is left."""
+def test_a_failed_search_does_not_keep_its_version_alive(swapping: TestClient, path: str, *, remote: bool) -> None:
+    """The error's traceback refers to the version that was searched; after the answer nothing may keep that version."""
 
     class Failing(Stamped):
         def answer_once(self, queries: Sequence[Query]) -> list[Answer]:
@@ -127,19 +127,19 @@ def test_a_failed_search_keeps_no_version(swapping: TestClient, path: str, *, re
         gc.enable()
 
 
-def test_who_is_about_to_end_is_not_ready_and_answers(swapping: TestClient) -> None:
-    """A proxy is to send requests elsewhere; those that come all the same are answered, and no connection is kept."""
+def test_a_draining_replica_is_not_ready_but_answers(swapping: TestClient) -> None:
+    """/readyz answers 503, so that proxies look elsewhere; a request is still answered, with `Connection: close`."""
     assert swapping.get("/readyz").status_code == 200
     swapping.app_state["draining"].begun = True
 
     assert_problem(swapping.get("/readyz"), 503)
-    answered = swapping.post("/v1/retrieve", json={})
-    assert (answered.status_code, answered.headers["connection"]) == (200, "close")
+    answer = swapping.post("/v1/retrieve", json={})
+    assert (answer.status_code, answer.headers["connection"]) == (200, "close")
 
 
 @pytest.mark.parametrize("path", ["/v1/retrieve", "/v1/retrieve:batch"])
 def test_a_value_that_does_not_fit_is_not_repeated(swapping: TestClient, path: str) -> None:
-    """Whichever field it is in: it may be somebody's password."""
+    """No error repeats the value that was wrong, whichever field it is in: it may be a password."""
     for field in RetrieveRequest.model_fields:
         for value in (["s3cret" * 50], {"s3cret": ["s3cret"]}, "s3cret"):
             body = {field: value} if path == "/v1/retrieve" else {"requests": [{}, {field: value}]}
@@ -149,23 +149,23 @@ def test_a_value_that_does_not_fit_is_not_repeated(swapping: TestClient, path: s
             assert "s3cret" not in response.text, field
 
 
-def test_the_whole_history_is_excluded_though_the_model_reads_the_last_of_it(planted: Planted, tmp_path: Path) -> None:
-    """What somebody bought long ago is not offered to them again."""
+def test_the_whole_history_is_excluded_though_the_model_reads_only_its_end(planted: Planted, tmp_path: Path) -> None:
+    """An item that a user bought long ago is not recommended again."""
     store = FolderStore(str(tmp_path))
     store.activate(store.publish(planted.version))
     history = list(range(2 * planted.version.manifest.history))
     with TestClient(make_app(store)) as client:
-        found = items_of(client.post("/v1/retrieve", json={"history": history, "k": 40, "beam": 36, "per_path": 40}))
-        asked = query_of(Retriever(planted.version), history)
+        items = items_of(client.post("/v1/retrieve", json={"history": history, "k": 40, "beam": 36, "per_path": 40}))
+        query = query_of(Retriever(planted.version), history)
 
-    assert found
-    assert not set(found) & set(history)
-    assert asked.excluded.tolist() == history
-    assert asked.history.tolist() == history[-planted.version.manifest.history :]
+    assert items
+    assert not set(items) & set(history)
+    assert query.excluded.tolist() == history
+    assert query.history.tolist() == history[-planted.version.manifest.history :]
 
 
-def test_a_swap_to_what_cannot_be_loaded_leaves_the_pointer(tmp_path: Path) -> None:
-    """Or the next replica that starts, and every other within half a second, would have nothing to serve."""
+def test_a_swap_to_a_version_that_cannot_be_loaded_fails(tmp_path: Path) -> None:
+    """The current version stays: if the pointer moved, all replicas would follow and have nothing to serve."""
     store = FolderStore(str(tmp_path))
     good, bad = store.publish(small_version("good")), store.publish(small_version("bad"))
     store.activate(good)
@@ -176,8 +176,8 @@ def test_a_swap_to_what_cannot_be_loaded_leaves_the_pointer(tmp_path: Path) -> N
     assert store.current() == good
 
 
-def test_what_answers_otherwise_than_recorded_is_not_served(planted: Planted) -> None:
-    """Every part is well-formed and has its digest; the golden queries tell."""
+def test_a_version_that_fails_its_golden_queries_is_not_served(planted: Planted) -> None:
+    """Every part is well-formed and has the right digest; only the golden queries show that the weights changed."""
     weights = json.loads(bytes(planted.version.parts["reranker.json"]))
     weights["weights"]["logit"] *= 1.5
 
@@ -188,8 +188,8 @@ def test_what_answers_otherwise_than_recorded_is_not_served(planted: Planted) ->
 # -- the store in a folder --
 
 
-def test_what_is_named_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every file of a version whole, then their folder, then it is named, and the name too; likewise the pointer."""
+def test_files_are_synced_before_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version and its folder are synced before the rename, the folder above after it. The same for the pointer."""
     steps: list[tuple[str, str, int]] = []
     sync, replace = os.fsync, os.replace
 
@@ -224,11 +224,11 @@ def test_what_is_named_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # -- the store on a server --
 
 
-def test_a_sweep_beside_a_publish_lists_nothing_half(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whenever it looks: a version is not there before its publisher says that it is whole."""
+def test_a_sweep_during_a_publish_lists_no_partial_version(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At no step of the publish is the version listed before its publisher declares it complete."""
     store, sweeper = open_store(url), open_store(url)
     assert isinstance(sweeper, ServerStore)
-    monkeypatch.setattr(sweeper._listing, "abandoned", lambda *_: False)  # its publisher lives
+    monkeypatch.setattr(sweeper._listing, "abandoned", lambda *_: False)  # as if every publisher were alive
     seen: list[Any] = []
 
     def sweep(done: int, total: int) -> None:
@@ -242,10 +242,10 @@ def test_a_sweep_beside_a_publish_lists_nothing_half(url: str, monkeypatch: pyte
     assert [manifest.version for manifest in store.versions()] == [name]
 
 
-def test_what_is_held_again_and_again_stays(
+def test_holding_a_version_again_renews_its_lease(
     url: str, client: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For longer than a lease lasts: it is taken again before it ends, though what is held is the same."""
+    """The same version is held again after 30 s: its lease is written anew, and it cannot be deleted."""
     store = open_store(url)
     assert isinstance(store, server_module.ServerStore)
     name = store.publish(small_version())
@@ -260,7 +260,7 @@ def test_what_is_held_again_and_again_stays(
 
 
 def test_a_request_tries_a_frozen_server_once(own: RedisServer, tmp_path: Path) -> None:
-    """Who comes after it would wait for every further try."""
+    """Each further try would keep the requests behind this one waiting."""
     store = open_store(own.url, cache=str(tmp_path / "cache"), remote=True, timeout=2)
     index = PathIndex.of(store.load(store.publish(small_version())))
     index.read(np.array([0]), 10)
@@ -275,27 +275,25 @@ def test_a_request_tries_a_frozen_server_once(own: RedisServer, tmp_path: Path) 
     assert 2 <= time.monotonic() - started < 6  # the driver itself would try three times
 
 
-def test_more_threads_than_connections_wait_for_one(
-    own: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody is refused while the server answers."""
+def test_threads_wait_for_a_free_connection(own: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight threads share two connections; while the server answers, each thread gets its list."""
     monkeypatch.setattr(redis_module, "CONNECTIONS", 2)
     store = open_store(own.url, cache=str(tmp_path / "cache"), remote=True, timeout=10)
     index = PathIndex.of(store.load(store.publish(small_version())))
-    found: list[Any] = []
+    results: list[Any] = []
 
     def ask() -> None:
         try:
-            found.append(index.read(np.array([0]), 10).items.tolist())
+            results.append(index.read(np.array([0]), 10).items.tolist())
         except StoreUnavailable as error:
-            found.append(error)
+            results.append(error)
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     with own.client() as client:
-        client.client_pause(300)  # all ask while none is answered
+        client.client_pause(300)  # every thread asks before any is answered
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
-    assert found == [[0, 2]] * 8
+    assert results == [[0, 2]] * 8

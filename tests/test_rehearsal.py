@@ -31,7 +31,7 @@ ADMIN = {"Authorization": f"Bearer {SECRETS['DR_ADMIN_TOKEN']}"}
 
 
 def services_of(environment: dict[str, str]) -> dict[str, Any]:
-    """The services of docker-compose.yml, ${NAME:-default} filled in as compose does."""
+    """The services of docker-compose.yml, with ${NAME:-default} filled in as compose does."""
     text = (ROOT / "docker-compose.yml").read_text()
     text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda named: environment.get(named[1]) or named[2], text)
     services: dict[str, Any] = yaml.safe_load(text.replace("$$", "$"))["services"]
@@ -39,7 +39,7 @@ def services_of(environment: dict[str, str]) -> dict[str, Any]:
 
 
 class Stack:
-    """Services as processes; hosts, ports and folders of the containers are replaced by ones of this machine."""
+    """The services as local processes; hosts, ports and folders of the containers are replaced by local ones."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.services = folder, services_of(SECRETS)
@@ -47,7 +47,7 @@ class Stack:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def here(self, text: str, port: int) -> str:
-        """What names a place in the containers, on this machine. port: of the replica that it is said to."""
+        """`text` with the containers' addresses and folders replaced by local ones. port: that of the replica."""
         for there, here in (
             ("redis:6379", f"127.0.0.1:{self.redis}"),
             ("-p 6379", f"-p {self.redis}"),
@@ -61,7 +61,7 @@ class Stack:
         return text
 
     def run(self, service: str, command: list[str], port: int = 0, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a command in the environment of a service, and with nothing else of ours."""
+        """Start a command with the environment of a service; of this process's environment it gets PATH alone."""
         own = {"DR_PORT": str(port), "DR_CACHE": f"{self.folder}/cache"} | self.services[service].get("environment", {})
         environment = {name: self.here(str(value), port) for name, value in own.items()}
         environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "no_proxy": "*"}
@@ -69,33 +69,33 @@ class Stack:
         return subprocess.Popen(words, env=environment, cwd=self.folder, **options)
 
     def start(self, service: str, command: list[str], port: int = 0) -> None:
-        """Start a service that stays."""
+        """Start a service in the background."""
         with (self.folder / f"{service}-{port}.log").open("wb") as log:
             self.processes[f"{service}-{port}"] = self.run(service, command, port, stdout=log, stderr=log)
 
     def wait_until_healthy(self, service: str, port: int = 0) -> None:
-        """Return when the health check of the compose file says so."""
+        """Return once the service's health check from the compose file succeeds."""
         kind, *test = self.services[service]["healthcheck"]["test"]
         command = ["sh", "-c", *test] if kind == "CMD-SHELL" else test
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.wait(lambda: self.run(service, command, port, **quiet).wait() == 0, f"{service} healthy")
 
-    def wait(self, done: Callable[[], bool], what: str) -> None:
-        """Until `done`, a minute at most."""
+    def wait(self, done: Callable[[], bool], goal: str) -> None:
+        """Wait until `done()` is true, a minute at most."""
         end = time.monotonic() + 60
         while not done():
             if time.monotonic() > end:
-                pytest.fail(f"{what} within a minute: no\n{self.logs()}")
+                pytest.fail(f"{goal} within a minute: no\n{self.logs()}")
             time.sleep(0.2)
 
     def logs(self) -> str:
-        """What all services have logged."""
+        """The logs of all services."""
         return "\n".join(f"{log.name}: {log.read_text()}" for log in self.folder.glob("*.log"))
 
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    """Nothing started yet; small data in the place of those in the image."""
+    """A stack with nothing started yet, and small data in place of the image's data."""
     for name in ("redis-cli", "haproxy", "wget"):
         program(name)
     stack, shipped = Stack(tmp_path), tmp_path / "examples" / "online_retail"
@@ -115,7 +115,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 def test_the_rehearsal(stack: Stack) -> None:
-    """Up, trained, healthy; an answer through the proxy; a swap that both replicas follow; down without a failure."""
+    """The stack trains, the proxy answers, both replicas follow a swap, and one stops without a failed request."""
     _, *options = stack.services["redis"]["command"]
     stack.start("redis", [redis_binary(), *options, "--port", str(stack.redis), "--bind", "127.0.0.1"])
     stack.wait_until_healthy("redis")
@@ -125,9 +125,9 @@ def test_the_rehearsal(stack: Stack) -> None:
     trainer = stack.run(
         "trainer", ["dr-trainer", *stack.services["trainer"]["command"]], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    said, told = trainer.communicate()
-    assert trainer.returncode == 0, told.decode()
-    first = said.decode().split()[-1]
+    output, errors = trainer.communicate()
+    assert trainer.returncode == 0, errors.decode()
+    first = output.decode().split()[-1]
     for port in stack.replicas:
         stack.wait_until_healthy("service", port)
     stack.wait_until_healthy("proxy")
@@ -143,7 +143,7 @@ def test_the_rehearsal(stack: Stack) -> None:
         stack.wait(lambda: {client.get(info).json()["version"] for info in infos} == {second}, "both replicas swap")
         assert client.post("/admin/v1/rollback", headers=ADMIN).json()["version"] == first
 
-        # One replica goes as `docker compose stop` makes it: the proxy lets nobody notice.
+        # One replica is stopped as by `docker compose stop`: the proxy lets no client notice.
         leaving = stack.processes[f"service-{stack.replicas[0]}"]
         leaving.terminate()
         end = time.monotonic() + 60
@@ -153,28 +153,28 @@ def test_the_rehearsal(stack: Stack) -> None:
         assert leaving.returncode == 0
         assert client.post("/v1/retrieve", json={"history": [0]}).status_code == 200
 
-    logs = stack.logs() + told.decode()
+    logs = stack.logs() + errors.decode()
     assert not any(secret in logs for secret in SECRETS.values())
     assert "cannot be held" not in logs  # the service's user may take leases
-    check_what_the_service_may_not(stack.redis, first)
+    check_the_service_cannot_write(stack.redis, first)
 
 
 def check_the_proxy(client: httpx.Client, version: str) -> None:
-    """An answer, and what the proxy refuses itself."""
+    """A request is answered through the proxy, which itself refuses /metrics and a body that is too large."""
     answer = client.post("/v1/retrieve", json={"history": [0, 4], "context": {"country": "France"}}).json()
     assert answer["version"] == version
     assert len(answer["candidates"]) == 5
     for path, given in (("/metrics", "mine"), ("/%6detrics", 'm"ine')):
         refused = client.get(path, headers={"X-Request-ID": given})
-        named = Problem.model_validate(refused.json()).request_id
+        request_id = Problem.model_validate(refused.json()).request_id
         assert refused.status_code == 404
-        assert named == refused.headers["x-request-id"]
-        assert (named == given) == (given == "mine")
+        assert request_id == refused.headers["x-request-id"]
+        assert (request_id == given) == (given == "mine")
     assert client.post("/v1/retrieve", content=b" " * 2_000_000).status_code == 413
 
 
-def check_what_the_service_may_not(port: int, version: str) -> None:
-    """Its user in Redis reads the versions, and can neither change nor remove them; `make chaos` tries all commands."""
+def check_the_service_cannot_write(port: int, version: str) -> None:
+    """The service's Redis user can read versions, not change or remove them; `make chaos` tries all commands."""
     with redis.Redis(port=port, username="service", password=SECRETS["DR_SERVICE_PASSWORD"]) as client:
         manifest = f"dr:{version}:manifest"
         assert client.get(manifest)

@@ -1,4 +1,4 @@
-"""The states of a replica: what it serves while the pointer moves, the store fails, and versions load or do not."""
+"""The states of a replica: what it serves when the pointer moves, the store fails, or a version cannot be loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.planted import changed
 
 
 class Steered(FolderStore):
-    """A store that a test watches, delays or breaks: `first[verb]` is called with the verb's argument before it."""
+    """A store that a test watches, delays or breaks: `first[verb]` is called, with the verb's argument, before it."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
@@ -57,12 +57,12 @@ class Steered(FolderStore):
 
 
 def serves(reloader: Reloader, name: str) -> bool:
-    """Whether it has got there, and this version answers."""
+    """Whether the reloader has loaded this version and answers with it."""
     return reloader.state == Serving(name) and reloader.retriever.name == name
 
 
 def failing_once(error: Exception) -> Callable[[Any], None]:
-    """Raises the first time."""
+    """A function that raises `error` on its first call only."""
     left = [error]
 
     def fail(_: object) -> None:
@@ -74,7 +74,7 @@ def failing_once(error: Exception) -> Callable[[Any], None]:
 
 @pytest.fixture
 def store(planted: Planted, other: Planted, tmp_path: Path) -> Steered:
-    """Two versions, the first current."""
+    """A store with two versions, the first current."""
     store = Steered(str(tmp_path / "store"))
     store.activate(store.publish(planted.version))
     store.publish(other.version)
@@ -83,13 +83,13 @@ def store(planted: Planted, other: Planted, tmp_path: Path) -> Steered:
 
 @pytest.fixture
 def names(store: FolderStore) -> tuple[str, str]:
-    """Their names."""
+    """The names of the store's two versions."""
     first, second = (manifest.version for manifest in store.versions())
     return first, second
 
 
 def test_the_pointer_is_followed(store: Steered, names: tuple[str, str]) -> None:
-    """A version activated elsewhere is served after the next look, a deleted pointer changes nothing."""
+    """A version activated elsewhere is served after the next look; after the pointer is deleted it is still served."""
 
     async def follow() -> None:
         reloader = Reloader(store, 60, Metrics())
@@ -107,7 +107,7 @@ def test_the_pointer_is_followed(store: Steered, names: tuple[str, str]) -> None
 
 
 def test_a_store_without_a_current_version_is_waited_for(planted: Planted, tmp_path: Path) -> None:
-    """Why nothing is served is told: there is no version, or none is current."""
+    """The state gives the reason why nothing is served: there is no version, or none is current."""
     store = FolderStore(str(tmp_path))
 
     async def follow() -> None:
@@ -126,8 +126,8 @@ def test_a_store_without_a_current_version_is_waited_for(planted: Planted, tmp_p
     asyncio.run(follow())
 
 
-def test_a_store_that_does_not_answer_changes_nothing(store: Steered, names: tuple[str, str]) -> None:
-    """While it is away the loaded version answers; then the pointer is followed again."""
+def test_a_store_that_does_not_answer_leaves_the_version_in_service(store: Steered, names: tuple[str, str]) -> None:
+    """While the store is unavailable the loaded version answers; afterwards the pointer is followed again."""
 
     async def follow() -> None:
         reloader = Reloader(store, 60, Metrics())
@@ -144,7 +144,7 @@ def test_a_store_that_does_not_answer_changes_nothing(store: Steered, names: tup
 
 
 def test_a_refused_version_is_loaded_again_after_a_while(store: Steered, names: tuple[str, str]) -> None:
-    """Not at every look; meanwhile the version before answers, and the list of versions has the reason."""
+    """It is not loaded at every look; meanwhile the previous version answers, and the list has the reason."""
     loads: list[str] = []
 
     def damaged(name: str) -> None:
@@ -177,8 +177,8 @@ def test_a_refused_version_is_loaded_again_after_a_while(store: Steered, names: 
     asyncio.run(follow())
 
 
-def test_a_failure_that_is_not_the_versions_own_is_tried_again_at_once(store: Steered, names: tuple[str, str]) -> None:
-    """At the next look, and it does not count as a refusal of the version."""
+def test_a_version_is_loaded_again_at_once_after_a_failure_of_the_store(store: Steered, names: tuple[str, str]) -> None:
+    """The next look loads it again, because a failure of the store does not count as a refusal of the version."""
 
     async def follow() -> None:
         reloader = Reloader(store, 60, Metrics())
@@ -193,8 +193,8 @@ def test_a_failure_that_is_not_the_versions_own_is_tried_again_at_once(store: St
     asyncio.run(follow())
 
 
-def test_a_refused_version_does_not_outlast_a_move_of_the_pointer(store: Steered, names: tuple[str, str]) -> None:
-    """The version that is current then is loaded at once; so it is by a swap."""
+def test_a_refused_version_does_not_delay_the_next_one(store: Steered, names: tuple[str, str]) -> None:
+    """After a version was refused, another that is made current, elsewhere or by a swap, is loaded at once."""
 
     async def follow(*, swap: bool) -> None:
         reloader = Reloader(store, 60, Metrics())
@@ -213,8 +213,8 @@ def test_a_refused_version_does_not_outlast_a_move_of_the_pointer(store: Steered
     asyncio.run(follow(swap=True))
 
 
-def test_a_thread_that_cannot_be_started_ends_nothing(store: Steered, names: tuple[str, str]) -> None:
-    """The pointer is followed, and versions are held, when there is room for threads again."""
+def test_a_thread_that_cannot_be_started_ends_no_task(store: Steered, names: tuple[str, str]) -> None:
+    """Once threads can be started again, the pointer is followed and versions are held."""
     store.first = {verb: failing_once(RuntimeError("can't start new thread")) for verb in ("wait", "hold")}
 
     async def follow() -> None:
@@ -233,17 +233,17 @@ def test_a_thread_that_cannot_be_started_ends_nothing(store: Steered, names: tup
 
 
 def third_version(version: Version) -> Version:
-    """One that answers like `version`, under another name."""
+    """A version that answers like `version`, under another name."""
     model = onnx.load_from_string(bytes(version.parts["model.onnx"]))
     model.doc_string = "third"
     return changed(version, model=model.SerializeToString())
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_rollback_waits_for_no_load_and_a_version_loaded_late_is_not_served(
+def test_a_rollback_does_not_wait_for_a_load_and_is_not_undone_by_it(
     store: Steered, names: tuple[str, str], *, damaged: bool
 ) -> None:
-    """A large version is loading when all are told to go back: they go back, and stay, also if the load fails."""
+    """A rollback during a slow load answers at once; once the load ends, well or badly, its version is not served."""
     third = store.publish(third_version(store.load(names[0])))
     started, gate = threading.Event(), threading.Event()
 
@@ -271,8 +271,8 @@ def test_a_rollback_waits_for_no_load_and_a_version_loaded_late_is_not_served(
     asyncio.run(go_back())
 
 
-def test_of_callers_who_wait_for_the_same_load_each_gets_it(store: Steered, names: tuple[str, str]) -> None:
-    """It is loaded once."""
+def test_swaps_to_the_same_version_share_one_load(store: Steered, names: tuple[str, str]) -> None:
+    """Eight swaps at once all succeed, and the version is loaded once."""
     loads: list[str] = []
     store.first["load"] = loads.append
 
@@ -285,8 +285,8 @@ def test_of_callers_who_wait_for_the_same_load_each_gets_it(store: Steered, name
     assert loads == [names[1]]
 
 
-def test_versions_in_use_are_held_also_while_one_loads(store: Steered, names: tuple[str, str]) -> None:
-    """The served one, the loading one, and one that a request still uses although two swaps have passed."""
+def test_versions_in_use_are_held_while_another_loads(store: Steered, names: tuple[str, str]) -> None:
+    """Held are the served version, the one being loaded, and one that a request still uses after two swaps."""
     third = store.publish(third_version(store.load(names[0])))
     gate = threading.Event()
 

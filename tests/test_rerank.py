@@ -14,13 +14,13 @@ from trainer.publish.reranker import fit_reranker
 
 
 class FixedSession:
-    """Stands in for the ONNX session: everybody's beam is path 1, user vectors are given."""
+    """A stand-in for the ONNX session: every user's beam is path 1, and the user vectors are given."""
 
     def __init__(self, users: np.ndarray) -> None:
         self.users, self.done = users, 0
 
     def run(self, _: list[str], feeds: dict[str, np.ndarray]) -> tuple[Any, ...]:
-        """The next rows: requests come in their order."""
+        """The given vectors of the next users: requests come in order."""
         rows = range(self.done, self.done + len(feeds["history"]))
         self.done = rows.stop
         return self.users[rows], np.zeros((len(rows), 1), np.int32), np.zeros((len(rows), 1), np.float32)
@@ -36,7 +36,7 @@ def requests_of(truths: list[np.ndarray]) -> Requests:
 
 
 def structure_of(users: np.ndarray, vectors: np.ndarray, bias: np.ndarray) -> PathStructure:
-    """All items on path 1, and users with these vectors."""
+    """A structure with all items on path 1, and users with these vectors."""
     items = len(bias)
     index = PathIndex(
         np.array([1]),
@@ -48,8 +48,8 @@ def structure_of(users: np.ndarray, vectors: np.ndarray, bias: np.ndarray) -> Pa
     return PathStructure(FixedSession(users.astype(np.float32)), index, None, SOFTMAX, 5, 1)
 
 
-def test_it_finds_the_feature_that_matters() -> None:
-    """Clicks that follow the logit give its weight the lead; the bias, which is noise, gets none."""
+def test_the_feature_that_predicts_clicks_gets_the_weight() -> None:
+    """When clicks follow the logit, its weight is large, and that of the bias, which is noise, stays small."""
     rng = np.random.default_rng(0)
     users, vectors, bias = rng.normal(size=(60, 4)), rng.normal(size=(60, 4)), rng.normal(size=60) * 0.01
     truths = [np.argsort(-(vectors @ user))[:6] for user in users]
@@ -62,10 +62,10 @@ def test_it_finds_the_feature_that_matters() -> None:
     assert abs(weights[1] * 0.01) < 0.2 * weights[0]
 
 
-def test_users_who_click_more_do_not_bend_the_weights() -> None:
-    """The logit's level differs between users and tells how much they click, against its order within a user.
+def test_users_with_many_clicks_do_not_distort_the_weights() -> None:
+    """Users whose logits are high click less here, though within each user clicks follow the logit.
 
-    A regression over all candidates at once would turn the logit's weight negative and every answer upside down.
+    A regression over all candidates at once would give the logit a negative weight and reverse every ranking.
     """
     rng = np.random.default_rng(1)
     offsets = np.linspace(-5, 5, 60)
@@ -79,8 +79,8 @@ def test_users_who_click_more_do_not_bend_the_weights() -> None:
     assert reranker.weights[0] > 0.5
 
 
-def test_history_items_teach_nothing() -> None:
-    """They are never answered, so they are neither clicked nor skipped: here nothing else is, so nothing is learned."""
+def test_items_of_the_history_are_not_learned_from() -> None:
+    """They are never answered, so they count as neither clicked nor skipped; here no other items are clicked."""
     users = np.ones((3, 2), np.float32)
 
     clicked = [np.array([r]) for r in range(3)]
@@ -89,8 +89,8 @@ def test_history_items_teach_nothing() -> None:
     assert reranker is SOFTMAX
 
 
-def test_clicks_against_the_logit_are_not_believed() -> None:
-    """A few clicks on the worst items would turn every answer upside down; the softmax head's order stays."""
+def test_clicks_against_the_logit_do_not_reverse_the_ranking() -> None:
+    """A few clicks on the worst items would give the logit a negative weight; the softmax reranker is kept instead."""
     vectors = np.linspace(1, -1, 60)[:, None]
     worst = [np.array([58, 59])] * 3
 

@@ -1,4 +1,4 @@
-"""The scores of an M-step against their definition (Sec. 3.3)."""
+"""The scores of an M-step, against their definition (Sec. 3.3)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.deep_retrieval.scores import PathScores
 
 
 def random_clicks(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`count` clicks of 6 items, each with 5 of 9 paths (-1: none) and their probabilities."""
+    """`count` clicks of 6 items, each with 5 of 9 paths (-1: no path) and their probabilities."""
     rng = np.random.default_rng(seed)
     return (
         rng.integers(6, size=count).astype(np.int32),
@@ -28,8 +28,8 @@ def scores_of(scores: PathScores, item: int) -> dict[int, float]:
 
 @given(seed=st.integers(0, 999), cut=st.integers(0, 40))
 @settings(max_examples=50, deadline=None)
-def test_two_halves_observed_equal_the_whole(seed: int, cut: int) -> None:
-    """Streaming: how the clicks are cut into batches changes nothing."""
+def test_batches_of_clicks_give_the_scores_of_all_at_once(seed: int, cut: int) -> None:
+    """How the stream of clicks is cut into batches makes no difference."""
     items, paths, probs = random_clicks(seed, 40)
     whole, halves = (PathScores(np.zeros((6, 2), np.int64), 4, 0.9) for _ in range(2))
 
@@ -44,10 +44,10 @@ def test_two_halves_observed_equal_the_whole(seed: int, cut: int) -> None:
 
 @given(seed=st.integers(0, 999))
 @settings(max_examples=50, deadline=None)
-def test_observing_equals_the_slow_twin(seed: int) -> None:
-    """Decay all, add to those kept, start new ones from eta times the lowest, keep the best S (Sec. 3.3).
+def test_observing_equals_the_slow_reference(seed: int) -> None:
+    """Scores decay, kept paths gain, new paths start from eta times the lowest score, and the best S stay (Sec. 3.3).
 
-    And the present paths, 3 and 7, whatever their scores.
+    The present paths, 3 and 7, stay whatever their scores.
     """
     items, paths, probs = random_clicks(seed, 60)
     eta, size = 0.9, 4
@@ -71,8 +71,8 @@ def test_observing_equals_the_slow_twin(seed: int) -> None:
 
 
 def test_the_four_cases_by_hand() -> None:
-    """Kept and named again, only named, only kept, and pushed out, with eta = 0.5 and S = 2."""
-    scores = PathScores(np.full((1, 1), 9), 2, 0.5)  # path 9, the present one, has no part in it
+    """A path is kept and observed again, only observed, only kept, or pushed out, with eta = 0.5 and S = 2."""
+    scores = PathScores(np.full((1, 1), 9), 2, 0.5)  # the present path, 9, is not observed
     item = np.zeros(1, np.int32)
     scores.observe(item, np.array([[1, 2]]), np.array([[0.8, 0.4]], np.float32))
     scores.observe(item, np.array([[1, 3]]), np.array([[0.1, 0.3]], np.float32))

@@ -1,4 +1,4 @@
-"""The sensitivity report: the network searched as trained finds what the published finds, and chance is called so."""
+"""The sensitivity report measures what the published version answers, and says which differences are chance."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from trainer.progress import SilentProgress
 
 
 @pytest.mark.parametrize("beam", [1, 4, 100])
-def test_it_measures_what_the_published_version_answers(planted: Planted, beam: int) -> None:
-    """Without export: the same recall, share and reads as the version's, ranked by the head, at a beam."""
+def test_the_trained_network_measures_like_the_published_version(planted: Planted, beam: int) -> None:
+    """Without an export it has the published version's recall, share and reads, ranked by the softmax head."""
     requests = held_out_requests(planted.dataset, planted.split)
     mine = MeasuredPaths(planted.trained, requests, planted.config)
     published = evaluate.MeasuredVersion(planted.version, requests, 5, SilentProgress())
@@ -33,17 +33,17 @@ def test_it_measures_what_the_published_version_answers(planted: Planted, beam: 
     )
 
     exact = mine.brute_force()
-    found = mine.figures(beam, exact)
+    figures = mine.figures(beam, exact)
 
-    assert all(np.array_equal(one, other) for one, other in zip(exact, published.brute_force.filtered, strict=True))
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(exact, published.brute_force.filtered, strict=True))
     expected = answers.figures(requests, 5)["filtered"]
-    assert {measure: found[measure] for measure in expected} == pytest.approx(expected)
-    assert (found["structural_recall"], found["reads"]) == (share, answers.reads.mean())
-    assert np.mean(found["recall_by_user"]) == pytest.approx(found["recall"])
+    assert {measure: figures[measure] for measure in expected} == pytest.approx(expected)
+    assert (figures["structural_recall"], figures["reads"]) == (share, answers.reads.mean())
+    assert np.mean(figures["recall_by_user"]) == pytest.approx(figures["recall"])
 
 
 def test_chance_by_hand() -> None:
-    """Four users who all find 0.5 more with the second value: certain. One user, or values alike: chance."""
+    """Twenty users who all find 0.5 more with the second value: not chance. One user, or equal values: chance."""
     sure = chance(np.array([[0.1, 0.2, 0.3, 0.4] * 5, [0.6, 0.7, 0.8, 0.9] * 5]))
     assert sure["standard_error"] == pytest.approx(0)
     assert not sure["within"]
@@ -52,29 +52,29 @@ def test_chance_by_hand() -> None:
     unsure = chance(np.array([[0.0, 0.6], [0.5, 0.3]]))
     assert unsure["standard_error"] == pytest.approx(0.4)
     assert unsure["within"]
-    # Dealt out anew, the two differences are 0.4 apart, in whatever direction, as often as 0.1.
+    # With each user's values shuffled, the two means are 0.4 apart, in either direction, as often as 0.1.
     assert unsure["by_chance"] == pytest.approx(0.4)
 
     assert chance(np.array([[0.2], [0.9]])) == {"standard_error": None, "by_chance": pytest.approx(0.7), "within": True}
     assert chance(np.full((3, 4), 0.5)) == {"standard_error": 0.0, "by_chance": 0.0, "within": True}
 
 
-def test_the_best_of_many_alike_is_within_chance() -> None:
-    """Ten values that differ by noise alone: the best is more than an error from the worst, as it is of any ten."""
+def test_the_best_of_many_equal_values_is_within_chance() -> None:
+    """Ten values differ by noise alone: the best is more than a standard error above the worst, as in any ten."""
     recalls = np.random.default_rng(1).random((10, 50))
 
-    found = chance(recalls)
+    result = chance(recalls)
 
-    assert np.ptp(recalls.mean(axis=1)) > found["standard_error"]
-    assert found["within"]
+    assert np.ptp(recalls.mean(axis=1)) > result["standard_error"]
+    assert result["within"]
 
 
 def test_a_small_data_set_end_to_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exports nothing, trains nothing twice; table and page tell what is within chance, and of how many users."""
+    """Nothing is exported or trained twice; table and page give what is within chance, and the number of users."""
     for name, values in (("COUNTS", (2, 3)), ("WIDTHS", (1, 2)), ("DEPTHS", (2,)), ("ALPHAS", (0.01, 1))):
-        monkeypatch.setattr(sensitivity_module, name, values)  # else it takes half a minute
+        monkeypatch.setattr(sensitivity_module, name, values)  # with the usual values the test would take half a minute
     command = ["sensitivity", str(write_interactions(tmp_path)), "--runs", str(tmp_path / "runs"), *QUICK]
     command += ["--set=epochs=3", "--set=width=8", "--report", str(tmp_path / "report")]
 
@@ -89,7 +89,7 @@ def test_a_small_data_set_end_to_end(
         assert effect == pytest.approx(max(recalls) - min(recalls))
         assert document["chance"][name]["within"] == (effect <= document["chance"][name]["by_chance"] + 1e-12)
     assert "ONNX" not in err
-    # The settings as they are once for K, D and J; then another K, K^D in two layers, another J, and alpha thrice.
+    # One training with the settings as given, for K, D and J; another K, K^D in two layers, another J; three for alpha.
     assert err.count("layers of") == 1 + 1 + 1 + 1 + 3
     page = (tmp_path / "report" / "index.html").read_text()
     captions = re.findall("<figcaption>(.*)</figcaption>", page)
@@ -99,7 +99,7 @@ def test_a_small_data_set_end_to_end(
     assert dr_trainer(command) == 0
     out, err = capsys.readouterr()
     assert "learning" not in err
-    assert err.count("layers of") == 1  # of the first, to measure the beams
+    assert err.count("layers of") == 1  # only the first training is loaded, to measure the beams
     ends = [line.split("points ")[1] for line in out.splitlines() if "points " in line]
     within = "between the best and the worst; within chance (20 users)"
-    assert [end == within for end in ends] == [found["within"] for found in document["chance"].values()]
+    assert [end == within for end in ends] == [result["within"] for result in document["chance"].values()]

@@ -1,4 +1,4 @@
-"""The store on a server: its keys, what it refuses, and what is damaged there."""
+"""The store on a Redis server: its keys, what it refuses, and damage to it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_keys_are_those_of_the_contract(url: str, client: Any, namespace: st
 
 
 def test_large_parts_are_cut_into_pieces(url: str, client: Any, namespace: str) -> None:
-    """And come back whole, as do thousands of paths."""
+    """A part of more than 1 MiB is cut, and comes back whole, as do thousands of paths."""
     store, version = open_store(url), large_version()
     name = store.publish(version)
 
@@ -68,8 +68,8 @@ def test_large_parts_are_cut_into_pieces(url: str, client: Any, namespace: str) 
     assert {k: bytes(v) for k, v in store.load(name).parts.items()} == version.parts
 
 
-def test_nothing_else_is_touched(url: str, client: Any, namespace: str) -> None:
-    """By publish, delete and sweep: neither other keys nor those that merely look like ours."""
+def test_other_keys_are_not_touched(url: str, client: Any, namespace: str) -> None:
+    """Publish, delete and sweep leave other keys alone, also those that merely look like the store's."""
     others = {
         f"{namespace}:v1-000000000000:notes": b"1",
         f"{namespace}:v1-000000000000:path:x": b"2",
@@ -79,31 +79,31 @@ def test_nothing_else_is_touched(url: str, client: Any, namespace: str) -> None:
     }
     client.mset(others)
     store = open_store(url)
-    one, two = store.publish(small_version("1")), store.publish(small_version("2"))
-    client.set(f"{namespace}:{one}:notes", b"6")
-    store.activate(two)
+    first, second = store.publish(small_version("1")), store.publish(small_version("2"))
+    client.set(f"{namespace}:{first}:notes", b"6")
+    store.activate(second)
 
-    store.delete(one)
+    store.delete(first)
     store.sweep()
 
     assert client.mget(list(others)) == list(others.values())
-    assert client.get(f"{namespace}:{one}:notes") == b"6"
-    assert keys_of(client, namespace) & {f"{namespace}:{one}:manifest", f"{namespace}:{one}:path:3"} == set()
+    assert client.get(f"{namespace}:{first}:notes") == b"6"
+    assert keys_of(client, namespace) & {f"{namespace}:{first}:manifest", f"{namespace}:{first}:path:3"} == set()
 
 
 def test_a_number_is_never_given_twice(url: str) -> None:
-    """Not even after the newest version was deleted."""
+    """Not even after the newest version was deleted, and published again."""
     store = open_store(url)
     store.delete(store.publish(small_version("1")))
 
     assert store.publish(small_version("1")).startswith("v2-")
 
 
-# -- what is refused --
+# -- refusals --
 
 
 def test_a_server_that_may_evict_is_refused(own: RedisServer) -> None:
-    """With what to do; nothing is written."""
+    """The error names the policy to set, and nothing is written."""
     with own.client() as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
         with pytest.raises(StoreMisconfigured, match="set it to noeviction"):
@@ -113,7 +113,7 @@ def test_a_server_that_may_evict_is_refused(own: RedisServer) -> None:
 
 
 def test_a_server_without_room_is_refused(own: RedisServer) -> None:
-    """Before anything is written, with the figures."""
+    """The error gives the bytes needed and free, and nothing is written."""
     with own.client() as client:
         client.config_set("maxmemory", client.info("memory")["used_memory"] + 1_500_000)
         with pytest.raises(StoreFull, match=r"needs 2 MiB .* has 1 MiB free"):
@@ -122,8 +122,8 @@ def test_a_server_without_room_is_refused(own: RedisServer) -> None:
         assert keys_of(client, "dr") == {"dr:counter:{dr:versions}"}
 
 
-def test_a_server_that_fills_up_meanwhile_keeps_nothing(own: RedisServer) -> None:
-    """The publish fails, what was there is as it was, and pruning makes room although the server is full."""
+def test_a_server_that_fills_up_during_a_publish_keeps_nothing_of_it(own: RedisServer) -> None:
+    """The publish fails, other versions stay as they were, and pruning makes room although the server is full."""
     store = open_store(own.url)
     with own.client() as client:
         old = [store.publish(small_version(str(i))) for i in range(3)]
@@ -161,7 +161,7 @@ def test_a_server_that_fills_up_meanwhile_keeps_nothing(own: RedisServer) -> Non
 def test_another_applications_namespace_is_refused(
     url: str, client: Any, namespace: str, key: str, value: object
 ) -> None:
-    """By every verb that would meet it, saying which key, and it stays as it was."""
+    """Every verb that comes across the key raises an error that says what to do, and the key stays as it was."""
     name = f"{namespace}:{key}".replace("%s", namespace)
     if key == "leases":
         assert isinstance(value, dict)
@@ -187,8 +187,8 @@ def test_another_applications_namespace_is_refused(
     assert keys_of(client, namespace) == {name}
 
 
-def test_a_wrong_password_is_named(tmp_path: Path) -> None:
-    """And not repeated, wherever it came from."""
+def test_a_wrong_password_is_reported(tmp_path: Path) -> None:
+    """The error names DR_STORE_PASSWORD and does not repeat the password, wherever it came from."""
     with running(RedisServer(tmp_path / "redis", "--requirepass", "right-one")) as server:
         for url, password in (
             (server.url, None),
@@ -203,8 +203,8 @@ def test_a_wrong_password_is_named(tmp_path: Path) -> None:
         assert open_store(server.url, password="right-one").current() is None
 
 
-def test_a_user_without_the_permission_is_named(own: RedisServer) -> None:
-    """With the command it may not do."""
+def test_a_user_without_permission_is_reported(own: RedisServer) -> None:
+    """The error names the command that the user may not run."""
     with own.client() as client:
         client.execute_command("ACL", "SETUSER", "reader", "on", ">pw", "~dr:*", "+@read", "+@connection", "+time")
     store = open_store(own.url.replace("//", "//reader:pw@"))
@@ -214,14 +214,14 @@ def test_a_user_without_the_permission_is_named(own: RedisServer) -> None:
         store.activate("v1-000000000000")
 
 
-def test_a_wrong_database_is_named(own: RedisServer) -> None:
-    """A number the server has not."""
+def test_a_wrong_database_is_reported(own: RedisServer) -> None:
+    """The URL has the number of a database that the server does not have."""
     with pytest.raises(StoreMisconfigured, match="no such database"):
         open_store(own.url.replace("/0", "/99")).current()
 
 
-def test_cluster_and_single_server_are_told_apart(own: RedisServer, redis_cluster: list[RedisServer]) -> None:
-    """Each URL on the other's server says how to write it."""
+def test_a_cluster_and_a_single_server_are_not_confused(own: RedisServer, redis_cluster: list[RedisServer]) -> None:
+    """A URL for the other kind of server raises an error that says which scheme to write."""
     with pytest.raises(StoreMisconfigured, match=r"write redis://"):
         open_store(f"redis+cluster://127.0.0.1:{own.port}").current()
     with pytest.raises(StoreMisconfigured, match=r"write redis\+cluster://"):
@@ -235,8 +235,8 @@ OLD = {
 
 
 @pytest.mark.parametrize("release", OLD)
-def test_a_server_that_is_too_old_is_named(release: str) -> None:
-    """Redis 5 does not know HELLO, Redis 6 tells its release."""
+def test_a_server_that_is_too_old_is_refused(release: str) -> None:
+    """Redis 5 does not know HELLO; Redis 6 gives its release in the answer."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -251,8 +251,8 @@ def test_a_server_that_is_too_old_is_named(release: str) -> None:
             open_store(f"redis://127.0.0.1:{listener.getsockname()[1]}").current()
 
 
-def test_a_server_that_is_not_there_is_named() -> None:
-    """Within seconds, by host and port."""
+def test_a_server_that_does_not_answer_is_named() -> None:
+    """The error names the port."""
     port = free_port()
     for scheme in ("redis", "redis+cluster", "rediss"):
         with pytest.raises(StoreUnavailable, match=f"{port}.*no answer"):
@@ -260,7 +260,7 @@ def test_a_server_that_is_not_there_is_named() -> None:
 
 
 def test_tls(tmp_path: Path) -> None:
-    """With the authority named, the store works; without, the certificate is refused."""
+    """With the authority in the URL the store works; without it the certificate is refused."""
     ca = tmp_path / "cert.pem"
     names = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(ca)]
@@ -277,8 +277,8 @@ def test_tls(tmp_path: Path) -> None:
             open_store(f"rediss://127.0.0.1:{port}").current()
 
 
-def test_a_newer_format_is_named(url: str, client: Any, namespace: str) -> None:
-    """It is not listed, and loading it says what to do."""
+def test_a_version_of_a_newer_format_is_refused(url: str, client: Any, namespace: str) -> None:
+    """It is not listed, and loading it raises an error that says to upgrade."""
     store = open_store(url)
     name = store.publish(small_version())
     key = f"{namespace}:{name}:manifest"
@@ -294,8 +294,8 @@ def test_a_newer_format_is_named(url: str, client: Any, namespace: str) -> None:
 
 @pytest.mark.parametrize("key", ["path:3", "blob:model.onnx:0", "blob:path_ids.npy:0", "manifest"])
 @pytest.mark.parametrize("how", ["missing", "other bytes"])
-def test_damage_is_noticed_and_mended(url: str, client: Any, namespace: str, key: str, how: str) -> None:
-    """By loading; publishing the same version again mends it under the same name."""
+def test_damage_is_noticed_and_repaired(url: str, client: Any, namespace: str, key: str, how: str) -> None:
+    """Loading reports the damage; publishing the same version again repairs it under the same name."""
     store = open_store(url)
     name = store.publish(small_version())
     full = f"{namespace}:{name}:{key}"
@@ -311,8 +311,10 @@ def test_damage_is_noticed_and_mended(url: str, client: Any, namespace: str, key
     store.load(name).verify_digests()
 
 
-def test_a_cluster_node_that_lost_its_share_stops_the_pointer(redis_cluster: list[RedisServer], namespace: str) -> None:
-    """Slots fail over one by one: each node is asked for its keys before `current` moves."""
+def test_a_version_that_lost_keys_on_a_cluster_node_is_not_activated(
+    redis_cluster: list[RedisServer], namespace: str
+) -> None:
+    """Nodes fail over one by one, so each node is asked for its keys before `current` moves."""
     store = open_store(f"redis+cluster://127.0.0.1:{redis_cluster[0].port}?namespace={namespace}")
     name = store.publish(large_version())
     with redis_cluster[1].client() as node:
@@ -327,7 +329,7 @@ def test_a_cluster_node_that_lost_its_share_stops_the_pointer(redis_cluster: lis
 
 
 def test_the_service_user_of_the_stack_can_follow_a_cluster(redis_cluster: list[RedisServer]) -> None:
-    """What docker-compose.yml allows is enough there too."""
+    """With the permissions that docker-compose.yml gives it, the user can read, activate and hold, but not publish."""
     compose = yaml.safe_load((Path(__file__).parent.parent / "docker-compose.yml").read_text())
     words = compose["x-redis-command"]
     rules = [word for word in words[words.index("service") + 1 :] if not word.startswith(">")]
@@ -336,14 +338,14 @@ def test_the_service_user_of_the_stack_can_follow_a_cluster(redis_cluster: list[
             node.execute_command("ACL", "SETUSER", "service", "reset", *rules, ">pw")
     url = f"redis+cluster://127.0.0.1:{redis_cluster[0].port}"
     admin, store = open_store(url), open_store(url.replace("//", "//service:pw@"), remote=True, timeout=5)
-    one, two = admin.publish(small_version("1")), admin.publish(small_version("2"))
-    store.hold([one])
+    first, second = admin.publish(small_version("1")), admin.publish(small_version("2"))
+    store.hold([first])
     store.wait(0.01)
 
-    assert store.activate(one) is None
-    assert store.activate(two, expected=one) == one
+    assert store.activate(first) is None
+    assert store.activate(second, expected=first) == first
     assert store.wait(60)
-    assert PathIndex.of(store.load(two)).read(np.array([0]), 5).items.tolist() == [0, 2]
+    assert PathIndex.of(store.load(second)).read(np.array([0]), 5).items.tolist() == [0, 2]
     with pytest.raises(StoreMisconfigured):
         store.publish(small_version("3"))
     store.hold([])

@@ -1,4 +1,4 @@
-"""What replicas have of a store on a server: copies on a host, path lists read from afar, and faults of both."""
+"""A replica's part in a store on a server: copies on its host, path lists read remotely, and faults of both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.redis_servers import RedisServer
 
 
 def test_a_copy_is_mapped_and_shared(url: str, tmp_path: Path, redis_server: RedisServer) -> None:
-    """The second process that loads a version reads nothing of it from the server."""
+    """A second process that loads a version on the same host reads nothing of its parts from the server."""
     name = open_store(url).publish(large_version())
     cache = str(tmp_path / "cache")
     first, second = (open_store(url, cache=cache) for _ in range(2))
@@ -42,7 +42,7 @@ def test_a_copy_is_mapped_and_shared(url: str, tmp_path: Path, redis_server: Red
 
 
 def test_a_damaged_copy_is_made_again(url: str, tmp_path: Path) -> None:
-    """Whatever happened to the file."""
+    """A file of the copy was changed, or deleted."""
     name = open_store(url).publish(small_version())
     store = open_store(url, cache=str(tmp_path / "cache"))
     file = Path(str(store.load(name).folder)) / "path_items.npy"
@@ -53,8 +53,8 @@ def test_a_damaged_copy_is_made_again(url: str, tmp_path: Path) -> None:
     store.load(name).verify_digests()
 
 
-def test_old_copies_go(url: str, tmp_path: Path) -> None:
-    """All but the one loaded last and those that a process of the host holds."""
+def test_old_copies_are_removed(url: str, tmp_path: Path) -> None:
+    """Only the copy that was loaded last stays, and those that a process on the host holds."""
     store = open_store(url, cache=str(tmp_path / "cache"))
     names = [open_store(url).publish(small_version(str(i))) for i in range(4)]
     for name in names:
@@ -67,8 +67,8 @@ def test_old_copies_go(url: str, tmp_path: Path) -> None:
     assert [m.version for m in FolderStore(str(tmp_path / "cache")).versions()] == [names[1], names[3]]
 
 
-def test_processes_that_want_different_versions_do_not_take_them_from_each_other(url: str, tmp_path: Path) -> None:
-    """Four of them load three versions at random from one folder, where each removes what nobody holds."""
+def test_processes_do_not_remove_each_others_copies(url: str, tmp_path: Path) -> None:
+    """Four threads load three versions at random into one folder, where each removes the copies that are not held."""
     names = [open_store(url).publish(small_version(str(i))) for i in range(3)]
     failures: list[Exception] = []
 
@@ -78,7 +78,7 @@ def test_processes_that_want_different_versions_do_not_take_them_from_each_other
             for _ in range(30):
                 store.load(name := random.choice(names)).verify_digests()
                 store.hold([name])
-        except Exception as error:  # noqa: BLE001 -- told below
+        except Exception as error:  # noqa: BLE001 -- asserted on below
             failures.append(error)
         store.hold([])
 
@@ -92,7 +92,7 @@ def test_processes_that_want_different_versions_do_not_take_them_from_each_other
 
 
 def test_a_copy_of_damaged_keys_is_refused(url: str, tmp_path: Path, client: Any, namespace: str) -> None:
-    """Digests are checked on this host too."""
+    """The digests are checked when the copy is made, too."""
     name = open_store(url).publish(small_version())
     client.set(f"{namespace}:{name}:path:3", b"\1\0\0\0\2\0\0\0")
 
@@ -104,29 +104,29 @@ def test_a_copy_of_damaged_keys_is_refused(url: str, tmp_path: Path, client: Any
 
 
 def test_remote_lists_are_those_of_the_index(url: str, tmp_path: Path, client: Any) -> None:
-    """The same items and lengths, cut by the server; row -1, which is no path, is empty and not asked for."""
+    """The same items and lengths, cut by the server; row -1, which is no path, is empty and is not requested."""
     lists = large_version()
     name = open_store(url).publish(lists)
     index = PathIndex.of(open_store(url, cache=str(tmp_path / "cache"), remote=True, timeout=5).load(name))
     assert len(index.path_items) == 0
-    here, random = PathIndex.of(lists), np.random.default_rng(0)
+    local, random = PathIndex.of(lists), np.random.default_rng(0)
     for n in (1, 3):
-        rows = random.integers(-1, len(here.path_ids), 200)
+        rows = random.integers(-1, len(local.path_ids), 200)
 
         client.config_resetstat()
-        found, expected = index.read(rows, n), here.read(rows, n)
+        remote, expected = index.read(rows, n), local.read(rows, n)
 
-        assert found.items.tolist() == expected.items.tolist()
-        assert found.lengths.tolist() == expected.lengths.tolist()
+        assert remote.items.tolist() == expected.items.tolist()
+        assert remote.lengths.tolist() == expected.lengths.tolist()
         calls: Any = client.info("commandstats")
         assert calls["cmdstat_getrange"]["calls"] == (rows >= 0).sum()
 
 
 @pytest.mark.parametrize("content", [None, b"\0\0\0\0", b"\0\0\0\0\2\0\0", b"\0\0\0\0\2\0\0\0\1\0\0\0"])
-def test_a_remote_list_that_is_not_right_is_a_fault(
+def test_a_remote_list_of_the_wrong_length_is_a_fault(
     url: str, tmp_path: Path, client: Any, namespace: str, content: bytes | None
 ) -> None:
-    """Missing or cut short: not an empty path. Longer than its length in the version: the cap cuts it."""
+    """A list that is missing or cut short is an error, not an empty path; one that is too long is cut to its length."""
     name = open_store(url).publish(small_version())
     index = PathIndex.of(open_store(url, cache=str(tmp_path / "cache"), remote=True, timeout=5).load(name))
     key = f"{namespace}:{name}:path:3"
@@ -142,10 +142,8 @@ def test_a_remote_list_that_is_not_right_is_a_fault(
     assert index.read(np.array([1]), 10).items.tolist() == [1]
 
 
-def test_a_remote_list_of_items_that_are_not_there_is_a_fault(
-    url: str, tmp_path: Path, client: Any, namespace: str
-) -> None:
-    """An index out of range would be another's item, or a crash."""
+def test_a_remote_list_of_unknown_items_is_a_fault(url: str, tmp_path: Path, client: Any, namespace: str) -> None:
+    """An index out of range would be another item, or crash."""
     name = open_store(url).publish(small_version())
     index = PathIndex.of(open_store(url, cache=str(tmp_path / "cache"), remote=True, timeout=5).load(name))
     client.set(f"{namespace}:{name}:path:3", b"\0\0\0\0\3\0\0\0")
@@ -155,7 +153,7 @@ def test_a_remote_list_of_items_that_are_not_there_is_a_fault(
 
 
 def test_a_frozen_server_costs_one_timeout(own: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then requests are refused without asking it, and are answered again when it thaws."""
+    """After it, requests are refused without asking the server; after the pause they are answered again."""
     monkeypatch.setattr(remote_module, "PAUSE", 3600)
     store = open_store(own.url, cache=str(tmp_path / "cache"), remote=True, timeout=0.5)
     assert isinstance(store, ServerStore)
@@ -183,8 +181,8 @@ def test_a_frozen_server_costs_one_timeout(own: RedisServer, tmp_path: Path, mon
     assert index.read(np.array([0]), 10).items.tolist() == [0, 2]
 
 
-def test_a_server_restarted_empty_is_a_fault_until_published_again(own: RedisServer, tmp_path: Path) -> None:
-    """What is loaded is told from what is there."""
+def test_a_server_restarted_empty_is_a_fault_until_the_next_publish(own: RedisServer, tmp_path: Path) -> None:
+    """The version is still loaded here, but its path lists are missing on the server."""
     store = open_store(own.url, cache=str(tmp_path / "cache"), remote=True, timeout=5)
     index = PathIndex.of(store.load(store.publish(small_version())))
     own.stop()

@@ -1,4 +1,4 @@
-"""The store on a server when publishers are taken for dead, and replicas hold what others would delete."""
+"""Leases of a store on a server: publishers that are taken for dead, and versions that replicas hold."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.test_server import keys_of
 
 
 def versions_with_keys(client: Any, namespace: str) -> set[str]:
-    """The versions that any key belongs to."""
+    """The versions that at least one key belongs to."""
     return {key.split(":")[1] for key in keys_of(client, namespace) if re.match(r"[^:]*:v\d+-", key)}
 
 
-def test_a_publisher_that_lives_is_not_swept(
+def test_a_live_publisher_is_not_swept(
     url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However long others prune meanwhile: here longer than a lease that is not renewed."""
+    """The publish takes longer than a lease that is not renewed, while another process sweeps all the time."""
     monkeypatch.setattr(server_module, "PUBLISH_MS", 1000)
     store, other = open_store(url), open_store(url)
     calls, published = 0, threading.Event()
@@ -58,7 +58,7 @@ def test_a_publisher_that_lives_is_not_swept(
 
 
 def test_a_dead_publishers_claim_is_swept_when_its_lease_ends(url: str, client: Any, namespace: str) -> None:
-    """Not before: the sweep waits for it."""
+    """The sweep waits for the end of the lease, and then removes the keys."""
     lease = f"v1-0123456789ab {'0' * 32}"
     client.sadd(f"{namespace}:publishing:{{{namespace}:versions}}", "v1-0123456789ab")
     client.set(f"{namespace}:v1-0123456789ab:path:5", b"1234")
@@ -75,7 +75,7 @@ def test_a_dead_publishers_claim_is_swept_when_its_lease_ends(url: str, client: 
 def test_a_clock_set_back_keeps_no_dead_publisher_alive(
     url: str, client: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the server's clock its lease lasts for another day; by ours none lasts so long."""
+    """By the server's clock the lease lasts another day, longer than any lease can, so the keys are swept."""
     monkeypatch.setattr(server_module, "HOLD_MS", 300)
     client.sadd(f"{namespace}:publishing:{{{namespace}:versions}}", "v1-0123456789ab")
     client.set(f"{namespace}:v1-0123456789ab:path:5", b"1234")
@@ -87,10 +87,8 @@ def test_a_clock_set_back_keeps_no_dead_publisher_alive(
     assert not versions_with_keys(client, namespace)
 
 
-def test_a_version_in_use_that_a_dead_deleter_had_unlisted_is_listed_again(
-    url: str, client: Any, namespace: str
-) -> None:
-    """Killed between its first step and its second look, while somebody made the version current."""
+def test_a_version_in_use_is_listed_again_after_a_killed_delete(url: str, client: Any, namespace: str) -> None:
+    """The delete had unlisted the version and was killed; meanwhile the version had become current."""
     store = open_store(url)
     name = store.publish(small_version())
     store.activate(name)
@@ -101,8 +99,8 @@ def test_a_version_in_use_that_a_dead_deleter_had_unlisted_is_listed_again(
     store.load(name).verify_digests()
 
 
-def test_a_delete_that_loses_its_server_lists_the_version_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever stops it after its first step, even Ctrl-C."""
+def test_an_interrupted_delete_lists_the_version_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stops a delete after its first step, even Ctrl-C, the version can be loaded."""
     store = open_store(url)
     assert isinstance(store, ServerStore)
     name = store.publish(small_version())
@@ -122,8 +120,8 @@ def test_a_delete_that_loses_its_server_lists_the_version_again(url: str, monkey
     open_store(url).load(name).verify_digests()
 
 
-def test_sweeps_and_deletes_at_once_never_take_what_is_current(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two prunes and a swap to an old version: a sweep that looks while a delete gives way erases nothing."""
+def test_a_sweep_during_a_delete_that_gives_way_erases_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica takes its lease as a delete unlists the version; another process sweeps before it is listed again."""
     store, sweeper, replica = open_store(url), open_store(url), open_store(url)
     assert isinstance(store, ServerStore)
     name = store.publish(small_version())
@@ -144,8 +142,8 @@ def test_sweeps_and_deletes_at_once_never_take_what_is_current(url: str, monkeyp
     replica.load(name).verify_digests()
 
 
-def test_what_is_held_stays_held_through_activate_and_publish(url: str, client: Any, namespace: str) -> None:
-    """Their own short leases are other ones."""
+def test_activate_and_publish_leave_the_lease_of_hold(url: str, client: Any, namespace: str) -> None:
+    """They take short leases of their own."""
     store = open_store(url)
     name = store.publish(small_version())
     store.hold([name])
@@ -158,8 +156,8 @@ def test_what_is_held_stays_held_through_activate_and_publish(url: str, client: 
     assert after == before
 
 
-def test_on_a_full_server_no_lease_ends(own: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There none can be renewed, so who holds a version cannot say so any more."""
+def test_no_lease_ends_on_a_full_server(own: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases cannot be renewed there, so one that is over may still be needed."""
     monkeypatch.setattr(server_module, "HOLD_MS", 1)
     store = open_store(own.url)
     name = store.publish(small_version())
@@ -175,8 +173,8 @@ def test_on_a_full_server_no_lease_ends(own: RedisServer, monkeypatch: pytest.Mo
     store.delete(name)
 
 
-def test_who_won_a_race_is_told_so_although_the_answer_was_lost(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection breaks after the transaction was carried out; the client takes it for a lost race."""
+def test_an_activation_whose_answer_was_lost_succeeds(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transaction was carried out, but its answer was lost; the client takes that for a lost race."""
     store = open_store(url)
     first, second = store.publish(small_version("1")), store.publish(small_version("2"))
     store.activate(first)
@@ -186,11 +184,11 @@ def test_who_won_a_race_is_told_so_although_the_answer_was_lost(url: str, monkey
     def lossy(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal broken
         transaction = self.explicit_transaction
-        found = execute(self, *args, **kwargs)
+        results = execute(self, *args, **kwargs)
         if transaction and not broken:
             broken = True
             raise redis.WatchError
-        return found
+        return results
 
     monkeypatch.setattr(redis.client.Pipeline, "execute", lossy)
 
@@ -199,8 +197,8 @@ def test_who_won_a_race_is_told_so_although_the_answer_was_lost(url: str, monkey
     assert store.current() == second
 
 
-def test_who_lost_a_race_to_the_same_version_is_told_so(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another replica makes the same move between this one's look and its transaction."""
+def test_an_activation_that_lost_to_the_same_version_fails(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another replica makes the same move between this replica's look and its transaction."""
     store, other = open_store(url), open_store(url)
     first, second = store.publish(small_version("1")), store.publish(small_version("2"))
     store.activate(first)
@@ -223,10 +221,10 @@ def test_who_lost_a_race_to_the_same_version_is_told_so(url: str, monkeypatch: p
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
-def test_a_publisher_taken_for_dead_begins_again(
+def test_a_publisher_that_was_swept_starts_again(
     url: str, client: Any, namespace: str, caplog: pytest.LogCaptureFixture, share: float
 ) -> None:
-    """Stopped so long that its claim was swept, on its way or before the last step: it must not list what is gone."""
+    """It stalled so long, midway or before the last step, that its keys were swept; it must write all of them again."""
     store, other = open_store(url), open_store(url)
     stalled = False
 
@@ -245,8 +243,8 @@ def test_a_publisher_taken_for_dead_begins_again(
     assert "swept" in caplog.text
 
 
-def test_what_is_not_read_back_as_written_is_not_published(url: str, client: Any, namespace: str) -> None:
-    """A value that changed on its way: the publish fails, and nothing of it stays."""
+def test_a_version_that_does_not_read_back_as_written_is_not_published(url: str, client: Any, namespace: str) -> None:
+    """A value changes on the way: the publish fails and leaves no keys behind."""
     store = open_store(url)
 
     def change(done: int, total: int) -> None:
@@ -260,8 +258,8 @@ def test_what_is_not_read_back_as_written_is_not_published(url: str, client: Any
     assert versions_with_keys(client, namespace) == set()
 
 
-def test_orphans_of_no_listed_version_are_swept(url: str, client: Any, namespace: str) -> None:
-    """Keys that somebody taken for dead wrote after the sweep; what is in use stays even if the list is lost."""
+def test_keys_of_an_unlisted_version_are_swept(url: str, client: Any, namespace: str) -> None:
+    """A publisher that was swept may write such keys later; a version in use stays even if the list is lost."""
     store = open_store(url)
     name = store.publish(small_version())
     store.activate(name)
@@ -278,7 +276,7 @@ def test_orphans_of_no_listed_version_are_swept(url: str, client: Any, namespace
 def test_a_delete_that_loses_the_race_gives_way(
     url: str, client: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A replica takes its lease between the look and the removal: the version stays."""
+    """A replica takes its lease after the delete has looked for leases and before it removes: the version stays."""
     store, replica = open_store(url), open_store(url)
     assert isinstance(store, ServerStore)
     name = store.publish(small_version())
@@ -296,8 +294,8 @@ def test_a_delete_that_loses_the_race_gives_way(
     replica.load(name).verify_digests()
 
 
-def test_a_name_that_is_none_is_not_leased(url: str, client: Any, namespace: str) -> None:
-    """It would be taken for another application's, and nothing could be published or deleted any more."""
+def test_an_invalid_name_is_not_leased(url: str, client: Any, namespace: str) -> None:
+    """Its lease would look like another application's, and nothing could be published or deleted any more."""
     store = open_store(url)
     store.hold(["v3", "no-such"])
     with pytest.raises(VersionNotFound):
@@ -307,8 +305,8 @@ def test_a_name_that_is_none_is_not_leased(url: str, client: Any, namespace: str
     assert store.publish(small_version())
 
 
-def test_a_lease_ends_by_itself(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replica that died does not hold a version for ever."""
+def test_a_lease_expires(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that has died does not hold a version for ever."""
     monkeypatch.setattr(server_module, "HOLD_MS", 1)
     store = open_store(url)
     name = store.publish(small_version())
@@ -323,8 +321,8 @@ def test_a_lease_ends_by_itself(url: str, monkeypatch: pytest.MonkeyPatch) -> No
     pytest.fail("the lease did not end")
 
 
-def test_who_waits_is_woken(url: str) -> None:
-    """By another process's activate, long before the time given is over."""
+def test_activate_wakes_a_waiting_replica(url: str) -> None:
+    """Another process's activate ends the wait long before its time is over."""
     store, replica = open_store(url), open_store(url)
     name = store.publish(small_version())
     replica.wait(0.01)  # subscribes

@@ -1,4 +1,4 @@
-"""Settings and start-up of dr-service: the messages for wrong settings, and which variables are ignored."""
+"""Settings and start-up of dr-service: the messages for wrong settings, and the variables that are ignored."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CLEAN = {name: value for name, value in os.environ.items() if not name.upper().s
 
 
 def refused(tmp_path: Path, *flags: str, **environment: str) -> list[str]:
-    """The lines of a service that does not start for its settings."""
+    """The lines on stderr of a service that does not start because of its settings."""
     environment = {"DR_STORE": str(tmp_path), **environment}
     done = subprocess.run(
         [BIN / "dr-service", *flags], env=CLEAN | environment, capture_output=True, text=True, check=False, timeout=60
@@ -40,7 +40,7 @@ def refused(tmp_path: Path, *flags: str, **environment: str) -> list[str]:
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment with nothing of DR_ but a store."""
+    """An environment without any DR_ variable except DR_STORE."""
     for name in os.environ.keys() - CLEAN.keys():
         monkeypatch.delenv(name)
     monkeypatch.setenv("DR_STORE", "/data/store")
@@ -64,12 +64,12 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     ],
 )
 def test_a_wrong_value_is_shown(tmp_path: Path, name: str, value: str, expected: str) -> None:
-    """In one line, with the expected one."""
+    """One line gives the wrong value and what was expected."""
     assert refused(tmp_path, **{name: value}) == [f"dr-service: {name}: expected {expected}"]
 
 
 def test_the_address_of_a_kubernetes_service_is_no_port(tmp_path: Path) -> None:
-    """Kubernetes sets DR_PORT for a Service called `dr`; the hint is given for nothing else."""
+    """Kubernetes sets DR_PORT for a Service called `dr`; the hint is given for DR_PORT only."""
     (line,) = refused(tmp_path, DR_PORT="tcp://10.0.0.1:8000")
 
     assert line.startswith(
@@ -79,11 +79,11 @@ def test_the_address_of_a_kubernetes_service_is_no_port(tmp_path: Path) -> None:
     assert "Kubernetes" not in refused(tmp_path, DR_WORKERS="tcp://10.0.0.1:8000")[0]
 
 
-def test_all_wrong_settings_are_told_each_by_the_name_it_was_given_by(tmp_path: Path) -> None:
-    """A flag as a flag; an empty flag is a mistake, not an unset one."""
-    found = refused(tmp_path, "--port", "x", "--workers", "", DR_PORT="8000", DR_MAX_BATCH="0")
+def test_all_wrong_settings_are_reported_by_the_names_they_were_set_by(tmp_path: Path) -> None:
+    """A wrong flag is named as a flag, a variable as a variable; an empty flag is an error, not an unset one."""
+    lines = refused(tmp_path, "--port", "x", "--workers", "", DR_PORT="8000", DR_MAX_BATCH="0")
 
-    assert sorted(found) == [
+    assert sorted(lines) == [
         "dr-service: --port: expected a whole number from 0 to 65535, found 'x'",
         "dr-service: --workers: expected a value, found ''",
         "dr-service: DR_MAX_BATCH: expected a whole number from 1 to 1024, found '0'",
@@ -91,7 +91,7 @@ def test_all_wrong_settings_are_told_each_by_the_name_it_was_given_by(tmp_path: 
 
 
 def test_a_secret_is_never_shown(tmp_path: Path) -> None:
-    """Neither a token that no header can carry, nor a password in a store URL."""
+    """Neither a token that no header can carry, nor a password in a store's URL."""
     for wrong in (
         {"DR_ADMIN_TOKEN": "hunter2\nhunter3"},
         {"DR_STORE": "redis://me:hunter2@host:port/0", "DR_PORT": "x"},
@@ -102,46 +102,46 @@ def test_a_secret_is_never_shown(tmp_path: Path) -> None:
         assert "hunter" not in lines
 
 
-# -- an empty variable is an unset one --
+# -- an empty variable counts as unset --
 
 
 @pytest.mark.parametrize("blank", ["", "  ", "\n"])
-def test_an_empty_variable_is_an_unset_one(environment: pytest.MonkeyPatch, blank: str) -> None:
-    """For every setting; of the store it is then missing."""
+def test_an_empty_variable_counts_as_unset(environment: pytest.MonkeyPatch, blank: str) -> None:
+    """Every setting then has its default; white space alone counts as empty."""
     for name in Settings.model_fields:
         environment.setenv(f"DR_{name.upper()}", "/data/store" if name == "store" else blank)
 
     assert Settings() == Settings.model_construct(store="/data/store")
 
 
-def test_an_empty_store_is_a_missing_one(tmp_path: Path) -> None:
-    """Also for the other commands."""
+def test_an_empty_store_variable_counts_as_missing(tmp_path: Path) -> None:
+    """The error is that of a store that was not given."""
     assert refused(tmp_path, DR_STORE="")[0].startswith("dr-service: --store (DR_STORE) is missing")
 
 
 # -- secrets lose white space at their ends --
 
 
-def test_blanks_around_values_are_none_of_them(environment: pytest.MonkeyPatch) -> None:
-    """A Secret made from a file ends in a line break; numbers and words likewise."""
+def test_blanks_around_values_are_removed(environment: pytest.MonkeyPatch) -> None:
+    """A Secret made from a file ends in a line break; numbers and words are stripped too."""
     for name, value in {
         "STORE": " /data/store\n", "STORE_PASSWORD": "pass word\r\n", "ADMIN_TOKEN": "\ttoken \n", "PORT": " 9000 ",
         "RESIDENCY": "remote ", "HOST": " ::1", "POLL_SECONDS": "2\n",
     }.items():  # fmt: skip
         environment.setenv(f"DR_{name}", value)
 
-    found = Settings()
+    settings = Settings()
 
-    assert (found.store, found.port, found.residency, found.host) == ("/data/store", 9000, "remote", "::1")
-    assert found.poll_seconds == 2
-    assert found.store_password
-    assert found.store_password.get_secret_value() == "pass word"
-    assert found.admin_token
-    assert found.admin_token.get_secret_value() == "token"
+    assert (settings.store, settings.port, settings.residency, settings.host) == ("/data/store", 9000, "remote", "::1")
+    assert settings.poll_seconds == 2
+    assert settings.store_password
+    assert settings.store_password.get_secret_value() == "pass word"
+    assert settings.admin_token
+    assert settings.admin_token.get_secret_value() == "token"
 
 
 def test_the_token_of_a_file_with_a_line_break_opens_admin(tmp_path: Path) -> None:
-    """The token without the line break opens admin; a token of blanks is no token, so admin is off."""
+    """The token works without its line break; a token of blanks counts as none, so the admin routes are off."""
     for token, status in (("right-one\n", 200), ("  \n", 403)):
         settings = Settings.model_validate({"store": str(tmp_path), "admin_token": token})
         with TestClient(create_app(settings, FolderStore(str(tmp_path)))) as client:
@@ -152,8 +152,8 @@ def test_the_token_of_a_file_with_a_line_break_opens_admin(tmp_path: Path) -> No
 # -- a variable that is not used is reported --
 
 
-def test_a_mistyped_variable_is_told() -> None:
-    """With the likely one, and not with its value."""
+def test_a_mistyped_variable_is_reported() -> None:
+    """The message has the setting that was probably meant, and not the value."""
     assert unknown({"DR_TIMEOUT_MSS": "5", "dr_admin_tokn": "hunter2", "DR_FOO": "1", "PATH": "/bin"}) == [
         "DR_FOO is not a setting; docs/reference.md lists them",
         "DR_TIMEOUT_MSS is not a setting; did you mean DR_TIMEOUT_MS?",
@@ -161,8 +161,8 @@ def test_a_mistyped_variable_is_told() -> None:
     ]
 
 
-def test_spellings_that_do_not_count_are_told() -> None:
-    """A lower-case name would win over a flag; quotation marks of an env file are a part of the token."""
+def test_unusual_spellings_are_reported() -> None:
+    """A name in lower case would win over a flag; the quotation marks of an env file become part of the token."""
     assert unknown({"dr_port": "8000", "DR_ADMIN_TOKEN": '"hunter2"', "DR_STORE_PASSWORD": "a'b"}) == [
         "DR_ADMIN_TOKEN is in quotation marks, which count as part of it; remove them",
         "dr_port is ignored; settings are written in capitals: DR_PORT",
@@ -170,14 +170,14 @@ def test_spellings_that_do_not_count_are_told() -> None:
 
 
 def test_a_flag_wins_over_every_spelling(tmp_path: Path) -> None:
-    """Also where the variable is there in capitals and in small letters."""
+    """Also when the variable is set both in capitals and in small letters."""
     lines = refused(tmp_path, "--port", "high", DR_PORT="8000", dr_port="8001")
 
     assert lines == ["dr-service: --port: expected a whole number from 0 to 65535, found 'high'"]
 
 
-def test_what_others_set_is_passed_over() -> None:
-    """Every setting, Kubernetes for Services called dr and dr-store, the compose file, and our own tests."""
+def test_known_variables_are_not_reported() -> None:
+    """Those of settings, of Kubernetes for Services called dr and dr-store, of the compose file, and of the tests."""
     ours = {f"DR_{name.upper()}": "" for name in Settings.model_fields}
     of_kubernetes = [
         "DR_SERVICE_HOST", "DR_SERVICE_PORT", "DR_SERVICE_PORT_HTTP", "DR_PORT_8000_TCP", "DR_PORT_8000_TCP_PROTO",
@@ -194,8 +194,8 @@ def test_what_others_set_is_passed_over() -> None:
 # -- Start-up --
 
 
-def test_a_port_in_use_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
-    """One line that names both settings, and status 1; also with several workers."""
+def test_a_port_in_use_is_reported_before_anything_is_loaded(tmp_path: Path) -> None:
+    """One line names both settings, and the status is 1; also with several workers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
         for workers in ("1", "2"):
@@ -210,8 +210,8 @@ def test_a_port_in_use_is_told_before_anything_is_loaded(tmp_path: Path) -> None
             )
 
 
-def test_the_start_is_told_in_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Store, version or reason, residency, admin, address; no password and no token."""
+def test_the_start_is_logged_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The line has the store, the reason why nothing is served, residency, admin and address; no password or token."""
     caplog.set_level("INFO", "service.http.app")
     store = open_store("redis://me:hunter2@127.0.0.1:1/0")
     secrets = {"admin_token": "hunter2", "store_password": "hunter2"}
@@ -226,8 +226,8 @@ def test_the_start_is_told_in_a_line(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("command", ["dr-trainer", "dr-index", "dr-service"])
-def test_every_command_tells_its_release(command: str) -> None:
-    """As it is installed, on stdout."""
+def test_every_command_prints_its_release(command: str) -> None:
+    """`--version` prints the release of the installed package on stdout."""
     done = subprocess.run([BIN / command, "--version"], env=CLEAN, capture_output=True, text=True, check=True)
 
     assert done.stdout == f"{command} {metadata.version('deep-retrieval')}\n"
@@ -235,7 +235,7 @@ def test_every_command_tells_its_release(command: str) -> None:
 
 @pytest.mark.parametrize("command", ["dr-trainer evaluate x.csv", "dr-index list"])
 def test_an_empty_store_variable_is_unset_for_every_command(command: str) -> None:
-    """Then --store is needed."""
+    """With a blank DR_STORE, --store is required."""
     done = subprocess.run(
         [BIN / command.split(maxsplit=1)[0], *command.split()[1:]],
         env=CLEAN | {"DR_STORE": " "}, capture_output=True, text=True, check=False,
@@ -245,10 +245,10 @@ def test_an_empty_store_variable_is_unset_for_every_command(command: str) -> Non
     assert "the following arguments are required: --store" in done.stderr
 
 
-def test_a_password_with_a_line_break_is_the_password(
+def test_a_line_break_after_the_password_is_removed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], environment: pytest.MonkeyPatch
 ) -> None:
-    """For dr-index too."""
+    """The command dr-index strips DR_STORE and DR_STORE_PASSWORD, too."""
     with running(RedisServer(tmp_path / "redis", "--requirepass", "right-one")) as server:
         environment.setenv("DR_STORE", f"{server.url}\n")
         environment.setenv("DR_STORE_PASSWORD", "right-one\n")
@@ -260,8 +260,8 @@ def test_a_password_with_a_line_break_is_the_password(
 # -- idle connections are kept longer than a proxy keeps them --
 
 
-def test_an_idle_connection_is_kept_as_long_as_is_set_and_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    """One is closed after the second that is set, one is kept by default; SIGTERM ends both services."""
+def test_an_idle_connection_is_kept_as_long_as_set_and_does_not_delay_the_end(tmp_path: Path) -> None:
+    """A connection is closed after the one second set, or kept by default; SIGTERM ends both services."""
     for seconds, kept in (("1", False), ("", True)):
         log = tmp_path / "log"
         port = free_port()
@@ -289,7 +289,7 @@ def test_an_idle_connection_is_kept_as_long_as_is_set_and_does_not_hold_up_the_e
 
 
 def test_the_default_outlasts_the_usual_proxies() -> None:
-    """Nginx's keepalive_timeout and an ALB's idle timeout are 60 s; the shipped proxy keeps none longer."""
+    """Nginx's keepalive_timeout and an ALB's idle timeout are 60 s; the shipped proxy keeps connections no longer."""
     kept = Settings.model_validate({"store": "x"}).keep_alive_seconds
     proxy = (Path(__file__).parent.parent / "docker/haproxy.cfg").read_text()
 
@@ -299,7 +299,7 @@ def test_the_default_outlasts_the_usual_proxies() -> None:
 
 
 def connected(process: subprocess.Popen[bytes], port: int) -> socket.socket:
-    """A connection, as soon as the process listens."""
+    """A connection to the process, made as soon as it listens."""
     while True:
         assert process.poll() is None
         try:

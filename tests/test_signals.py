@@ -1,4 +1,4 @@
-"""Polite signals: Ctrl-C, SIGTERM (docker stop) and SIGHUP (a closed terminal) stop a command alike."""
+"""Signals that ask a process to stop: Ctrl-C, SIGTERM (docker stop) and SIGHUP (a closed terminal) act alike."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def fitting(folder: Path) -> list[str]:
 
 
 class Interrupting(io.StringIO):
-    """A standard error on which a line with `text` brings a signal."""
+    """A standard error that raises a signal when a line with `text` is written."""
 
     def __init__(self, text: str, number: int) -> None:
         super().__init__()
         self._text, self._number = text, number
 
-    def write(self, said: str) -> int:
-        written = super().write(said)
-        if self._text in said:
+    def write(self, line: str) -> int:
+        written = super().write(line)
+        if self._text in line:
             signal.raise_signal(self._number)
         return written
 
 
 @pytest.fixture
 def heard() -> Iterator[None]:
-    """All polite signals are heard, also where whoever runs the tests ignores some."""
+    """Give all POLITE signals their default handlers; the caller of the tests may ignore some of them."""
     before = {polite: signal.signal(polite, signal.SIG_DFL) for polite in POLITE}
     yield
     for polite, handler in before.items():
@@ -52,33 +52,33 @@ def heard() -> Iterator[None]:
 
 @pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", POLITE)
-def test_a_stopped_training_says_how_to_go_on(
+def test_a_stopped_training_prints_how_to_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    """Ctrl-C, a polite kill or a closed terminal after a checkpoint: the flag to continue with, and 128 + N."""
-    said = Interrupting("epoch 2/", number)
-    monkeypatch.setattr(sys, "stderr", said)
+    """After a checkpoint, any of the signals makes it print the flag to continue with, and exit with 128 + N."""
+    stderr = Interrupting("epoch 2/", number)
+    monkeypatch.setattr(sys, "stderr", stderr)
 
     assert dr_trainer(fitting(tmp_path)) == 128 + number
 
-    last = said.getvalue().splitlines()[-1]
+    last = stderr.getvalue().splitlines()[-1]
     assert last == f"dr-trainer: stopped; to continue, add --resume {tmp_path / 'r'}"
 
 
 @pytest.mark.usefixtures("heard")
 def test_before_the_first_checkpoint_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And that is said."""
-    said = Interrupting("paths an item", signal.SIGTERM)
-    monkeypatch.setattr(sys, "stderr", said)
+    """The last line says so, and there is no checkpoint."""
+    stderr = Interrupting("paths an item", signal.SIGTERM)
+    monkeypatch.setattr(sys, "stderr", stderr)
 
     assert dr_trainer(fitting(tmp_path)) == 128 + signal.SIGTERM
 
-    assert said.getvalue().splitlines()[-1] == "dr-trainer: stopped; nothing was kept: there was no checkpoint yet"
+    assert stderr.getvalue().splitlines()[-1] == "dr-trainer: stopped; nothing was kept: there was no checkpoint yet"
     assert not (tmp_path / "r" / "checkpoint.safetensors").exists()
 
 
-def test_nohup_outlives_the_terminal_and_ends_with_a_polite_kill(tmp_path: Path) -> None:
-    """As a process. SIGHUP that is ignored stays ignored; SIGTERM ends it with 128 + 15."""
+def test_a_training_under_nohup_outlives_the_terminal(tmp_path: Path) -> None:
+    """Under nohup SIGHUP stays ignored; SIGTERM ends the process with 128 + 15."""
 
     def read_until(text: str) -> None:
         assert process.stderr is not None
@@ -102,7 +102,7 @@ def test_nohup_outlives_the_terminal_and_ends_with_a_polite_kill(tmp_path: Path)
 @pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", POLITE)
 def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
-    """After the first nothing of ours stands in its way; after the command all is as it was."""
+    """The first signal restores the default handlers, and they stay in place after the command."""
     with stopped_by_signals() as received:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
@@ -113,7 +113,7 @@ def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
 
 @contextlib.contextmanager
 def serving(folder: Path, *under: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A service that has started, with an empty store, and its address. under: the command that starts it."""
+    """A service that has started, with an empty store, and its address. under: a command to start it with."""
     (folder / "s").mkdir()
     port = free_port()
     command = [
@@ -139,7 +139,7 @@ def serving(folder: Path, *under: str) -> Iterator[tuple[subprocess.Popen[str], 
 
 
 def test_a_service_whose_terminal_is_closed_drains(tmp_path: Path) -> None:
-    """SIGHUP as SIGTERM: it says so, and ends orderly."""
+    """SIGHUP acts like SIGTERM: the service logs that it drains, and exits with status 0."""
     with serving(tmp_path) as (process, _):
         process.send_signal(signal.SIGHUP)
         _, err = process.communicate(timeout=60)
@@ -150,7 +150,7 @@ def test_a_service_whose_terminal_is_closed_drains(tmp_path: Path) -> None:
 
 
 def test_a_service_under_nohup_outlives_the_terminal(tmp_path: Path) -> None:
-    """SIGHUP that is ignored stays ignored: a service that drains would keep no connection. SIGTERM ends it."""
+    """SIGHUP stays ignored: a service that drains would answer with `Connection: close`. SIGTERM ends it."""
     with serving(tmp_path, "nohup") as (process, address):
         process.send_signal(signal.SIGHUP)
         assert "connection" not in httpx.get(f"{address}/livez", trust_env=False).headers

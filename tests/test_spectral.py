@@ -10,7 +10,7 @@ from trainer.encoders.spectral import spectral_vectors
 
 
 def test_spectral_vectors_are_the_singular_vectors() -> None:
-    """By numpy's own decomposition: inner products of items, which no sign or rotation of the axes changes."""
+    """Compared with numpy's SVD by inner products, which no sign or rotation of the axes changes."""
     clicked = (np.random.default_rng(0).random((30, 12)) < 0.4).astype(np.float32)
     clicked[0, 0] = 1
     users, items = clicked.sum(axis=1, keepdims=True), clicked.sum(axis=0, keepdims=True)
@@ -25,7 +25,7 @@ def test_spectral_vectors_are_the_singular_vectors() -> None:
 
 
 def test_items_that_are_clicked_together_start_together() -> None:
-    """Two kinds of users, two kinds of items; one item nobody clicked is at the origin."""
+    """Two groups of users click one group of items each; an item without clicks is at the origin."""
     clicked = np.zeros((20, 9), np.float32)
     clicked[:10, :4] = clicked[10:, 4:8] = 1
 
@@ -39,7 +39,7 @@ def test_items_that_are_clicked_together_start_together() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (2, 3)])
 def test_fewer_users_or_items_than_dimensions(shape: tuple[int, int]) -> None:
-    """The dimensions that are left over stay at zero."""
+    """The vectors still have all dimensions, and are finite."""
     vectors = spectral_vectors(scipy.sparse.csr_array(np.ones(shape, np.float32)), 8, 0)
 
     assert vectors.shape == (shape[1], 8)

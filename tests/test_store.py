@@ -1,4 +1,4 @@
-"""The store contract, once for every backend."""
+"""The contract of a store, tested on every backend."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.planted import small_version
 
 @pytest.fixture(params=["folder", "redis", "valkey", "cluster"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where an empty store of each backend is."""
+    """The URL of an empty store of each backend."""
     namespace = f"t{uuid.uuid4().hex}"
     if request.param == "folder":
         return str(tmp_path / "store")
@@ -43,13 +43,13 @@ def store(url: str) -> IndexStore:
 
 
 def test_a_store_begins_empty(store: IndexStore) -> None:
-    """No versions, nothing current, nothing before it."""
+    """It has no versions, and neither a current nor a previous one."""
     assert store.versions() == []
     assert store.current() is None
     assert store.previous() is None
 
 
-def test_what_is_published_is_loaded(store: IndexStore) -> None:
+def test_a_published_version_is_loaded_unchanged(store: IndexStore) -> None:
     """Every part comes back byte for byte, with the manifest."""
     version = small_version()
     name = store.publish(version)
@@ -62,13 +62,13 @@ def test_what_is_published_is_loaded(store: IndexStore) -> None:
 
 
 def test_publishing_does_not_activate(store: IndexStore) -> None:
-    """The pointer moves by activate alone."""
+    """Only `activate` moves the pointer."""
     store.publish(small_version())
 
     assert store.current() is None
 
 
-def test_counters_rise(store: IndexStore) -> None:
+def test_version_numbers_rise(store: IndexStore) -> None:
     """Each new version has the next number, and versions come oldest first."""
     names = [store.publish(small_version(str(i))) for i in range(11)]
 
@@ -77,7 +77,7 @@ def test_counters_rise(store: IndexStore) -> None:
 
 
 def test_the_same_bytes_are_stored_once(store: IndexStore) -> None:
-    """Publishing again what is there gives the name it has."""
+    """Publishing a version again returns the name that it has."""
     name = store.publish(small_version())
 
     assert store.publish(small_version()) == name
@@ -85,17 +85,17 @@ def test_the_same_bytes_are_stored_once(store: IndexStore) -> None:
 
 
 def test_progress_ends_at_the_total(store: IndexStore) -> None:
-    """A publisher is told how far it is: bytes done, rising, of bytes in all."""
-    told: list[tuple[int, int]] = []
-    store.publish(small_version(), lambda done, total: told.append((done, total)))
+    """The callback gets the bytes done, which rise, and the bytes in total."""
+    calls: list[tuple[int, int]] = []
+    store.publish(small_version(), lambda done, total: calls.append((done, total)))
 
-    done, totals = zip(*told, strict=True)
+    done, totals = zip(*calls, strict=True)
     assert list(done) == sorted(set(done))
     assert {done[-1]} == set(totals)
 
 
 def test_a_damaged_version_is_not_published(store: IndexStore) -> None:
-    """What fails its checks leaves no trace."""
+    """A version that fails its checks is not listed."""
     version = small_version()
     version.parts["path_ids.npy"] = b"nonsense"  # type: ignore[index]
 
@@ -105,42 +105,42 @@ def test_a_damaged_version_is_not_published(store: IndexStore) -> None:
     assert store.versions() == []
 
 
-def test_activate_returns_what_was_before(store: IndexStore) -> None:
-    """And makes the version current, the other previous."""
-    one, two = store.publish(small_version("1")), store.publish(small_version("2"))
+def test_activate_returns_the_version_before(store: IndexStore) -> None:
+    """The new version becomes the current one, the version before it the previous one."""
+    first, second = store.publish(small_version("1")), store.publish(small_version("2"))
 
-    assert store.activate(one) is None
-    assert store.activate(two) == one
-    assert (store.current(), store.previous()) == (two, one)
+    assert store.activate(first) is None
+    assert store.activate(second) == first
+    assert (store.current(), store.previous()) == (second, first)
 
 
 def test_activating_the_current_version_changes_nothing(store: IndexStore) -> None:
     """The previous version stays what it was."""
-    one, two = store.publish(small_version("1")), store.publish(small_version("2"))
-    store.activate(one)
-    store.activate(two)
+    first, second = store.publish(small_version("1")), store.publish(small_version("2"))
+    store.activate(first)
+    store.activate(second)
 
-    assert store.activate(two) == two
-    assert store.previous() == one
+    assert store.activate(second) == second
+    assert store.previous() == first
 
 
-def test_compare_and_set(store: IndexStore) -> None:
-    """Only who knows what is current may move it; None means that nothing is."""
-    one, two = store.publish(small_version("1")), store.publish(small_version("2"))
+def test_activate_compares_and_sets(store: IndexStore) -> None:
+    """The pointer moves only if `expected` is the current version; None stands for no current version."""
+    first, second = store.publish(small_version("1")), store.publish(small_version("2"))
     with pytest.raises(PointerMoved):
-        store.activate(one, expected=two)
-    store.activate(one, expected=None)
+        store.activate(first, expected=second)
+    store.activate(first, expected=None)
     with pytest.raises(PointerMoved):
-        store.activate(two, expected=None)
+        store.activate(second, expected=None)
     with pytest.raises(PointerMoved):
-        store.activate(two, expected=two)
+        store.activate(second, expected=second)
 
-    assert store.activate(two, expected=one) == one
-    assert store.current() == two
+    assert store.activate(second, expected=first) == first
+    assert store.current() == second
 
 
-def test_of_many_racers_one_wins(store: IndexStore) -> None:
-    """Eight threads expect the same version: one moves the pointer, seven are told."""
+def test_one_of_many_racing_activations_succeeds(store: IndexStore) -> None:
+    """Eight threads expect the same version: one moves the pointer, the other seven get PointerMoved."""
     names = [store.publish(small_version(str(i))) for i in range(9)]
     store.activate(names[0])
     outcomes: list[str] = []
@@ -164,8 +164,8 @@ def test_of_many_racers_one_wins(store: IndexStore) -> None:
     assert store.current() in outcomes
 
 
-def test_of_many_publishers_none_is_lost(store: IndexStore) -> None:
-    """Threads that publish at once get different names and whole versions."""
+def test_simultaneous_publishes_all_succeed(store: IndexStore) -> None:
+    """Threads that publish at the same time get different names, and complete versions."""
     names: list[str] = []
     threads = [
         threading.Thread(target=lambda i=i: names.append(store.publish(small_version(str(i))))) for i in range(6)
@@ -182,7 +182,7 @@ def test_of_many_publishers_none_is_lost(store: IndexStore) -> None:
 
 
 def test_an_unknown_version_is_not_found(store: IndexStore) -> None:
-    """By any verb."""
+    """All of `load`, `activate` and `delete` raise an error that names it."""
     missing = "v1-000000000000"
     for verb in (store.load, store.activate, store.delete):
         with pytest.raises(VersionNotFound, match=missing):
@@ -191,26 +191,26 @@ def test_an_unknown_version_is_not_found(store: IndexStore) -> None:
 
 @pytest.mark.parametrize("name", ["../versions", "/etc", "", "v1/../v1", "a" * 65])
 def test_a_name_is_never_a_path(store: IndexStore, name: str) -> None:
-    """Whatever is not a plain name is refused before the store is touched."""
+    """Anything but a plain name is refused before the store is touched."""
     for verb in (store.load, store.activate, store.delete):
         with pytest.raises(InvalidName):
             verb(name)
 
 
 def test_delete(store: IndexStore) -> None:
-    """A deleted version is gone, for readers who had loaded it nothing changes."""
-    one, two = store.publish(small_version("1")), store.publish(small_version("2"))
-    store.activate(two)
-    loaded = store.load(one)
+    """A deleted version is no longer listed; a reader that had loaded it can go on using it."""
+    first, second = store.publish(small_version("1")), store.publish(small_version("2"))
+    store.activate(second)
+    loaded = store.load(first)
 
-    store.delete(one)
+    store.delete(first)
 
-    assert [m.version for m in store.versions()] == [two]
+    assert [m.version for m in store.versions()] == [second]
     loaded.verify_digests()
 
 
 def test_the_current_version_cannot_be_deleted(store: IndexStore) -> None:
-    """Neither is anything of it lost in the attempt."""
+    """Nothing of it is lost in the attempt."""
     name = store.publish(small_version())
     store.activate(name)
 
@@ -221,19 +221,19 @@ def test_the_current_version_cannot_be_deleted(store: IndexStore) -> None:
 
 
 def test_rollback_goes_back_and_forth(store: IndexStore) -> None:
-    """To the version that was current before; a second rollback undoes the first."""
-    one, two = store.publish(small_version("1")), store.publish(small_version("2"))
+    """The version that was current before becomes current again; a second rollback undoes the first."""
+    first, second = store.publish(small_version("1")), store.publish(small_version("2"))
     with pytest.raises(PointerMoved, match="nothing to roll back to"):
         rollback(store)
-    store.activate(one)
-    store.activate(two)
+    store.activate(first)
+    store.activate(second)
 
-    assert rollback(store) == (one, two)
-    assert rollback(store) == (two, one)
+    assert rollback(store) == (first, second)
+    assert rollback(store) == (second, first)
 
 
-def test_prune_keeps_the_newest_and_what_is_in_use(store: IndexStore) -> None:
-    """Current and previous stay, however old."""
+def test_prune_keeps_the_newest_versions_and_those_in_use(store: IndexStore) -> None:
+    """The current and the previous version stay, however old they are."""
     names = [store.publish(small_version(str(i))) for i in range(6)]
     store.activate(names[1])
     store.activate(names[0])
@@ -244,7 +244,7 @@ def test_prune_keeps_the_newest_and_what_is_in_use(store: IndexStore) -> None:
 
 
 def test_a_held_version_is_not_deleted(store: IndexStore, url: str) -> None:
-    """By anybody, until its holder lets go; prune passes over it."""
+    """No process can delete it until its holder releases it; prune skips it."""
     names = [store.publish(small_version(str(i))) for i in range(4)]
     holder = open_store(url)
     holder.hold([names[0], names[1]])
@@ -259,8 +259,8 @@ def test_a_held_version_is_not_deleted(store: IndexStore, url: str) -> None:
     assert [m.version for m in store.versions()] == names[3:]
 
 
-def test_sweeping_leaves_what_is_whole(store: IndexStore) -> None:
-    """Before there is anything, and after."""
+def test_sweeping_leaves_complete_versions(store: IndexStore) -> None:
+    """The store is swept while it is empty, and again with a version in it."""
     store.sweep()
     name = store.publish(small_version())
 
@@ -270,14 +270,14 @@ def test_sweeping_leaves_what_is_whole(store: IndexStore) -> None:
 
 
 def test_waiting_ends(store: IndexStore) -> None:
-    """After the time given, nothing having moved."""
+    """`wait` returns False after the time given, because the pointer has not moved."""
     assert store.wait(0.0) is False
     assert store.wait(0.01) is False
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_backend_does_as_the_folder_does(store: IndexStore, tmp_path: Path, seed: int) -> None:
-    """The same random verbs on both: the same answers, the same refusals, the same bytes."""
+def test_every_backend_acts_like_the_folder(store: IndexStore, tmp_path: Path, seed: int) -> None:
+    """The same random verbs on both stores have the same results, errors and bytes."""
     random = Random(seed)
     oracle: IndexStore = FolderStore(str(tmp_path / "oracle"))
     names: dict[str, tuple[str, str]] = {}  # stamp -> its names in the two stores
@@ -289,30 +289,30 @@ def test_every_backend_does_as_the_folder_does(store: IndexStore, tmp_path: Path
                 outcomes.append(verb(each, i))
             except IndexStoreError as error:
                 outcomes.append(type(error))
-        told = [stamps[i].get(o, o) if isinstance(o, str) else o for i, o in enumerate(outcomes)]
-        assert told[0] == told[1]
+        results = [stamps[i].get(o, o) if isinstance(o, str) else o for i, o in enumerate(outcomes)]
+        assert results[0] == results[1]
 
     def step() -> None:
         stamp = str(random.randrange(6))
-        one = names.get(stamp, ("v9-000000000000",) * 2)
-        two = names.get(str(random.randrange(6)), ("v8-000000000000",) * 2)
+        first = names.get(stamp, ("v9-000000000000",) * 2)
+        second = names.get(str(random.randrange(6)), ("v8-000000000000",) * 2)
         verb = random.choice(["publish", "activate", "expect", "rollback", "delete", "prune", "load"])
         if verb == "publish":
             names[stamp] = (oracle.publish(small_version(stamp)), store.publish(small_version(stamp)))
             for i in (0, 1):
                 stamps[i][names[stamp][i]] = stamp
         elif verb == "activate":
-            both(lambda each, i: each.activate(one[i]))
+            both(lambda each, i: each.activate(first[i]))
         elif verb == "expect":
-            both(lambda each, i: each.activate(one[i], expected=two[i]))
+            both(lambda each, i: each.activate(first[i], expected=second[i]))
         elif verb == "rollback":
             both(lambda each, i: stamps[i][rollback(each)[0]])
         elif verb == "delete":
-            both(lambda each, i: each.delete(one[i]))
+            both(lambda each, i: each.delete(first[i]))
         elif verb == "prune":
             both(lambda each, i: [stamps[i][name] for name in prune(each, keep=3)])
         else:
-            both(lambda each, i: {part: bytes(content) for part, content in each.load(one[i]).parts.items()})
+            both(lambda each, i: {part: bytes(content) for part, content in each.load(first[i]).parts.items()})
 
     stamps: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for _ in range(60):
@@ -323,7 +323,7 @@ def test_every_backend_does_as_the_folder_does(store: IndexStore, tmp_path: Path
 
 
 def test_urls(tmp_path: Path) -> None:
-    """A plain path and file:// open the same folder; another scheme is named."""
+    """A plain path and file:// open the same folder; the error for another scheme does not repeat a password."""
     name = open_store(str(tmp_path)).publish(small_version())
 
     assert open_store(f"file://{tmp_path}").load(name).manifest.version == name

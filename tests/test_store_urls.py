@@ -1,4 +1,4 @@
-"""What a store URL may be: a folder or a server, never a folder by mistake; and stores that are not there."""
+"""Store URLs: which open a folder or a server, and which are refused; and stores that do not exist."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test would make by mistake is seen there."""
+    """Run every test in an empty folder, where anything made by mistake can be seen."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DR_STORE", raising=False)
 
@@ -55,12 +55,12 @@ def opened(url: str) -> str:
     ],
 )
 def test_one_folder_has_many_urls(url: str) -> None:
-    """As RFC 8089 has it, percent-decoded; blanks around are none of the name."""
+    """File URLs are percent-decoded as in RFC 8089; blanks around a URL are not part of the name."""
     assert opened(url) == "/data/my store"
 
 
-def test_percent_signs_of_file_urls_alone_are_decoded() -> None:
-    """UTF-8, and bytes that are none; a plain path is taken as it is."""
+def test_only_file_urls_are_percent_decoded() -> None:
+    """The decoded bytes may be UTF-8 or not; a plain path is taken as it is."""
     assert opened("file:///b%C3%BCcher") == "/bücher"
     assert os.fsencode(opened("file:///b%FCcher")) == b"/b\xfccher"
     assert opened("/a%20b") == "/a%20b"
@@ -79,12 +79,12 @@ def test_percent_signs_of_file_urls_alone_are_decoded() -> None:
     ],
 )
 def test_a_plain_path_is_below_the_working_folder(path: str, below: str, tmp_path: Path) -> None:
-    """Also one with a colon, where it cannot be a host's."""
+    """Also a path with a colon, where it cannot be a host and port."""
     assert opened(path) == str(tmp_path / below)
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In DR_STORE no shell has replaced it."""
+    """The store replaces it itself, because no shell does so in DR_STORE."""
     monkeypatch.setenv("HOME", "/home/me")
 
     assert opened("~/store") == "/home/me/store"
@@ -144,8 +144,8 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
         ("  ", "the folder is missing"),
     ],
 )
-def test_what_looks_like_a_url_is_no_file_name(url: str, says: str, tmp_path: Path) -> None:
-    """Refused with what was expected; nothing is made, and nothing that may be a password is repeated."""
+def test_a_path_that_looks_like_a_url_is_refused(url: str, says: str, tmp_path: Path) -> None:
+    """The error says what was expected and repeats nothing that may be a password; no folder is made."""
     with pytest.raises(InvalidName, match=r"^store URL: ") as caught:
         open_store(url)
 
@@ -155,8 +155,8 @@ def test_what_looks_like_a_url_is_no_file_name(url: str, says: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("command", ["dr-trainer fit none.csv", "dr-index list", "dr-service"])
-def test_all_commands_refuse_alike(command: str, tmp_path: Path) -> None:
-    """By flag and by variable; one line, and no folder of that name."""
+def test_all_commands_refuse_a_host_and_port(command: str, tmp_path: Path) -> None:
+    """Given by flag or by variable, it leads to one line on stderr, and no folder of that name is made."""
     for more, environment in ((["--store", "localhost:6379"], {}), ([], {"DR_STORE": "localhost:6379"})):
         done = subprocess.run(
             [BIN / command.split(maxsplit=1)[0], *command.split()[1:], *more],
@@ -169,7 +169,7 @@ def test_all_commands_refuse_alike(command: str, tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-# -- a store that is not there is not an empty one --
+# -- a store that does not exist is not an empty one --
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,10 @@ def test_all_commands_refuse_alike(command: str, tmp_path: Path) -> None:
         "dr-trainer evaluate none.csv --version v1-000000000000",
     ],
 )
-def test_a_store_that_is_not_there_is_told(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line with the absolute path, status 1; nothing is made. Likewise where a file is."""
+def test_a_store_that_does_not_exist_is_reported(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line has the absolute path, and the status is 1; nothing is made. The same if the path is a file."""
     main, (_, *arguments) = (dr_index if command.startswith("dr-index") else dr_trainer), command.split()
     Path("file").touch()
     for name, says in (("stroe", "there is no such folder"), ("file", "not a folder")):
@@ -201,7 +203,7 @@ def test_a_store_that_is_not_there_is_told(command: str, tmp_path: Path, capsys:
 
 
 def test_an_empty_store_is_no_error(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder or a server without versions, named; also a folder of something else."""
+    """The list names the folder or server without versions; a folder with other files counts as empty, too."""
     Path("notes.txt").touch()
     for store, shown in ((".", str(tmp_path)), (url, "namespace ")):
         assert dr_index(["list", "--store", store]) == 0
@@ -213,7 +215,7 @@ def test_an_empty_store_is_no_error(url: str, tmp_path: Path, capsys: pytest.Cap
 
 
 def not_ready(store: IndexStore) -> str:
-    """Why a service of this store is not ready, as it says over HTTP."""
+    """The reason that /readyz and /v1/retrieve give when a service of this store is not ready."""
     with TestClient(create_app(Settings.model_validate({"store": "x"}), store)) as client:
         answer = client.get("/readyz")
         assert_problem(answer, 503)
@@ -223,7 +225,7 @@ def not_ready(store: IndexStore) -> str:
 
 
 def test_a_service_without_a_store_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """In one line of the log with the absolute path, and at /readyz without it."""
+    """One line of the log has the absolute path; /readyz gives the reason without it."""
     detail = not_ready(open_store("stroe"))
 
     assert detail == "no version is loaded: the store's folder does not exist; the log says more"
@@ -232,7 +234,7 @@ def test_a_service_without_a_store_says_so(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_a_service_without_a_version_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """That there is none, or none is current."""
+    """The reason is that the store has no versions, or that none of them is current."""
     store = open_store(str(tmp_path))
     assert not_ready(store) == "no version is loaded: the store has no versions; publish one with dr-trainer fit"
     store.publish(small_version())
@@ -242,7 +244,7 @@ def test_a_service_without_a_version_says_so(tmp_path: Path, caplog: pytest.LogC
 
 
 def test_a_service_whose_current_version_is_damaged_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Which one, only in the log."""
+    """Only the log names the version."""
     store = open_store(str(tmp_path))
     name = store.publish(small_version())
     store.activate(name)
@@ -252,8 +254,8 @@ def test_a_service_whose_current_version_is_damaged_says_so(tmp_path: Path, capl
     assert f"{name}: path_ids.npy is missing" in caplog.text
 
 
-def test_a_cache_that_cannot_be_written_is_named(url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """DR_CACHE and the reason, in the log with the path."""
+def test_a_cache_that_cannot_be_written_is_reported(url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The message has DR_CACHE and the reason; the log has the path, too."""
     (tmp_path / "file").touch()
     store = open_store(url, cache="file/cache")
     store.activate(store.publish(small_version()))
@@ -262,8 +264,8 @@ def test_a_cache_that_cannot_be_written_is_named(url: str, tmp_path: Path, caplo
     assert f"DR_CACHE) cannot be used: load: {tmp_path}/file/cache/" in caplog.text
 
 
-def test_a_server_that_is_not_there_is_not_named_to_everybody(caplog: pytest.LogCaptureFixture) -> None:
-    """/readyz says that the store cannot be read, the log which."""
+def test_readyz_does_not_name_a_server_that_does_not_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """/readyz says that the store cannot be read; only the log says which store."""
     port = free_port()
 
     assert not_ready(open_store(f"redis://127.0.0.1:{port}")) == (
@@ -279,9 +281,9 @@ def test_a_server_that_is_not_there_is_not_named_to_everybody(caplog: pytest.Log
 def test_a_cache_folder_is_looked_up_when_needed(
     cache: str, says: str, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    """A folder store needs none; for Redis it is our error, named by its variable."""
+    """A folder store needs no cache folder; for Redis, a wrong one gives an error that names DR_CACHE."""
     monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # nobody has it
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # an id that no user has
 
     open_store("/data/store", cache=cache)
     with pytest.raises(InvalidName, match=f"DR_CACHE.*{says}"):

@@ -1,4 +1,4 @@
-"""Times as people write them, in text and in Parquet; the first that is none is named, with what to write instead."""
+"""Times as people write them, in text and in Parquet; an error names the first that is invalid, and what to write."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from trainer.errors import DataError
 
 
 def times_of(folder: Path, *cells: str, form: str = "csv") -> list[int | float]:
-    """The column `timestamp` with these cells, of a CSV or Parquet file."""
+    """The times read from a CSV or Parquet file whose column `timestamp` has these cells."""
     file = folder / f"x.{form}"
     if form == "csv":
         file.write_text("item_id,timestamp\n" + "".join(f'a,"{cell}"\n' for cell in cells))
     else:
         pq.write_table(pa.table({"timestamp": list(cells)}), file)
-    found: list[int | float] = timestamps(read_table(file, {"timestamp"})).tolist()
-    return found
+    times: list[int | float] = timestamps(read_table(file, {"timestamp"})).tolist()
+    return times
 
 
 def microseconds(moment: datetime) -> int:
-    """Since 1970."""
+    """The microseconds since 1970."""
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
@@ -62,12 +62,12 @@ MOMENT = datetime(2024, 1, 31, 10, 0, 5, tzinfo=UTC)
     ],
 )
 def test_dates_and_times(tmp_path: Path, form: str, cell: str, moment: datetime) -> None:
-    """As microseconds since 1970."""
+    """Each form is read as microseconds since 1970."""
     assert times_of(tmp_path, cell, form=form) == [microseconds(moment)]
 
 
 def test_zones_and_fractions_may_differ_from_row_to_row(tmp_path: Path) -> None:
-    """They are put in order by what they mean."""
+    """Each cell is read with its own zone and fraction."""
     cells = ["2024-01-31 10:00:05.5", "2024-01-31T12:00:05+02:00", "2024-01-31 10:00"]
     zone = timezone(timedelta(hours=2))
 
@@ -83,7 +83,7 @@ def test_zones_and_fractions_may_differ_from_row_to_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_numbers(tmp_path: Path, form: str) -> None:
-    """Integers exactly, others as they are."""
+    """Integers are kept exactly, other numbers as floats."""
     assert times_of(tmp_path, "1700000000", "-3", form=form) == [1700000000, -3]
     assert times_of(tmp_path, "1700000000123456789", "1700000000123456788", form=form) == [
         1700000000123456789,
@@ -93,15 +93,15 @@ def test_numbers(tmp_path: Path, form: str) -> None:
 
 
 def test_nanoseconds_keep_their_order(tmp_path: Path) -> None:
-    """Where somebody writes them; in text as in Parquet's."""
+    """Text with nine digits after the second is read as nanoseconds since 1970."""
     second, first = times_of(tmp_path, "2024-01-31 10:00:05.123456789", "2024-01-31 10:00:05.123456788")
 
     assert second - first == 1
     assert first == microseconds(MOMENT) * 1000 + 123_456_788
 
 
-def test_points_are_day_first(tmp_path: Path) -> None:
-    """Also where no row tells."""
+def test_dates_with_points_are_day_first(tmp_path: Path) -> None:
+    """Also when no row shows which number is the day."""
     first, second = times_of(tmp_path, "02.01.2024", "01.02.2024")
 
     assert first < second
@@ -129,8 +129,8 @@ def test_points_are_day_first(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_what_is_no_time_is_named(tmp_path: Path, form: str, cells: list[str], message: str) -> None:
-    """File, column, row, value, and the form expected."""
+def test_an_invalid_time_is_named(tmp_path: Path, form: str, cells: list[str], message: str) -> None:
+    """The error has the file, the column, the row, the value, and the form that was expected."""
     if form == "parquet":
         message = message.replace("no value", "'' is not a time")
 

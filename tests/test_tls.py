@@ -1,4 +1,4 @@
-"""Redis by TLS: what is wrong is told by its code, with what to change; and certificates of clients."""
+"""Redis over TLS: each fault gives an error that says what to change; and certificates of clients."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ HERE = "subjectAltName=IP:127.0.0.1"
 
 
 def openssl(folder: Path, *arguments: str) -> None:
-    """Run it there."""
+    """Run openssl in the folder."""
     subprocess.run([program("openssl"), *arguments], check=True, capture_output=True, cwd=folder)
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """NAME.pem and NAME.key: an authority and what it signed, and one that signed itself."""
+    """A folder with NAME.pem and NAME.key: an authority, certificates that it signed, and a self-signed one."""
     folder = tmp_path_factory.mktemp("certificates")
     new = ["-newkey", "rsa:2048", "-nodes"]
     for name in ("authority", "itself"):
@@ -50,7 +50,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def server(folder: Path, certificates: Path, name: str, *more: str) -> Iterator[str]:
-    """A server with that certificate; yields host and port."""
+    """A server with the certificate `name`; yields host and port."""
     port = free_port()
     files = ["--tls-cert-file", f"{certificates}/{name}.pem", "--tls-key-file", f"{certificates}/{name}.key"]
     files += ["--tls-ca-cert-file", f"{certificates}/authority.pem", "--tls-port", str(port)]
@@ -70,10 +70,10 @@ def server(folder: Path, certificates: Path, name: str, *more: str) -> Iterator[
     ],
 )
 @pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster"])
-def test_what_is_wrong_with_a_certificate_is_told(
+def test_the_fault_of_a_certificate_is_reported(
     tmp_path: Path, certificates: Path, scheme: str, name: str, trusted: str | None, says: str
 ) -> None:
-    """Another name, another time, another authority are three faults."""
+    """Another host name, an expired certificate and another authority give different errors."""
     with server(tmp_path, certificates, name, "--tls-auth-clients", "no") as place:
         option = f"?ssl_ca_certs={certificates}/{trusted}.pem" if trusted else ""
         with pytest.raises(StoreMisconfigured, match=says) as caught:
@@ -83,11 +83,11 @@ def test_what_is_wrong_with_a_certificate_is_told(
 
 
 @pytest.mark.parametrize("versions", ["TLSv1.2", "TLSv1.3"])
-def test_a_server_may_want_a_clients_certificate(tmp_path: Path, certificates: Path, versions: str) -> None:
-    """As Redis does by itself. It is said; given by the URL, the store works; a wrong one is told."""
+def test_a_server_may_require_a_client_certificate(tmp_path: Path, certificates: Path, versions: str) -> None:
+    """As Redis does by default. A missing or wrong one is reported by the error; with the right one the store works."""
     with server(tmp_path, certificates, "good", "--tls-protocols", versions) as place:
         url = f"rediss://{place}?ssl_ca_certs={certificates}/authority.pem"
-        # Whether the refusal or the end of the connection is seen first is chance.
+        # The client may see the refusal first, or the end of the connection.
         with pytest.raises(IndexStoreError, match=r"client's certificate.*\?ssl_certfile=FILE&ssl_keyfile=FILE"):
             open_store(url).current()
 
@@ -105,8 +105,8 @@ def test_a_server_may_want_a_clients_certificate(tmp_path: Path, certificates: P
                 open_store(f"{url}&{files.format(certificates)}").current()
 
 
-def test_files_of_tls_are_looked_for_when_the_url_is_read(certificates: Path) -> None:
-    """A file that is not there, a key alone, files without TLS."""
+def test_tls_files_are_checked_when_the_url_is_read(certificates: Path) -> None:
+    """Refused are a file that does not exist, a folder, a key without a certificate, and files without TLS."""
     for url, says in (
         (f"rediss://host?ssl_certfile={certificates}/none.pem", "none.pem' cannot be read: No such file"),
         (
@@ -121,8 +121,8 @@ def test_files_of_tls_are_looked_for_when_the_url_is_read(certificates: Path) ->
             open_store(url)
 
 
-def test_tls_on_one_side_only_is_told(tmp_path: Path, certificates: Path) -> None:
-    """A client without it is asked whether the server wants it; a server without it says that it has none."""
+def test_tls_on_one_side_only_is_reported(tmp_path: Path, certificates: Path) -> None:
+    """Without TLS the error asks if the server requires it; with TLS it says that the server does not speak it."""
     with (
         server(tmp_path, certificates, "good", "--tls-auth-clients", "no") as place,
         pytest.raises(StoreUnavailable, match="does it require TLS"),
@@ -145,7 +145,7 @@ def test_tls_on_one_side_only_is_told(tmp_path: Path, certificates: Path) -> Non
 
 
 def test_a_server_that_hangs_up_during_the_handshake(certificates: Path) -> None:
-    """Whoever is there may want a certificate, be no TLS, or be going down: all three are asked."""
+    """It may require a certificate, not speak TLS, or be going down: the error gives all three as reasons."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def hang_up() -> None:

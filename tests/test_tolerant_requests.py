@@ -1,4 +1,4 @@
-"""Bodies as clients of many languages write them: clear ones are answered, others are refused in plain words."""
+"""Bodies as clients of many languages write them: unambiguous ones are answered, others are refused in plain words."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def client(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """A service of the planted version; its client has the admin token."""
+    """A client, with the admin token, of a service of the planted version."""
     with serving(planted.version, tmp_path_factory.mktemp("store")) as opened:
         yield opened
 
@@ -46,7 +46,7 @@ def serving(version: Version, folder: Path) -> TestClient:
 
 
 def answered(route: str, response: Any) -> bool:
-    """Whether the body was read: no version has the name that is asked for to be swapped to."""
+    """Whether the body was read; a swap then answers 404, because no version has the name in the body."""
     status: int = response.status_code
     return status == (404 if "swap" in route else 200)
 
@@ -62,7 +62,7 @@ NOT_READ = ["", "text/plain", "text/json", "application/x-www-form-urlencoded", 
 
 @pytest.mark.parametrize("route", BODIES)
 def test_a_body_of_another_type_is_refused_by_its_header(client: TestClient, route: str) -> None:
-    """415, with the header's name and the option that curl needs; every type that means JSON is read."""
+    """The 415 has the header's name and the option that curl needs; every type that means JSON is accepted."""
     body = json.dumps(BODIES[route]).encode()
     for kind in NOT_READ:
         headers = {b"content-type": kind.encode("latin-1")} if kind else {}
@@ -76,7 +76,7 @@ def test_a_body_of_another_type_is_refused_by_its_header(client: TestClient, rou
 @pytest.mark.parametrize("route", BODIES)
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "x-gzip", "GZIP", "gzip, identity"])
 def test_a_compressed_body_is_refused_by_its_header(client: TestClient, route: str, encoding: str) -> None:
-    """415 names the header, and Accept-Encoding names the coding to use; nothing is inflated."""
+    """The 415 names the header, and Accept-Encoding the coding to use; nothing is decompressed."""
     body = gzip.compress(json.dumps(BODIES[route]).encode())
     response = client.post(route, content=body, headers=JSON | {"content-encoding": encoding})
 
@@ -85,8 +85,8 @@ def test_a_compressed_body_is_refused_by_its_header(client: TestClient, route: s
 
 
 @pytest.mark.parametrize("route", BODIES)
-def test_a_body_in_another_charset_is_told_so(client: TestClient, route: str) -> None:
-    """By its header 415, by its bytes 400: it is not UTF-8. UTF-16 can be told by its first bytes."""
+def test_a_body_in_another_charset_is_refused(client: TestClient, route: str) -> None:
+    """The header leads to a 415, bytes that are not UTF-8 to a 400; UTF-16 is recognised by its first bytes."""
     text = json.dumps(BODIES[route])
     for charset in ("iso-8859-1", "windows-1252", "utf-7", "nonsense"):
         response = client.post(
@@ -128,7 +128,7 @@ def test_every_refusal_says_what_happened(client: TestClient, planted: Planted, 
 
 
 def test_numbers_count_by_value(client: TestClient) -> None:
-    """1.0 is 1, as pandas, Lua and PHP write it, wherever an integer is expected."""
+    """Wherever an integer is expected, 1.0 counts as 1, as pandas, Lua and PHP write it."""
     floats = (
         b'{"history": [1.0, 5.0, 9e0], "exclude": [13.0, -0.0, 17], "k": 5.0, "beam": 3.0, "per_path": 1e1, '
         b'"timeout_ms": 60000.0}'
@@ -144,8 +144,8 @@ def test_numbers_count_by_value(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("number", ["3.5", "1e400", "-1e400", "NaN", "Infinity", "true", "false", "null", "[]", "{}"])
-def test_what_is_no_integer_is_no_id(client: TestClient, number: str) -> None:
-    """One message for the place, in plain words."""
+def test_an_invalid_id_is_refused(client: TestClient, number: str) -> None:
+    """The answer has one error, for the first such id, in plain words."""
     for name in ("history", "exclude"):
         body = f'{{"{name}": [1, {number}, {number}]}}'
         problem = assert_problem(client.post("/v1/retrieve", content=body, headers=JSON), 422)
@@ -155,8 +155,8 @@ def test_what_is_no_integer_is_no_id(client: TestClient, number: str) -> None:
 
 
 @pytest.mark.parametrize("number", ["9007199254740992.0", "-9007199254740993.0", "1e20", "9223372036854775808"])
-def test_a_float_that_may_be_several_integers_is_none(client: TestClient, number: str) -> None:
-    """Beyond 2^53 - 1 a float cannot be meant exactly; as integers 64 bits count."""
+def test_a_float_that_may_stand_for_several_integers_is_refused(client: TestClient, number: str) -> None:
+    """Floats beyond 2^53 - 1 are not exact; integers may have 64 bits."""
     problem = assert_problem(client.post("/v1/retrieve", content=f'{{"history": [{number}]}}', headers=JSON), 422)
     assert problem["errors"][0]["field"] == "history.0"
     for exact in ("9007199254740991.0", "-9007199254740991.0", "9223372036854775807", "-9223372036854775808"):
@@ -166,7 +166,7 @@ def test_a_float_that_may_be_several_integers_is_none(client: TestClient, number
 
 @pytest.mark.parametrize(("name", "most"), [("k", 1000), ("beam", 256), ("per_path", 10_000), ("timeout_ms", 60_000)])
 def test_one_message_for_each_number(client: TestClient, name: str, most: int) -> None:
-    """The same whatever was sent instead."""
+    """Each field has the same message, whatever was sent instead of its number."""
     for value in ("0", "-1", str(most + 1), f"{most}.5", "true", '"5"', "NaN", "1e400", "[]", "{}", "9" * 400):
         problem = assert_problem(client.post("/v1/retrieve", content=f'{{"{name}": {value}}}', headers=JSON), 422)
         assert problem["errors"] == [{"field": name, "message": f"expected an integer from 1 to {most}"}]
@@ -174,7 +174,7 @@ def test_one_message_for_each_number(client: TestClient, name: str, most: int) -
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "[]", "{}", '"' + "x" * 257 + '"', "1e400"])
 def test_one_message_for_a_context(client: TestClient, value: str) -> None:
-    """One value, or several, that no feature can have are one error of the place."""
+    """One or several values that no feature can have give one error for the whole context."""
     body = f'{{"context": {{"s3cret": {value}, "another": {value}}}}}'
     problem = assert_problem(client.post("/v1/retrieve", content=body, headers=JSON), 422)
 
@@ -187,8 +187,8 @@ WRONG: list[Any] = [None, True, 0, -1, 10**30, 1.5, "", "s3cret", "s" * 300, [],
                     "\ud800", ["\ud800"], {"\ud800": "\ud800"}, [{}], [{"k": 0}], [{}] * 65]  # fmt: skip
 
 
-def test_no_message_is_of_a_library(client: TestClient) -> None:
-    """Of whatever is wrong in whatever field, or instead of a body, each place is told once, in our words."""
+def test_no_message_comes_from_a_library(client: TestClient) -> None:
+    """Whatever is wrong in a field, or in place of a body, each place has one error in the service's own words."""
     models: dict[str, type[BaseModel]] = {
         "/v1/retrieve": RetrieveRequest,
         "/v1/retrieve:batch": BatchRequest,
@@ -209,8 +209,8 @@ def test_no_message_is_of_a_library(client: TestClient) -> None:
                 assert "s3cret" not in response.text
 
 
-def test_odd_heads_are_refused_by_name(client: TestClient) -> None:
-    """A charset that cannot be decoded; a second coding; a coding of the transfer; a number too long to read."""
+def test_unusual_headers_are_refused_by_name(client: TestClient) -> None:
+    """A charset that cannot be decoded, a second coding, a transfer coding; and a body with too long a number."""
     json_type = ("content-type", "application/json")
     for headers, name in (
         ([("content-type", "application/json; charset*=%00''x")], "Content-Type"),
@@ -227,11 +227,11 @@ def test_odd_heads_are_refused_by_name(client: TestClient) -> None:
 # -- null, and other names --
 
 
-def test_null_is_left_out(client: TestClient) -> None:
-    """As Go writes a slice that is not set: every optional field, alone or with all others."""
+def test_null_counts_as_left_out(client: TestClient) -> None:
+    """Every optional field may be null, alone or with all others, as Go writes a slice that is not set."""
     wanted = items_of(client.post("/v1/retrieve", json={}))
-    nothing: dict[str, None] = dict.fromkeys(RetrieveRequest.model_fields)
-    for body in [{name: None} for name in nothing] + [nothing]:
+    all_null: dict[str, None] = dict.fromkeys(RetrieveRequest.model_fields)
+    for body in [{name: None} for name in all_null] + [all_null]:
         assert items_of(client.post("/v1/retrieve", json=body)) == wanted, body
         batch = client.post("/v1/retrieve:batch", json={"requests": [body]}).json()
         assert [c["item_id"] for c in batch["responses"][0]["candidates"]] == wanted, body
@@ -239,8 +239,8 @@ def test_null_is_left_out(client: TestClient) -> None:
     assert client.post("/admin/v1/swap", json={"version": served, "expected": None}).status_code == 200
 
 
-def test_an_empty_list_is_an_empty_object_and_the_other_way_round(client: TestClient) -> None:
-    """PHP writes [] for an empty array of names, Lua {} for an empty table; others are refused."""
+def test_an_empty_list_and_an_empty_object_are_the_same(client: TestClient) -> None:
+    """PHP writes [] for an empty object, Lua {} for an empty list; all other values of the wrong kind are refused."""
     wanted = items_of(client.post("/v1/retrieve", json={}))
     empties: list[dict[str, object]] = [{"context": []}, {"history": {}}, {"exclude": {}}]
     for body in [*empties, {"context": [], "history": {}, "exclude": {}}]:
@@ -264,7 +264,7 @@ def test_null_is_no_item_and_no_required_field(client: TestClient) -> None:
 
 
 def test_the_openapi_says_what_may_be_null(client: TestClient) -> None:
-    """Exactly the fields that are not required."""
+    """Exactly the fields that are not required may be null."""
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     for name in ("RetrieveRequest", "BatchRequest", "SwapRequest"):
         for field, about in schemas[name]["properties"].items():
@@ -275,8 +275,8 @@ def test_the_openapi_says_what_may_be_null(client: TestClient) -> None:
 @pytest.mark.parametrize(
     "odd", [{"user_id": 1}, {"History": []}, {"s3cret": None}, {f"s3cret{i}": 1 for i in range(99)}]
 )
-def test_an_unknown_field_is_told_which_there_are(client: TestClient, odd: dict[str, Any]) -> None:
-    """The client's own name is input and not said; those of the schema are."""
+def test_an_unknown_field_is_answered_with_the_known_ones(client: TestClient, odd: dict[str, Any]) -> None:
+    """The error lists the fields of the schema, and does not repeat the name that the client sent."""
     known = ", ".join(RetrieveRequest.model_fields)
     single = client.post("/v1/retrieve", json=odd)
     third = client.post("/v1/retrieve:batch", json={"requests": [{}, {}, odd]})
@@ -293,11 +293,11 @@ def test_an_unknown_field_is_told_which_there_are(client: TestClient, odd: dict[
         assert "s3cret" not in response.text
 
 
-# -- the page that has it all to try --
+# -- the page /docs, where each route can be tried --
 
 
 def versions(planted: Planted, folder: Path) -> Iterator[Version]:
-    """Of integer ids, of string ids with context."""
+    """A version with integer ids, and a version with string ids and context."""
     users = folder / "users.parquet"
     columns = {"user_id": np.arange(120), "country": ["AB"[i % 2] for i in range(120)], "age": np.arange(120.0)}
     pq.write_table(pa.table(columns), users)
@@ -308,7 +308,7 @@ def versions(planted: Planted, folder: Path) -> Iterator[Version]:
 
 
 def test_the_example_works_on_every_version(planted: Planted, tmp_path: Path) -> None:
-    """That of each body: 200, with items that the version knows. So does the one shown while there is none."""
+    """The example of each body is answered and names known items; so is the example shown while there is no version."""
     with TestClient(make_app(FolderStore(str(tmp_path / "none")))) as client:
         fallback = client.get("/openapi.json").json()["components"]["schemas"]["RetrieveRequest"]["examples"]
     for number, version in enumerate(versions(planted, tmp_path)):
@@ -325,11 +325,11 @@ def test_the_example_works_on_every_version(planted: Planted, tmp_path: Path) ->
             assert answer.json()["coverage"]["unknown_history"] == 0
             assert client.post("/v1/retrieve:batch", json=batch).status_code == 200
             assert client.post("/admin/v1/swap", json=swap).status_code == 200
-            assert [client.post("/v1/retrieve", json=one).status_code for one in fallback] == [200]
+            assert [client.post("/v1/retrieve", json=body).status_code for body in fallback] == [200]
 
 
 def test_the_page_asks_for_the_token(client: TestClient) -> None:
-    """The admin routes, and no others, name a bearer token, which makes the page's Authorize button."""
+    """Only the admin routes name a bearer token, which makes the page show its Authorize button."""
     document = client.get("/openapi.json").json()
     schemes = document["components"]["securitySchemes"]
 
@@ -340,7 +340,7 @@ def test_the_page_asks_for_the_token(client: TestClient) -> None:
 
 
 def test_the_openapi_names_the_status_for_other_bodies(client: TestClient) -> None:
-    """415 is documented wherever a body is taken."""
+    """A 415 is documented wherever a body is taken."""
     for path, operations in client.get("/openapi.json").json()["paths"].items():
         for operation in operations.values():
             assert ("415" in operation["responses"]) == ("requestBody" in operation), path

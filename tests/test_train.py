@@ -53,7 +53,7 @@ def assert_same_training(first: Trained, second: Trained) -> None:
 def test_an_interrupted_run_of_sparse_steps_continues(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With sparse steps the item vectors have an optimiser of their own."""
+    """With sparse steps the item vectors have an optimiser of their own, whose state must be restored."""
     monkeypatch.setattr(config_module, "DENSE_ITEMS", 10)
     config = SMALL.replace(full_softmax_items=1, negatives=20, epochs=4, warmup_epochs=2)
     with pytest.raises(KeyboardInterrupt):
@@ -68,7 +68,7 @@ def test_an_interrupted_run_of_sparse_steps_continues(
 
 
 def test_two_reassignments_interrupted_at_every_epoch_end_in_the_same_version(planted: Planted, tmp_path: Path) -> None:
-    """Before, between and after them: paths, weights and every part of the version are those of one undisturbed run."""
+    """Paths, weights and every part of the version equal those of a run that was not interrupted."""
     config = SMALL.replace(epochs=7, warmup_epochs=2, reassignments=2)
     assert config.reassignment_epochs() == {3, 5}
     for epoch in range(1, config.epochs + 1):
@@ -93,7 +93,7 @@ def test_two_reassignments_interrupted_at_every_epoch_end_in_the_same_version(pl
 def test_items_without_clicks_keep_the_paths_of_the_tree_through_a_reassignment(
     planted: Planted, tmp_path: Path
 ) -> None:
-    """They have no scores by which they could move; the clicked items beside them do move."""
+    """They have no scores that could move them; the clicked items beside them do move."""
     catalogue = tmp_path / "items.parquet"
     without_clicks = [1001, 1002, 1003]
     pq.write_table(pa.table({"item_id": [*planted.dataset.item_ids.tolist(), *without_clicks]}), catalogue)
@@ -113,7 +113,7 @@ def test_items_without_clicks_keep_the_paths_of_the_tree_through_a_reassignment(
 
 
 class MemoryWatch(SilentProgress):
-    """How many bytes are in use, by numpy too, whenever something is said."""
+    """Notes how many bytes are in use, by numpy too, whenever a line of progress is printed."""
 
     def __init__(self) -> None:
         self.bytes: list[int] = []
@@ -123,10 +123,10 @@ class MemoryWatch(SilentProgress):
 
 
 @pytest.mark.parametrize("reassignments", [0, 1])
-def test_a_table_of_scores_is_in_memory_during_a_reassignment_alone(
+def test_a_table_of_scores_is_in_memory_only_during_a_reassignment(
     planted: Planted, tmp_path: Path, reassignments: int
 ) -> None:
-    """Never without one, and never at the end of an epoch. The table has 16 bytes for each of V S scores."""
+    """It is gone when an epoch ends, and never made without reassignments. It has 16 bytes for each of V S scores."""
     config = SMALL.replace(epochs=3, warmup_epochs=1, reassignments=reassignments, candidate_paths=20_000)
     table = 16 * len(planted.dataset.item_ids) * config.candidate_paths
     run, watch = Run(tmp_path, config, planted.dataset), MemoryWatch()
@@ -143,7 +143,7 @@ def test_a_table_of_scores_is_in_memory_during_a_reassignment_alone(
 
 
 def test_a_finished_run_is_not_trained_again(planted: Planted, tmp_path: Path) -> None:
-    """Resuming it goes straight to the result."""
+    """Resuming the run goes straight to its result."""
     config = SMALL.replace(epochs=1)
     run = Run(tmp_path, config, planted.dataset)
     first = fit(config, planted.dataset, planted.split, run, SilentProgress())
@@ -154,7 +154,7 @@ def test_a_finished_run_is_not_trained_again(planted: Planted, tmp_path: Path) -
 
 
 def test_a_run_of_another_config_is_not_continued(planted: Planted, tmp_path: Path) -> None:
-    """The settings that differ are named."""
+    """The error names the settings that differ."""
     Run(tmp_path, SMALL, planted.dataset)
 
     with pytest.raises(ResumeError, match="had another epochs, seed"):
@@ -162,12 +162,12 @@ def test_a_run_of_another_config_is_not_continued(planted: Planted, tmp_path: Pa
 
 
 def test_a_run_of_another_release_is_not_continued(planted: Planted, tmp_path: Path) -> None:
-    """A setting that is new, or gone: the same command would train another version."""
+    """A setting was added or removed, so the same command would train another version."""
     Run(tmp_path, SMALL, planted.dataset)
     about = tmp_path / "run.json"
-    asked = json.loads(about.read_text())
-    del asked["config"]["device"]
-    about.write_text(json.dumps(asked | {"config": asked["config"] | {"shrink": 1}}))
+    saved = json.loads(about.read_text())
+    del saved["config"]["device"]
+    about.write_text(json.dumps(saved | {"config": saved["config"] | {"shrink": 1}}))
 
     with pytest.raises(ResumeError) as refused:
         Run(tmp_path, SMALL, planted.dataset)
@@ -178,7 +178,7 @@ def test_a_run_of_another_release_is_not_continued(planted: Planted, tmp_path: P
 
 
 def test_a_run_of_other_data_is_not_continued(planted: Planted, tmp_path: Path) -> None:
-    """Not even with the same settings."""
+    """The settings are the same, but not the data."""
     import dataclasses
 
     Run(tmp_path, SMALL, planted.dataset)
@@ -188,8 +188,8 @@ def test_a_run_of_other_data_is_not_continued(planted: Planted, tmp_path: Path) 
         Run(tmp_path, SMALL, changed)
 
 
-def test_a_damaged_checkpoint_is_named(planted: Planted, tmp_path: Path) -> None:
-    """The message names the file and the remedy."""
+def test_a_damaged_checkpoint_is_reported(planted: Planted, tmp_path: Path) -> None:
+    """The error names the remedy."""
     (tmp_path / "checkpoint.safetensors").write_bytes(b"nonsense")
 
     with pytest.raises(ResumeError, match="delete it to start over"):
@@ -197,7 +197,7 @@ def test_a_damaged_checkpoint_is_named(planted: Planted, tmp_path: Path) -> None
 
 
 def test_items_of_a_group_share_paths(planted: Planted) -> None:
-    """The planted structure is learned: two items on one path are of one group far more often than not."""
+    """The planted structure is learned: of two items on one path, nearly always both are of the same group."""
     paths, items = planted.trained.paths, planted.dataset.item_ids
     together = (paths[:, None, :, None] == paths[None, :, None, :]).any(axis=(2, 3))
     np.fill_diagonal(together, False)
@@ -208,16 +208,16 @@ def test_items_of_a_group_share_paths(planted: Planted) -> None:
 
 
 def test_the_losses_fall(planted: Planted) -> None:
-    """From the first epoch to the last."""
+    """The head's loss falls in the warm-up, the paths' loss after it."""
     history = planted.trained.history
 
-    assert history[0]["head_loss"] < np.log(40) - 0.5  # it starts from vectors that know which items go together
+    assert history[0]["head_loss"] < np.log(40) - 0.5  # the first vectors already show which items belong together
     assert history[2]["head_loss"] < history[0]["head_loss"] - 0.1  # three epochs of warm-up
     assert history[-1]["path_loss"] < history[3]["path_loss"] - 0.3
 
 
 def test_paths_are_learned_with_the_encoder_fixed(planted: Planted, tmp_path: Path) -> None:
-    """After the warm-up only the path layers change; during it, all but them."""
+    """During the warm-up only the encoder changes, after it only the path layers."""
     stages = []
     for epoch in (1, 3, 4):
         run = Run(tmp_path / str(epoch), SMALL, planted.dataset)
@@ -234,7 +234,7 @@ def test_paths_are_learned_with_the_encoder_fixed(planted: Planted, tmp_path: Pa
 
 
 def test_the_learning_rate_falls_in_each_round() -> None:
-    """Over the warm-up, then from one reassignment to the next, each time from the first rate to a tenth."""
+    """It falls from the full rate to a tenth in the warm-up, and again in each round up to the next reassignment."""
     config = SMALL.replace(epochs=8, warmup_epochs=4, reassignments=1, learning_rate=1.0)
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
     rates = []
@@ -253,8 +253,8 @@ def test_a_diverging_loss_names_the_remedy(planted: Planted, tmp_path: Path) -> 
         fit(config, planted.dataset, planted.split, Run(tmp_path, config, planted.dataset), SilentProgress())
 
 
-def test_clicks_are_counted_in_what_training_sees(planted: Planted) -> None:
-    """Held-out users count for nothing."""
+def test_only_clicks_of_the_training_data_are_counted(planted: Planted) -> None:
+    """The clicks of held-out users are not counted."""
     counted = click_counts(planted.dataset, planted.split)
     slow = np.zeros(len(planted.dataset.item_ids), int)
     for user in planted.split.train_users:

@@ -1,4 +1,4 @@
-"""The first paths: like items together, and no path crowded."""
+"""The first paths: similar items are on neighbouring paths, and no path is crowded."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def grouped_vectors(items: int, seed: int = 0) -> np.ndarray:
     return 10 * np.eye(GROUPS, dtype=np.float32)[np.arange(items) % GROUPS] + noise / 10
 
 
-def test_like_items_share_their_first_nodes() -> None:
-    """With a node a group, an item's first path starts where its group's do."""
+def test_similar_items_share_their_first_nodes() -> None:
+    """With one node for each group, the items of a group have the same first node."""
     paths = tree_paths(grouped_vectors(120), 1, 3, GROUPS, 1, np.random.default_rng(0))
     first = paths[:, 0] // GROUPS**2
 
@@ -43,7 +43,7 @@ def test_like_items_share_their_first_nodes() -> None:
 def test_every_item_has_different_paths_and_no_path_is_crowded(
     items: int, count: int, depth: int, width: int, seed: int, equal: bool
 ) -> None:
-    """Whatever the vectors are, even all the same: no path has much more than its share."""
+    """No path has much more than its share of the items, whatever the vectors are, even if all are equal."""
     vectors = np.zeros((items, 5), np.float32) if equal else grouped_vectors(items, seed)
     paths = tree_paths(vectors, count, depth, width, 1, np.random.default_rng(seed))
 
@@ -56,19 +56,19 @@ def test_every_item_has_different_paths_and_no_path_is_crowded(
         most = math.ceil(SLACK * most / min(width, most))
     if depth > 1:
         most = math.ceil(most / width)
-    # An item for whose last path there is no room draws all of them anew; with seven nodes a layer most items do.
+    # An item that finds no room for its last path draws all its paths anew; with seven nodes a layer most items do.
     assert np.unique(paths, return_counts=True)[1].max() <= 1.5 * most + 1
 
 
 def test_with_room_every_path_has_one_item() -> None:
-    """Five times as many paths as postings, as width = auto gives."""
+    """There are five times as many paths as postings, as with width = auto."""
     paths = tree_paths(grouped_vectors(400), 3, 3, 19, 1, np.random.default_rng(0))
 
     assert len(np.unique(paths)) == paths.size
 
 
 def test_leaves_have_as_many_items_as_asked_for() -> None:
-    """With leaves of four a path has about four items, and these are of one group."""
+    """With leaves of four, a path has about four items, nearly all of one group."""
     paths = tree_paths(grouped_vectors(480), 1, 3, 10, 4, np.random.default_rng(0))[:, 0]
 
     used, leaf, sizes = np.unique(paths, return_inverse=True, return_counts=True)
@@ -79,16 +79,16 @@ def test_leaves_have_as_many_items_as_asked_for() -> None:
     assert groups.max(axis=1).sum() > 0.9 * 480
 
 
-def test_the_same_draw_gives_the_same_paths() -> None:
-    """All chance comes from the generator."""
+def test_the_same_seed_gives_the_same_paths() -> None:
+    """All randomness comes from the generator."""
     first, second = (tree_paths(grouped_vectors(50), 2, 3, 5, 1, np.random.default_rng(3)) for _ in range(2))
 
     assert np.array_equal(first, second)
 
 
 @pytest.mark.parametrize(("count", "width"), [(5, 3), (3, 3)])
-def test_more_paths_than_first_nodes(count: int, width: int) -> None:
-    """Then some of an item's paths start alike, and still differ."""
+def test_as_many_paths_as_first_nodes_or_more(count: int, width: int) -> None:
+    """Some of an item's paths may then share their first node, but no two are the same."""
     paths = tree_paths(grouped_vectors(9), count, 3, width, 1, np.random.default_rng(0))
 
     assert (np.diff(np.sort(paths, axis=1), axis=1) > 0).all()

@@ -1,4 +1,4 @@
-"""The process in which a model first runs: how it is started, and that nothing else reaches it."""
+"""The process in which a new model is tried: how it is started, and that nothing else affects it."""
 
 from __future__ import annotations
 
@@ -46,36 +46,36 @@ def store(planted: Planted, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An interpreter that has our dependencies installed, but not this project."""
+    """An interpreter with the dependencies of this project, but without the project itself."""
     folder = tmp_path_factory.mktemp("venv")
     venv.create(folder, symlinks=True)
-    there = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
-    # Python adds the folder that a .pth file names, but does not read the .pth files of that folder, so not ours.
-    (there / "dependencies.pth").write_text(str(Path(np.__file__).parent.parent))
+    packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
+    # Python adds the folder that a .pth file names, but does not read that folder's .pth files, so not this project's.
+    (packages / "dependencies.pth").write_text(str(Path(np.__file__).parent.parent))
     return str(folder / "bin" / "python")
 
 
 def test_a_checkout_that_is_not_installed_is_served(python: str, store: str) -> None:
-    """`python -m service` in the checkout's folder gets ready."""
+    """With `python -m service` in the checkout's folder, the service becomes ready."""
     port = free_port()
     command = [python, "-m", "service", "--store", store, "--port", str(port)]
     with subprocess.Popen(command, cwd=ROOT, env=CLEAN, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr
-            said = []
+            lines = []
             for line in process.stderr:
-                said.append(line)
+                lines.append(line)
                 if "Uvicorn running on" in line:
                     break
             ready = httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False)
         finally:
             process.kill()
 
-    assert ready.status_code == 200, "".join(said)
+    assert ready.status_code == 200, "".join(lines)
 
 
-def test_a_checkout_named_by_pythonpath_is_tried(python: str, store: str, tmp_path: Path) -> None:
-    """From any other folder."""
+def test_a_checkout_on_pythonpath_can_try_a_model(python: str, store: str, tmp_path: Path) -> None:
+    """The project is not installed, and the working folder is not the checkout's."""
     done = subprocess.run(
         [python, "-c", TRY, store],
         cwd=tmp_path, env=CLEAN | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
@@ -85,7 +85,7 @@ def test_a_checkout_named_by_pythonpath_is_tried(python: str, store: str, tmp_pa
 
 
 def test_nothing_is_imported_from_the_current_folder(store: str, tmp_path: Path) -> None:
-    """Unless the service itself imports from there: here it is told not to, as the installed command is."""
+    """Python runs with -P, as the installed command does, so that the service itself imports nothing from there."""
     for name in ("numpy", "onnxruntime", "service", "resource", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
     command = [sys.executable, "-P", "-c", TRY, store]
@@ -95,10 +95,10 @@ def test_nothing_is_imported_from_the_current_folder(store: str, tmp_path: Path)
     assert not (tmp_path / "imported").exists()
 
 
-def test_a_signal_to_the_services_group_does_not_refuse_the_model(planted: Planted, tmp_path: Path) -> None:
+def test_a_signal_to_the_process_group_does_not_end_the_trial(planted: Planted, tmp_path: Path) -> None:
     """Ctrl-C and `docker stop` reach the whole group; the service handles them, and the trial does not see them.
 
-    The model never ends, so it is still running when the signal comes; then it is ended for its time alone.
+    The model never ends, so it is still running when the signal comes; it is ended only because its time is over.
     """
     store = FolderStore(str(tmp_path / "store"))
     store.activate(store.publish(changed(planted.version, model=endless())))

@@ -1,4 +1,4 @@
-"""The trie of the paths in use, and what a manifest says of a structure of paths."""
+"""The trie of the paths in use, and the facts that a manifest has about the structure of paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import Planted
 
 
 def slow_trie(path_ids: list[int], depth: int, width: int) -> dict[tuple[int, ...], int]:
-    """Every path's nodes, and its place."""
+    """The place of every path, by its nodes."""
     return {
         tuple(path // width ** (depth - 1 - d) % width for d in range(depth)): place
         for place, path in enumerate(path_ids)
@@ -48,22 +48,22 @@ def test_the_trie_leads_to_every_path_and_no_other(seed: int, depth: int, width:
     walk(0, ())
 
 
-def test_a_masked_trie_keeps_the_beam_to_what_is_left(planted: Planted) -> None:
-    """With the children of half of the first nodes cut off, no path below them is searched, and the beam is full."""
+def test_a_masked_trie_restricts_the_beam(planted: Planted) -> None:
+    """Half of the first nodes are cut off: the beam has every path below the other half, and no other path."""
     structure, facts = planted.structure, planted.searcher.facts
     first_nodes = structure.index.path_ids // facts.width
     kept = np.isin(first_nodes, np.unique(first_nodes)[::2])
     masked = structure.trie.copy()
     masked[0, ~np.isin(np.arange(facts.width), first_nodes[kept])] = -1
-    nothing = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
+    no_context = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
 
-    beams = replace(structure, trie=masked).search([np.array([1, 5])], *nothing, facts.max_beam)
+    beams = replace(structure, trie=masked).search([np.array([1, 5])], *no_context, facts.max_beam)
 
     assert set(beams.paths[beams.paths >= 0].tolist()) == set(np.flatnonzero(kept).tolist())
 
 
 def test_the_default_search_grows_with_k() -> None:
-    """Twice the items need twice the paths; past the widest beam, deeper paths."""
+    """Twice the k needs twice the paths, or, beyond the widest beam, more items of each path."""
     facts = PathFacts(depth=2, width=4, paths_per_item=1, paths=2, postings=3, beam=2, per_path=5, max_beam=8)
 
     assert facts.default_search(5, 10) == (2, 5)
@@ -96,12 +96,12 @@ FACTS = {
     ],
 )
 def test_facts_that_cannot_be_right_are_refused(change: dict[str, Any], message: str) -> None:
-    """Each refusal names the fact."""
+    """The error names the fact."""
     with pytest.raises(VersionDamaged, match=message):
         PathFacts.of(FACTS | change)
 
 
 def test_a_missing_fact_is_refused() -> None:
-    """With all that are expected."""
+    """The error lists all facts that are expected."""
     with pytest.raises(VersionDamaged, match=r"structure: expected depth, width, .*max_beam"):
         PathFacts.of({"depth": 2})

@@ -1,4 +1,4 @@
-"""A version is checked whole: digests, shapes, and the manifest itself."""
+"""A version is checked completely: digests, shapes, and the manifest itself."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ def test_manifest_survives_its_json() -> None:
 
 
 def test_every_changed_byte_of_a_manifest_is_noticed() -> None:
-    """Whatever byte of manifest.json flips, it is refused or says the same."""
+    """Whichever byte of manifest.json is changed, it is refused or read as the same manifest."""
     manifest = small_version().named(1).manifest
     text = manifest.to_json()
     for place in range(len(text)):
         changed = text[:place] + bytes([text[place] ^ 1]) + text[place + 1 :]
         try:
-            found = Manifest.from_json(changed, manifest.version)
+            reread = Manifest.from_json(changed, manifest.version)
         except (VersionDamaged, VersionIncompatible):
             continue
 
-        assert manifest == found
+        assert manifest == reread
 
 
 def test_the_name_has_the_counter_and_the_fingerprint() -> None:
-    """A version is called v<counter>-<first 12 of its fingerprint>."""
+    """The name is v<counter>-<first 12 digits of the fingerprint>."""
     version = small_version().named(7)
 
     assert f"v7-{version.manifest.fingerprint[:12]}" == version.manifest.version
 
 
 def test_other_bytes_give_another_fingerprint() -> None:
-    """The fingerprint follows the parts, not when or under what name they are published."""
+    """The fingerprint depends on the parts, not on the name that they are published under."""
     assert small_version("a").manifest.fingerprint == small_version("a").named(3).manifest.fingerprint
     assert small_version("a").manifest.fingerprint != small_version("b").manifest.fingerprint
 
@@ -64,8 +64,8 @@ def test_a_count_of_one_is_enough() -> None:
 
 
 @pytest.mark.parametrize(("other", "advice"), [(99, "upgrade"), (1, "train again")])
-def test_another_format_says_so(other: int, advice: str) -> None:
-    """A format of the future or the past is incompatible, not damaged."""
+def test_another_format_is_incompatible(other: int, advice: str) -> None:
+    """A newer or older format is incompatible, not damaged, and the error says what to do."""
     manifest = small_version().named(1).manifest
     fields = json.loads(manifest.to_json()) | {"format": other}
 
@@ -74,14 +74,14 @@ def test_another_format_says_so(other: int, advice: str) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"null", b"\xff", b'{"manifest_sha256": 1}', b"[" * 100_000])
-def test_what_is_not_a_manifest_is_damaged(text: bytes) -> None:
-    """No JSON, other JSON and too deep JSON are all refused with the one error."""
+def test_text_that_is_no_manifest_is_damaged(text: bytes) -> None:
+    """No JSON, other JSON and JSON that is nested too deeply all give the same error."""
     with pytest.raises(VersionDamaged):
         Manifest.from_json(text, "v1-000000000000")
 
 
 def test_a_changed_part_fails_its_digest() -> None:
-    """One flipped bit in any part is noticed and the part is named."""
+    """One flipped bit in any part is noticed, and the error names the part."""
     version = small_version().named(1)
     for part, content in version.parts.items():
         changed = bytes(content[:-1]) + bytes([content[-1] ^ 1])
@@ -92,9 +92,9 @@ def test_a_changed_part_fails_its_digest() -> None:
 
 
 def test_parts_of_another_version_are_refused() -> None:
-    """Model of one version and paths of another do not pass."""
-    one, other = small_version("a"), small_version("b")
-    mixed = dataclasses.replace(one, parts={**one.parts, "model.onnx": other.parts["model.onnx"]})
+    """The model of one version does not pass with the other parts of another."""
+    first, second = small_version("a"), small_version("b")
+    mixed = dataclasses.replace(first, parts={**first.parts, "model.onnx": second.parts["model.onnx"]})
 
     with pytest.raises(VersionDamaged, match=r"model\.onnx"):
         mixed.verify_digests()
@@ -119,7 +119,7 @@ def test_parts_of_another_version_are_refused() -> None:
     ],
 )
 def test_a_version_that_cannot_be_right_is_not_built(part: str, content: bytes, message: str) -> None:
-    """Shapes, order, bounds, finite values, no external data: each refusal names the part and the reason."""
+    """Shapes, order, bounds, finite values, no external data: the error gives the fault."""
     parts = parts_of_version({3: [0, 2], 7: [1]}, item_ids=[10, 20, 30]) | {part: content}
 
     with pytest.raises(VersionDamaged, match=message):
@@ -127,7 +127,7 @@ def test_a_version_that_cannot_be_right_is_not_built(part: str, content: bytes, 
 
 
 def test_a_header_that_claims_terabytes_is_refused() -> None:
-    """The shape in a .npy header is held against the bytes there are, before anything is allocated."""
+    """The shape in a .npy header is compared with the bytes present, before anything is allocated."""
     header = npy(np.zeros(3, np.float32)).replace(b"(3,)", b"(10000000000000,)", 1)
     parts = parts_of_version({3: [0, 2], 7: [1]}, item_ids=[10, 20, 30]) | {"item_bias.npy": header}
 
@@ -136,7 +136,7 @@ def test_a_header_that_claims_terabytes_is_refused() -> None:
 
 
 def test_an_array_of_objects_is_never_unpickled() -> None:
-    """A .npy part that would need pickle is refused."""
+    """A .npy part that could only be read with pickle is refused."""
     import io
 
     file = io.BytesIO()
@@ -164,16 +164,16 @@ def test_only_plain_names_are_names(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 65504, -65504, 6e-8, -0.0])
-def test_only_what_is_finite_is_taken_for_it(value: float, dtype: type[np.floating[Any]]) -> None:
-    """The largest and the least of float16 among them, in the last row of many."""
+def test_only_finite_arrays_count_as_finite(value: float, dtype: type[np.floating[Any]]) -> None:
+    """The value is in the last of many rows; among the finite ones are the largest and the smallest of float16."""
     array = np.zeros((5000, 3), dtype)
     array[4999, 2] = value
 
     assert _is_finite(array) == bool(np.isfinite(value))
 
 
-def test_the_tests_own_list_of_a_manifests_fields_is_whole() -> None:
-    """Or what they build would be no version's."""
+def test_facts_of_version_has_every_field_of_a_manifest() -> None:
+    """Otherwise the versions that tests build would differ from real ones."""
     fields = {field.name for field in dataclasses.fields(Manifest)}
 
     assert set(facts_of_version(1, 1, 1)) == fields - {"parts", "version", "fingerprint", "format"}

@@ -1,4 +1,4 @@
-"""A live server, bytes that no HTTP client would send it, and what must hold of everything that it answers."""
+"""A live server, bytes that no HTTP client would send, and checks that every answer of the server must pass."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tests.conftest import Planted
 from tests.fleet import Replica, fleet, same
 from tests.http_client import Reply
 
-#: Stands in every input; in no answer to it, and in no line of the log.
+#: Every input has this text; no answer and no line of the log may have it.
 MARK = "m4rk3d-1nput"
-#: Asked after whatever was sent, so that one knows without waiting how many answers came before.
+#: Sent after every input: when it is answered, all answers to the input have come.
 LAST = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: the-last\r\nConnection: close\r\n\r\n"
 MOST_BYTES = 4096  # of an error's body
 
 
 class Judge:
-    """Looks at answers: no server error, no echo, short errors, no status that the OpenAPI does not know."""
+    """Checks answers: no server error, no echo of the input, short errors, no status that the OpenAPI does not list."""
 
     def __init__(self, openapi: dict[str, Any]) -> None:
         self._documented = {
@@ -35,7 +35,7 @@ class Judge:
         self._faults: dict[str, list[str]] = {"server error": [], "echo": [], "long": [], "undocumented": []}
 
     def see(self, request: tuple[str, str], status: int, body: bytes, sent: object = None) -> None:
-        """An answer to a request of this method and path. Where the path is unknown, it is to be said so."""
+        """Check an answer to a request of this method and path. The status for an unknown path must be 404 or 405."""
         self.answers += 1
         self.statuses[request[1]].add(status)
         about = f"{request} {str(sent)[:200]} -> {status} {body[:300]!r}"
@@ -49,19 +49,19 @@ class Judge:
                 self._faults[kind].append(about)
 
     def faults(self, *kinds: str) -> str:
-        """How many of each kind; all kinds if none is named. The first of each is shown on failure."""
+        """How many faults of each kind there were, of all kinds if none is named. `content` prints the first ones."""
         return ", ".join(f"{len(self._faults[kind])}" for kind in kinds or self._faults)
 
     @property
     def content(self) -> bool:
-        """Whether nothing was wrong; what was is printed."""
-        for kind, found in self._faults.items():
-            print(*(f"{kind}: {each}" for each in found[:3]), sep="\n", end="")
+        """Whether there were no faults; the first of each kind are printed."""
+        for kind, answers in self._faults.items():
+            print(*(f"{kind}: {each}" for each in answers[:3]), sep="\n", end="")
         return not any(self._faults.values())
 
 
 class Target:
-    """A replica under attack, and what it answered before."""
+    """A replica under attack, and what it answered before the attack."""
 
     def __init__(self, replica: Replica) -> None:
         self.replica, self.port = replica, replica.port
@@ -75,7 +75,7 @@ class Target:
         return candidates
 
     def check_unharmed(self) -> None:
-        """It answers as before, and its log has neither the input nor a traceback."""
+        """The replica answers as before, and its log has neither the input nor a traceback or error."""
         assert same(self._ask(), self._before)
         log = self.replica.log()
         assert MARK not in log
@@ -85,7 +85,7 @@ class Target:
 
 @contextmanager
 def target(planted: Planted, folder: Path, **settings: object) -> Iterator[Target]:
-    """One replica of the planted version in a folder store, that swaps only when told to."""
+    """One replica of the planted version in a folder store, which looks for a new version only every minute."""
     store = open_store(str(folder / "store"))
     store.activate(store.publish(planted.version))
     with fleet(folder, str(folder / "store"), count=1, poll_seconds=60, timeout_ms=60_000, **settings) as (replica,):
@@ -93,11 +93,11 @@ def target(planted: Planted, folder: Path, **settings: object) -> Iterator[Targe
 
 
 def exchange(port: int, *parts: bytes, between: Callable[[], object] | None = None) -> list[Reply]:
-    """What answers `parts` on one connection, each sent when the one before has been answered, or `between` is done.
+    """The answers to `parts` on one connection, each part sent once the previous one is answered, or `between` done.
 
-    The connection is asked for one last thing, so that all answers are in when that one, or the connection's end, is.
+    LAST is sent at the end, so all answers are in when LAST is answered or the connection ends.
     """
-    found: list[Reply] = []
+    replies: list[Reply] = []
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         answers = _answers(connection)
         with suppress(ConnectionResetError, BrokenPipeError):  # refused before all of it was sent
@@ -106,14 +106,14 @@ def exchange(port: int, *parts: bytes, between: Callable[[], object] | None = No
                 if between:
                     between()
                 else:
-                    found += [reply for reply in [next(answers, None)] if reply]
+                    replies += [reply for reply in [next(answers, None)] if reply]
             connection.sendall(parts[-1] + LAST)
-        found += answers
-    return [reply for reply in found if reply.header("x-request-id") != "the-last"]
+        replies += answers
+    return [reply for reply in replies if reply.header("x-request-id") != "the-last"]
 
 
 def ask_once(port: int, *parts: bytes) -> Reply | None:
-    """The first answer to `parts`, after which the connection is closed; none if the server closes it first."""
+    """The first answer to `parts`, or None if the server closes the connection first; then the connection is closed."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         for part in parts:
             connection.sendall(part)
@@ -121,7 +121,7 @@ def ask_once(port: int, *parts: bytes) -> Reply | None:
 
 
 def _answers(connection: socket.socket) -> Iterator[Reply]:
-    """Each answer as it comes, until the server ends the connection or has answered the last."""
+    """Each answer as it comes, until the server closes the connection or has answered LAST."""
     buffer = bytearray()
     while True:
         end = buffer.find(b"\r\n\r\n")
