@@ -51,7 +51,7 @@ def test_links_have_a_target(page: Path) -> None:
 
 def test_the_map_lists_every_file_of_the_packages_once() -> None:
     """The map in docs/architecture.md lists every Python file exactly once, and no file that does not exist."""
-    listed = listed_files((ROOT / "docs" / "architecture.md").read_text())
+    listed = listed_files((ROOT / "docs" / "files.md").read_text())
     existing = {
         str(file.relative_to(ROOT))
         for package in PACKAGES
@@ -69,7 +69,7 @@ def test_the_map_is_read_by_its_indentation() -> None:
         "```\nfirst/     a package\n  a.py     a file\n  room/    a room\n    b.py   another\n  c.py     a third\n```\n"
     )
 
-    assert listed_files(f"## Map of files\n\n{drawn}") == ["first/a.py", "first/room/b.py", "first/c.py"]
+    assert listed_files(f"# Map of files\n\n{drawn}") == ["first/a.py", "first/room/b.py", "first/c.py"]
 
 
 def test_every_field_of_a_request_and_an_answer_is_explained(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def anchors(text: str) -> set[str]:
 
 def listed_files(text: str) -> list[str]:
     """The Python files of the first drawing below the heading "Map of files", with their folders."""
-    (drawing,) = re.findall(r"^## Map of files$.*?^```$(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (drawing,) = re.findall(r"^# Map of files$.*?^```$(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     files, folders = [], [""]
     for indent, name, about in re.findall(r"^( *)([\w./]+)(?: +(\S.*))?$", drawing, re.MULTILINE):
         assert about, f"{name}: nothing is said of it"

@@ -88,7 +88,7 @@ class Batcher:
 
     @property
     def overloaded(self) -> bool:
-        """Whether the next query is refused: the queue is full, or a whole batch waits, the oldest longer than max_wait.
+        """Whether the next query is refused: the queue is full, or a batch waits and its oldest longer than max_wait.
 
         By count alone, a machine slower than expected would admit more than it can answer in time.
         """
