@@ -1,4 +1,4 @@
-"""One small run of everything, trained once a session on planted data; servers that all tests of a process share."""
+"""Fixtures: a small version that is trained once per test session on planted data, and Redis servers for many tests."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
-import retrieval.paths.kernels  # noqa: F401 -- compiles them, before there are workers that would each do so
+import retrieval.paths.kernels  # noqa: F401 -- compiles the kernels once, before workers start that would each do it
 from tests.planted import write_interactions
 from tests.redis_servers import RedisServer, running, running_cluster, valkey_binary
 from trainer.config import TrainConfig
 
-if TYPE_CHECKING:  # the workers' controller loads this file too, and needs neither torch nor a store
+if TYPE_CHECKING:  # the process that controls the workers imports this file too; it needs neither torch nor a store
     from index_store.version import Version
     from retrieval.paths.index import PathIndex
     from retrieval.paths.structure import PathStructure
@@ -29,13 +29,13 @@ if TYPE_CHECKING:  # the workers' controller loads this file too, and needs neit
     from trainer.data.split import Split
     from trainer.deep_retrieval.fit import Trained
 
-# The same examples every time: a test that fails now and then says nothing of the change at hand.
+# The same examples in every run: a test that fails only sometimes does not show whether a change broke it.
 settings.register_profile("steady", derandomize=True)
 settings.load_profile("steady")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out what has a make target of its own, unless it is named."""
+    """Skip tests/chaos and tests/benchmarks, which have make targets of their own, unless they are named."""
     named = any(collection_path.name in argument for argument in config.invocation_params.args)
     return True if collection_path.name in {"chaos", "benchmarks"} and not named else None
 
@@ -62,7 +62,7 @@ SMALL = TrainConfig(
 
 @dataclass(frozen=True)
 class Planted:
-    """Data, training and version of one run."""
+    """The data, training and version of one run."""
 
     file: Path
     config: TrainConfig
@@ -73,19 +73,19 @@ class Planted:
 
     @functools.cached_property
     def searcher(self) -> Searcher:
-        """The version, opened."""
+        """A searcher of the version."""
         from retrieval.searcher import Searcher
 
         return Searcher.open(self.version)
 
     @property
     def structure(self) -> PathStructure:
-        """Its structure."""
+        """The version's structure of paths."""
         return self.searcher.structure
 
     @property
     def index(self) -> PathIndex:
-        """Its path lists and item vectors."""
+        """The version's path lists and item vectors."""
         return self.structure.index
 
 
@@ -109,7 +109,7 @@ def train_planted(folder: Path, config: TrainConfig, *, text_ids: bool = False, 
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Planted]) -> Planted:
-    """What `make` makes in a new folder, made by the first worker that asks for it and read by the others."""
+    """The result of `make`, which the first worker that asks for it calls; the others read the result from a file."""
     parallel = "PYTEST_XDIST_WORKER" in os.environ
     folder = factory.getbasetemp().parent if parallel else factory.getbasetemp()
     kept = folder / f"{name}.pickle"
@@ -123,40 +123,40 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Plan
 
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    """Integer ids, seed 0."""
+    """A run with integer ids and seed 0."""
     return once(tmp_path_factory, "planted", lambda folder: train_planted(folder, SMALL))
 
 
 @pytest.fixture(scope="session")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    """The same data with seed 1: a version of its own to swap with."""
+    """A run on the same data with seed 1: a second version to swap with."""
     return once(tmp_path_factory, "other", lambda folder: train_planted(folder, SMALL.replace(seed=1)))
 
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A server that all tests share, each in a namespace of its own."""
+    """A Redis server that all tests share; each test uses a namespace of its own."""
     with running(RedisServer(tmp_path_factory.mktemp("redis") / "server")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Likewise, Valkey."""
+    """A Valkey server that all tests share; each test uses a namespace of its own."""
     with running(RedisServer(tmp_path_factory.mktemp("valkey") / "server", binary=valkey_binary())) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisServer]]:
-    """A cluster of three nodes, likewise."""
+    """A Redis cluster of three nodes that all tests share."""
     with running_cluster(tmp_path_factory.mktemp("cluster")) as servers:
         yield servers
 
 
 @pytest.fixture
 def namespace() -> str:
-    """One that nobody else uses."""
+    """A namespace that no other test uses."""
     return f"t{uuid.uuid4().hex}"
 
 
@@ -168,13 +168,13 @@ def url(redis_server: RedisServer, namespace: str) -> str:
 
 @pytest.fixture
 def client(redis_server: RedisServer) -> Iterator[Any]:
-    """The shared server as others see it."""
+    """A plain Redis client of the shared server."""
     with redis_server.client() as client:
         yield client
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of the test's own, to hurt."""
+    """A Redis server for this test alone, which the test may freeze or kill."""
     with running(RedisServer(tmp_path / "redis")) as server:
         yield server

@@ -1,4 +1,4 @@
-"""A TCP proxy whose answers come late, in pieces, half or never: what a network does to whoever asks through it."""
+"""A TCP proxy that imitates a bad network: answers arrive late, byte by byte, cut off or not at all."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 
 
 class DelayProxy:
-    """Passes bytes on; those of the server `delay` seconds late.
+    """Forwards bytes in both directions, those of the server `delay` seconds late.
 
-    mode: what becomes of them: "reset" ends the connection within an answer, "mute" loses them, "drip" passes them on
-    byte by byte.
+    mode: what happens to the server's bytes: "reset" ends the connection in the middle of an answer, "mute" drops them,
+    "drip" forwards them one by one.
     """
 
     def __init__(self, target: int) -> None:
@@ -21,7 +21,7 @@ class DelayProxy:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def cut(self) -> None:
-        """End all connections, with a reset."""
+        """Reset all connections."""
         assert self._loop
 
         def abort() -> None:
@@ -31,7 +31,7 @@ class DelayProxy:
         self._loop.call_soon_threadsafe(abort)
 
     async def serve(self, started: threading.Event, stopped: asyncio.Event) -> None:
-        """Until `stopped`."""
+        """Forward connections until `stopped` is set."""
         self._loop = asyncio.get_running_loop()
         server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]

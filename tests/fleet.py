@@ -1,4 +1,4 @@
-"""Replicas as users run them: dr-service processes on free ports, asked over HTTP."""
+"""Replicas as users run them: dr-service processes on free ports, reached over HTTP."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Replica:
         self.client = httpx.Client(base_url=self.address, trust_env=False, timeout=30, headers=ADMIN)
 
     def start(self) -> None:
-        """Start it; it may not be ready yet."""
+        """Start the process; it may not be ready yet."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen([BIN / "dr-service"], env=self._environment, stderr=log, stdout=log)
 
@@ -59,7 +59,7 @@ class Replica:
         raise AssertionError(f"{route} did not answer {status} within {seconds} s: {self.log()}")
 
     def served(self) -> str:
-        """The version that answers."""
+        """The name of the version that the replica serves."""
         version: str = self.client.get("/v1/info").json()["version"]
         return version
 
@@ -68,11 +68,11 @@ class Replica:
         return self.client.post("/admin/v1/swap", json={"version": version, **more})
 
     def log(self) -> str:
-        """What it has logged."""
+        """Everything that the replica has logged."""
         return self._log.read_text()
 
     def stop(self) -> None:
-        """End it at once."""
+        """End the process without draining; kill it if it has not ended after 20 s."""
         self.client.close()
         if self.process:
             self.process.send_signal(signal.SIGINT)
@@ -85,7 +85,7 @@ class Replica:
 
 @contextmanager
 def fleet(folder: Path, store: str, count: int = 2, **settings: object) -> Iterator[list[Replica]]:
-    """Replicas that share a store and a cache folder, ready."""
+    """Start replicas that share a store and a cache folder, and wait until all are ready."""
     with ExitStack() as stack:
         replicas = [Replica(folder / str(i), store, **settings) for i in range(count)]
         for replica in replicas:
@@ -97,9 +97,9 @@ def fleet(folder: Path, store: str, count: int = 2, **settings: object) -> Itera
 
 
 async def open_loop(rate: float, seconds: float, ask: Callable[[int], Awaitable[Any]]) -> list[Any]:
-    """`ask(number)` at a fixed rate, whether or not earlier ones were answered; what each returned.
+    """Call `ask(number)` at a fixed rate, whether or not earlier calls have returned; gives what each call returned.
 
-    A client that waits for an answer before it asks again would leave out just the requests that would have waited.
+    A client that waits for an answer before it asks again would leave out exactly the requests that would have waited.
     """
     loop = asyncio.get_running_loop()
     start = loop.time()
@@ -111,14 +111,14 @@ async def open_loop(rate: float, seconds: float, ask: Callable[[int], Awaitable[
 
 
 def query_of(retriever: Retriever, history: Sequence[Any], k: int | None = None, exclude: Sequence[Any] = ()) -> Query:
-    """A request that names nothing else, as the service searches it."""
+    """The query that the service searches for a request with these fields and defaults for all others."""
     query, _ = retriever.searcher.prepare(Request(history, k=k, exclude=exclude))
     return query
 
 
-def answer_of(retriever: Retriever, **asked: Any) -> Candidates:
-    """What a service of this version must answer to such a request, searched alone: the oracle."""
-    (answer,) = retriever.searcher.answer([query_of(retriever, **asked)])
+def answer_of(retriever: Retriever, **fields: Any) -> Candidates:
+    """The oracle: what a service of this version must answer to a request with these fields, searched alone."""
+    (answer,) = retriever.searcher.answer([query_of(retriever, **fields)])
     rows = zip(
         retriever.searcher.vocabulary.names(answer.items),
         answer.scores.tolist(),
@@ -128,9 +128,9 @@ def answer_of(retriever: Retriever, **asked: Any) -> Candidates:
     return [{"item_id": item, "score": score, "path_log_prob": log_prob} for item, score, log_prob in rows]
 
 
-def same(found: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> bool:
-    """Whether two lists of candidates agree: the same items in order, scores to what a batch may change."""
-    return [c["item_id"] for c in found] == [c["item_id"] for c in wanted] and all(
-        abs(f["score"] - w["score"]) < 1e-4 and abs(f["path_log_prob"] - w["path_log_prob"]) < 1e-4
-        for f, w in zip(found, wanted, strict=True)
+def same(answered: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> bool:
+    """Whether two lists of candidates agree: the same items in the same order, with nearly equal scores."""
+    return [c["item_id"] for c in answered] == [c["item_id"] for c in expected] and all(
+        abs(a["score"] - b["score"]) < 1e-4 and abs(a["path_log_prob"] - b["path_log_prob"]) < 1e-4
+        for a, b in zip(answered, expected, strict=True)
     )

@@ -1,4 +1,4 @@
-"""A batcher with a retriever whose answers are known, and whose pace and end the test sets."""
+"""A batcher with a fake retriever: its answers are known, and the test sets its pace and when a search ends."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from service.serving.pace import Pace
 from service.serving.retriever import Retriever
 
 NOTHING = np.empty(0, np.int64)
-LONG = 30.0  # seconds; nothing here waits that long
+LONG = 30.0  # seconds; no test that passes waits that long
 
 
 def query(k: int, beam: int = 5, *, rerank: bool = True) -> Query:
-    """A query that is told from others by its k."""
+    """A query that a test recognises by its k."""
     return Query(NOTHING, [], [], k, beam, 1, NOTHING, rerank)
 
 
 class GatedRetriever:
-    """Answers query k with k; each batch waits for the gate."""
+    """Answers query k with item k, and k = 13 and 14 with an error; each batch waits until the gate is open."""
 
     remote = False
     max_beam = 256
 
     def __init__(self) -> None:
         self.searcher = SimpleNamespace(answer_once=self.answer_once, can_widen=lambda *_: False)
-        self.pace = Pace(0.1, 0.0, 0.0)  # s a search: too long to keep others waiting
+        self.pace = Pace(0.1, 0.0, 0.0)  # 0.1 s a search: too long for the event loop
         self.gate = threading.Event()
         self.started = threading.Event()
         self.threads: list[int] = []
@@ -43,7 +43,7 @@ class GatedRetriever:
         self.widen: list[list[bool]] = []
 
     def answer_once(self, queries: Sequence[Query]) -> list[Answer]:
-        """One batch."""
+        """Search one batch."""
         self.threads.append(threading.get_ident())
         self.batches.append([q.k for q in queries])
         self.beams.append([q.beam for q in queries])
@@ -89,5 +89,5 @@ def with_batcher(
 def submit(
     batcher: Batcher, gated: GatedRetriever, *queries: Query, timeout: float = LONG
 ) -> asyncio.Task[list[Answer]]:
-    """A request under way."""
+    """Submit a request in a task of its own."""
     return asyncio.create_task(batcher.submit(cast("Retriever", gated), list(queries), timeout))

@@ -1,4 +1,4 @@
-"""A client of bytes over sockets: cheap enough to load a server from one core, and it keeps each answer as it came."""
+"""An HTTP client on raw sockets: cheap enough to load a server from one core, and it keeps the bytes of each answer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-#: How long a connection is kept for another request: less than the 5 s after which a server may close it.
+#: How long an idle connection is kept for another request: less than the 5 s after which a server may close it.
 IDLE_SECONDS = 2.0
 
 
 class Reply(NamedTuple):
-    """What came back, and how long after it was due."""
+    """An answer. seconds: from when its request was due until the answer came."""
 
     status: int
     head: bytes
@@ -21,7 +21,7 @@ class Reply(NamedTuple):
     seconds: float
 
     def json(self) -> Any:
-        """The body's value."""
+        """The body, parsed as JSON."""
         return json.loads(self.body)
 
     def header(self, name: str) -> str | None:
@@ -42,7 +42,7 @@ class Connection(asyncio.Protocol):
         self.open = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: Any = transport  # uvloop's is no asyncio.Transport
+        self._transport: Any = transport  # uvloop's class is not an asyncio.Transport
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -68,24 +68,24 @@ class Connection(asyncio.Protocol):
             self._answer.set_exception(error or ConnectionResetError("the server closed the connection"))
 
     def send(self, request: bytes) -> asyncio.Future[Reply]:
-        """Its answer to come, or an OSError when the connection ends first."""
+        """Send a request; the future gets its answer, or an OSError when the connection ends first."""
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return self._answer
 
     async def ask(self, request: bytes) -> Reply:
-        """Its answer. Raises OSError when the connection ends first."""
+        """The answer to a request. Raises OSError when the connection ends first."""
         return await self.send(request)
 
     def abort(self) -> None:
-        """Close at once, whatever is under way."""
+        """Close the connection at once, even in the middle of a request."""
         self.open = False
         self._transport.abort()
 
 
 @dataclass
 class Pool:
-    """At most `most` connections to one port, opened as they are needed and used again, the last one first."""
+    """At most `most` connections to one port, opened when they are needed; the one used last is used again first."""
 
     port: int
     most: int = 1000
@@ -95,7 +95,7 @@ class Pool:
         self._places = asyncio.Semaphore(self.most)
 
     async def ask(self, request: bytes) -> Reply:
-        """The answer to a whole request, as `post` makes one, when one of the places is free. Raises OSError."""
+        """The answer to a whole request, as `post` makes it; waits until a connection is available. Raises OSError."""
         async with self._places:
             return await self._ask(request)
 
@@ -118,7 +118,7 @@ class Pool:
         return reply
 
     def close(self) -> None:
-        """Close all that are free."""
+        """Close all idle connections."""
         while self._free:
             self._free.pop()[0].abort()
 
@@ -137,10 +137,11 @@ def get(route: str) -> bytes:
 
 
 async def at_rate(rate: float, seconds: float, requests: list[bytes], pool: Pool) -> list[Reply | OSError]:
-    """What answers `requests`, in turn, asked at a fixed rate whether or not earlier ones were answered.
+    """Send `requests` in turn at a fixed rate, whether or not earlier ones were answered; gives the answer or error of
+    each.
 
-    A client that waits for an answer before it asks again would leave out just the requests that would have waited;
-    seconds are counted from when a request was due.
+    A client that waits for an answer before it asks again would leave out exactly the requests that would have waited.
+    The seconds of a reply count from when its request was due.
     """
     loop = asyncio.get_running_loop()
     start = loop.time()
@@ -155,7 +156,7 @@ async def at_rate(rate: float, seconds: float, requests: list[bytes], pool: Pool
     tasks = []
     for number in range(int(rate * seconds)):
         due = start + number / rate
-        while (wait := due - loop.time()) > 0:  # timers are of whole milliseconds
+        while (wait := due - loop.time()) > 0:  # timers count whole milliseconds
             await asyncio.sleep(wait - 0.001 if wait > 0.002 else 0)
         tasks.append(asyncio.ensure_future(ask(number, due)))
     return list(await asyncio.gather(*tasks))

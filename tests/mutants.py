@@ -1,8 +1,8 @@
-"""Change the code in one place and run the tests that should notice: a change that survives is a fact no test holds.
+"""Change the code in one place and run the tests that should notice: if no test fails, that place is not tested.
 
 `make mutants` draws N changes (mutants) of each module below, by cosmic-ray's operators: `<` becomes `<=`, `and`
 becomes `or`, 1 becomes 2, a loop runs zero times. A mutant is killed when a test fails, or when the tests take several
-times as long as they should; the others are listed with their line. Some of these are harmless: a timeout of 31 s
+times as long as they should; the survivors are listed with their line. Some survivors are harmless: a timeout of 31 s
 instead of 30 s, an optimisation that is skipped. Read the list, and write a test for what a user would notice.
 
     python -m tests.mutants -n 5 --seed 1 retrieval/paths/kernels.py
@@ -29,7 +29,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 ROOT = Path(__file__).parent.parent
-#: Where a silent bug hurts most (patterns of modules), and the tests that should notice it.
+#: Patterns of the modules where a silent bug would do most harm, each with the tests that should notice it.
 TESTS: dict[str, list[str]] = {
     "retrieval/*.py": ["test_context.py", "test_paths.py", "test_export.py", "test_api.py"],
     "retrieval/paths/*.py": ["test_paths.py", "test_trie.py", "test_rerank.py", "test_export.py", "test_api.py"],
@@ -45,15 +45,15 @@ TESTS: dict[str, list[str]] = {
     "service/serving/batcher.py": ["test_batcher.py", "test_hang_ups.py", "test_pace.py", "test_api.py"],
     "service/serving/reloader.py": ["test_reloader.py", "test_readiness.py", "test_api.py"],
 }  # fmt: skip
-#: Operators whose mutants cannot be imported, raise TypeError wherever they are run, or are the same function.
+#: Operators that are not used: their mutants cannot be imported, always raise TypeError, or change nothing.
 LEFT_OUT = re.compile(
     r"core/(RemoveDecorator|ReplaceComparisonOperator_(?!Is)\w+_Is(Not)?"
     r"|ReplaceBinaryOperator_(?!Bit|LShift|RShift)\w+_(Bit\w+|\w+Shift|Mod|Pow|FloorDiv))"
 )
-SMALLEST = 500  # bytes of a module: the others have nothing but a docstring
+SMALLEST = 500  # bytes; smaller modules have nothing but a docstring
 PATIENCE, SPARE = 3, 60  # a mutant's tests may take three times as long as usual, and a minute more
 
-Place = tuple[int, str, int]  # line, operator, which of its occurrences in the module
+Place = tuple[int, str, int]  # line, operator, number of its occurrence in the module
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Mutant:
 
 
 def modules_and_tests(named: list[str]) -> dict[str, list[str]]:
-    """The modules of TESTS, only those `named` by patterns if there are any, each with its test files."""
+    """The modules of TESTS with their test files. named: patterns that choose modules; without any, all modules."""
     chosen: dict[str, list[str]] = {}
     for pattern, tests in TESTS.items():
         for path in sorted(ROOT.glob(pattern)):
@@ -81,7 +81,7 @@ def modules_and_tests(named: list[str]) -> dict[str, list[str]]:
 
 
 def meaning(code: str) -> str:
-    """The syntax tree without annotations, which nothing here evaluates."""
+    """The syntax tree without annotations, because a changed annotation changes no behaviour."""
     tree = ast.parse(code)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -94,7 +94,7 @@ def meaning(code: str) -> str:
 
 
 def places_of(code: str) -> Iterator[Place]:
-    """Everywhere that an operator can change the code."""
+    """Every place where an operator can change the code."""
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.plugins import get_operator, operator_names
 
@@ -109,7 +109,7 @@ def places_of(code: str) -> Iterator[Place]:
 
 
 def draw(module: str, count: int, seed: int) -> list[Mutant]:
-    """At most `count` mutants, on different lines as long as there are any; the same for the same seed and code."""
+    """At most `count` mutants, on different lines while there are any left; the same for the same seed and code."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
@@ -134,7 +134,7 @@ def draw(module: str, count: int, seed: int) -> list[Mutant]:
 
 
 def run_tests(folder: Path, tests: list[str], seconds: float | None) -> tuple[str, str]:
-    """Run the tests of a copy of the code: "survived", "killed" or "timeout", and the end of what pytest printed."""
+    """Run the tests in a copy of the code; gives "survived", "killed" or "timeout", and the end of pytest's output."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.Popen(
@@ -146,13 +146,13 @@ def run_tests(folder: Path, tests: list[str], seconds: float | None) -> tuple[st
         return "timeout", ""
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # servers too, of a test that did not come to its end
+            os.killpg(process.pid, signal.SIGKILL)  # also servers that an unfinished test has started
         process.wait()
     return "killed" if process.returncode else "survived", printed.decode(errors="replace")[-3000:]
 
 
 def try_module(folder: Path, module: str, tests: list[str], mutants: list[Mutant]) -> dict[Mutant, str]:
-    """What became of each mutant. Raises SystemExit if the tests fail without any change."""
+    """The outcome of each mutant. Raises SystemExit if the tests fail without any change."""
     original = (folder / module).read_text()
     started = time.monotonic()
     outcome, printed = run_tests(folder, tests, None)
@@ -169,7 +169,7 @@ def try_module(folder: Path, module: str, tests: list[str], mutants: list[Mutant
 
 
 def main() -> int:
-    """Try the mutants, each process in a copy of the repository; list the survivors."""
+    """Try the mutants, several modules at once, each in a copy of the repository; list the survivors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", help="patterns of modules; all of the list if there is none")
     parser.add_argument("-n", type=int, default=20, help="mutants a module (20)")

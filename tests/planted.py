@@ -19,9 +19,9 @@ GROUP_ITEMS = 10
 
 
 def write_interactions(folder: Path, *, users: int = 120, length: int = 9, text_ids: bool = False) -> Path:
-    """Users who only ever click the items of their own group (user % 4, item % 4), no item twice.
+    """Write the clicks of users who click only items of their own group (user % 4, item % 4), no item twice.
 
-    So the right answer for a history is: the items of its group that are not in it.
+    So the right answer to a history is the items of its group that are not in it.
     """
     rng = np.random.default_rng(5)
     rows = []
@@ -46,7 +46,7 @@ def parts_of_version(
     golden: Any = None,
     model: bytes = b"an ONNX file",
 ) -> dict[str, bytes]:
-    """The parts of a version with these path lists and, for item i, the i-th unit vector (2 items: E = 2)."""
+    """The parts of a version with these path lists. Item i has the i-th unit vector, so 2 items give E = 2."""
     items = len(item_ids)
     path_ids = sorted(paths)
     lengths = [len(paths[path]) for path in path_ids]
@@ -71,7 +71,7 @@ def parts_of_version(
 
 
 def facts_of_version(items: int, paths: int, postings: int, **changes: Any) -> dict[str, Any]:
-    """The other fields of a manifest, for Version.build. changes: of the head, or of its part of kind "paths"."""
+    """The other fields of a manifest, for Version.build. changes: other values for them, or for its "structure"."""
     structure = {
         "depth": 2,
         "width": 4,
@@ -103,7 +103,7 @@ def small_version(stamp: str = "a") -> Version:
 
 
 def large_version(stamp: str = "a", paths: int = 2500) -> Version:
-    """Several batches of path lists and two pieces of a blob."""
+    """A version whose path lists take several batches, and whose network is stored in two pieces."""
     lists = {7 * path: [path % 50] for path in range(paths)}
     model = b"an ONNX file " + stamp.encode() + bytes(1_200_000)
     parts = parts_of_version(lists, item_ids=list(range(50)), model=model)
@@ -111,7 +111,7 @@ def large_version(stamp: str = "a", paths: int = 2500) -> Version:
 
 
 def changed(version: Version, **parts: bytes) -> Version:
-    """A version with other bytes in some parts (named without their endings), its digests right."""
+    """The version with other bytes in some parts (named without their file endings), and with correct digests."""
     endings = {name.split(".")[0]: name for name in version.parts}
     contents = {name: bytes(part) for name, part in version.parts.items()}
     contents |= {endings[name]: part for name, part in parts.items()}
@@ -124,7 +124,7 @@ def changed(version: Version, **parts: bytes) -> Version:
 
 
 def with_ids(version: Version, ids: NDArray[np.int64]) -> Version:
-    """The version that knows the same items by other ids (V,), ascending; its golden queries too."""
+    """The version with other ids (V,), ascending, for the same items, also in its golden queries."""
     new = dict(zip(np.asarray(version.item_ids).tolist(), ids.tolist(), strict=True))
     golden = version.document("golden.json")
     for request in golden["requests"]:

@@ -1,4 +1,4 @@
-"""The proxy of the compose file, with its own configuration, before replicas on this machine."""
+"""Runs the proxy of the compose file, with its own configuration, in front of replicas on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIG = Path(__file__).parent.parent / "docker" / "haproxy.cfg"
 
 
 def proxy_config(port: int, replicas: Sequence[int]) -> str:
-    """docker/haproxy.cfg, but for where it listens and where the replicas are."""
+    """docker/haproxy.cfg with the addresses of a proxy and replicas on this machine."""
     config = CONFIG.read_text()
     settings = re.findall(r"(?m)^    server-template \S+ \S+ \S+ resolvers docker init-addr none(.*)$", config)
     assert len(settings) == 1
@@ -28,7 +28,7 @@ def proxy_config(port: int, replicas: Sequence[int]) -> str:
 
 @contextmanager
 def proxied(folder: Path, replicas: Sequence[int]) -> Iterator[int]:
-    """The port of a proxy that answers for these replicas."""
+    """Run a proxy in front of these replicas; gives its port."""
     port = free_port()
     (folder / "haproxy.cfg").write_text(proxy_config(port, replicas))
     with (folder / "haproxy.log").open("wb") as log:

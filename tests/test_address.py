@@ -1,4 +1,4 @@
-"""What a Redis URL says."""
+"""How the URL of a Redis store is read."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from index_store.store import open_store
 
 
 def test_a_full_url(tmp_path: Path) -> None:
-    """Every part of it, percent-decoded."""
+    """Every part of the URL is read, percent-decoded."""
     ca = tmp_path / "ca.pem"
     ca.touch()
-    found = Address.parse(f"rediss://me:p%40ss%2F@host:7000/3?namespace=shop.eu&ssl_ca_certs={ca}")
+    address = Address.parse(f"rediss://me:p%40ss%2F@host:7000/3?namespace=shop.eu&ssl_ca_certs={ca}")
 
-    assert found == Address("host", 7000, 3, "me", "p@ss/", "shop.eu", False, True, str(ca))
+    assert address == Address("host", 7000, 3, "me", "p@ss/", "shop.eu", False, True, str(ca))
 
 
 def test_defaults() -> None:
-    """Port 6379, database 0, namespace dr, nobody."""
+    """A URL with a host alone means port 6379, database 0, namespace dr, and no user or password."""
     assert Address.parse("redis://host") == Address("host")
     assert Address.parse("redis+cluster://host:7000/") == Address("host", 7000, cluster=True)
 
 
 def test_a_password_from_elsewhere() -> None:
-    """It counts where the URL has none."""
+    """A password that is given beside the URL counts if the URL has none."""
     assert Address.parse("redis://me@host", "secret").password == "secret"
     assert Address.parse("redis://me:own@host", "secret").password == "own"
     assert Address.parse("redis://host", "").password is None
@@ -56,8 +56,8 @@ def test_a_password_from_elsewhere() -> None:
         ("redis+cluster://user:hunter2@host/1", "has only database 0"),
     ],
 )
-def test_what_is_wrong_is_named(url: str, says: str) -> None:
-    """Each with what to change, and never with the password."""
+def test_a_wrong_url_is_refused_with_the_reason(url: str, says: str) -> None:
+    """The message names what to change, and never has the password."""
     with pytest.raises(InvalidName, match=says) as caught:
         open_store(url)
 
@@ -65,8 +65,8 @@ def test_what_is_wrong_is_named(url: str, says: str) -> None:
 
 
 def test_nothing_shows_the_password() -> None:
-    """Neither the address nor a store."""
+    """An address or a store shows its host when it is printed, but not its password."""
     url = "redis://user:hunter2@host:7000/1"
-    for shown in (repr(Address.parse(url)), str(Address.parse(url)), repr(open_store(url))):
-        assert "hunter2" not in shown
-        assert "host" in shown
+    for text in (repr(Address.parse(url)), str(Address.parse(url)), repr(open_store(url))):
+        assert "hunter2" not in text
+        assert "host" in text

@@ -1,4 +1,4 @@
-"""The admin routes: closed unless a token is set, and to everyone without it; swaps and rollbacks."""
+"""The admin routes: they need the token of the settings, and are off if the settings have none; swaps and rollbacks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.test_api import ADMIN, TOKEN, assert_problem, make_app
     ],
 )
 def test_admin_needs_the_token(tmp_path: Path, headers: Any) -> None:
-    """Anything else is 401, whatever the bytes."""
+    """Any other credential gets 401, even one that is not ASCII."""
     with TestClient(make_app(FolderStore(str(tmp_path)))) as client:
         for method, path in (("GET", "versions"), ("POST", "swap"), ("POST", "rollback")):
             response = client.request(method, f"/admin/v1/{path}", headers=headers)
@@ -42,7 +42,7 @@ def test_admin_needs_the_token(tmp_path: Path, headers: Any) -> None:
 
 @pytest.mark.parametrize("token", [None, ""])
 def test_admin_is_off_without_a_token(tmp_path: Path, token: str | None) -> None:
-    """Not open: 403, even for an empty credential."""
+    """If the settings have no token, the answer is 403, even to an empty credential."""
     store = FolderStore(str(tmp_path))
     with TestClient(
         create_app(Settings.model_validate({"store": str(tmp_path), "admin_token": token}), store)
@@ -53,7 +53,7 @@ def test_admin_is_off_without_a_token(tmp_path: Path, token: str | None) -> None
 
 @pytest.fixture
 def store(planted: Planted, other: Planted, tmp_path: Path) -> FolderStore:
-    """Two versions, the first current."""
+    """A store with two versions; the first is current."""
     store = FolderStore(str(tmp_path / "store"))
     store.activate(store.publish(planted.version))
     store.publish(other.version)
@@ -62,14 +62,14 @@ def store(planted: Planted, other: Planted, tmp_path: Path) -> FolderStore:
 
 @pytest.fixture
 def names(store: FolderStore) -> tuple[str, str]:
-    """Their names."""
+    """The names of the two versions."""
     first, second = (manifest.version for manifest in store.versions())
     return first, second
 
 
 @pytest.fixture
 def client(store: FolderStore) -> Iterator[TestClient]:
-    """A service of the store."""
+    """A client of a service on this store."""
     with TestClient(make_app(store)) as opened:
         yield opened
 
@@ -80,7 +80,7 @@ def swap(client: TestClient, version: str, **more: Any) -> Any:
 
 
 def served(client: TestClient) -> str:
-    """The version that answers."""
+    """The name of the version that the service answers with."""
     name: str = client.post("/v1/retrieve", json={"history": [1]}).json()["version"]
     return name
 
@@ -88,7 +88,7 @@ def served(client: TestClient) -> str:
 def test_a_swap_moves_the_pointer_and_this_replica(
     client: TestClient, store: FolderStore, names: tuple[str, str]
 ) -> None:
-    """200 with version and previous, once the new version answers."""
+    """Once the new version answers, the swap returns 200 with version and previous."""
     response = swap(client, names[1])
 
     assert (response.status_code, response.json()) == (200, {"version": names[1], "previous": names[0]})
@@ -98,7 +98,7 @@ def test_a_swap_moves_the_pointer_and_this_replica(
 def test_a_swap_with_the_wrong_expectation_is_409(
     client: TestClient, store: FolderStore, names: tuple[str, str]
 ) -> None:
-    """And nothing changes."""
+    """The current version stays what it was; with the right expectation the swap succeeds."""
     assert_problem(swap(client, names[1], expected=names[1]), 409)
     assert store.current() == served(client) == names[0]
 
@@ -107,7 +107,7 @@ def test_a_swap_with_the_wrong_expectation_is_409(
 
 @pytest.mark.parametrize("name", ["v9-000000000000", "no-such"])
 def test_an_unknown_version_is_404(client: TestClient, names: tuple[str, str], name: str) -> None:
-    """And the old one serves on."""
+    """The old version is still served, and the message does not repeat the name."""
     response = swap(client, name)
     assert_problem(response, 404)
     assert name not in response.text
@@ -116,7 +116,7 @@ def test_an_unknown_version_is_404(client: TestClient, names: tuple[str, str], n
 
 @pytest.mark.parametrize("name", ["../etc/passwd", "http://evil/x", "", "V1", "a/b"])
 def test_a_name_that_is_a_path_or_url_is_422(client: TestClient, name: str) -> None:
-    """It never reaches the store, and is not repeated."""
+    """The message does not repeat the name."""
     response = swap(client, name)
 
     assert_problem(response, 422)
@@ -124,7 +124,7 @@ def test_a_name_that_is_a_path_or_url_is_422(client: TestClient, name: str) -> N
 
 
 def test_rollback(client: TestClient, store: FolderStore, names: tuple[str, str]) -> None:
-    """To the version that was current before; with none, 409."""
+    """A rollback returns to the version that was current before; without one it answers 409."""
     assert_problem(client.post("/admin/v1/rollback", headers=ADMIN), 409)
     swap(client, names[1])
 
@@ -134,8 +134,8 @@ def test_rollback(client: TestClient, store: FolderStore, names: tuple[str, str]
     assert store.current() == served(client) == names[0]
 
 
-def test_versions_tell_their_state(client: TestClient, store: FolderStore, names: tuple[str, str]) -> None:
-    """current, previous, available, and failed with the reason."""
+def test_versions_are_listed_with_their_state(client: TestClient, store: FolderStore, names: tuple[str, str]) -> None:
+    """Versions are current, previous, or failed with the reason."""
     bad = store.publish(changed(store.load(names[0]), golden=b'{"nonsense": 1}'))
     swap(client, names[1])
     assert_problem(swap(client, bad), 422)
@@ -149,8 +149,8 @@ def test_versions_tell_their_state(client: TestClient, store: FolderStore, names
     assert {"version", "state", "created", "items", "paths"} <= set(body["versions"][0])
 
 
-def test_of_racing_swaps_all_but_one_are_told(client: TestClient, store: FolderStore, names: tuple[str, str]) -> None:
-    """Eight swaps that expect the same version: one 200, seven 409."""
+def test_of_racing_swaps_only_one_succeeds(client: TestClient, store: FolderStore, names: tuple[str, str]) -> None:
+    """Of eight swaps that expect the same version, one gets 200 and seven get 409."""
     statuses: list[int] = []
     barrier = threading.Barrier(8)
 

@@ -1,4 +1,4 @@
-"""The HTTP contract, on a version really trained."""
+"""The HTTP contract, tested with a trained version."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ADMIN = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def make_app(store: FolderStore, **changes: Any) -> FastAPI:
-    """The app on `store`, polling rarely: these tests swap by hand."""
+    """The app on `store`; it polls rarely, because these tests swap by hand."""
     settings = {"store": str(store.folder), "admin_token": TOKEN, "poll_seconds": 60, "timeout_ms": 60_000, **changes}
     return create_app(Settings.model_validate(settings), store)
 
@@ -42,7 +42,7 @@ def client(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def assert_problem(response: Any, status: int) -> dict[str, Any]:
-    """The one shape of every error: RFC 9457, short, with a request id."""
+    """Require the form that every error has: RFC 9457, short, with a request id."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert len(response.content) < 4096
@@ -59,8 +59,8 @@ def items_of(response: Any) -> list[Any]:
     return [candidate["item_id"] for candidate in response.json()["candidates"]]
 
 
-def test_an_answer_has_the_shape_that_others_rely_on(client: TestClient, planted: Planted) -> None:
-    """Exactly these keys, best first, from the version served."""
+def test_an_answer_has_exactly_the_documented_keys(client: TestClient, planted: Planted) -> None:
+    """Candidates come best first, from the version that is served."""
     body = client.post("/v1/retrieve", json={"history": [1, 5, 9], "k": 4}).json()
 
     assert set(body) == {"version", "request_id", "took_ms", "candidates", "coverage", "degraded"}
@@ -83,13 +83,13 @@ def test_the_planted_group_is_answered(client: TestClient, group: int) -> None:
 
 
 def test_an_empty_history_is_answered(client: TestClient) -> None:
-    """Cold start: nobody gets an error, everybody gets k items."""
+    """A cold start is no error: k items are answered, also without the field `history`."""
     assert len(items_of(client.post("/v1/retrieve", json={"history": [], "k": 5}))) == 5
     assert len(items_of(client.post("/v1/retrieve", json={}))) == 5
 
 
 def test_unknown_items_are_counted_and_left_out(client: TestClient) -> None:
-    """A history of unknown items is answered as an empty one; mixed, as the known ones."""
+    """A history of unknown items is answered as an empty one, a mixed history as its known items alone."""
     unknown = client.post("/v1/retrieve", json={"history": [9999, "no such", -5], "k": 5})
     mixed = client.post("/v1/retrieve", json={"history": [9999, 1, 5], "k": 5})
 
@@ -100,14 +100,14 @@ def test_unknown_items_are_counted_and_left_out(client: TestClient) -> None:
 
 
 def test_ids_as_text_name_the_same_items(client: TestClient) -> None:
-    """Text "5" is item 5; what comes back has the trained type."""
+    """The string "5" names item 5; answers have ids of the trained type."""
     assert items_of(client.post("/v1/retrieve", json={"history": ["1", "5"]})) == items_of(
         client.post("/v1/retrieve", json={"history": [1, 5]})
     )
 
 
-def test_excluded_items_cost_no_place(client: TestClient) -> None:
-    """K others come back, in the same order."""
+def test_excluded_items_are_replaced_by_the_next_best(client: TestClient) -> None:
+    """The answer still has k items, in the same order."""
     everything = items_of(client.post("/v1/retrieve", json={"history": [1, 5], "k": 8, "beam": 36}))
 
     answer = items_of(
@@ -117,8 +117,8 @@ def test_excluded_items_cost_no_place(client: TestClient) -> None:
     assert answer == everything[2:8]
 
 
-def test_history_may_be_answered_if_asked(client: TestClient) -> None:
-    """exclude_history false: what was bought may be bought again."""
+def test_items_of_the_history_are_answered_on_request(client: TestClient) -> None:
+    """With exclude_history = false, what was bought may be bought again."""
     history = [1, 5, 9, 13]
     body = {"history": history, "k": 40, "beam": 36}
 
@@ -127,7 +127,7 @@ def test_history_may_be_answered_if_asked(client: TestClient) -> None:
 
 
 def test_beam_and_per_path_are_honoured(client: TestClient) -> None:
-    """One path, one item of it: one candidate, and the answer says that it is short."""
+    """One path with one item gives one candidate, and the answer is marked as short."""
     body = client.post("/v1/retrieve", json={"history": [1], "k": 5, "beam": 1, "per_path": 1}).json()
 
     assert body["coverage"]["paths"] == 1
@@ -135,15 +135,15 @@ def test_beam_and_per_path_are_honoured(client: TestClient) -> None:
     assert body["degraded"] == {"short": True, "narrowed": False}
 
 
-def test_what_is_not_named_gives_way(client: TestClient) -> None:
-    """The default beam is the version's; a request that names only per_path is never too large for it."""
+def test_the_default_beam_shrinks_for_a_large_per_path(client: TestClient) -> None:
+    """A request that names only per_path is never too large; one that names a large beam too is refused."""
     for per_path in (2700, 10_000):
         assert len(items_of(client.post("/v1/retrieve", json={"history": [1], "per_path": per_path}))) == 5
     assert_problem(client.post("/v1/retrieve", json={"beam": 36, "per_path": 10_000}), 422)
 
 
-def test_who_is_searched_narrower_is_told(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two paths where five are asked for, and counted."""
+def test_a_narrowed_answer_is_marked_and_counted(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request asks for five paths, and its time allows two."""
     monkeypatch.setattr(Pace, "affordable", lambda _self, _queries, beam, _left: min(beam, 2))
 
     body = client.post("/v1/retrieve", json={"history": [1], "k": 1, "beam": 5}).json()
@@ -154,7 +154,7 @@ def test_who_is_searched_narrower_is_told(client: TestClient, monkeypatch: pytes
 
 
 def test_an_answer_too_short_is_searched_wider(client: TestClient) -> None:
-    """Without a beam of the caller's, everything there is is found if need be: 40 items, 4 of them history."""
+    """If the request names no beam, the search goes on until k items are found: 36 of 40, as 4 are in the history."""
     body = client.post("/v1/retrieve", json={"history": [1, 5, 9, 13], "k": 36}).json()
 
     assert len(body["candidates"]) == 36
@@ -163,14 +163,14 @@ def test_an_answer_too_short_is_searched_wider(client: TestClient) -> None:
 
 
 def test_without_rerank_paths_decide(client: TestClient) -> None:
-    """The score is the path log-probability."""
+    """The score of an item is the log-probability of its path."""
     body = client.post("/v1/retrieve", json={"history": [1, 5], "rerank": False}).json()
 
     assert all(candidate["score"] == candidate["path_log_prob"] for candidate in body["candidates"])
 
 
 def test_batched_answers_equal_single_ones(client: TestClient) -> None:
-    """Requests of different lengths, beams and sizes together, and each alone."""
+    """Requests of different lengths, beams and sizes get the same answers in a batch as one by one."""
     mixed: list[tuple[int, int, int, dict[str, Any]]] = [
         (0, 0, 3, {}),
         (1, 1, 5, {}),
@@ -192,8 +192,8 @@ def test_batched_answers_equal_single_ones(client: TestClient) -> None:
         assert batched["coverage"] == single["coverage"]
 
 
-def test_what_is_served_is_what_was_measured(client: TestClient, planted: Planted) -> None:
-    """The service's answers to held-out users are those that evaluation counts."""
+def test_the_service_gives_the_answers_that_were_measured(client: TestClient, planted: Planted) -> None:
+    """For held-out users the service answers what the evaluation has counted."""
     from trainer.data.requests import held_out_requests
     from trainer.evaluate.evaluate import MeasuredVersion
     from trainer.progress import SilentProgress
@@ -207,8 +207,8 @@ def test_what_is_served_is_what_was_measured(client: TestClient, planted: Plante
         assert items_of(client.post("/v1/retrieve", json=body)) == planted.dataset.item_ids[items].tolist()
 
 
-def test_info_tells_limits_and_shape(client: TestClient) -> None:
-    """What a client must know before it asks."""
+def test_info_gives_limits_and_defaults(client: TestClient) -> None:
+    """/v1/info gives the limits and defaults that a client needs."""
     info = client.get("/v1/info").json()
 
     assert info["version"].startswith("v1-")
@@ -256,7 +256,7 @@ BAD_BODIES: list[tuple[str | bytes, int]] = [
 
 @pytest.mark.parametrize(("body", "status"), BAD_BODIES, ids=[str(i) for i in range(len(BAD_BODIES))])
 def test_hostile_bodies_get_a_short_problem(client: TestClient, body: str | bytes, status: int) -> None:
-    """Never a 5xx, never an echo."""
+    """The answer is never a 5xx and never echoes the body."""
     response = client.post("/v1/retrieve", content=body, headers={"content-type": "application/json"})
 
     assert_problem(response, status)
@@ -264,7 +264,7 @@ def test_hostile_bodies_get_a_short_problem(client: TestClient, body: str | byte
 
 
 def test_a_body_is_cut_off_while_it_arrives(client: TestClient) -> None:
-    """Without a content-length the limit counts what is received."""
+    """Without a Content-Length the limit counts the bytes that arrive."""
     response = client.post(
         "/v1/retrieve", content=(b" " * 65_536 for _ in range(100)), headers={"content-type": "application/json"}
     )
@@ -277,14 +277,14 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-#: Every field of the model, and one that it has not; a deadline could be missed, which is 504.
+#: Every field of the model but timeout_ms, whose deadline could be missed (504), and a field that it does not have.
 FIELDS = sorted(RetrieveRequest.model_fields.keys() - {"timeout_ms"} | {"x"})
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=JSON | st.dictionaries(st.sampled_from(FIELDS), JSON | st.lists(st.integers(-3, 50)), max_size=6))
 def test_any_json_is_answered_or_refused(client: TestClient, body: Any) -> None:
-    """Whatever the body: 200 or a 4xx problem."""
+    """Any JSON value gets 200 or a 4xx problem."""
     response = client.post(
         "/v1/retrieve", content=json.dumps(body).encode(), headers={"content-type": "application/json"}
     )
@@ -296,12 +296,12 @@ def test_any_json_is_answered_or_refused(client: TestClient, body: Any) -> None:
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/retrieve", 405)])
 def test_unknown_routes_and_methods_are_problems(client: TestClient, method: str, path: str, status: int) -> None:
-    """Not the framework's own error body."""
+    """The body is not the framework's own."""
     assert_problem(client.request(method, path), status)
 
 
-def test_a_request_id_is_kept_if_it_is_sane(client: TestClient) -> None:
-    """Sent back in header and body; anything odd is replaced."""
+def test_a_request_id_is_kept_if_it_is_valid(client: TestClient) -> None:
+    """The id comes back in header and body; an id with odd characters is replaced."""
     kept = client.post("/v1/retrieve", json={}, headers={"x-request-id": "abc-123"})
     replaced = client.post("/v1/retrieve", json={}, headers={"x-request-id": "a b\tc"})
 
@@ -324,15 +324,15 @@ def test_the_openapi_names_every_status_and_route(client: TestClient) -> None:
 
 
 def test_the_docs_need_no_network(client: TestClient) -> None:
-    """Everything the page loads comes from this service."""
+    """Everything that the page loads comes from this service."""
     page = client.get("/docs").text
 
     assert "https://" not in page
     assert client.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
 
 
-def test_metrics_count_what_was_answered(planted: Planted, tmp_path: Path) -> None:
-    """By route and code, with the version served; a made-up path makes no new label."""
+def test_metrics_count_answers_by_route_and_status(planted: Planted, tmp_path: Path) -> None:
+    """The version served is a label; a path that does not exist makes no new label."""
     store = FolderStore(str(tmp_path))
     store.activate(store.publish(planted.version))
     with TestClient(make_app(store)) as client:
@@ -350,7 +350,7 @@ def test_metrics_count_what_was_answered(planted: Planted, tmp_path: Path) -> No
 
 
 def test_string_ids_and_context_end_to_end(tmp_path: Path) -> None:
-    """Trained with strings: they come back as strings; a context feature is taken, checked and has an effect."""
+    """String ids come back as strings; context decides which items are answered, and odd values are accepted."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

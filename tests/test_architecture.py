@@ -1,4 +1,4 @@
-"""trainer -> retrieval -> index_store <- retrieval <- service, and what each may import."""
+"""What each package may import: trainer -> retrieval -> index_store <- retrieval <- service."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("index_store", "retrieval", "trainer", "service")
 
 
-#: The rooms of each package, lowest first, and those that each may import. Files beside the rooms, such as errors.py
-#: and config.py, import no room; only commands and the two doors named below do.
+#: The rooms (subpackages) of each package, lowest first, with the rooms that each may import. Files beside the rooms,
+#: such as errors.py and config.py, import no room; only __main__.py and the two files in DOORS do.
 ROOMS: dict[str, dict[str, set[str]]] = {
     "trainer": {
         "data": set(),
@@ -37,7 +37,7 @@ DOORS = {"index_store/store.py", "retrieval/searcher.py"}
 
 
 def modules(package: str) -> dict[str, set[str]]:
-    """What each file imports, anywhere in it: modules of ours in full, of others with what is taken from them."""
+    """The full names of everything that each file imports, anywhere in it."""
     imported = {}
     for file in sorted((ROOT / package).rglob("*.py")):
         names: set[str] = set()
@@ -65,14 +65,14 @@ def imports(package: str) -> dict[str, set[str]]:
     ],
 )
 def test_arrows_between_packages_point_one_way(package: str, forbidden: set[str]) -> None:
-    """Trainer -> retrieval -> index_store and service -> retrieval -> index_store; trainer and service never meet."""
+    """Each package imports only packages below it; trainer and service never import each other."""
     for file, names in imports(package).items():
         assert not names & forbidden, file
 
 
 @pytest.mark.parametrize("package", ROOMS)
 def test_arrows_between_rooms_point_one_way(package: str) -> None:
-    """A room imports rooms below it alone, so there is no circle among them; files beside the rooms import none."""
+    """A room imports only rooms below it, so no imports are circular; files beside the rooms import none."""
     rooms, order = ROOMS[package], list(ROOMS[package])
     assert set(rooms) == {file.parent.name for file in (ROOT / package).glob("*/__init__.py")}
     assert all(order.index(below) < order.index(room) for room in rooms for below in rooms[room])
@@ -85,23 +85,23 @@ def test_arrows_between_rooms_point_one_way(package: str) -> None:
             assert not used, file
 
 
-def test_the_store_is_numpy_and_the_standard_library() -> None:
-    """So that anything can read a version; the client library is in one file."""
+def test_the_store_needs_only_numpy_and_the_standard_library() -> None:
+    """Any program can then read a version; the Redis library is imported in one file alone."""
     libraries = {"index_store/redis/client.py": "redis"}
     for file, names in imports("index_store").items():
         assert names <= {"numpy", "index_store", libraries.get(file, "numpy"), *sys.stdlib_module_names}, file
 
 
 def test_one_place_opens_the_runtime() -> None:
-    """So that the trainer measures what the service runs. The trial of a model has a process and limits of its own."""
+    """The trainer measures with the code that the service runs; only the trial of a model is a program of its own."""
     opening = {file for package in PACKAGES for file, names in imports(package).items() if "onnxruntime" in names}
 
     assert opening == {"retrieval/session.py", "service/serving/trial_program.py"}
 
 
 @pytest.mark.parametrize("package", ["service", "trainer", "retrieval"])
-def test_nothing_is_sent_to_the_runtimes_maker(package: str, tmp_path: Path) -> None:
-    """ONNX Runtime would keep an id of this machine and a database of events, and send them."""
+def test_the_telemetry_of_the_runtime_is_off(package: str, tmp_path: Path) -> None:
+    """ONNX Runtime would store an id of this machine and a database of events, and send them."""
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     code = f"import {package}, onnxruntime; onnxruntime.get_available_providers()"
 
@@ -111,15 +111,15 @@ def test_nothing_is_sent_to_the_runtimes_maker(package: str, tmp_path: Path) -> 
 
 
 def test_importing_the_service_leaves_torch_out() -> None:
-    """Also through what it imports."""
+    """Neither torch nor onnx nor the trainer is imported, not even indirectly."""
     code = "import sys, service.http.app, service.__main__; print({'torch', 'onnx', 'trainer'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "set()"
 
 
-def test_a_folder_needs_neither_redis_nor_compiler() -> None:
-    """They are imported when a redis:// URL is opened, and when requests are answered."""
+def test_a_folder_store_imports_neither_redis_nor_numba() -> None:
+    """They are imported only when a redis:// URL is opened, and when requests are answered."""
     code = "import sys, index_store.__main__; print({'redis', 'numba'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
@@ -127,7 +127,7 @@ def test_a_folder_needs_neither_redis_nor_compiler() -> None:
 
 
 def test_nothing_is_unpickled() -> None:
-    """No pickle and no torch.load in any package."""
+    """No package imports pickle or similar modules, or calls torch.load."""
     for package in PACKAGES:
         for file, names in imports(package).items():
             assert not names & {"pickle", "joblib", "dill", "shelve", "marshal"}, file
@@ -137,15 +137,15 @@ def test_nothing_is_unpickled() -> None:
             assert "allow_pickle=True" not in text, path
 
 
-def test_a_file_is_read_in_one_sitting() -> None:
-    """At most 400 lines."""
+def test_no_file_is_long() -> None:
+    """A file of the four packages has at most 400 lines."""
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             assert len(path.read_text().splitlines()) <= 400, path
 
 
 def test_every_error_has_a_status() -> None:
-    """Each class of both trees, by itself or by a base that is not the root."""
+    """Each error class of the store and the service has a status, of its own or from a base class below the root."""
     for module, root in (
         (store_errors, store_errors.IndexStoreError),
         (service_errors, service_errors.ServiceError),
@@ -157,8 +157,8 @@ def test_every_error_has_a_status() -> None:
 
 
 @pytest.mark.parametrize("module", ["index_store", "service", "trainer"])
-def test_the_drawn_tree_is_the_tree(module: str) -> None:
-    """The docstring of errors.py names every class."""
+def test_the_docstring_of_errors_names_every_error(module: str) -> None:
+    """The tree that is drawn in the docstring of errors.py is complete."""
     import importlib
 
     errors = importlib.import_module(f"{module}.errors")

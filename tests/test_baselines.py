@@ -1,4 +1,4 @@
-"""The rivals, each against the slow and obvious computation."""
+"""The baselines, each compared with a slow and obvious computation."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ DATASET = Dataset(
 )
 
 
-def test_who_clicked_what_by_hand() -> None:
-    """As far into each sequence as is said, of those users."""
+def test_clicked_items_by_hand() -> None:
+    """Only the users asked for have rows, each with the first items of its sequence up to the given length."""
     clicked = clicked_items(DATASET, np.array([0, 2, 3]), np.array([2, 1, 1, 2]))
 
     assert clicked.toarray().tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
 
 
 def test_item_similarity_by_hand() -> None:
-    """Cosine over training users: items 0 and 1 share one of two users each; item 2 is apart; held-out count not."""
+    """Cosine over users 0, 1 and 2: items 0 and 1 share one of two users each, items 1 and 2 share user 2."""
     clicked = clicked_items(DATASET, np.array([0, 1, 2]), np.diff(DATASET.offsets))
 
     assert item_similarity(clicked).toarray() == pytest.approx(
@@ -50,8 +50,8 @@ def test_item_similarity_by_hand() -> None:
     )
 
 
-def test_popularity_is_how_many_users() -> None:
-    """Whatever the history is."""
+def test_popularity_is_the_number_of_users() -> None:
+    """The scores are the same for every history."""
     clicked = clicked_items(DATASET, np.arange(4), np.diff(DATASET.offsets))
 
     assert popularity(clicked)(clicked[:2]).tolist() == [[3, 2, 2], [3, 2, 2]]
@@ -68,7 +68,7 @@ def test_item_cf_goes_by_popularity_where_nothing_is_similar() -> None:
 
 
 def test_ease_is_the_constrained_ridge_regression() -> None:
-    """Each column of its weights solves the ridge regression of that item on all others."""
+    """Each column of the weights solves the ridge regression of that item on all other items."""
     clicked = scipy.sparse.csr_array((np.random.default_rng(0).random((40, 6)) < 0.4).astype(np.float32))
     x, penalty = clicked.toarray().astype(float), 3.0
     weights = np.zeros((6, 6))
@@ -77,14 +77,14 @@ def test_ease_is_the_constrained_ridge_regression() -> None:
         a = x[:, others]
         weights[others, item] = np.linalg.solve(a.T @ a + penalty * np.eye(5), a.T @ x[:, item])
 
-    found = ease(clicked, penalty)(scipy.sparse.csr_array(np.eye(6, dtype=np.float32)))
+    fitted = ease(clicked, penalty)(scipy.sparse.csr_array(np.eye(6, dtype=np.float32)))
 
-    assert np.asarray(found) == pytest.approx(weights, abs=1e-5)
+    assert np.asarray(fitted) == pytest.approx(weights, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["item_cf", "ease", "als"])
 def test_planted_groups_are_found(planted: Planted, name: str) -> None:
-    """Whoever knows the user's group has 5 of its 6 new items right, as our own answer has."""
+    """Answers from the user's group alone have a precision of 5/6: k = 5 of 6 new items, and 5 of the 6 are right."""
     users, split = planted.split.train_users, planted.split
     clicked = clicked_items(planted.dataset, users, split.visible_length)
     fits: dict[str, Callable[..., Scorer]] = {
@@ -94,14 +94,14 @@ def test_planted_groups_are_found(planted: Planted, name: str) -> None:
     }
     requests = held_out_requests(planted.dataset, split)
 
-    found = answer_all(fits[name](clicked), requests, 5)
+    answers = answer_all(fits[name](clicked), requests, 5)
 
-    assert precision_recall_f(found.filtered, new_items(requests), 5)["precision"] > 0.75
-    assert (found.reads == 40).all()
+    assert precision_recall_f(answers.filtered, new_items(requests), 5)["precision"] > 0.75
+    assert (answers.reads == 40).all()
 
 
 def test_the_better_setting_is_chosen(planted: Planted) -> None:
-    """A setting that scores nothing loses; without requests the first is taken."""
+    """A setting that puts the worst items first loses; without requests the first setting is taken."""
     clicked = clicked_items(planted.dataset, planted.split.train_users, planted.split.visible_length)
     requests = held_out_requests(planted.dataset, planted.split)
 

@@ -1,4 +1,4 @@
-"""Admission and grouping."""
+"""The batcher: which requests it admits, and which it searches together."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from service.serving.retriever import Retriever
 from tests.gated import LONG, GatedRetriever, query, submit, until, with_batcher
 
 
-def test_what_queued_meanwhile_is_the_next_batch() -> None:
-    """The first request goes alone and at once; the next batch is all that came while it was searched."""
+def test_requests_that_arrive_during_a_search_are_the_next_batch() -> None:
+    """The first request is searched alone and at once."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         first = submit(batcher, gated, query(1))
@@ -36,8 +36,8 @@ def test_what_queued_meanwhile_is_the_next_batch() -> None:
     with_batcher(test)
 
 
-def test_only_what_fits_is_searched_together() -> None:
-    """Another beam, score or version waits for its own batch; none is lost, and the order is kept."""
+def test_only_queries_that_agree_are_searched_together() -> None:
+    """A query with another beam, score or version waits for its own batch; none is lost, and the order is kept."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         other = GatedRetriever()
@@ -57,7 +57,7 @@ def test_only_what_fits_is_searched_together() -> None:
 
 
 def test_a_batch_is_bounded() -> None:
-    """At most max_batch together."""
+    """A batch has at most max_batch queries."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         gated.gate.set()
@@ -69,7 +69,7 @@ def test_a_batch_is_bounded() -> None:
 
 
 def test_a_full_queue_refuses_at_once() -> None:
-    """All of a request's queries or none are admitted; after the jam there is room again."""
+    """All queries of a request are admitted or none; a smaller request that still has room is admitted."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         first = submit(batcher, gated, query(1))
@@ -89,7 +89,7 @@ def test_a_full_queue_refuses_at_once() -> None:
 
 
 def test_a_slow_queue_refuses_though_it_has_room() -> None:
-    """Once a batch waits and its first for too long, nobody is admitted behind; who is searched waits no more."""
+    """While a full batch waits and its oldest query has waited too long, new requests are refused."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         first = submit(batcher, gated, query(1))
@@ -109,7 +109,7 @@ def test_a_slow_queue_refuses_though_it_has_room() -> None:
 
 
 def test_an_empty_queue_takes_anything() -> None:
-    """Or a request of more queries than the queue is long could never be answered."""
+    """Otherwise a request with more queries than max_queue could never be answered."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         gated.gate.set()
@@ -119,8 +119,8 @@ def test_an_empty_queue_takes_anything() -> None:
     with_batcher(test, max_queue=3)
 
 
-def test_who_stopped_waiting_costs_nothing() -> None:
-    """A cancelled and an expired request are dropped before they are searched."""
+def test_cancelled_and_expired_requests_are_not_searched() -> None:
+    """They leave the queue before their search would begin."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         first = submit(batcher, gated, query(1))
@@ -139,8 +139,8 @@ def test_who_stopped_waiting_costs_nothing() -> None:
     with_batcher(test)
 
 
-def test_who_hangs_up_behind_others_is_not_searched() -> None:
-    """As the server tells it; who is watched and answered leaves nothing behind."""
+def test_a_disconnected_client_in_the_queue_is_not_searched() -> None:
+    """The ASGI server tells the batcher; no watching task is left behind by a request, dropped or answered."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         hung_up, never = asyncio.Event(), asyncio.Event()
@@ -168,8 +168,8 @@ def test_who_hangs_up_behind_others_is_not_searched() -> None:
     with_batcher(test)
 
 
-def test_who_hangs_up_while_searched_costs_no_other_an_answer() -> None:
-    """Of a batch under way one request is cancelled: the others of it are answered, and so is who comes later."""
+def test_a_request_cancelled_during_its_search_costs_no_other_an_answer() -> None:
+    """The other request of its batch is answered, and so is a later one."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         gone, patient = submit(batcher, gated, query(1)), submit(batcher, gated, query(2))
@@ -186,8 +186,8 @@ def test_who_hangs_up_while_searched_costs_no_other_an_answer() -> None:
     with_batcher(test)
 
 
-def test_an_error_reaches_every_waiter_and_nobody_else() -> None:
-    """The batch that failed fails whole; the batcher goes on."""
+def test_an_error_reaches_exactly_the_requests_of_its_batch() -> None:
+    """All requests of the batch get the error; those before and after it are answered."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         first = submit(batcher, gated, query(1))
@@ -204,8 +204,8 @@ def test_an_error_reaches_every_waiter_and_nobody_else() -> None:
     with_batcher(test)
 
 
-def test_a_fault_of_the_store_reaches_only_who_met_it() -> None:
-    """One path list may be missing: the others of its batch are answered all the same."""
+def test_a_store_fault_reaches_only_the_request_that_met_it() -> None:
+    """If one path list is missing, the other requests of the batch are answered all the same."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         first = submit(batcher, gated, query(1))
@@ -221,7 +221,7 @@ def test_a_fault_of_the_store_reaches_only_who_met_it() -> None:
 
 
 def test_a_request_that_has_failed_is_searched_no_further() -> None:
-    """Of three users of one request, the first met the fault."""
+    """A request has three queries and the first fails, so the other two are not searched again."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         gated.gate.set()
@@ -235,7 +235,7 @@ def test_a_request_that_has_failed_is_searched_no_further() -> None:
 
 
 def test_a_remote_version_that_takes_too_long_is_unavailable() -> None:
-    """Most likely the store is slow: worth another try, unlike a deadline that was too short."""
+    """Most likely the store is slow, so the client may try again; it need not ask for a longer deadline."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         gated.remote = True
@@ -245,8 +245,8 @@ def test_a_remote_version_that_takes_too_long_is_unavailable() -> None:
     with_batcher(test)
 
 
-def test_who_would_be_late_is_searched_narrower() -> None:
-    """A second a path, two queries: of 120 s, 80 % allow 48 paths each, so 32 of 64. Another has time."""
+def test_a_request_that_would_be_late_gets_a_narrower_beam() -> None:
+    """At 1 s a path and two queries, 80 % of 120 s allow 48 paths each, so a beam of 64 is halved."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         gated.pace = Pace(0.0, 0.0, 1.0)
@@ -262,8 +262,8 @@ def test_who_would_be_late_is_searched_narrower() -> None:
     with_batcher(test)
 
 
-def test_who_has_no_time_for_widening_is_not_widened() -> None:
-    """A second a path, of a beam of 4: twice the widest of 256 would take 512 s."""
+def test_a_request_without_time_for_widening_is_not_widened() -> None:
+    """At 1 s a path, widening may search twice the widest beam of 256 and take 512 s, more than 500 s allow."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         gated.pace = Pace(0.0, 0.0, 1.0)
@@ -275,8 +275,8 @@ def test_who_has_no_time_for_widening_is_not_widened() -> None:
     with_batcher(test)
 
 
-def test_who_is_too_late_leaves_the_queue() -> None:
-    """Though nobody has told it yet; who came after it is searched."""
+def test_an_expired_request_leaves_the_queue() -> None:
+    """It is dropped although its caller has not been answered yet; the request behind it is searched."""
 
     async def test() -> None:
         batcher, gated = Batcher(10, 10, LONG, Metrics()), cast("Retriever", GatedRetriever())
@@ -294,15 +294,15 @@ def test_who_is_too_late_leaves_the_queue() -> None:
     asyncio.run(test())
 
 
-def test_what_is_read_together_is_bounded() -> None:
-    """Three queries of 20,000 items: two of them fit in 50,000. One of more goes alone."""
+def test_the_items_that_a_batch_reads_are_bounded() -> None:
+    """Of three queries of 20,000 items, two fit in 50,000; a query of 60,000 items is searched alone."""
 
     async def test() -> None:
         batcher, gated = Batcher(10, 10, LONG, Metrics()), cast("Retriever", GatedRetriever())
         for per_path in (4000, 4000, 4000, 12_000):
             future = asyncio.get_running_loop().create_future()
-            asked = replace(query(1), per_path=per_path)
-            batcher._queue.append(_Entry(gated, asked, time.monotonic(), time.monotonic() + LONG, future))
+            sized = replace(query(1), per_path=per_path)
+            batcher._queue.append(_Entry(gated, sized, time.monotonic(), time.monotonic() + LONG, future))
 
         assert [len(batcher._take()[0]) for _ in range(4)] == [2, 1, 1, 0]
 
@@ -310,7 +310,7 @@ def test_what_is_read_together_is_bounded() -> None:
 
 
 def test_a_lone_short_search_wakes_no_thread() -> None:
-    """It is done where the request is; a long one, or one with company, is not."""
+    """It runs on the event loop; a long search, or one of several queries, runs in the thread."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         gated.gate.set()
@@ -325,13 +325,13 @@ def test_a_lone_short_search_wakes_no_thread() -> None:
     with_batcher(test)
 
 
-def test_a_search_that_hangs_keeps_nobody_from_ending() -> None:
-    """The batcher ends while the thread still searches."""
+def test_a_search_that_hangs_does_not_keep_the_batcher_running() -> None:
+    """The batcher ends while its thread is still searching."""
 
     async def test() -> None:
         batcher, gated = Batcher(10, 10, LONG, Metrics()), GatedRetriever()
         running = asyncio.create_task(batcher.run())
-        asked = submit(batcher, gated, query(1))
+        request = submit(batcher, gated, query(1))
         await until(gated.started.is_set)
         try:
             running.cancel()
@@ -339,6 +339,6 @@ def test_a_search_that_hangs_keeps_nobody_from_ending() -> None:
             assert any(thread.name.startswith("search") for thread in threading.enumerate())
         finally:
             gated.gate.set()
-            asked.cancel()
+            request.cancel()
 
     asyncio.run(test())

@@ -1,4 +1,4 @@
-"""Windows of sequences: every item is predicted once, from what came before it."""
+"""Windows of sequences: every item is predicted once, from the items before it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def dataset_of(sequences: list[list[int]]) -> tuple[Dataset, Split]:
 
 @pytest.mark.parametrize("seeded", [True, False])
 def test_every_item_is_predicted_once_from_its_past(seeded: bool) -> None:
-    """Sequences shorter, as long as, and longer than the window, in batches of any composition."""
+    """Sequences are shorter than, as long as, and longer than the window; batches are in random or fixed order."""
     rng = np.random.default_rng(0)
     sequences = [rng.integers(1000, size=length).tolist() for length in (1, 2, 4, 5, 6, 9, 13, 30)]
     dataset, split = dataset_of(sequences)
@@ -60,7 +60,7 @@ def test_every_item_is_predicted_once_from_its_past(seeded: bool) -> None:
 
 
 def test_later_targets_are_later_items() -> None:
-    """With later = 1 any item left of the window is as likely a target; without a generator it is the next."""
+    """With later = 1 all remaining items are equally likely targets; without a generator the next item is."""
     dataset, split = dataset_of([list(range(5))] * 400)
     batches = Batches(dataset, split, history=9, batch=10_000, later=1.0)
     (batch,) = batches.epoch(np.random.default_rng(0))
@@ -74,7 +74,7 @@ def test_later_targets_are_later_items() -> None:
 
 
 def test_the_order_follows_the_generator() -> None:
-    """The same seed gives the same batches, another seed others."""
+    """The same seed gives the same batches, and another seed gives other batches."""
     dataset, split = dataset_of([list(range(n, n + 7)) for n in range(50)])
     batches = Batches(dataset, split, history=4, batch=20)
     first, same, other = ([b.history.tolist() for b in batches.epoch(np.random.default_rng(s))] for s in (1, 1, 2))

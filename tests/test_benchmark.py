@@ -1,4 +1,4 @@
-"""The comparison commands end to end on planted data, their documents, tables and pages."""
+"""The benchmark and sensitivity commands end to end on planted data: their documents, tables and pages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 
 def require_page(folder: Path, pictures: set[str]) -> None:
-    """It has every picture in it, and asks nothing of a network."""
+    """Require that the page has every picture in it and loads nothing from a network."""
     page = (folder / "index.html").read_text()
     assert {file.stem for file in folder.glob("*.png")} == pictures
     assert all(file.read_bytes().startswith(PNG) for file in folder.glob("*.png"))
@@ -48,7 +48,7 @@ def require_page(folder: Path, pictures: set[str]) -> None:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a data set, and its whole benchmark in runs/whole and report."""
+    """A folder with a data set, and a finished benchmark of it in runs/whole and report."""
     folder = tmp_path_factory.mktemp("shop")
     write_interactions(folder).rename(folder / "shop.interactions.parquet")
     assert dr_trainer([*command(folder, "whole"), "--report", str(folder / "report")]) == 0
@@ -56,36 +56,36 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(folder: Path, runs: str) -> list[str]:
-    """The benchmark of `shop`, kept in runs/`runs`."""
+    """The arguments of a benchmark of `shop` that keeps its runs in runs/`runs`."""
     return ["benchmark", "--data-dir", str(folder), "--seeds", "1", "--runs", str(folder / "runs" / runs), *QUICK]
 
 
-def test_benchmark_measures_every_method_and_goes_on(
+def test_benchmark_measures_every_method_once(
     shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All methods beside each other; a second run takes what is there, and says the same."""
+    """The document has all methods; a second run reuses the measurements and gives the same document."""
     document = json.loads((shop / "report" / "benchmark.json").read_text())
 
-    found = document["datasets"]["shop"]
+    results = document["datasets"]["shop"]
     assert document["seeds"] == 1
-    assert (found["k"], found["users"], found["items"]) == (5, 20, 40)
-    assert set(found["methods"]) == set(METHODS)
-    for method, row in found["methods"].items():
+    assert (results["k"], results["users"], results["items"]) == (5, 20, 40)
+    assert set(results["methods"]) == set(METHODS)
+    for method, row in results["methods"].items():
         assert row["reads"]["mean"] > 0, method
         for kind in ("filtered", "unfiltered"):
             for measure in ("precision", "recall", "f_measure"):
                 assert 0 <= row[kind][measure]["mean"] <= 1
                 assert row[kind][measure]["std"] is None  # there is one seed
-    exact = found["methods"]["brute_force"]["filtered"]["ratio_to_brute_force"]
+    exact = results["methods"]["brute_force"]["filtered"]["ratio_to_brute_force"]
     assert all(ratio == {"mean": 1.0, "std": None} for ratio in exact.values())
-    assert found["methods"]["item_cf"]["filtered"]["f_measure"]["mean"] > 0.7
+    assert results["methods"]["item_cf"]["filtered"]["f_measure"]["mean"] > 0.7
     require_page(
         shop / "report", {f"shop-{name}" for name in ("methods", "reads", "popularity", "learning", "occupancy")}
     )
     page = (shop / "report" / "index.html").read_text()
     assert "One seed, on held-out users" in page
     assert "1 seeds" not in page
-    assert "deviation" not in page  # of one seed there is none
+    assert "deviation" not in page  # one seed has no deviation
 
     monkeypatch.setattr(benchmark_module, "measure_seed", lambda *_: pytest.fail("measured again"))
     assert run(capsys, *command(shop, "whole")) == document
@@ -94,40 +94,40 @@ def test_benchmark_measures_every_method_and_goes_on(
     assert all(label in table for label in METHODS.values())
 
 
-def test_a_benchmark_killed_between_its_trainings_goes_on(
+def test_a_benchmark_killed_between_its_trainings_continues(
     shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first network is not trained again; the figures are those of a benchmark that ran through."""
+    """The first network is not trained again; the figures are those of an uninterrupted benchmark."""
 
     def interrupt(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as killed:
-        killed.setattr(benchmark_module, "build_hnsw", interrupt)
+    with monkeypatch.context() as patched:
+        patched.setattr(benchmark_module, "build_hnsw", interrupt)
         assert dr_trainer([*command(shop, "killed"), "--json"]) == 130
     capsys.readouterr()
     assert dr_trainer([*command(shop, "killed"), "--json"]) == 0
     resumed = capsys.readouterr()
 
-    assert resumed.err.count("continuing after epoch") == 1 + 1  # and the random paths, after the same warm-up
+    assert resumed.err.count("continuing after epoch") == 1 + 1  # the network, then the random paths
     rows = json.loads(resumed.out)["datasets"]["shop"]["methods"]
     whole = json.loads((shop / "report" / "benchmark.json").read_text())["datasets"]["shop"]["methods"]
     for name, row in whole.items():
         assert rows[name]["filtered"] == row["filtered"], name
 
 
-def test_where_nobody_has_a_new_item(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Repeat purchases alone: the benchmark shows what is not filtered, and says why; sensitivity refuses."""
+def test_data_where_no_user_has_a_new_item(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Users only repeat purchases: the benchmark shows unfiltered figures and says why; sensitivity refuses."""
     (tmp_path / "shop.csv").write_text(
         "user_id,item_id,timestamp\n" + "".join(f"{u},{(u + t) % 3},{t}\n" for u in range(30) for t in range(6))
     )
     command = ["benchmark", "--data-dir", str(tmp_path), "--datasets", "shop", "--seeds", "1", *QUICK]
     command += ["--runs", str(tmp_path / "runs"), "--report", str(tmp_path / "report")]
 
-    found = run(capsys, *command)["datasets"]["shop"]
+    results = run(capsys, *command)["datasets"]["shop"]
 
-    assert found["users"] == 0
-    for row in found["methods"].values():
+    assert results["users"] == 0
+    for row in results["methods"].values():
         assert row["filtered"]["recall"] == {"mean": None, "std": None}
         assert row["unfiltered"]["recall"]["mean"] is not None
     assert dr_trainer(command) == 0
@@ -138,7 +138,7 @@ def test_where_nobody_has_a_new_item(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_mean_and_deviation_by_hand() -> None:
-    """Two seeds with F of 0.2 and 0.4, of brute force 0.4 and 0.5: ratios 0.5 and 0.8."""
+    """Two seeds have F of 0.2 and 0.4, and brute force has 0.4 and 0.5, so the ratios are 0.5 and 0.8."""
 
     def result(f: float, exact: float) -> dict[str, Any]:
         def row(value: float) -> dict[str, Any]:
@@ -150,16 +150,16 @@ def test_mean_and_deviation_by_hand() -> None:
         rest |= {"path_sizes": [], "paths": {}, "epochs": []}
         return {"methods": {"deep_retrieval": row(f), "brute_force": row(exact)}} | rest
 
-    found = summarise([result(0.2, 0.4), result(0.4, 0.5)])["methods"]["deep_retrieval"]["filtered"]
+    filtered = summarise([result(0.2, 0.4), result(0.4, 0.5)])["methods"]["deep_retrieval"]["filtered"]
 
-    assert found["f_measure"] == pytest.approx({"mean": 0.3, "std": 0.02**0.5})
-    assert found["ratio_to_brute_force"]["f_measure"] == pytest.approx({"mean": 0.65, "std": 0.045**0.5})
+    assert filtered["f_measure"] == pytest.approx({"mean": 0.3, "std": 0.02**0.5})
+    assert filtered["ratio_to_brute_force"]["f_measure"] == pytest.approx({"mean": 0.65, "std": 0.045**0.5})
 
 
 def test_sensitivity_varies_every_setting(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row a value, a picture a setting, and the slope of the largest path."""
+    """The document has a row for each value and the slope of the largest path; the page has a picture a setting."""
     monkeypatch.setattr(sensitivity_module, "COUNTS", (1, 3))
     monkeypatch.setattr(sensitivity_module, "WIDTHS", (0.3, 2))
     monkeypatch.setattr(sensitivity_module, "DEPTHS", (3,))
@@ -171,7 +171,7 @@ def test_sensitivity_varies_every_setting(
 
     assert [row["value"] for row in document["paths_per_item"]] == [1, 3]
     assert [row["value"] for row in document["beam"]] == [5, 10, 20, 35, 50, 100]
-    assert document["beam"][0]["reads"] <= 5 * max(1, document["beam"][0]["largest"])  # five paths and no more
+    assert document["beam"][0]["reads"] <= 5 * max(1, document["beam"][0]["largest"])  # at most five paths are read
     assert [row["value"] for row in document["width"]] == [2, 12]
     assert [row["value"] for row in document["depth"]] == ["3 (K = 6)", "2 (K = 15)"]
     reads = [row["reads"] for row in document["beam"]]
@@ -183,8 +183,8 @@ def test_sensitivity_varies_every_setting(
     require_page(tmp_path / "report", pictures)
 
 
-def test_what_is_held_out_reaches_no_rival(planted: Planted) -> None:
-    """Another truth of the test users changes no score of a classic."""
+def test_held_out_items_reach_no_baseline(planted: Planted) -> None:
+    """Other held-out items of the test users change no score of the classic baselines."""
     dataset = planted.dataset
     items = dataset.items.copy()
     for user in planted.split.test_users:
@@ -192,18 +192,18 @@ def test_what_is_held_out_reaches_no_rival(planted: Planted) -> None:
         items[start : dataset.offsets[user + 1]] = 0
     histories = scipy.sparse.csr_array(np.eye(40, dtype=np.float32))
 
-    for (name, one, _), (_, two, _) in zip(
+    for (name, scores, _), (_, changed_scores, _) in zip(
         *(
             benchmark_module._classics(planted.config, data, planted.split, SilentProgress())
             for data in (dataset, dataclasses.replace(dataset, items=items))
         ),
         strict=True,
     ):
-        assert np.array_equal(one(histories), two(histories)), name
+        assert np.array_equal(scores(histories), changed_scores(histories)), name
 
 
-def test_random_paths_have_the_encoder_and_no_more(planted: Planted, tmp_path: Path) -> None:
-    """What is compared is the assignment alone."""
+def test_random_paths_reuse_only_the_encoder(planted: Planted, tmp_path: Path) -> None:
+    """The item vectors are those of the trained network, and the paths are drawn: only the assignment is compared."""
     drawn, dataset, base = (
         planted.config.replace(start="random", reassignments=0),
         planted.dataset,
@@ -216,20 +216,20 @@ def test_random_paths_have_the_encoder_and_no_more(planted: Planted, tmp_path: P
     assert np.array_equal(trained.paths, random_paths(40, 2, 2, 6, generator))
 
 
-def test_kept_until_something_differs(planted: Planted, tmp_path: Path) -> None:
-    """Settings or data; a damaged file is named."""
-    asked = []
+def test_results_are_kept_until_settings_or_data_change(planted: Planted, tmp_path: Path) -> None:
+    """The same settings and data are not measured again; a damaged result is an error."""
+    folders = []
 
     def measure(place: Path) -> dict[str, Any]:
-        asked.append(place)
-        return {"n": len(asked)}
+        folders.append(place)
+        return {"n": len(folders)}
 
     def kept(seed: int = 0, dataset: Dataset = planted.dataset) -> dict[str, Any]:
         return keep(tmp_path, "x", planted.config.replace(seed=seed), dataset, SilentProgress(), measure)
 
     assert (kept(), kept(), kept(seed=1)) == ({"n": 1}, {"n": 1}, {"n": 2})
     assert kept(dataset=dataclasses.replace(planted.dataset, items=planted.dataset.items[::-1])) == {"n": 3}
-    (asked[0] / "result.json").write_text("{")
+    (folders[0] / "result.json").write_text("{")
     with pytest.raises(ResumeError, match="damaged"):
         kept()
 
@@ -242,10 +242,10 @@ def test_kept_until_something_differs(planted: Planted, tmp_path: Path) -> None:
         (["--seeds=0"], "at least 1"),
     ],
 )
-def test_what_cannot_be_measured_is_told_first(
+def test_wrong_settings_are_refused_before_any_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], message: str
 ) -> None:
-    """Before anything is trained."""
+    """The error names the setting or the reason, and no run is started."""
     write_interactions(tmp_path).rename(tmp_path / "shop.interactions.parquet")
 
     command = ["benchmark", "--data-dir", str(tmp_path), "--runs", str(tmp_path / "runs"), *QUICK, *settings]
@@ -255,8 +255,8 @@ def test_what_cannot_be_measured_is_told_first(
     assert not list(tmp_path.glob("runs/*/run"))
 
 
-def test_a_report_that_cannot_be_written_is_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not after hours."""
+def test_a_report_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error comes before any training, not hours later."""
     write_interactions(tmp_path).rename(tmp_path / "shop.interactions.parquet")
     (tmp_path / "file").touch()
 
@@ -265,14 +265,14 @@ def test_a_report_that_cannot_be_written_is_told_first(tmp_path: Path, capsys: p
 
 
 def test_slope_by_hand() -> None:
-    """A largest path that halves when alpha grows eightfold."""
+    """The largest path halves when alpha grows eightfold."""
     assert slope([1.0, 8.0, 64.0], [400, 200, 100]) == pytest.approx(-1 / 3)
 
 
-def test_what_the_comparison_needs_is_asked_for_by_name(
+def test_missing_libraries_of_the_benchmark_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is trained."""
+    """The error says how to install them, before anything is trained."""
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -1,4 +1,4 @@
-"""Clients in their default settings are answered, whatever protocols they offer beside HTTP/1.1."""
+"""Clients in their default settings are answered, whatever protocols they offer besides HTTP/1.1."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
 
 
 def post(offer: bytes, framing: bytes = LENGTH, body: bytes = BODY) -> bytes:
-    """A retrieval of three candidates, by a client that offers something beside it."""
+    """A request for three candidates, from a client that also offers another protocol."""
     return b"POST /v1/retrieve HTTP/1.1\r\n" + offer + JSON + framing + b"\r\n" + body
 
 
@@ -48,19 +48,19 @@ def live(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def answers(replies: list[Reply]) -> list[tuple[int, int]]:
-    """Of each its status, and how many candidates it has."""
+    """The status of each reply, and how many candidates it has."""
     return [(reply.status, len(reply.json().get("candidates", ()))) for reply in replies]
 
 
 @pytest.mark.parametrize("offer", OFFERS)
-def test_an_offer_is_passed_over(live: Target, offer: str) -> None:
-    """Answered as if it had not been made, on a connection that is kept; not a line of it in the log."""
+def test_an_upgrade_offer_is_ignored(live: Target, offer: str) -> None:
+    """A request with an offer is answered as one without; the connection is kept, and nothing is logged."""
     before = live.replica.log()
     whole = post(OFFERS[offer])
     chunked = post(OFFERS[offer], b"Transfer-Encoding: chunked\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
-    got = GET + OFFERS[offer] + b"\r\n"
+    get = GET + OFFERS[offer] + b"\r\n"
 
-    replies = exchange(live.port, whole, whole, chunked, got, post(b""), whole)
+    replies = exchange(live.port, whole, whole, chunked, get, post(b""), whole)
 
     assert answers(replies) == [(200, 3), (200, 3), (200, 3), (200, 0), (200, 3), (200, 3)]
     assert not any(reply.header("connection") or reply.header("upgrade") for reply in replies)
@@ -68,27 +68,27 @@ def test_an_offer_is_passed_over(live: Target, offer: str) -> None:
 
 
 @pytest.mark.parametrize("offer", OFFERS)
-def test_an_offer_may_come_in_any_pieces(live: Target, offer: str) -> None:
-    """Cut anywhere, by the byte, or several requests at once: as many answers as requests, in their order."""
+def test_a_request_with_an_offer_may_arrive_in_pieces(live: Target, offer: str) -> None:
+    """Requests cut anywhere, sent byte by byte, or several at once get one answer each, in their order."""
     whole = post(OFFERS[offer])
     head = whole.index(b"\r\n\r\n") + 4
-    got = GET + OFFERS[offer] + b"\r\n"
+    get = GET + OFFERS[offer] + b"\r\n"
 
     for cut in (1, 40, head - 1, head, head + 1, len(whole) - 1):
         assert answers(in_pieces(live, whole[:cut], whole[cut:])) == [(200, 3)], cut
     assert answers(in_pieces(live, *(bytes([byte]) for byte in whole))) == [(200, 3)]
-    pipelined = exchange(live.port, whole + got + post(b"") + got + whole)
+    pipelined = exchange(live.port, whole + get + post(b"") + get + whole)
     assert answers(pipelined) == [(200, 3), (200, 0), (200, 3), (200, 0), (200, 3)]
 
 
 def in_pieces(live: Target, *pieces: bytes) -> list[Reply]:
-    """The answers to pieces sent one by one: between two, another request is answered, so each has been read."""
+    """The replies to pieces sent one by one; another request in between ensures that each piece has been read."""
     return exchange(live.port, *pieces, between=lambda: live.replica.client.get("/livez"))
 
 
 @pytest.mark.parametrize("offer", OFFERS)
 def test_an_offer_hides_no_request(live: Target, offer: str) -> None:
-    """Bytes that look like a request in the body of one with an offer are a body; after it comes the next request."""
+    """A body that looks like a request is read as a body, also after an offer of another protocol."""
     hidden = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-ID: smuggled\r\n\r\n"
     length = b"Content-Length: %d\r\n" % len(hidden)
     chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(hidden), hidden)
@@ -106,7 +106,7 @@ def test_an_offer_hides_no_request(live: Target, offer: str) -> None:
 
 @pytest.mark.parametrize("offer", OFFERS)
 def test_an_offer_excuses_no_broken_framing(live: Target, offer: str) -> None:
-    """Two lengths, a length and chunks, a tunnel: refused with or without it, and the connection is closed."""
+    """Two lengths, a length with chunks, and CONNECT are refused despite the offer, and the connection is closed."""
     for framing in (LENGTH + b"Content-Length: 0\r\n", LENGTH + b"Transfer-Encoding: chunked\r\n"):
         assert [reply.status for reply in exchange(live.port, post(OFFERS[offer], framing))] == [400]
     for where in (b"/livez", b"localhost:80"):
@@ -116,7 +116,7 @@ def test_an_offer_excuses_no_broken_framing(live: Target, offer: str) -> None:
 
 @pytest.mark.parametrize("flag", ["--http2", "--http1.1", "--http1.0"])
 def test_curl(live: Target, flag: str) -> None:
-    """With and without an offer, several requests on one connection."""
+    """The program curl is answered with and without an offer, several times on one connection."""
     address = f"{live.replica.address}/v1/retrieve"
     command = [program("curl"), flag, "-sS", "--fail", "-H", "content-type: application/json", "-d", BODY.decode()]
     done = subprocess.run([*command, address, address, address], capture_output=True, check=False)
@@ -131,30 +131,30 @@ ROUTES = ("/livez", "/readyz", "/v1/info", "/metrics", "/admin/v1/versions", "/d
 
 
 def headers_of(answer: httpx.Response) -> dict[str, str]:
-    """All but those that differ from answer to answer."""
+    """The headers of an answer, except those that differ from answer to answer."""
     return {name: value for name, value in answer.headers.items() if name not in {"x-request-id", "date"}}
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_get_route_answers_head(live: Target, route: str) -> None:
-    """The same status and headers without a body, so that the next answer is where the connection goes on."""
+    """HEAD gives the status and headers of GET but no body, so the next answer on the connection is read right."""
     client = live.replica.client
-    got, headed = client.get(route), client.head(route)
+    by_get, by_head = client.get(route), client.head(route)
     raw = raw_head(live, route)
 
-    assert headed.status_code == got.status_code
-    assert headed.content == b""
-    if route != "/metrics":  # whose length grows by what is counted
-        assert headers_of(headed) == headers_of(got)
-        assert raw.header("content-length") == got.headers["content-length"]
+    assert by_head.status_code == by_get.status_code
+    assert by_head.content == b""
+    if route != "/metrics":  # its length grows with what is counted
+        assert headers_of(by_head) == headers_of(by_get)
+        assert raw.header("content-length") == by_get.headers["content-length"]
 
 
 def raw_head(live: Target, route: str) -> Reply:
-    """The answer to HEAD on a connection with another request behind it, so that a body would be noticed."""
+    """The answer to HEAD, with another request behind it on the same connection, so that a body would be noticed."""
     with socket.create_connection(("127.0.0.1", live.port), timeout=30) as connection:
         token = ADMIN["Authorization"].encode()
-        asked = b"HEAD %b HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\n\r\n" % (route.encode(), token)
-        connection.sendall(asked + GET + b"\r\n")
+        request = b"HEAD %b HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\n\r\n" % (route.encode(), token)
+        connection.sendall(request + GET + b"\r\n")
         answer = bytearray()
         while not answer.endswith(b'{"status":"ok"}'):
             answer += connection.recv(65536)
@@ -163,8 +163,8 @@ def raw_head(live: Target, route: str) -> Reply:
     return Reply(int(head[9:12]), head, b"", 0.0)
 
 
-def test_head_of_what_is_not_ready(tmp_path: Path) -> None:
-    """503, as GET; the openapi has each route once, and 405 names HEAD where GET is right."""
+def test_head_while_not_ready(tmp_path: Path) -> None:
+    """HEAD answers 503, as GET does; the OpenAPI does not list HEAD, and a 405 allows HEAD wherever it allows GET."""
     with TestClient(make_app(FolderStore(str(tmp_path)))) as client:
         assert (client.head("/readyz").status_code, client.head("/livez").status_code) == (503, 200)
         assert not any("head" in operations for operations in client.get("/openapi.json").json()["paths"].values())
@@ -173,7 +173,7 @@ def test_head_of_what_is_not_ready(tmp_path: Path) -> None:
 
 
 def test_wget_spider(live: Target, tmp_path: Path) -> None:
-    """As monitors ask, at the service and through the proxy."""
+    """`wget --spider`, which monitors use, succeeds at the service and through the proxy."""
     with proxied(tmp_path, [live.port]) as front:
         for port in (live.port, front):
             for route in ("/livez", "/readyz", "/v1/info", "/docs"):

@@ -1,4 +1,4 @@
-"""Ids and numbers: one type over all files together, said or found, and the first value that does not fit is named."""
+"""Ids and numbers: ids have one type in all files, set or detected; errors name the first value that does not fit."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def parquet(folder: Path, name: str, values: Any) -> Table:
 
 
 def ids_of(*tables: Table, wanted: IdType = "auto") -> list[list[Any]]:
-    """Each table's ids as they are understood."""
+    """The ids of each table, in the type that they are read as."""
     encoded = encode_ids(tables, "id", wanted)
     assert encoded.ids.tolist() == sorted(encoded.ids.tolist())
     return [encoded.ids[rows].tolist() for rows in encoded.rows]
 
 
-def test_ids_are_integers_if_all_files_have_only_such(tmp_path: Path) -> None:
-    """Clicks are all digits, the catalogue has one more like 10030A: all are strings, and it is said why."""
+def test_ids_are_integers_if_all_files_have_only_integers(tmp_path: Path) -> None:
+    """All clicks are digits, but the catalogue has 10030A: all ids are strings, and a message says why."""
     clicks, items = text(tmp_path, "clicks.csv", "7", "10"), text(tmp_path, "items.csv", "10", "10030A", "9")
 
     assert ids_of(clicks) == [[7, 10]]
@@ -51,8 +51,8 @@ def test_ids_are_integers_if_all_files_have_only_such(tmp_path: Path) -> None:
     ]
 
 
-def test_the_type_can_be_said(tmp_path: Path) -> None:
-    """As strings, or as integers with the first that is none."""
+def test_the_type_of_ids_can_be_set(tmp_path: Path) -> None:
+    """Ids are read as strings, or as integers with an error that names the first id that is none."""
     clicks, items = text(tmp_path, "clicks.csv", "7"), text(tmp_path, "items.csv", "9", "A1")
 
     assert ids_of(clicks, wanted="string") == [["7"]]
@@ -67,7 +67,7 @@ def test_the_type_can_be_said(tmp_path: Path) -> None:
 
 
 def test_snowflakes_are_integers_in_text_and_parquet(tmp_path: Path) -> None:
-    """The day the first id has 19 digits, the type stays; that JavaScript rounds them is said."""
+    """The type stays when the first id has 19 digits; a message warns that JavaScript rounds such numbers."""
     cells = list(map(str, SNOWFLAKES))
     for table in (text(tmp_path, "x.csv", *cells), parquet(tmp_path, "x.parquet", SNOWFLAKES)):
         encoded = encode_ids([table], "id", "auto")
@@ -77,7 +77,7 @@ def test_snowflakes_are_integers_in_text_and_parquet(tmp_path: Path) -> None:
 
 
 def test_more_than_64_bits_are_strings(tmp_path: Path) -> None:
-    """Said."""
+    """A message says why."""
     encoded = encode_ids([text(tmp_path, "x.csv", "1", str(2**63))], "id", "auto")
 
     assert encoded.ids.tolist() == ["1", str(2**63)]
@@ -85,20 +85,20 @@ def test_more_than_64_bits_are_strings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cell", ["007", "+7", "7e3", "7.5", "0x7", "-0", "1_000"])
-def test_what_is_not_written_as_an_integer_is_a_string(tmp_path: Path, cell: str) -> None:
+def test_an_id_not_written_as_an_integer_is_a_string(tmp_path: Path, cell: str) -> None:
     """An id with leading zeros keeps them."""
     assert ids_of(text(tmp_path, "x.csv", cell, "7")) == [[cell, "7"]]
 
 
 def test_integers_that_pandas_made_floats(tmp_path: Path) -> None:
-    """1.0 is 1 in text and Parquet alike, and meets the 1 of another file; it is said."""
+    """1.0 is the id 1 in text and Parquet, also if another file has 1; a message reports it."""
     other = text(tmp_path, "other.csv", "1")
     for table in (text(tmp_path, "x.csv", "0.0", "1.0"), parquet(tmp_path, "x.parquet", [0.0, 1.0])):
         assert ids_of(table, other) == [[0, 1], [1]]
         assert encode_ids([table], "id", "auto").said == [
             f"{table.file}: column id: integers written with a decimal point are read as integers"
         ]
-    assert ids_of(text(tmp_path, "x.csv", "1.0", "A")) == [["1.0", "A"]]  # it may be a name
+    assert ids_of(text(tmp_path, "x.csv", "1.0", "A")) == [["1.0", "A"]]  # 1.0 may be a name here
     assert ids_of(text(tmp_path, "x.csv", "1.0"), text(tmp_path, "y.csv", "1.0", "2.0", "A")) == [
         ["1"],
         ["1", "2", "A"],
@@ -109,14 +109,14 @@ def test_integers_that_pandas_made_floats(tmp_path: Path) -> None:
 
 
 def test_floats_that_are_no_integers_are_refused(tmp_path: Path) -> None:
-    """With the cast to make."""
+    """The error names the row and the cast to make."""
     for value in (0.5, 1e17, float("nan"), float("inf")):
         with pytest.raises(DataError, match=r"column id, row 2: .* expected integers or strings; cast the column to"):
             ids_of(parquet(tmp_path, "x.parquet", pa.array([1.0, value], from_pandas=False)))
 
 
-def test_blanks_around_ids_are_taken_off(tmp_path: Path) -> None:
-    """`A1` and `A1 ` are one item, and 7 with a blank is an integer; how many is said."""
+def test_blanks_around_ids_are_removed(tmp_path: Path) -> None:
+    """`A1` and `A1 ` are one item, and 7 with a blank is an integer; a message has the number of changed ids."""
     table = text(tmp_path, "x.csv", "A1", "A1 ", " B2", "A1 ")
 
     assert ids_of(table) == [["A1", "A1", "B2", "A1"]]
@@ -125,7 +125,7 @@ def test_blanks_around_ids_are_taken_off(tmp_path: Path) -> None:
 
 
 def test_na_is_an_id(tmp_path: Path) -> None:
-    """NA, null and None are words; an empty cell is missing, and named."""
+    """NA, null and None are ids; an empty cell is missing, and the error names its row."""
     assert ids_of(text(tmp_path, "x.csv", "NA", "null", "None", "nan")) == [["NA", "null", "None", "nan"]]
     for empty in ("", '""'):
         with pytest.raises(DataError, match="column id, row 2: no value; drop or fill such rows"):
@@ -152,8 +152,8 @@ UUIDS = [uuid.UUID(int=3), uuid.UUID(int=2**127)]
         (pa.array(["2024-01-31"], pa.string()).cast(pa.date32()), ["2024-01-31"]),
     ],
 )
-def test_types_with_one_plain_form_are_read_as_that(tmp_path: Path, values: pa.Array, expected: list[Any]) -> None:
-    """UUIDs, text without its mark, whole decimals."""
+def test_types_with_an_obvious_plain_form_are_read(tmp_path: Path, values: pa.Array, expected: list[Any]) -> None:
+    """UUIDs, bytes that are text, whole decimals, dates and dictionaries are read as strings or integers."""
     assert ids_of(parquet(tmp_path, "x.parquet", values)) == [expected]
 
 
@@ -168,13 +168,13 @@ def test_types_with_one_plain_form_are_read_as_that(tmp_path: Path, values: pa.A
     ],
 )
 def test_other_types_say_which_cast_to_make(tmp_path: Path, values: pa.Array, message: str) -> None:
-    """In a line, with file and column."""
+    """The error is one line with file and column."""
     with pytest.raises(DataError, match=rf"x.parquet: column id: {message}"):
         ids_of(parquet(tmp_path, "x.parquet", values))
 
 
 def test_numbers_in_text_and_parquet(tmp_path: Path) -> None:
-    """Ratings; the first that is none is named."""
+    """Columns such as ratings are read; an error names the first cell that is not a number."""
     assert numbers(text(tmp_path, "x.csv", "3", "-2.5", " 1e3 "), "id").tolist() == [3.0, -2.5, 1000.0]
     assert numbers(parquet(tmp_path, "x.parquet", [1, 2]), "id").tolist() == [1.0, 2.0]
     for cell in ("good", "1,5", "NaN", "0x1", "1e999"):

@@ -1,4 +1,4 @@
-"""The three commands as a user runs them: help, errors, exit codes, JSON and nothing else on stdout."""
+"""The three commands as a user runs them: help, errors, exit codes, and only JSON on stdout with --json."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ QUICK = [
 
 
 @pytest.mark.parametrize("command", ["dr-trainer", "dr-trainer fit", "dr-trainer evaluate", "dr-index", "dr-service"])
-def test_help_teaches(command: str) -> None:
-    """Every command has help with an example."""
+def test_help_has_an_example(command: str) -> None:
+    """Every command prints its usage with an example, except dr-trainer, which lists its subcommands."""
     done = subprocess.run(
         [BIN / command.split(maxsplit=1)[0], *command.split()[1:], "--help"], capture_output=True, text=True, check=True
     )
@@ -48,7 +48,7 @@ def test_help_teaches(command: str) -> None:
 def test_fit_evaluate_and_index(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fit publishes and activates, --no-activate does not, evaluate measures the current, stdout is JSON alone."""
+    """`fit` publishes and activates unless --no-activate is given; `evaluate` measures the current version."""
     monkeypatch.chdir(tmp_path)
     file, store = write_interactions(tmp_path), str(tmp_path / "store")
 
@@ -73,7 +73,7 @@ def test_fit_evaluate_and_index(
     assert "ratio to brute force" in capsys.readouterr().out
 
     assert run(dr_index, "activate", second["version"]) == {"version": second["version"], "previous": first["version"]}
-    # A run that is over stays over: it does not take `current` back.
+    # A finished run that is resumed returns its result, and does not activate its version again.
     assert run(dr_trainer, "fit", str(file), *QUICK, "--resume", first["run"]) == first
     assert run(dr_index, "list")["current"] == second["version"]
     assert run(dr_index, "rollback") == {"version": first["version"], "previous": second["version"]}
@@ -93,14 +93,14 @@ def test_fit_evaluate_and_index(
         (["--set", "min_interactions=99"], "rows is left"),
     ],
 )
-def test_what_cannot_work_is_one_line(
+def test_an_error_of_fit_is_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
     message: str,
 ) -> None:
-    """Exit 1, nothing on stdout, no traceback."""
+    """The exit status is 1; nothing is on stdout, and there is no traceback."""
     import re
 
     monkeypatch.chdir(tmp_path)
@@ -115,7 +115,7 @@ def test_what_cannot_work_is_one_line(
 
 
 def test_evaluate_without_a_version_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An empty store."""
+    """The store is empty."""
     assert dr_trainer(["evaluate", "x.parquet", "--store", str(tmp_path)]) == 1
     assert "publish one with dr-trainer fit" in capsys.readouterr().err
 
@@ -132,13 +132,13 @@ def test_evaluate_without_a_version_says_what_to_do(tmp_path: Path, capsys: pyte
 def test_index_errors_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    """Exit 1 with the reason."""
+    """The exit status is 1, and the message has the reason."""
     assert dr_index([*arguments, "--store", str(tmp_path)]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_index_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """list, show, verify, prune as text; an empty store says how to fill it."""
+def test_dr_index_prints_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --json, list, show, verify and prune print text; for an empty store, list says how to fill it."""
     store = FolderStore(str(tmp_path))
     assert dr_index(["list", "--store", str(tmp_path)]) == 0
     assert "publish one with dr-trainer fit" in capsys.readouterr().out
@@ -167,7 +167,7 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
 
 
 def test_the_service_starts_answers_and_stops(planted: Planted, tmp_path: Path) -> None:
-    """As a process: ready, an answer, SIGTERM, an orderly end."""
+    """The service runs as a process and shuts down in order on SIGTERM."""
     store = FolderStore(str(tmp_path))
     store.activate(store.publish(planted.version))
     command = [str(BIN / "dr-service"), "--store", str(tmp_path), "--port", "0"]
@@ -195,7 +195,7 @@ def test_the_service_starts_answers_and_stops(planted: Planted, tmp_path: Path) 
     ],
 )
 def test_the_service_refuses_wrong_settings(arguments: list[str], message: str) -> None:
-    """Exit 2, naming flag and variable."""
+    """The exit status is 2; the message names the flag or the value, and for a missing setting its variable."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DR_")}
     done = subprocess.run(
         [BIN / "dr-service", *arguments], capture_output=True, text=True, check=False, env=environment
@@ -206,9 +206,7 @@ def test_the_service_refuses_wrong_settings(arguments: list[str], message: str) 
     assert "Traceback" not in done.stderr
 
 
-def test_a_collapsed_index_is_kept_back_until_told_otherwise(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_collapsed_index_is_published_only_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """36 paths cannot have as much entropy as 40 items; the run is kept, and publishing it needs no training."""
     file, store, run = write_interactions(tmp_path), str(tmp_path / "store"), tmp_path / "run"
     command = ["fit", str(file), *QUICK, "--set=gate_entropy=1", "--store", store, "--resume", str(run), "--json"]
@@ -227,8 +225,10 @@ def test_a_collapsed_index_is_kept_back_until_told_otherwise(
     assert "nodes in use in each layer" in shown
 
 
-def test_the_same_data_in_another_format_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trained on strings of Parquet, measured on a CSV of digits: ids are read as the version has them."""
+def test_the_same_data_in_another_format_give_the_same_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A version trained on strings in Parquet is measured on digits in CSV: ids are read in the type of the version."""
     file, store = write_interactions(tmp_path), str(tmp_path / "store")
     rows = pq.read_table(file)
     pyarrow.csv.write_csv(rows, tmp_path / "clicks.csv")
@@ -244,18 +244,20 @@ def test_the_same_data_in_another_format_are_the_same(tmp_path: Path, capsys: py
     assert figures[0] == figures[1] == figures[2]
 
 
-def test_progress_that_nobody_reads_stops_nothing() -> None:
-    """`fit 2>&1 | head -n 1`: whoever tells its progress goes on and ends with 0."""
-    tell = f"{sys.executable} -c 'from trainer.stopping import tell; [tell(str(i)) for i in range(10_000)]'"
-    command = f"{tell} 2>&1 >/dev/null | head -n 1; exit ${{PIPESTATUS[0]}}"
+def test_a_closed_pipe_for_progress_stops_nothing() -> None:
+    """In `fit 2>&1 | head -n 1`, reporting progress still works after head has ended, and the exit status is 0."""
+    reporting = f"{sys.executable} -c 'from trainer.stopping import tell; [tell(str(i)) for i in range(10_000)]'"
+    command = f"{reporting} 2>&1 >/dev/null | head -n 1; exit ${{PIPESTATUS[0]}}"
 
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
-def test_versions_that_cannot_be_read_are_not_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of another format, or damaged: list says which and why; a short name finds what is current."""
+def test_versions_that_cannot_be_read_are_listed_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A version is of another format; an abbreviated name still finds it. `prune --keep 1.5` is refused."""
     store = FolderStore(str(tmp_path))
     name = store.publish(small_version())
     store.activate(name)
@@ -272,8 +274,8 @@ def test_versions_that_cannot_be_read_are_not_none(tmp_path: Path, capsys: pytes
     assert "--keep: expected a whole number of 0 or more, found '1.5'" in capsys.readouterr().err
 
 
-def test_a_version_is_named_by_how_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """v2 is the only one that begins with v2-, not v20-; what several begin with, or none, lists them."""
+def test_a_version_name_may_be_abbreviated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """v2 means the version that begins with v2-, not v20-; for an unknown name the error lists the newest versions."""
     store = FolderStore(str(tmp_path))
     names = [store.publish(small_version(str(i))) for i in range(20)]
 
@@ -294,8 +296,8 @@ def test_a_version_is_named_by_how_it_begins(tmp_path: Path, capsys: pytest.Capt
     assert "the newest are" in capsys.readouterr().err
 
 
-def test_several_versions_may_begin_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Then all of them are listed and nothing is done."""
+def test_an_ambiguous_abbreviation_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error lists all versions that begin like this, and no version is activated."""
     for folder in ("a", "b"):
         store = FolderStore(str(tmp_path / folder))
         store.publish(small_version(folder))
@@ -304,13 +306,13 @@ def test_several_versions_may_begin_alike(tmp_path: Path, capsys: pytest.Capture
 
     assert dr_index(["activate", "v1", "--store", str(tmp_path / "a")]) == 1
 
-    (one, two) = sorted(path.name for path in (tmp_path / "a" / "versions").glob("v1-*"))
-    assert f"v1: 2 versions begin like this: {one}, {two}; write more of the name" in capsys.readouterr().err
+    (first, second) = sorted(path.name for path in (tmp_path / "a" / "versions").glob("v1-*"))
+    assert f"v1: 2 versions begin like this: {first}, {second}; write more of the name" in capsys.readouterr().err
     assert FolderStore(str(tmp_path / "a")).current() is None
 
 
-def test_show_tells_files_and_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a version was made from and with, a line each."""
+def test_show_lists_files_and_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`dr-index show` prints the files and the settings that made a version, one a line."""
     version = small_version()
     config, metrics = {"k": 20, "context": ["country"]}, {"files": {"interactions": "clicks.csv"}}
     manifest = dataclasses.replace(version.manifest, config=config, metrics=metrics)
@@ -323,10 +325,10 @@ def test_show_tells_files_and_settings(tmp_path: Path, capsys: pytest.CaptureFix
     assert lines[at:] == ["files:", '  interactions = "clicks.csv"', "settings:", '  context = ["country"]', "  k = 20"]
 
 
-def test_files_that_were_given_are_named(
+def test_a_version_knows_its_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Users without context are not used; that is said. The version knows its files; evaluate names them."""
+    """A users file without context settings is reported as not used; `evaluate` names the files of the training."""
     monkeypatch.chdir(tmp_path)
     write_interactions(tmp_path)
     (tmp_path / "items.csv").write_text("item_id\n" + "\n".join(map(str, range(50))))

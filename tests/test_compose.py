@@ -1,4 +1,4 @@
-"""The files of the local stack: valid, hardened, and saying what the service says. test_rehearsal.py starts it."""
+"""The files of the local stack are valid, hardened, and agree with the service. test_rehearsal.py starts the stack."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ OURS = ("service", "service-gpu", "trainer")
 
 
 def check(*command: str) -> None:
-    """Run a checker; show what it says if it is not content."""
+    """Run a checker; if it fails, show its output."""
     done = subprocess.run([str(BIN / command[0]), *command[1:]], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_compose_file_is_one() -> None:
-    """By the compose specification, which check-jsonschema brings."""
+def test_the_compose_file_is_valid() -> None:
+    """It follows the compose specification that comes with check-jsonschema."""
     check("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
 
 
 def test_the_dockerfile_has_no_lint() -> None:
-    """Not even what hadolint would only mention."""
+    """The linter hadolint has no remarks, not even minor ones."""
     check("hadolint", "docker/Dockerfile")
 
 
-def test_what_is_named_is_there() -> None:
-    """Services, volumes, files and build targets: what a schema does not see."""
+def test_everything_that_the_compose_file_names_exists() -> None:
+    """A schema does not check services, volumes, files and build targets."""
     targets = set(re.findall(r"(?m)^FROM .* AS (\S+)$", DOCKERFILE))
     for name, service in SERVICES.items():
         assert set(service.get("depends_on", {})) <= set(SERVICES), name
@@ -53,12 +53,12 @@ def test_what_is_named_is_there() -> None:
     used = set(re.findall(r"\$\{(\w+):-", (ROOT / "docker-compose.yml").read_text()))
     explained = set(re.findall(r"(?m)^(\w+)=", (ROOT / ".env.example").read_text()))
     assert explained <= used
-    assert used - explained == {"DR_TRAINER_STORE", "DR_SERVICE_STORE"}  # explained where the cluster is
+    assert used - explained == {"DR_TRAINER_STORE", "DR_SERVICE_STORE"}  # explained beside the cluster
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_service_is_hardened(name: str) -> None:
-    """Read-only, without capabilities, from an exact tag; reached from this machine only; health without curl."""
+    """Read-only, no capabilities, an exact tag, ports open to this machine only, and a health check without curl."""
     service = SERVICES[name]
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
@@ -68,12 +68,12 @@ def test_every_service_is_hardened(name: str) -> None:
     for port in service.get("ports", []):
         assert port.startswith("127.0.0.1:")
     assert name not in {"redis", "redis-1", "redis-2", "redis-3"} or "ports" not in service
-    if name not in {"trainer", "cluster"}:  # they end
+    if name not in {"trainer", "cluster"}:  # these two end by themselves
         assert "curl" not in str(service["healthcheck"]["test"])
 
 
-def test_images_of_ours_run_as_nobody_in_particular() -> None:
-    """The last USER of each stage that is run; torch is the trainer's alone."""
+def test_our_images_run_as_an_unprivileged_user() -> None:
+    """The last USER of each image is 10001; only the trainer's image has torch."""
     stages = re.split(r"(?m)^FROM ", DOCKERFILE)
     by_name = {stage.split("\n")[0].split(" AS ")[1]: stage for stage in stages[1:]}
     for name in OURS:
@@ -82,26 +82,28 @@ def test_images_of_ours_run_as_nobody_in_particular() -> None:
 
 
 def test_the_dashboard_shows_metrics_that_exist() -> None:
-    """Every name in its queries is one that the service tells; and it shows every metric of ours."""
+    """Its queries name only metrics that the service exports, and every metric of ours is shown."""
     queries = re.findall(r'"expr": "(.*)"', (ROOT / "docker/grafana/deep-retrieval.json").read_text())
     shown = {name for query in queries for name in re.findall(r"deepretrieval_\w+", query)}
     metrics = Metrics()
     metrics.requests.labels("/v1/retrieve", 200).inc()
     metrics.duration.labels("/v1/retrieve").observe(1)
     metrics.serving("v1-000000000000", 1, 1)
-    told = {line.split("{")[0].split(" ")[0] for line in metrics.text().decode().splitlines() if line[0] != "#"}
+    exported = {line.split("{")[0].split(" ")[0] for line in metrics.text().decode().splitlines() if line[0] != "#"}
 
-    assert shown <= told
+    assert shown <= exported
     families = {metric.name for metric in metrics.registry.collect()}
     assert families == {re.sub(r"_(bucket|total)$", "", name) for name in shown}
 
 
-def test_what_the_proxy_says_is_a_problem_as_the_services_are() -> None:
-    """Its every error has the body that the OpenAPI documents, and the headers that the service gives it."""
-    said = re.findall(r"(?m)^    http-error status (\d+) content-type (\S+)(.*?) lf-string '(.*)'$", CONFIG.read_text())
+def test_errors_of_the_proxy_look_like_those_of_the_service() -> None:
+    """Each error has the body that the OpenAPI documents, and the headers that the service gives it."""
+    errors = re.findall(
+        r"(?m)^    http-error status (\d+) content-type (\S+)(.*?) lf-string '(.*)'$", CONFIG.read_text()
+    )
 
-    assert {int(status) for status, *_ in said} == {400, 404, 408, 413, 429, 500, 502, 503, 504}
-    for status, kind, headers, body in said:
+    assert {int(status) for status, *_ in errors} == {400, 404, 408, 413, 429, 500, 502, 503, 504}
+    for status, kind, headers, body in errors:
         problem = Problem.model_validate_json(body)
         assert kind == "application/problem+json"
         assert problem.status == int(status)

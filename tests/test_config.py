@@ -1,4 +1,4 @@
-"""Settings: what is refused and how, and how files, flags and stored versions give them."""
+"""Settings of the trainer: which values are refused and how, and how files, flags and stored versions set them."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_a_setting_that_cannot_work_is_named(values: dict[str, Any], message: st
         ({"context": ["c" * 129]}, f"context: expected names of at most {Limits.FEATURE_NAME} characters, found 129"),
     ],
 )
-def test_a_version_asks_for_no_more_than_a_request_may(values: dict[str, Any], message: str) -> None:
-    """Bug 4: `k=5000` trained, and then no request could name the k that the version answered by default."""
+def test_settings_beyond_the_limits_of_a_request_are_refused(values: dict[str, Any], message: str) -> None:
+    """Bug 4: `k=5000` could be trained, and then no request could name the k that the version answered by default."""
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         TrainConfig(**values)
 
@@ -104,10 +104,10 @@ def test_the_most_that_a_request_may_ask_for_can_be_trained() -> None:
         (f"context={'c' * 200}", "context: expected names of at most 128 characters, found 200"),
     ],
 )
-def test_the_command_refuses_them_before_it_reads_a_file(
+def test_the_command_refuses_such_settings_before_it_reads_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, message: str
 ) -> None:
-    """Bug 4: one line and exit status 1; nothing is read or written."""
+    """Bug 4: the error is one line and the exit status 1; nothing is read or written."""
     assert dr_trainer(["fit", "missing.csv", "--store", str(tmp_path / "store"), "--set", setting]) == 1
 
     assert capsys.readouterr() == ("", f"dr-trainer: {message}\n")
@@ -117,7 +117,7 @@ def test_the_command_refuses_them_before_it_reads_a_file(
 def test_a_category_too_long_for_a_request_is_refused_when_it_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bug 4: no request could send it."""
+    """Bug 4: no request could send such a value."""
     monkeypatch.chdir(tmp_path)
     write_interactions(tmp_path)
     (tmp_path / "users.csv").write_text(f"user_id,country\n1,{'x' * 257}\n2,DE\n")
@@ -131,7 +131,7 @@ def test_a_category_too_long_for_a_request_is_refused_when_it_is_read(
 
 
 def test_every_mistake_has_a_line() -> None:
-    """In the order of the settings, then names that are none."""
+    """Wrong values come in the order of the settings, then names that do not exist."""
     with pytest.raises(ConfigError) as refused:
         TrainConfig.model_validate({"sede": 1, "depth": 0, "eta": 2, "nothing_like_it": 3})
 
@@ -146,7 +146,7 @@ def test_every_mistake_has_a_line() -> None:
 
 
 def test_a_long_value_is_cut() -> None:
-    """Whoever passes a file's content by mistake sees its beginning."""
+    """If a file's content is passed by mistake, the message shows only its beginning."""
     with pytest.raises(ConfigError) as refused:
         TrainConfig(k="9" * 5000)  # type: ignore[arg-type]
 
@@ -154,7 +154,7 @@ def test_a_long_value_is_cut() -> None:
 
 
 def test_replace_checks_what_it_changes() -> None:
-    """The other settings stay, and a wrong one is refused as it is anywhere."""
+    """The other settings stay, and a wrong value is refused as in a new config."""
     config = TrainConfig(depth=2, context=("a",))
 
     assert config.replace(width=7) == TrainConfig(depth=2, width=7, context=("a",))
@@ -167,7 +167,7 @@ def test_replace_checks_what_it_changes() -> None:
 
 
 def test_a_config_does_not_change() -> None:
-    """It is shared by all that trains; equal ones hash alike."""
+    """It is immutable because all parts of the trainer share it; equal configs have equal hashes."""
     config = TrainConfig(alpha=2)
 
     with pytest.raises(ValidationError):
@@ -176,7 +176,7 @@ def test_a_config_does_not_change() -> None:
 
 
 def test_a_stored_config_of_another_release_is_read() -> None:
-    """What this release does not know is named and ignored; what it knows and the version lacks has its default."""
+    """Settings that this release does not know are named and ignored; those that the version lacks have defaults."""
     stored = TrainConfig(k=3, context=("a",)).to_json() | {"shrink": 0.5, "beems": [1]}
     del stored["device"], stored["epochs"]
 
@@ -191,7 +191,7 @@ def test_a_stored_config_of_another_release_is_read() -> None:
 def test_a_version_of_another_release_is_evaluated(
     planted: Planted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Settings that this release does not know are named and ignored; one that it cannot use is refused by name."""
+    """Settings that this release does not know are named and ignored; a value that it cannot use is refused."""
 
     def evaluate(folder: str, config: dict[str, Any]) -> tuple[int, str, list[str]]:
         manifest = dataclasses.replace(planted.version.manifest, config=config)
@@ -203,12 +203,12 @@ def test_a_version_of_another_release_is_evaluated(
         return status, out, err.replace(name, "V").splitlines()
 
     config = planted.config.to_json()
-    status, expected, told = evaluate("as it is", config)
+    status, expected, messages = evaluate("as it is", config)
     assert status == 0
     fewer = {name: value for name, value in config.items() if name != "rerank"}
     status, out, err = evaluate("other names", fewer | {"shrink": 1})
     assert (status, json.loads(out)["deep_retrieval"]) == (0, json.loads(expected)["deep_retrieval"])
-    assert err == ["V has settings that this release does not know and ignores: shrink", *told]
+    assert err == ["V has settings that this release does not know and ignores: shrink", *messages]
     assert evaluate("wrong value", config | {"split": "halves"}) == (
         1,
         "",
@@ -217,7 +217,7 @@ def test_a_version_of_another_release_is_evaluated(
 
 
 def test_later_settings_win(tmp_path: Path) -> None:
-    """Defaults, then the file, then --set, then flags."""
+    """The order is: defaults, the file, --set, flags."""
     file = tmp_path / "config.toml"
     file.write_text('k = 7\nepochs = 3\nsplit = "last-out"\ncontext = ["country"]\n')
 
@@ -228,7 +228,7 @@ def test_later_settings_win(tmp_path: Path) -> None:
 
 
 def test_settings_survive_the_manifest() -> None:
-    """What to_json gives makes the same config again."""
+    """The JSON of a config gives the same config again."""
     config = TrainConfig(k=3, context=("a", "b:categorical"), min_rating=4)
 
     assert stored_config(json.loads(json.dumps(config.to_json()))) == (config, [])
@@ -236,7 +236,7 @@ def test_settings_survive_the_manifest() -> None:
 
 @pytest.mark.parametrize("text", ["k = ", "\xff"])
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path, text: str) -> None:
-    """With its path."""
+    """The error has its path."""
     file = tmp_path / "config.toml"
     file.write_bytes(text.encode("latin-1"))
 
@@ -245,7 +245,7 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_a_file_saved_by_windows_is_read(tmp_path: Path) -> None:
-    """TOML with a byte order mark and CRLF."""
+    """The file has a byte order mark and CRLF line ends."""
     file = tmp_path / "config.toml"
     file.write_bytes(b"\xef\xbb\xbfk = 7\r\nepochs = 4\r\n")
 
@@ -275,20 +275,20 @@ def test_settings_without_effect_are_reported() -> None:
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
-    """With the reason."""
+    """The error has the reason."""
     with pytest.raises(ConfigError, match="No such file"):
         load_config(tmp_path / "none.toml")
 
 
 def test_set_needs_a_value() -> None:
-    """`--set k` is not a setting."""
+    """`--set k` is refused."""
     with pytest.raises(ConfigError, match="expected key=value"):
         load_config(None, ["k"])
 
 
 @pytest.mark.parametrize(("items", "width"), [(10, 10), (1447, 28), (54_542, 94)])
 def test_width_follows_the_catalogue(items: int, width: int) -> None:
-    """auto: the smallest K with K^3 >= 5 V J, at least 10."""
+    """By default K is the smallest number with K^3 >= 5 V J, and at least 10."""
     assert TrainConfig().resolve_width(items) == width
     assert items < 100 or (width - 1) ** 3 < 15 * items <= width**3
 
@@ -301,14 +301,14 @@ def test_a_trie_too_large_for_the_network_is_refused() -> None:
 
 
 def test_reassignments_leave_time_to_settle() -> None:
-    """Spread evenly after the warm-up, and as long after the last as between two."""
+    """They are spread evenly after the warm-up, with as many epochs after the last as between two."""
     config = TrainConfig(epochs=12, warmup_epochs=4)
 
     assert config.replace(reassignments=0).reassignment_epochs() == set()
     assert config.replace(reassignments=1).reassignment_epochs() == {8}
     assert config.replace(reassignments=3).reassignment_epochs() == {6, 8, 10}
     assert config.replace(reassignments=99).reassignment_epochs() == set(range(5, 12))
-    assert TrainConfig(epochs=6, reassignments=1).reassignment_epochs() == {4}  # the warm-up is half by default
+    assert TrainConfig(epochs=6, reassignments=1).reassignment_epochs() == {4}  # half are warm-up by default
     assert (TrainConfig(epochs=1).passes, TrainConfig(epochs=1).warmup) == (2, 1)
     for epochs in (1, 2):
         assert TrainConfig(epochs=epochs).reassignment_epochs() == set()

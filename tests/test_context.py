@@ -1,4 +1,4 @@
-"""What a file says of a user and what a request says of the same user is the same for the network.
+"""The same user gives the network the same numbers, whether a file or a request describes the user.
 
 The service's answer to raw values is compared with what torch computes from training's arrays.
 """
@@ -35,7 +35,7 @@ TINY = SMALL.replace(epochs=2, warmup_epochs=1, reassignments=0, rerank="softmax
 
 
 def write_users(folder: Path, columns: Mapping[str, Sequence[str]]) -> Path:
-    """users.csv: user 0, 1, ... with the cells as they are given."""
+    """Write users.csv with these cells for users 0, 1, ...."""
     file = folder / "users.csv"
     with file.open("w", newline="") as text:
         rows = csv.writer(text)
@@ -51,7 +51,7 @@ def train(folder: Path, columns: Mapping[str, Sequence[str]], context: Sequence[
 
 
 def ask(folder: Path, version: Version, bodies: Sequence[Any]) -> list[Any]:
-    """What a service of that version answers."""
+    """The answers of a service of this version."""
     store = FolderStore(str(folder / "store"))
     store.activate(store.publish(version))
     app = create_app(Settings.model_validate({"store": str(folder / "store")}), store)
@@ -62,7 +62,7 @@ def ask(folder: Path, version: Version, bodies: Sequence[Any]) -> list[Any]:
 
 
 def torch_scores(planted: Planted, categories: Sequence[int], numbers: Sequence[float]) -> dict[int, float]:
-    """Of each item for a user without history: the softmax head's logit, in torch alone."""
+    """The logit of each item from the softmax head, for a user without history, computed in torch alone."""
     model = planted.trained.model
     with torch.inference_mode():
         user = model.encoder(
@@ -75,7 +75,7 @@ def torch_scores(planted: Planted, categories: Sequence[int], numbers: Sequence[
 
 
 def assert_same(planted: Planted, answer: Any, categories: Sequence[int], numbers: Sequence[float]) -> None:
-    """The answer's scores are torch's for that encoding."""
+    """Require that the answer's scores are those that torch gives for this encoding."""
     scores = torch_scores(planted, categories, numbers)
     expected = [scores[candidate["item_id"]] for candidate in answer["candidates"]]
     assert expected
@@ -83,7 +83,7 @@ def assert_same(planted: Planted, answer: Any, categories: Sequence[int], number
 
 
 def test_two_categories_are_served_in_the_order_of_training(tmp_path: Path) -> None:
-    """Whatever the alphabet says; also where one has values enough to be out of the other's bounds."""
+    """The order is not alphabetical; country has more values, so swapped columns would be out of bounds."""
     context = ["segment", "country"]
     columns = {"segment": list("AB") * 60, "country": [f"c{user % 7}" for user in range(120)]}
     planted = train(tmp_path / "run", columns, context)
@@ -102,7 +102,7 @@ def test_two_categories_are_served_in_the_order_of_training(tmp_path: Path) -> N
 NAMES = st.lists(
     st.sampled_from(["zip", "age", "Country", "a", "score", "x y", "é"]), min_size=2, max_size=4, unique=True
 )
-#: Cells of a column as a CSV file has them, and for some of them what a request would send, and what it is then.
+#: For each kind of column, its cells in a CSV file, each with the value that a request sends for it.
 KINDS: dict[str, list[tuple[str, Any]]] = {
     "number": [("3", 3), ("-2.5", -2.5), ("1e3", 1000), ("40", "40"), ("0", 0), ("", None), ("7", 7.0)],
     "post code": [("01067", "01067"), ("80331", "80331"), ("00003", "00003"), ("", ""), ("50667", "50667")],
@@ -112,7 +112,7 @@ KINDS: dict[str, list[tuple[str, Any]]] = {
 
 
 def drawn_users(kinds: Mapping[str, str], users: int = 120) -> dict[str, list[tuple[str, Any]]]:
-    """Each feature's cells and what a request sends for them; they differ from user to user and from each other."""
+    """Each feature's cells with what a request sends for them; they differ between users and between features."""
     return {
         name: [KINDS[kind][(user + user // 7 * place) % len(KINDS[kind])] for user in range(users)]
         for place, (name, kind) in enumerate(kinds.items())
@@ -120,7 +120,7 @@ def drawn_users(kinds: Mapping[str, str], users: int = 120) -> dict[str, list[tu
 
 
 def cells(drawn: Mapping[str, Sequence[tuple[str, Any]]]) -> dict[str, list[str]]:
-    """Of users.csv."""
+    """The cells of users.csv."""
     return {name: [cell for cell, _ in column] for name, column in drawn.items()}
 
 
@@ -132,7 +132,7 @@ def cells(drawn: Mapping[str, Sequence[tuple[str, Any]]]) -> dict[str, list[str]
     ],
 )
 def test_the_trainer_and_the_service_agree(tmp_path: Path, kinds: dict[str, str]) -> None:
-    """Two or more of a kind, missing and unseen values: the service answers what torch gives training's arrays."""
+    """Several features of a kind, missing and unseen values: the scores are those of torch on training's arrays."""
     drawn = drawn_users(kinds)
     planted = train(tmp_path / "run", cells(drawn), list(kinds))
     users = range(10)
@@ -153,7 +153,7 @@ def test_the_trainer_and_the_service_agree(tmp_path: Path, kinds: dict[str, str]
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_request_is_encoded_as_the_file_was(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Any schema, read from CSV and stored: each user's request gets the codes of training."""
+    """For any schema, read from CSV and stored, each user's request gets the codes of training."""
     folder = tmp_path_factory.mktemp("drawn")
     kinds = {name: data.draw(st.sampled_from(sorted(KINDS))) for name in data.draw(NAMES)}
     drawn = drawn_users(kinds)
@@ -174,8 +174,8 @@ def test_a_request_is_encoded_as_the_file_was(tmp_path_factory: pytest.TempPathF
         assert unknown == 0
 
 
-def test_what_is_spelt_otherwise_is_counted(tmp_path: Path) -> None:
-    """`france`, and 1 where True is meant, are unknown values and counted; "True" and "true" are true."""
+def test_values_in_another_spelling_are_counted_as_unknown(tmp_path: Path) -> None:
+    """`france`, and 1 instead of True, are unknown; "True" and "true" both mean true."""
     columns = {"land": ["France", "Chile"] * 60, "new": ["True", "True", "False"] * 40}
     dataset = load_dataset(
         write_interactions(tmp_path), TINY.replace(context=tuple(columns)), users=write_users(tmp_path, columns)
@@ -189,8 +189,8 @@ def test_what_is_spelt_otherwise_is_counted(tmp_path: Path) -> None:
         assert dataset.context.schema.encode(request) == (codes, [], unknown), request
 
 
-def test_what_parquet_has_and_json_has_not(tmp_path: Path) -> None:
-    """Numbers that are none are missing; float32 and times are what people write; a version is made all the same."""
+def test_values_of_parquet_that_json_lacks(tmp_path: Path) -> None:
+    """NaN and infinity are missing; float32 and times become the text that people write; the version is served."""
     day = datetime.datetime(1980, 5, 1, tzinfo=datetime.UTC).replace(tzinfo=None)
     table = pa.table(
         {
@@ -218,8 +218,8 @@ def test_what_parquet_has_and_json_has_not(tmp_path: Path) -> None:
     assert_same(planted, answer, [2, 2, 1], [1.0])
 
 
-def test_users_that_do_not_meet_are_told(tmp_path: Path) -> None:
-    """Ids that are written otherwise in the users file; a context that is a category for one odd cell."""
+def test_a_users_file_that_does_not_match_is_reported(tmp_path: Path) -> None:
+    """Ids in another spelling are an error; a message names the odd cell that makes a column a category."""
     interactions = write_interactions(tmp_path)
     config = SMALL.replace(context=("age",))
     users = tmp_path / "users.csv"
@@ -228,12 +228,12 @@ def test_users_that_do_not_meet_are_told(tmp_path: Path) -> None:
         load_dataset(interactions, config, users=users)
 
     users.write_text("user_id,age\n" + "".join(f"{user},{'NA' if user == 3 else user}\n" for user in range(120)))
-    said = load_dataset(interactions, config, users=users).said
-    assert said == (f"{users}: column age: a category, not a number, because of 'NA'",)
+    messages = load_dataset(interactions, config, users=users).said
+    assert messages == (f"{users}: column age: a category, not a number, because of 'NA'",)
 
 
 def test_post_codes_keep_their_zeros(tmp_path: Path) -> None:
-    """A column with 00003 is of categories, said or not, and a request with 3 is counted as unknown."""
+    """A column with 00003 has categories, not numbers, and a request with 3 is counted as unknown."""
     users = write_users(tmp_path, {"zip": [f"{user % 6:05}" for user in range(120)]})
     schema = load_dataset(write_interactions(tmp_path), TINY.replace(context=("zip",)), users=users).context.schema
 
@@ -243,7 +243,7 @@ def test_post_codes_keep_their_zeros(tmp_path: Path) -> None:
 
 
 def test_only_an_empty_cell_is_missing(tmp_path: Path) -> None:
-    """NA is Namibia, quoted or not; null and nan are words."""
+    """NA is Namibia, quoted or not; null and nan are ordinary words."""
     file = tmp_path / "users.csv"
     cells = ["NA", '"NA"', "null", "nan", "", "DE"]
     file.write_text("user_id,country\n" + "".join(f"{user},{cells[user % 6]}\n" for user in range(120)))
@@ -254,15 +254,15 @@ def test_only_an_empty_cell_is_missing(tmp_path: Path) -> None:
     assert dataset.context.categories[:6, 0].tolist() == [2, 2, 4, 3, 0, 1]
 
 
-def test_a_feature_that_a_version_has_not_is_counted_not_refused(planted: Planted, tmp_path: Path) -> None:
-    """A rollback does not turn the clients' requests into wrong ones."""
+def test_an_unknown_feature_is_counted_not_refused(planted: Planted, tmp_path: Path) -> None:
+    """A rollback to a version without the feature must not turn the clients' requests into errors."""
     (answer,) = ask(tmp_path, planted.version, [{"history": [1], "context": {"country": "France", "age": 3}}])
 
     assert answer["coverage"]["unknown_context"] == 2
 
 
-def test_a_number_may_be_named_a_category_and_the_other_way_round(tmp_path: Path) -> None:
-    """What a column is can be said; what then does not fit is named."""
+def test_a_column_can_be_declared_a_category_or_a_number(tmp_path: Path) -> None:
+    """A number may be declared a category; declaring text a number is an error that names the first value."""
     users = write_users(tmp_path, {"plz": [str(10000 + user % 3) for user in range(120)], "size": ["10", "XL"] * 60})
     interactions = write_interactions(tmp_path)
 
@@ -290,8 +290,8 @@ def test_a_number_may_be_named_a_category_and_the_other_way_round(tmp_path: Path
         (["1e308", "-1e308"] * 60, "column c: the values are too large to standardise"),
     ],
 )
-def test_a_column_that_says_nothing_is_named(tmp_path: Path, column: list[str], message: str) -> None:
-    """Before anything is trained."""
+def test_an_unusable_column_is_named(tmp_path: Path, column: list[str], message: str) -> None:
+    """The error comes before anything is trained."""
     users = write_users(tmp_path, {"c": column})
 
     with pytest.raises(DataError, match=message):
@@ -309,8 +309,8 @@ def test_a_column_that_says_nothing_is_named(tmp_path: Path, column: list[str], 
         (("x",), None, 0), (("x",), "", 0), (("x",), float("nan"), 0), (("nan",), "nan", 1), (("0.1",), 0.1, 1),
     ],
 )  # fmt: skip
-def test_values_meet_by_what_they_say(values: tuple[str, ...], value: Any, code: int) -> None:
-    """First as they are written, then as numbers or truths; never by leaving zeros away."""
+def test_values_match_by_their_meaning(values: tuple[str, ...], value: Any, code: int) -> None:
+    """Values are compared as they are written, then as numbers or booleans; leading zeros always count."""
     assert Category("c", values).encode(value) == code
 
 
@@ -322,14 +322,14 @@ def test_values_meet_by_what_they_say(values: tuple[str, ...], value: Any, code:
     ],
 )  # fmt: skip
 def test_numbers_by_hand(value: Any, encoded: float, unknown: int) -> None:
-    """Mean 40, deviation 10; what is no number is the mean, and counted."""
+    """Mean 40, deviation 10; a missing value becomes the mean, and so does text, which is counted as unknown."""
     schema = ContextSchema((Number("age", 40.0, 10.0),))
 
     assert schema.encode({"age": value}) == ([], [encoded], unknown)
 
 
 def test_encoding_many_is_encoding_one_by_one() -> None:
-    """The trainer's way for all users and the service's for one."""
+    """The trainer encodes all users at once, the service one at a time."""
     number = Number("age", 40.0, 7.0)
     values = np.array([30.0, np.nan, 41.5, 1e300, -1e300, 0.1, np.inf])
 
@@ -347,14 +347,14 @@ def test_encoding_many_is_encoding_one_by_one() -> None:
         {"features": [{"name": "x", "kind": "category", "values": []}] * 2}, {"categorical": {}, "numeric": {}},
     ],
 )  # fmt: skip
-def test_what_is_no_schema_is_refused(document: Any) -> None:
-    """With one kind of error."""
+def test_a_malformed_schema_is_refused(document: Any) -> None:
+    """Every malformed document is a ValueError."""
     with pytest.raises(ValueError, match="context"):
         ContextSchema.from_json(document)
 
 
-def test_a_schema_comes_back_in_its_order() -> None:
-    """Also from JSON whose mappings were sorted."""
+def test_a_stored_schema_keeps_its_order() -> None:
+    """The order survives JSON with sorted keys."""
     schema = ContextSchema((Category("z", ("b", "a")), Number("a", 1.0, 2.0), Category("m", ())))
 
     assert ContextSchema.from_json(json.loads(json.dumps(schema.to_json(), sort_keys=True))) == schema

@@ -1,4 +1,4 @@
-"""Files in, sequences out; what cannot be used is named with file, column and row."""
+"""From files to sequences; errors name the file, the column and the row that cannot be used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = TrainConfig(min_interactions=1, test_users=1)
 
 
 def write(folder: Path, columns: dict[str, Any], name: str = "interactions.parquet") -> Path:
-    """The columns as Parquet or CSV."""
+    """Write the columns as Parquet or CSV."""
     table, file = pa.table(columns), folder / name
     if name.endswith(".csv"):
         pyarrow.csv.write_csv(table, file)
@@ -34,7 +34,7 @@ def write(folder: Path, columns: dict[str, Any], name: str = "interactions.parqu
 
 
 def sequences(dataset: Dataset) -> dict[Any, list[Any]]:
-    """The sequences in the caller's own ids."""
+    """The sequence of each user, in the ids of the files."""
     return {
         user: dataset.item_ids[dataset.sequence(index)].tolist() for index, user in enumerate(dataset.user_ids.tolist())
     }
@@ -50,14 +50,14 @@ def test_sequences_are_in_time_order(tmp_path: Path, name: str) -> None:
 
 
 def test_rows_of_one_time_keep_their_order(tmp_path: Path) -> None:
-    """Ties go by place in the file."""
+    """Rows with equal times stay in the order of the file."""
     rows = {"user_id": [1] * 4, "item_id": [4, 3, 9, 1], "timestamp": [5, 5, 2, 5]}
 
     assert sequences(load_dataset(write(tmp_path, rows), CONFIG)) == {1: [9, 4, 3, 1]}
 
 
 def test_strings_and_times(tmp_path: Path) -> None:
-    """Ids may be strings, dictionary-encoded or not, and timestamps dates and times."""
+    """Ids may be strings, dictionary-encoded or not, and timestamps may be dates with times."""
     day = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
     rows = {
         "user_id": pa.array(["b", "a", "b"]).dictionary_encode(),
@@ -69,7 +69,7 @@ def test_strings_and_times(tmp_path: Path) -> None:
 
 
 def test_ratings_and_activity_filter(tmp_path: Path) -> None:
-    """min_rating drops rows, then min_interactions drops users, then unseen items are gone."""
+    """min_rating drops rows, then min_interactions drops users, then items without clicks are dropped."""
     rows = {**ROWS, "rating": [5, 5, 4, 1, 5, 5]}
 
     dataset = load_dataset(write(tmp_path, rows), TrainConfig(min_rating=4, min_interactions=2))
@@ -78,7 +78,7 @@ def test_ratings_and_activity_filter(tmp_path: Path) -> None:
 
 
 def test_the_catalogue_adds_items(tmp_path: Path) -> None:
-    """Items nobody clicked are in the vocabulary if the items file has them."""
+    """Items without clicks are in the vocabulary if the items file has them."""
     items = write(tmp_path, {"item_id": [99, 10, 5], "title": ["a", "b", "c"]}, "items.parquet")
 
     dataset = load_dataset(write(tmp_path, ROWS), CONFIG, items)
@@ -88,7 +88,7 @@ def test_the_catalogue_adds_items(tmp_path: Path) -> None:
 
 
 def test_context_features(tmp_path: Path) -> None:
-    """Strings become codes from 1, numbers are standardised, absent is 0, users may be missing."""
+    """Strings become codes from 1, numbers are standardised, a missing value is 0, and users may have no row."""
     users = write(
         tmp_path,
         {"user_id": [3, 1], "country": ["NL", "AT"], "age": [30, 50], "group": [7, 8], "gone": [None, "x"]},
@@ -108,8 +108,8 @@ def test_context_features(tmp_path: Path) -> None:
     assert dataset.context.numbers.tolist() == [[1.0], [0.0], [-1.0]]
 
 
-def test_context_in_the_interactions_is_that_of_the_history(tmp_path: Path) -> None:
-    """A column of the interactions counts as it was at the end of the history: the truth is not looked at."""
+def test_context_in_the_interactions_is_taken_from_the_history(tmp_path: Path) -> None:
+    """A column of the interactions has its value at the end of the history; the held-out items are not looked at."""
     rows = {**ROWS, "shop": ["a", "b", "c", "d", "e", "f"]}
 
     dataset = load_dataset(write(tmp_path, rows), TrainConfig(min_interactions=1, context=("shop",)))
@@ -140,7 +140,7 @@ def test_context_in_the_interactions_is_that_of_the_history(tmp_path: Path) -> N
     ],
 )
 def test_unusable_columns_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    """File, column, row, what was expected and what was found."""
+    """The error has file, column and row, what was expected and what was found."""
     rows = {name: column for name, column in {**ROWS, **changes}.items() if column is not None}
 
     with pytest.raises(DataError, match=f"interactions.parquet: {message}"):
@@ -148,21 +148,21 @@ def test_unusable_columns_are_named(tmp_path: Path, changes: dict[str, Any], mes
 
 
 def test_nothing_left_names_the_filters(tmp_path: Path) -> None:
-    """With their values."""
+    """If the filters leave no row, the error has their values."""
     with pytest.raises(DataError, match="none of the 6 rows is left after min_rating = None and min_interactions = 9"):
         load_dataset(write(tmp_path, ROWS), TrainConfig(min_interactions=9))
 
 
-def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
-    """And says so."""
+def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
+    """The error says that there are no rows."""
     empty = {name: pa.array([], pa.int64()) for name in ROWS}
 
     with pytest.raises(DataError, match="no rows"):
         load_dataset(write(tmp_path, empty), CONFIG)
 
 
-def test_another_kind_of_file_is_named(tmp_path: Path) -> None:
-    """A file that is not what its name says."""
+def test_a_file_with_the_wrong_ending_is_named(tmp_path: Path) -> None:
+    """The content is not what the ending promises."""
     file = tmp_path / "x.parquet"
     file.write_bytes(b"PAR0")
 
@@ -171,7 +171,7 @@ def test_another_kind_of_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """With the reason."""
+    """The error says that it cannot be read."""
     with pytest.raises(DataError, match="cannot be read"):
         load_dataset(tmp_path / "none.parquet", CONFIG)
 
@@ -183,25 +183,25 @@ def test_min_rating_needs_ratings(tmp_path: Path) -> None:
 
 
 def test_an_unknown_context_column_is_named(tmp_path: Path) -> None:
-    """And where it was looked for."""
+    """The error also names the files that were searched for it."""
     with pytest.raises(DataError, match=r"column shoe_size is in none of .*interactions\.parquet"):
         load_dataset(write(tmp_path, ROWS), TrainConfig(min_interactions=1, context=("shoe_size",)))
 
 
 def test_held_out_users_follow_from_the_seed(tmp_path: Path) -> None:
-    """users: other users are held out, their first half is history. The seed decides alone."""
+    """With split = "users" the seed alone decides which users are held out; their first half is history."""
     rows = {"user_id": np.repeat(np.arange(20), 5), "item_id": np.tile(np.arange(5), 20), "timestamp": np.arange(100)}
     dataset = load_dataset(write(tmp_path, rows), CONFIG)
-    one, same, other = (split_users(dataset, TrainConfig(test_users=6, seed=seed)) for seed in (1, 1, 2))
+    split, same, other = (split_users(dataset, TrainConfig(test_users=6, seed=seed)) for seed in (1, 1, 2))
 
-    assert one.test_users.tolist() == same.test_users.tolist() != other.test_users.tolist()
-    assert len(one.test_users) == 6
-    assert sorted([*one.test_users, *one.train_users]) == list(range(20))
-    assert set(one.history_length.tolist()) == {2}
+    assert split.test_users.tolist() == same.test_users.tolist() != other.test_users.tolist()
+    assert len(split.test_users) == 6
+    assert sorted([*split.test_users, *split.train_users]) == list(range(20))
+    assert set(split.history_length.tolist()) == {2}
 
 
 def test_last_out_keeps_the_last_item_from_training(tmp_path: Path) -> None:
-    """last-out: everybody is trained on, but for their last item."""
+    """With split = "last-out" all users are trained on, without their last item."""
     dataset = load_dataset(write(tmp_path, ROWS), CONFIG)
     split = split_users(dataset, TrainConfig(split="last-out", test_users=9))
 
@@ -211,8 +211,8 @@ def test_last_out_keeps_the_last_item_from_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["users", "last-out"])
-def test_of_tuning_users_training_sees_the_history_alone(tmp_path: Path, protocol: str) -> None:
-    """A tenth of the training users with four items or more, never a held-out one; split as those are."""
+def test_training_sees_only_the_history_of_tuning_users(tmp_path: Path, protocol: str) -> None:
+    """A tenth of the training users tune, all with four items or more; they are split as held-out users are."""
     rows = [(user, user + place, place) for user in range(60) for place in range(3 + user % 5)]
     file = tmp_path / "interactions.csv"
     file.write_text("user_id,item_id,timestamp\n" + "\n".join(",".join(map(str, row)) for row in rows))
@@ -222,8 +222,8 @@ def test_of_tuning_users_training_sees_the_history_alone(tmp_path: Path, protoco
 
     assert len(split.tuning_users) == len(split.train_users) // 10
     assert set(split.tuning_users) <= set(split.train_users)
-    asked = tuning_requests(dataset, split)
-    for user, history, truth in zip(split.tuning_users, asked.histories, asked.truths, strict=True):
+    requests = tuning_requests(dataset, split)
+    for user, history, truth in zip(split.tuning_users, requests.histories, requests.truths, strict=True):
         sequence = dataset.sequence(user).tolist()
         visible = sequence if protocol == "users" else sequence[:-1]
         assert len(visible) >= 4
@@ -234,7 +234,7 @@ def test_of_tuning_users_training_sees_the_history_alone(tmp_path: Path, protoco
 
 
 def test_csv_ids_stay_as_they_are_written(tmp_path: Path) -> None:
-    """007 is not 7; ids that are all written as integers are integers, in every file alike."""
+    """007 is not 7; ids of a column that are all written as integers are integers."""
     file = tmp_path / "interactions.csv"
     file.write_text("user_id,item_id,timestamp\n1,007,1\n1,7,2\n2,7,3\n")
 
@@ -242,7 +242,7 @@ def test_csv_ids_stay_as_they_are_written(tmp_path: Path) -> None:
 
 
 def test_integers_in_one_file_and_strings_in_the_other_are_strings(tmp_path: Path) -> None:
-    """They would else never meet; it is said."""
+    """Otherwise the ids would never match; a message reports it."""
     items = write(tmp_path, {"item_id": ["10", "20", "40"]}, "items.parquet")
 
     dataset = load_dataset(write(tmp_path, ROWS), CONFIG, items)
@@ -252,7 +252,7 @@ def test_integers_in_one_file_and_strings_in_the_other_are_strings(tmp_path: Pat
 
 
 def test_times_far_apart_keep_their_order(tmp_path: Path) -> None:
-    """Dates beyond what nanoseconds reach are not wrapped round."""
+    """Dates outside the range of nanoseconds do not wrap around."""
     rows = {
         "user_id": [1, 1, 1],
         "item_id": [1, 2, 3],
@@ -263,7 +263,7 @@ def test_times_far_apart_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_a_user_with_two_rows_is_refused(tmp_path: Path) -> None:
-    """Which would count?"""
+    """It would be unclear which row counts."""
     users = write(tmp_path, {"user_id": [1, 1], "c": ["a", "b"]}, "users.parquet")
 
     with pytest.raises(DataError, match=r"users.parquet: column user_id, row 1: user 1 has more than one row"):
@@ -271,15 +271,15 @@ def test_a_user_with_two_rows_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_column_of_lists_is_no_context(tmp_path: Path) -> None:
-    """And is named."""
+    """The error names the column."""
     users = write(tmp_path, {"user_id": [1], "c": [["a"]]}, "users.parquet")
 
     with pytest.raises(DataError, match="column c: expected numbers or strings"):
         load_dataset(write(tmp_path, ROWS), TrainConfig(min_interactions=1, context=("c",)), users=users)
 
 
-def test_somebody_must_be_left_to_train_on(tmp_path: Path) -> None:
-    """Holding out everybody is refused."""
+def test_some_users_must_be_left_to_train_on(tmp_path: Path) -> None:
+    """Holding out all users is refused."""
     rows = {"user_id": [1, 1], "item_id": [1, 2], "timestamp": [1, 2]}
 
     with pytest.raises(DataError, match="test_users = 1"):

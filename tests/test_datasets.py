@@ -47,23 +47,23 @@ def test_published_formats_are_read(tmp_path: Path, name: str, separator: str, h
 
 
 def test_data_sets_in_the_folder_are_listed(tmp_path: Path) -> None:
-    """Presets by their folder or by name, files of interactions by name; other tables are ignored."""
+    """Presets are found by folder or name, other data sets by their interactions file; other tables are ignored."""
     (tmp_path / "spark.interactions.parquet").mkdir()
     for name in ("ml-1m/ratings.dat", "ml-100k.interactions.parquet", "shop.interactions.csv", "shop.csv", "items.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
-    found = {source.name: source for source in find_datasets(tmp_path, None)}
+    sources = {source.name: source for source in find_datasets(tmp_path, None)}
 
-    assert list(found) == ["ml-100k", "ml-1m", "shop"]
-    assert found["ml-1m"].interactions == tmp_path / "ml-1m/ratings.dat"
-    assert found["ml-1m"].settings == {"min_rating": 4, "min_interactions": 10, "k": 10, "test_users": 600}
-    assert found["shop"] == Source("shop", tmp_path / "shop.interactions.csv")
+    assert list(sources) == ["ml-100k", "ml-1m", "shop"]
+    assert sources["ml-1m"].interactions == tmp_path / "ml-1m/ratings.dat"
+    assert sources["ml-1m"].settings == {"min_rating": 4, "min_interactions": 10, "k": 10, "test_users": 600}
+    assert sources["shop"] == Source("shop", tmp_path / "shop.interactions.csv")
     assert find_datasets(tmp_path, ["items.csv", "shop"])[0].interactions == tmp_path / "items.csv"
 
 
 def test_a_checkout_has_the_example(tmp_path: Path) -> None:
-    """It is used only if it is named."""
+    """The example data set is used only if it is named."""
     (source,) = find_datasets(tmp_path, ["online-retail"])
 
     assert source.interactions.exists()
@@ -74,7 +74,7 @@ def test_a_checkout_has_the_example(tmp_path: Path) -> None:
 
 
 def test_an_installation_says_how_to_get_the_example(tmp_path: Path) -> None:
-    """Bug 7: a wheel has the packages alone, without examples/."""
+    """Bug 7: a wheel has only the packages, not the folder examples."""
     root, data = Path(__file__).parent.parent, tmp_path / "data"
     data.mkdir()
     for package in ("trainer", "retrieval", "index_store"):
@@ -97,7 +97,7 @@ def test_an_installation_says_how_to_get_the_example(tmp_path: Path) -> None:
 
 
 def test_a_copy_in_the_data_folder_wins_over_the_example(tmp_path: Path) -> None:
-    """As a file of its name, or as a folder."""
+    """The copy is a file or a folder with the name of the example."""
     (tmp_path / "online-retail.interactions.csv").touch()
 
     assert find_datasets(tmp_path, None)[0].interactions == tmp_path / "online-retail.interactions.csv"
@@ -109,13 +109,13 @@ def test_a_copy_in_the_data_folder_wins_over_the_example(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "online-retail"])
 def test_a_missing_data_set_has_an_address(tmp_path: Path, name: str) -> None:
-    """The message says where to get it."""
+    """The message has a link to the data set."""
     with pytest.raises(DataError, match="https://"):
         find_datasets(tmp_path, [name])
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
-    """The message lists the presets, and the files that are there."""
+    """The message lists the presets, and the data sets that are in the folder."""
     with pytest.raises(DataError, match=r"--datasets mine: .*known names are ml-100k"):
         find_datasets(tmp_path, ["mine"])
     (tmp_path / "shop.interactions.csv").touch()

@@ -1,4 +1,4 @@
-"""No floor allows a version with a known fault, and no pin is below a floor."""
+"""No floor (lowest version allowed) has a known fault, and no pin is below a floor."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 
-#: Where each advisory that touches us was mended; a reason stands beside each floor in pyproject.toml.
-MENDED = {
+#: The release that fixed each advisory that affects us; the reason stands beside each floor in pyproject.toml.
+FIXED = {
     "h11": "0.16.0",
     "jinja2": "3.1.6",
     "onnx": "1.21.0",
@@ -26,30 +26,30 @@ MENDED = {
 
 
 def requirements() -> dict[str, Requirement]:
-    """All that pyproject.toml asks for, by name in lower case."""
+    """All requirements of pyproject.toml, by name in lower case."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
-    found = {requirement.name.lower(): requirement for requirement in map(Requirement, lines)}
-    del found["deep-retrieval"]
-    return found
+    by_name = {requirement.name.lower(): requirement for requirement in map(Requirement, lines)}
+    del by_name["deep-retrieval"]
+    return by_name
 
 
 def pins() -> dict[str, str]:
-    """What constraints.txt pins."""
+    """The versions that constraints.txt pins, by name."""
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
     return dict(line.split("==") for line in lines)
 
 
-@pytest.mark.parametrize("name", sorted(MENDED))
+@pytest.mark.parametrize("name", sorted(FIXED))
 def test_no_floor_allows_a_known_fault(name: str) -> None:
-    """It is asked for at least where it was mended."""
+    """The floor is the release with the fix, or a later one."""
     floors = [Version(part.version) for part in requirements()[name].specifier if part.operator == ">="]
 
-    assert [floor >= Version(MENDED[name]) for floor in floors] == [True]
+    assert [floor >= Version(FIXED[name]) for floor in floors] == [True]
 
 
-def test_pins_and_what_is_installed_are_above_the_floors() -> None:
-    """So that what is tested is what a release allows."""
+def test_pinned_and_installed_versions_are_above_the_floors() -> None:
+    """The tests then run with versions that a release allows."""
     pinned = pins()
     for name, requirement in requirements().items():
         assert requirement.specifier.contains(pinned[name]), name

@@ -1,4 +1,4 @@
-"""Training where the setting `device` says, and every tensor there."""
+"""Training runs on the device that the setting `device` names, with every tensor there."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def train(planted: Planted, config: TrainConfig, folder: Path, progress: SilentP
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> PretendedGpu:
-    """To be entered; torch says of it that it is there."""
+    """A pretended GPU, for a `with` statement; torch reports that a GPU is available."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     return PretendedGpu()
 
 
 def test_training_on_a_gpu_has_every_tensor_there(planted: Planted, tmp_path: Path, gpu: PretendedGpu) -> None:
-    """Warm-up, tree, path steps, a reassignment, and a resumed checkpoint; the network comes back on the CPU."""
+    """The run has a warm-up, a tree, path steps, a reassignment and a resumption; its network ends on the CPU."""
     config = SMALL.replace(device="cuda")
 
     with gpu:
@@ -53,7 +53,7 @@ def test_training_on_a_gpu_has_every_tensor_there(planted: Planted, tmp_path: Pa
 def test_sampled_and_sparse_training_on_a_gpu_has_every_tensor_there(
     planted: Planted, tmp_path: Path, gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large catalogue has other losses and another optimiser."""
+    """A large catalogue is trained with other losses and another optimiser."""
     monkeypatch.setattr(config_module, "DENSE_ITEMS", 10)
     config = SMALL.replace(full_softmax_items=1, negatives=20, epochs=4, warmup_epochs=2, device="cpu")
     expected = train(planted, config, tmp_path / "cpu")
@@ -65,7 +65,7 @@ def test_sampled_and_sparse_training_on_a_gpu_has_every_tensor_there(
 
 
 def test_the_two_tower_on_a_gpu_has_every_tensor_there(planted: Planted, gpu: PretendedGpu) -> None:
-    """The rival of the benchmark trains where we do."""
+    """The two-tower network of the benchmark trains on the same device as ours."""
     config = SMALL.replace(epochs=2, warmup_epochs=1)
 
     with gpu:
@@ -75,24 +75,24 @@ def test_the_two_tower_on_a_gpu_has_every_tensor_there(planted: Planted, gpu: Pr
     assert not any(map(is_on_gpu, model.parameters()))
 
 
-def test_what_a_gpu_would_refuse_fails(gpu: PretendedGpu) -> None:
-    """The pretended one refuses it: tensors of two devices, and numpy() without cpu()."""
+def test_the_pretended_gpu_refuses_what_a_gpu_would_refuse(gpu: PretendedGpu) -> None:
+    """Operations on tensors of two devices fail, and so does numpy() without cpu()."""
     with gpu:
-        there = torch.zeros(3, device="cuda")
+        tensor = torch.zeros(3, device="cuda")
 
         with pytest.raises(RuntimeError, match="two devices"):
-            there + torch.arange(3)
+            tensor + torch.arange(3)
         with pytest.raises(RuntimeError, match="two devices"):
-            there[torch.from_numpy(np.arange(2))]
+            tensor[torch.from_numpy(np.arange(2))]
         with pytest.raises(TypeError, match="cpu"):
-            there.numpy()
-        assert there.cpu().numpy().tolist() == [0, 0, 0]
-        assert (there.device.type, there.cpu().device.type, (2 * there).device.type) == ("cuda", "cpu", "cuda")
+            tensor.numpy()
+        assert tensor.cpu().numpy().tolist() == [0, 0, 0]
+        assert (tensor.device.type, tensor.cpu().device.type, (2 * tensor).device.type) == ("cuda", "cpu", "cuda")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_training_on_a_real_gpu(planted: Planted, tmp_path: Path) -> None:
-    """It learns what the CPU learns, nearly: a GPU adds up in no fixed order."""
+    """The result is close to the CPU's but not equal, because a GPU sums in no fixed order."""
     trained = train(planted, SMALL.replace(device="cuda"), tmp_path)
 
     assert trained.paths.shape == planted.trained.paths.shape
@@ -105,7 +105,7 @@ def test_training_on_a_real_gpu(planted: Planted, tmp_path: Path) -> None:
 def test_cuda_without_a_gpu_says_so_before_anything_is_trained(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The setting, what is there, and what to do."""
+    """The error has the setting, what was found, and what to do."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     with pytest.raises(ConfigError, match=r"device: expected a GPU .* found none .*; set it to auto or cpu"):
@@ -116,10 +116,10 @@ def test_cuda_without_a_gpu_says_so_before_anything_is_trained(
     ("setting", "available", "device"),
     [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
 )
-def test_the_device_is_the_settings(
+def test_the_setting_decides_the_device(
     setting: str, available: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Auto is the GPU where there is one."""
+    """`auto` is the GPU if there is one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
 
     assert choose_device(setting).type == device  # type: ignore[arg-type]
@@ -129,7 +129,7 @@ def test_the_device_is_the_settings(
 def test_a_gpu_that_is_not_there_is_refused_before_the_files_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The interactions do not exist either; of the two the setting is named, and no run folder is made."""
+    """The interactions do not exist either, but the error names the setting, and no run folder is made."""
     places = ["--store", str(tmp_path / "s"), "--resume", str(tmp_path / "r")]
 
     assert dr_trainer(["fit", str(tmp_path / "none.csv"), *places, "--set", "device=cuda"]) == 1

@@ -1,4 +1,4 @@
-"""SIGTERM in three steps, whenever it comes."""
+"""Draining after SIGTERM, which may come at any moment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger("tests.draining")
 
 
 class Stream(logging.Handler):
-    """Writes as a stream does: not while it is writing. SIGTERM comes in the middle of its first line."""
+    """A handler that, like a stream, must not be called while it writes. SIGTERM comes in the middle of a line."""
 
     lines = 0
     writing = False
@@ -34,7 +34,7 @@ class Stream(logging.Handler):
 
 @pytest.fixture
 def stream() -> Iterator[Stream]:
-    """The handler of the logs of this test and of draining."""
+    """The handler, attached to the loggers of this test and of draining."""
     handler, loggers = Stream(), [log, logging.getLogger("service.process.draining")]
     for logger in loggers:
         logger.addHandler(handler)
@@ -46,7 +46,7 @@ def stream() -> Iterator[Stream]:
 
 
 def test_sigterm_may_come_while_a_line_is_logged(stream: Stream) -> None:
-    """It is not ready any more at once, and told to stop when it has drained; so it says in a line of its own."""
+    """Draining begins at once and the server stops afterwards; draining logs a line of its own."""
 
     async def serve() -> None:
         stopped = asyncio.Event()

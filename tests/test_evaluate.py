@@ -1,4 +1,4 @@
-"""The measures by hand, and the planted data's known answer."""
+"""The evaluation of a version on planted data, whose right answers are known."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from trainer.progress import SilentProgress
 
 
 def test_planted_groups_are_found(planted: Planted) -> None:
-    """Nearly every answer is of the user's group: k = 5 of its 6 new items, of which 5 are the truth."""
+    """Nearly every answer is from the user's group: k = 5 of its 6 new items, and 5 of the 6 are right."""
     result = evaluate(planted.version, planted.dataset, planted.split, 5, SilentProgress())
 
-    assert result["deep_retrieval"]["precision"] > 0.75  # 5/6 for who knows the group and nothing else
+    assert result["deep_retrieval"]["precision"] > 0.75  # 5/6 from knowing the group alone
     assert result["ratio_to_brute_force"]["f_measure"] > 0.95
     assert result["popularity"]["f_measure"] < result["deep_retrieval"]["f_measure"] / 2
     assert result["item_cf"]["f_measure"] > 0.7
@@ -28,8 +28,8 @@ def test_planted_groups_are_found(planted: Planted) -> None:
     assert result["users"] == 20
 
 
-def test_the_document_has_the_keys_that_others_rely_on(planted: Planted) -> None:
-    """Exactly these: other programs read them."""
+def test_the_document_has_exactly_the_documented_keys(planted: Planted) -> None:
+    """Other programs read the document."""
     result = evaluate(planted.version, planted.dataset, planted.split, 5, SilentProgress())
     measures = {"precision", "recall", "f_measure"}
 
@@ -58,7 +58,7 @@ def test_with_every_path_read_it_equals_brute_force(planted: Planted) -> None:
     assert set(result["unfiltered"]["ratio_to_brute_force"].values()) == {1.0}
 
 
-def test_other_items_than_the_trained_are_refused(planted: Planted) -> None:
+def test_files_with_other_items_are_refused(planted: Planted) -> None:
     """Evaluating on other files would silently shift every index."""
     import dataclasses
 
@@ -69,7 +69,7 @@ def test_other_items_than_the_trained_are_refused(planted: Planted) -> None:
 
 
 def test_the_group_is_what_was_planted(planted: Planted) -> None:
-    """The helper's promise: a user's items all have the user's remainder."""
+    """A user's items all have the user's remainder, which the other tests rely on."""
     for user in range(10):
         items = planted.dataset.item_ids[planted.dataset.sequence(user)]
 

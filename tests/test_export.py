@@ -1,4 +1,4 @@
-"""What is exported is what was trained."""
+"""The exported version computes what the trained network computes."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def with_network(structure: PathStructure, network: Network) -> PathStructure:
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("beam", [1, 5, 36, 256])
 def test_onnx_equals_torch(planted: Planted, batch: int, beam: int) -> None:
-    """User vectors, paths and log-probabilities, whatever the batch, the lengths and the beam."""
+    """User vectors, paths and log-probabilities agree for any batch, history length and beam."""
     rng = np.random.default_rng(batch)
     histories = [rng.integers(40, size=rng.integers(0, 7)) for _ in range(batch)]
     index, nothing = planted.index, (np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32))
-    found = planted.structure.search(histories, *nothing, beam)
+    beams = planted.structure.search(histories, *nothing, beam)
     vectors = np.zeros((batch, 6, 16), np.float16)
     for row, history in zip(vectors, histories, strict=True):
         row[: len(history)] = index.item_vectors[history]
@@ -58,14 +58,14 @@ def test_onnx_equals_torch(planted: Planted, batch: int, beam: int) -> None:
             *map(torch.from_numpy, inputs), torch.tensor(beam), torch.from_numpy(planted.structure.trie)
         )
 
-    assert np.allclose(user, found.user, atol=1e-5)
-    assert np.allclose(log_probs, found.log_probs, atol=1e-4)
-    assert (rows.numpy() == found.paths).mean() > 0.99
+    assert np.allclose(user, beams.user, atol=1e-5)
+    assert np.allclose(log_probs, beams.log_probs, atol=1e-4)
+    assert (rows.numpy() == beams.paths).mean() > 0.99
 
 
 @pytest.mark.parametrize("width", [5, 20])
 def test_onnx_equals_torch_with_three_layers_and_context(width: int) -> None:
-    """K tiny and not, so that both ways to bound the beam are exported; lengths mixed, some histories empty."""
+    """A tiny and a larger K, so that both ways to bound the beam are exported; some histories are empty."""
     torch.manual_seed(0)
     schema = ContextSchema((Category("country", ("a", "b")), Number("age", 0.0, 1.0)))
     config = TrainConfig(embedding=8, hidden=16, width=width, depth=3, history=6)
@@ -87,7 +87,7 @@ def test_onnx_equals_torch_with_three_layers_and_context(width: int) -> None:
 
 @pytest.mark.parametrize("value", [7e4, np.nan])
 def test_vectors_that_float16_cannot_hold_are_refused(planted: Planted, value: float) -> None:
-    """By name, not as a difference between ONNX and torch."""
+    """The error names float16, and does not report a difference between ONNX and torch."""
     model = copy.deepcopy(planted.trained.model)
     with torch.no_grad():
         model.item_vectors[0, 0] = value
@@ -97,7 +97,7 @@ def test_vectors_that_float16_cannot_hold_are_refused(planted: Planted, value: f
 
 
 def test_the_gate_refuses_another_start_of_the_history(planted: Planted) -> None:
-    """What is exported is compared with what was trained, not with itself alone."""
+    """The export is compared with the trained network, not only with itself."""
     network = copy.deepcopy(network_of(planted))
     with torch.no_grad():
         network.start.add_(1.0)
@@ -109,7 +109,7 @@ def test_the_gate_refuses_another_start_of_the_history(planted: Planted) -> None
 
 
 def test_the_gate_refuses_another_network(planted: Planted) -> None:
-    """A weight that changed after the export is noticed, in the encoder, a path layer, or the tables."""
+    """A weight of the encoder or of a path layer that changed after the export is noticed."""
     requests = training_requests(planted.dataset, planted.split, 7, 0)
     check_parity(network_of(planted), planted.structure, requests)
     for name in ("model.encoder.project.weight", "model._layers.1.out.weight"):
@@ -121,8 +121,8 @@ def test_the_gate_refuses_another_network(planted: Planted) -> None:
             check_parity(network, planted.structure, requests)
 
 
-def test_the_onnx_file_tells_nothing_of_this_machine(planted: Planted) -> None:
-    """No paths, no stack traces, no external data, standard operators only."""
+def test_the_onnx_file_reveals_nothing_of_this_machine(planted: Planted) -> None:
+    """It has no file paths, stack traces or external data, and only standard operators."""
     content = bytes(planted.version.parts["model.onnx"])
     model = onnx.load_from_string(content)
 
@@ -132,8 +132,8 @@ def test_the_onnx_file_tells_nothing_of_this_machine(planted: Planted) -> None:
     assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer)
 
 
-def test_path_lists_are_the_assignment_turned_round(planted: Planted) -> None:
-    """Item v is on path c exactly if c is among the paths of v; in a path the most clicked come first."""
+def test_path_lists_are_the_inverted_assignment(planted: Planted) -> None:
+    """Item v is on path c exactly if c is among the paths of v; on a path the most clicked items come first."""
     index = planted.index
     for place, path in enumerate(index.path_ids.tolist()):
         items = index.path_items[index.path_offsets[place] : index.path_offsets[place + 1]].tolist()
@@ -145,7 +145,7 @@ def test_path_lists_are_the_assignment_turned_round(planted: Planted) -> None:
 
 
 def test_the_index_of_an_assignment_by_hand(planted: Planted) -> None:
-    """Three items, two paths."""
+    """Three items are on two paths; item 2 comes before item 0 because its bias is larger."""
     model = copy.deepcopy(planted.trained.model)
     model.item_bias = torch.tensor([-1.0, -2.0, -0.5])
 
@@ -170,7 +170,7 @@ def test_the_reads_are_within_the_budget(planted: Planted) -> None:
 
 
 def test_the_frontier_is_measured(planted: Planted) -> None:
-    """Of all pairs that may be read, the chosen one holds most of brute force's answer, by a slow count."""
+    """Of all pairs of beam and cap within the budget, the chosen one reads most of brute force's answer."""
     from trainer.deep_retrieval.reads import SERVED_READS
     from trainer.publish.frontier import BEAMS, CAPS, choose_beam
 
@@ -196,21 +196,21 @@ def test_the_frontier_is_measured(planted: Planted) -> None:
 
 
 @pytest.mark.parametrize(("beam", "per_path"), [(30, "auto"), ("auto", 30), (30, 30)])
-def test_what_is_fixed_stays_fixed(planted: Planted, beam: int | str, per_path: int | str) -> None:
-    """Also where it reads more than the budget."""
+def test_a_fixed_beam_or_per_path_is_kept(planted: Planted, beam: int | str, per_path: int | str) -> None:
+    """Fixed values stay, even if they read more than the budget."""
     from trainer.publish.frontier import choose_beam
 
     requests = training_requests(planted.dataset, planted.split, 10, 0)
     config = planted.config.replace(k=1, beam=beam, per_path=per_path)
 
-    found = choose_beam(planted.structure, requests, config)
+    chosen = choose_beam(planted.structure, requests, config)
 
-    assert beam in {"auto", found[0]}
-    assert per_path in {"auto", found[1]}
+    assert beam in {"auto", chosen[0]}
+    assert per_path in {"auto", chosen[1]}
 
 
 def test_golden_queries_replay(planted: Planted) -> None:
-    """Against the version they were recorded with, an empty history among them."""
+    """The version that they were recorded with gives the same answers; one query has an empty history."""
     version = planted.version
     golden = version.document("golden.json")
 
@@ -220,14 +220,14 @@ def test_golden_queries_replay(planted: Planted) -> None:
 
 
 @pytest.mark.parametrize("part", ["model", "item_vectors", "item_bias", "path_items", "reranker", "item_ids"])
-def test_golden_queries_notice_what_does_not_belong(planted: Planted, other: Planted, part: str) -> None:
-    """Any one part of another version, though whole in itself, gives other answers."""
+def test_golden_queries_notice_a_part_of_another_version(planted: Planted, other: Planted, part: str) -> None:
+    """One part from another version, valid in itself, changes the answers."""
     from index_store.errors import VersionDamaged
 
-    one, two = planted.version, other.version
-    (name,) = (name for name in one.parts if name.split(".")[0] == part)
-    strange = bytes(two.parts[name]) if part != "item_ids" else npy(np.asarray(one.item_ids) + 1)
-    mixed = changed(one, **{part: strange})
+    version, donor = planted.version, other.version
+    (name,) = (name for name in version.parts if name.split(".")[0] == part)
+    part_of_donor = bytes(donor.parts[name]) if part != "item_ids" else npy(np.asarray(version.item_ids) + 1)
+    mixed = changed(version, **{part: part_of_donor})
 
     with pytest.raises(VersionDamaged, match="golden"):
-        replay(Searcher.open(mixed), one.document("golden.json"))
+        replay(Searcher.open(mixed), version.document("golden.json"))

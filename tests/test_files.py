@@ -1,4 +1,4 @@
-"""Files as people have them: what a file is shows in its first bytes, and what cannot be read is named and told why."""
+"""Files as people have them: the first bytes show the format, and errors name the file and the reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLUMNS = {"user_id": ["1", "2"], "item_id": ["a", "b"], "timestamp": ["5", "6"]
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
-    """A file of that content."""
+    """Write a file with this content."""
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -34,9 +34,9 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
 
 
 def columns_of(file: Path) -> dict[str, list[Any]]:
-    """What is read of it."""
-    found: dict[str, list[Any]] = read_table(file, WANTED).columns.to_pydict()
-    return found
+    """The columns that are read from a file."""
+    columns: dict[str, list[Any]] = read_table(file, WANTED).columns.to_pydict()
+    return columns
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def columns_of(file: Path) -> dict[str, list[Any]]:
     ],
 )
 def test_text_is_read_however_it_is_written(tmp_path: Path, name: str, content: str | bytes) -> None:
-    """Compressions, separators, endings, encodings, line ends; the two clicks are always the same."""
+    """Compression, separator, ending, encoding and line ends vary; the two clicks are always the same."""
     assert columns_of(write(tmp_path, name, content)) == COLUMNS
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_parquet_is_read_by_its_content(tmp_path: Path, packed: bool) -> None:
-    """Whatever its name, and inside of gzip."""
+    """Parquet is recognised under any name, and inside gzip."""
     pq.write_table(pa.table(COLUMNS | {"other": [[1], [2]]}), tmp_path / "x.csv")
     file = write(tmp_path, "y", gzip.compress((tmp_path / "x.csv").read_bytes())) if packed else tmp_path / "x.csv"
 
@@ -100,7 +100,7 @@ def test_parquet_is_read_by_its_content(tmp_path: Path, packed: bool) -> None:
 
 
 def test_a_pipe_is_read(tmp_path: Path) -> None:
-    """As of `dr-trainer fit <(zcat clicks.gz)`."""
+    """A pipe as in `dr-trainer fit <(zcat clicks.gz)`."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     writer = threading.Thread(target=lambda: pipe.write_text(CLICKS), daemon=True)
@@ -111,19 +111,19 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
 
 
 def test_values_with_line_breaks_beyond_one_block(tmp_path: Path) -> None:
-    """Descriptions of several lines, as many commas in a line as the file has columns: no item is lost or made."""
+    """Descriptions have several lines with as many commas as a row: no item is lost and none is made up."""
     text = "second line, with a comma " + "and so on " * 40
     items = "".join(f'p{i},"Article {i}\n{text}"\n' for i in range(45_000))
     file = write(tmp_path, "items.csv", f"item_id,description\n{items}")
     assert file.stat().st_size > BLOCK
 
-    found = read_table(file, {"item_id"}).columns["item_id"].to_pylist()
+    ids = read_table(file, {"item_id"}).columns["item_id"].to_pylist()
 
-    assert found == [f"p{i}" for i in range(45_000)]
+    assert ids == [f"p{i}" for i in range(45_000)]
 
 
 def test_parquet_and_compressed_text_beyond_one_block(tmp_path: Path) -> None:
-    """The other readers too."""
+    """The readers of Parquet and of compressed text read all blocks too."""
     rows = 700_000
     ids = [f"item-{i % 1000:020}" for i in range(rows)]
     pq.write_table(pa.table({"item_id": ids}), tmp_path / "x.parquet", row_group_size=100_000)
@@ -145,8 +145,8 @@ def test_parquet_and_compressed_text_beyond_one_block(tmp_path: Path) -> None:
         ("1::31::5::978300760\n2::32::4::978302109\n", "user_id, item_id, rating, timestamp"),
     ],
 )
-def test_columns_without_a_header_are_told(tmp_path: Path, content: str, columns: str) -> None:
-    """The time is found by its values, and it is said which column was taken for which."""
+def test_columns_without_a_header_are_recognised(tmp_path: Path, content: str, columns: str) -> None:
+    """The time is recognised by its values; a message says which column was taken for which."""
     file = write(tmp_path, "clicks.csv", content)
 
     table = read_table(file, WANTED)
@@ -157,8 +157,8 @@ def test_columns_without_a_header_are_told(tmp_path: Path, content: str, columns
 
 
 @pytest.mark.parametrize("content", ["1,a,4,5\n2,b,5,4\n", "1,a,4\n", "1,1700000000\n", "1,a,1700000000,1700000001\n"])
-def test_no_header_and_no_telling_is_refused(tmp_path: Path, content: str) -> None:
-    """A time that is 1 to 5 is a rating."""
+def test_columns_that_cannot_be_recognised_are_refused(tmp_path: Path, content: str) -> None:
+    """Without a header, values do not always show which column is which: a time of 1 to 5 may be a rating."""
     file = write(tmp_path, "clicks.csv", content)
 
     with pytest.raises(DataError, match=r"clicks.csv: no header, and the columns cannot be identified: .*sed -i"):
@@ -166,7 +166,7 @@ def test_no_header_and_no_telling_is_refused(tmp_path: Path, content: str) -> No
 
 
 def test_a_catalogue_without_a_header_is_refused(tmp_path: Path) -> None:
-    """There is nothing to tell its columns by."""
+    """Nothing shows which of its columns is which."""
     with pytest.raises(DataError, match=r"items.csv: no header; add a first line"):
         read_table(write(tmp_path, "items.csv", "10000,foo\n10001,bar\n"), {"item_id"})
 
@@ -196,10 +196,10 @@ def test_a_catalogue_without_a_header_is_refused(tmp_path: Path) -> None:
         ("x.bin", b"\x00\x01\x02", "neither Parquet nor text: it has zero bytes. Supported are Parquet"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_says_what_it_was_taken_for(
+def test_an_unreadable_file_is_refused_with_the_reason(
     tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
-    """With the file's name, and what is read instead."""
+    """The error has the file's name, and what the file was taken for."""
     file = write(tmp_path, name, content)
 
     with pytest.raises(DataError) as refused:
@@ -210,7 +210,7 @@ def test_what_cannot_be_read_says_what_it_was_taken_for(
 
 
 def test_a_folder_of_parts_is_one_table(tmp_path: Path) -> None:
-    """Spark's x.csv/ with its marks and an empty part; columns in another order; a README beside Parquet."""
+    """Spark's x.csv/ with marker files, an empty part and columns in another order; Parquet beside a README."""
     write(tmp_path, "x.csv/part-00000.csv", CLICKS)
     write(tmp_path, "x.csv/part-00001.csv", "timestamp,item_id,user_id\n7,c,3\n")
     write(tmp_path, "x.csv/part-00002.csv", "")
@@ -229,8 +229,8 @@ def test_a_folder_of_parts_is_one_table(tmp_path: Path) -> None:
     assert columns_of(tmp_path / "parquet") == {"user_id": [0, 1], "item_id": [0, 2**31]}
 
 
-def test_names_of_folders_are_columns(tmp_path: Path) -> None:
-    """Hive's partitions: user_id=7/."""
+def test_names_of_partition_folders_are_columns(tmp_path: Path) -> None:
+    """Hive writes partitions as user_id=7/."""
     for user in (7, 12):
         (tmp_path / f"user_id={user}").mkdir()
         pq.write_table(pa.table({"item_id": [1, 2, 3], "timestamp": [1, 2, 3]}), tmp_path / f"user_id={user}/0.parquet")
@@ -242,7 +242,7 @@ def test_names_of_folders_are_columns(tmp_path: Path) -> None:
 
 
 def test_folder_names_are_decoded(tmp_path: Path) -> None:
-    """As DuckDB, pandas and Hive write them; and the name that stands for none."""
+    """DuckDB, pandas and Hive percent-encode them; Hive's default partition is a missing value."""
     for folder in ("country=New%20York%3A1", "country=C%C3%B4te", "country=__HIVE_DEFAULT_PARTITION__"):
         (tmp_path / folder).mkdir()
         pq.write_table(pa.table({"item_id": [1]}), tmp_path / folder / "0.parquet")
@@ -260,8 +260,8 @@ def test_folder_names_are_decoded(tmp_path: Path) -> None:
         ("empty", "no data file"),
     ],
 )
-def test_nothing_there_is_said(tmp_path: Path, name: str, message: str) -> None:
-    """A file, a glob, a folder with only a README."""
+def test_missing_data_files_are_reported(tmp_path: Path, name: str, message: str) -> None:
+    """A file that does not exist, a glob without matches, and a folder with only a README."""
     write(tmp_path, "empty/README.md", "# nothing")
 
     with pytest.raises(DataError, match=message):
@@ -269,7 +269,7 @@ def test_nothing_there_is_said(tmp_path: Path, name: str, message: str) -> None:
 
 
 def test_parts_without_the_header_of_the_first_are_refused(tmp_path: Path) -> None:
-    """`split` leaves the header in the first part alone; the others' columns would be guessed, and differ."""
+    """`split` leaves the header only in the first part; the columns of the other parts would be guessed, and differ."""
     write(tmp_path, "x/xaa.csv", "item_id,user_id,timestamp\n10,1,1700000000\n11,1,1700000001\n")
     write(tmp_path, "x/xab.csv", "12,1,1700000002\n13,1,1700000003\n")
 
@@ -277,8 +277,8 @@ def test_parts_without_the_header_of_the_first_are_refused(tmp_path: Path) -> No
         read_table(tmp_path / "x", WANTED)
 
 
-def test_parts_that_are_guessed_are_all_told(tmp_path: Path) -> None:
-    """The first, and how many more; parts that are guessed otherwise are refused."""
+def test_guessed_columns_of_parts_are_reported(tmp_path: Path) -> None:
+    """The message names the first part and counts the rest; a part with another order of columns is refused."""
     for part in range(3):
         write(tmp_path, f"x/{part}.csv", f"1,a,170000000{part},4\n")
 
@@ -291,8 +291,8 @@ def test_parts_that_are_guessed_are_all_told(tmp_path: Path) -> None:
         read_table(tmp_path / "x", WANTED)
 
 
-def test_no_data_file_of_a_folder_is_passed_over_in_silence(tmp_path: Path) -> None:
-    """Other kinds beside it, other cases, twice the same, links, and what is no data."""
+def test_no_file_of_a_folder_is_ignored_silently(tmp_path: Path) -> None:
+    """Links and endings in capitals are read, other files are reported, and mixed kinds or duplicates are refused."""
     write(tmp_path, "x/jan.csv", CLICKS)
     write(tmp_path, "elsewhere/FEB.CSV.GZ", gzip.compress(CLICKS.replace("2,b", "2,c").encode()))
     (tmp_path / "x" / "linked").symlink_to(tmp_path / "elsewhere")
@@ -315,8 +315,8 @@ def test_no_data_file_of_a_folder_is_passed_over_in_silence(tmp_path: Path) -> N
         read_table(tmp_path / "x", WANTED)
 
 
-def test_types_are_found_over_all_parts_together(tmp_path: Path) -> None:
-    """Integers in one part and strings in another are strings; and a row is named by its own file."""
+def test_types_are_decided_over_all_parts_together(tmp_path: Path) -> None:
+    """Integers in one part and strings in another are strings; a row is counted within its own part."""
     (tmp_path / "x").mkdir()
     pq.write_table(pa.table({"user_id": [1], "item_id": [7], "timestamp": [1]}), tmp_path / "x/0.parquet")
     pq.write_table(pa.table({"user_id": [1], "item_id": ["A7"], "timestamp": [2]}), tmp_path / "x/1.parquet")
@@ -330,7 +330,7 @@ def test_types_are_found_over_all_parts_together(tmp_path: Path) -> None:
 
 
 def test_strings_in_two_forms_stay_strings(tmp_path: Path) -> None:
-    """A dictionary in one part and plain strings in another: Parquet says what they are."""
+    """One part has plain strings and one a dictionary; digits stay strings because Parquet says that they are."""
     for part, ids in enumerate((pa.array(["7"]), pa.array(["8"]).dictionary_encode())):
         rows = {"user_id": [1], "item_id": ids, "timestamp": [part]}
         pq.write_table(pa.table(rows), tmp_path / f"{part}.parquet")
@@ -339,7 +339,7 @@ def test_strings_in_two_forms_stay_strings(tmp_path: Path) -> None:
 
 
 def test_packed_parts_may_be_empty(tmp_path: Path) -> None:
-    """Spark's, compressed or of a blank line."""
+    """Spark writes empty parts, compressed or with a blank line."""
     write(tmp_path, "x/0.csv", CLICKS)
     write(tmp_path, "x/1.csv.gz", gzip.compress(b""))
     write(tmp_path, "x/2.csv", "\n")
@@ -348,7 +348,7 @@ def test_packed_parts_may_be_empty(tmp_path: Path) -> None:
 
 
 def test_parts_must_have_the_same_columns(tmp_path: Path) -> None:
-    """Named: the part and the columns."""
+    """The error names the part and the columns that differ."""
     write(tmp_path, "x/0.csv", CLICKS)
     write(tmp_path, "x/1.csv", "user_id,item_id\n1,a\n")
 

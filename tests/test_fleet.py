@@ -1,4 +1,4 @@
-"""Replicas on one Redis: the same answers as the folder, races, and a gentle end."""
+"""Replicas on one Redis: they answer as from a folder, agree after racing swaps, and end without losing requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BODIES = [{"history": list(range(group, group + 4 * n, 4)), "k": 5} for group in
 
 @pytest.fixture
 def names(own: RedisServer, planted: Planted, other: Planted) -> tuple[str, str]:
-    """Two versions on it, the first current."""
+    """Two versions on the test's own server; the first is current."""
     store = open_store(own.url)
     names = store.publish(planted.version), store.publish(other.version)
     store.activate(names[0])
@@ -40,7 +40,7 @@ def ask_all(replica: Replica) -> list[Candidates]:
 
 @pytest.fixture(scope="module")
 def expected(planted: Planted) -> list[Candidates]:
-    """What a service of this version must answer to BODIES. The oracle."""
+    """The oracle: what a service of this version must answer to BODIES."""
     retriever = Retriever(planted.version)
     return [answer_of(retriever, **body) for body in BODIES]
 
@@ -54,7 +54,7 @@ def test_replicas_answer_as_the_folder_does(
     namespace: str,
     expected: list[Candidates],
 ) -> None:
-    """One that has a copy of the path lists and one that reads them remotely, on one server and on a cluster."""
+    """One replica copies the path lists and one reads them remotely, from a single server and from a cluster."""
     server = request.getfixturevalue(backend)
     place = server.url if backend == "redis_server" else f"redis+cluster://127.0.0.1:{server[0].port}"
     url = f"{place}?namespace={namespace}"
@@ -67,12 +67,14 @@ def test_replicas_answer_as_the_folder_does(
     ):
         for replica in (resident, remote):
             assert replica.served() == name
-            for found, wanted in zip(ask_all(replica), expected, strict=True):
-                assert same(found, wanted)
+            for answered, right in zip(ask_all(replica), expected, strict=True):
+                assert same(answered, right)
 
 
-def test_all_converge_and_of_racing_swaps_one_wins(own: RedisServer, names: tuple[str, str], tmp_path: Path) -> None:
-    """Also those that were not asked, workers too, and although every hint is lost."""
+def test_one_of_racing_swaps_wins_and_all_replicas_follow(
+    own: RedisServer, names: tuple[str, str], tmp_path: Path
+) -> None:
+    """All replicas and their workers follow, although every notification of a swap is lost."""
     with own.client() as client:
         client.execute_command("ACL", "SETUSER", "deaf", "on", ">pw", "~*", "+@all", "-subscribe", "&*")
     deaf = own.url.replace("//", "//deaf:pw@")
@@ -97,7 +99,7 @@ def test_all_converge_and_of_racing_swaps_one_wins(own: RedisServer, names: tupl
             thread.join()
         assert sorted(statuses) == [200] + [409] * 7
 
-        # Without connections kept alive, each look may meet another worker.
+        # Without connections kept alive, each request may reach another worker.
         limits = httpx.Limits(max_keepalive_connections=0)
         for replica in replicas:
             with httpx.Client(base_url=replica.address, trust_env=False, timeout=30, limits=limits) as client:
@@ -108,8 +110,8 @@ def test_all_converge_and_of_racing_swaps_one_wins(own: RedisServer, names: tupl
                 assert row == 20, replica.log()
 
 
-def test_sigterm_cuts_nothing(own: RedisServer, names: tuple[str, str], tmp_path: Path) -> None:
-    """Not ready first, answering all the same, then gone: a client that minds readiness loses no request."""
+def test_sigterm_loses_no_request(own: RedisServer, names: tuple[str, str], tmp_path: Path) -> None:
+    """A draining replica is not ready but still answers, then ends: a client that checks readiness loses no request."""
     failures: list[Any] = []
     answered_while_draining = 0
 
@@ -117,13 +119,13 @@ def test_sigterm_cuts_nothing(own: RedisServer, names: tuple[str, str], tmp_path
         leaving, staying = replicas
         ready = {leaving.address: True, staying.address: True}
 
-        async def attack() -> None:
+        async def send_requests() -> None:
             nonlocal answered_while_draining
             async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
 
                 async def ask(number: int) -> None:
                     nonlocal answered_while_draining
-                    if number == 55:  # between two looks at readiness
+                    if number == 55:  # between two checks of readiness
                         assert leaving.process
                         leaving.process.send_signal(signal.SIGTERM)
                     address = leaving.address if ready[leaving.address] and number % 2 else staying.address
@@ -136,14 +138,14 @@ def test_sigterm_cuts_nothing(own: RedisServer, names: tuple[str, str], tmp_path
                     except httpx.TransportError as error:
                         failures.append(repr(error))
 
-                async def mind(number: int) -> None:
+                async def check_readiness(number: int) -> None:
                     if ready[leaving.address]:
                         response = await client.get(f"{leaving.address}/readyz")
                         ready[leaving.address] = response.status_code == 200
 
-                await asyncio.gather(open_loop(50, 5, ask), open_loop(5, 5, mind))
+                await asyncio.gather(open_loop(50, 5, ask), open_loop(5, 5, check_readiness))
 
-        # A request whose body is still on its way when the socket closes.
+        # A request whose body is still on its way when the listening socket closes.
         def slow_body() -> Iterator[bytes]:
             yield b'{"history": [1],'
             with contextlib.suppress(ConnectionRefusedError):
@@ -161,7 +163,7 @@ def test_sigterm_cuts_nothing(own: RedisServer, names: tuple[str, str], tmp_path
             )
         )
         thread.start()
-        asyncio.run(attack())
+        asyncio.run(send_requests())
         with pytest.raises(httpx.ConnectError):
             httpx.get(leaving.address, trust_env=False)
         thread.join()

@@ -1,4 +1,4 @@
-"""The folder store under damage; tests/chaos has it killed, and on disks that fail."""
+"""The folder store with damaged files; tests/chaos covers killed processes and failing disks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.planted import small_version
 def test_a_version_larger_than_the_room_is_refused_before_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The free space is looked at first, and the message names both sizes."""
+    """The free space is checked first, and the message has both sizes."""
     import shutil
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
@@ -24,7 +24,7 @@ def test_a_version_larger_than_the_room_is_refused_before_it_is_written(
 
 
 def test_a_missing_part_is_damage(tmp_path: Path) -> None:
-    """And named."""
+    """The error names the part."""
     store = FolderStore(str(tmp_path))
     name = store.publish(small_version())
     (tmp_path / "versions" / name / "path_ids.npy").unlink()
@@ -34,8 +34,8 @@ def test_a_missing_part_is_damage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["item_bias.npy", "manifest.json"])
-def test_a_damaged_version_is_mended_by_publishing_again(tmp_path: Path, part: str) -> None:
-    """Under a new name, for a name is never given to other bytes."""
+def test_a_damaged_version_is_repaired_by_publishing_again(tmp_path: Path, part: str) -> None:
+    """The copy has a new name, because a name never stands for other bytes."""
     store = FolderStore(str(tmp_path))
     name = store.publish(small_version())
     file = tmp_path / "versions" / name / part
@@ -47,8 +47,8 @@ def test_a_damaged_version_is_mended_by_publishing_again(tmp_path: Path, part: s
     store.load(again)
 
 
-def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
-    """A bit of any file of a version: the load is refused."""
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    """A version with one flipped bit in any of its files is not loaded."""
     store = FolderStore(str(tmp_path))
     name = store.publish(small_version())
     for file in sorted((tmp_path / "versions" / name).iterdir()):
@@ -65,8 +65,8 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["nonsense", "", "NON SENSE\n\n", "v1-a\n../x\n", "v1\nv2\nv3\n"])
-def test_a_damaged_pointer_is_told_and_mended(tmp_path: Path, text: str) -> None:
-    """CURRENT with nonsense is an error that says how to mend it, and activate does."""
+def test_a_damaged_pointer_is_reported_and_repaired(tmp_path: Path, text: str) -> None:
+    """If CURRENT has nonsense, the error says how to repair it, and `activate` does so."""
     store = FolderStore(str(tmp_path))
     name = store.publish(small_version())
     (tmp_path / "CURRENT").write_text(text)
@@ -78,8 +78,8 @@ def test_a_damaged_pointer_is_told_and_mended(tmp_path: Path, text: str) -> None
     assert store.current() == name
 
 
-def test_a_folder_in_the_way_is_not_a_version(tmp_path: Path) -> None:
-    """Files that are not ours are left alone and not listed."""
+def test_foreign_files_and_folders_are_not_versions(tmp_path: Path) -> None:
+    """They are left alone and not listed."""
     store = FolderStore(str(tmp_path))
     name = store.publish(small_version())
     (tmp_path / "versions" / "notes.txt").write_text("mine")

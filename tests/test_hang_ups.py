@@ -1,4 +1,4 @@
-"""Clients that hang up while their request waits in the queue."""
+"""Clients that disconnect while their request waits in the queue."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from service.serving.batcher import Batcher
 from tests.gated import GatedRetriever, query, submit, until, with_batcher
 
 
-def test_who_hangs_up_in_the_queue_is_not_searched() -> None:
-    """Of a hundred callers a random half goes while another search is under way: the others are searched, in order."""
+def test_disconnected_clients_in_the_queue_are_not_searched() -> None:
+    """A random half of a hundred clients leaves during another search; the rest is searched, in order."""
     random = Random(0)
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
@@ -33,8 +33,8 @@ def test_who_hangs_up_in_the_queue_is_not_searched() -> None:
         with_batcher(test, max_queue=1000)
 
 
-def test_who_hangs_up_makes_room_in_the_queue() -> None:
-    """A queue full of those who have gone refuses nobody."""
+def test_disconnected_clients_make_room_in_the_queue() -> None:
+    """A queue full of requests whose clients have gone admits new requests."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         first = submit(batcher, gated, query(1))

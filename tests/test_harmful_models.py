@@ -1,4 +1,4 @@
-"""A model runs in a process of its own first: one that does not end is stopped there, and the same is tried once."""
+"""A model is tried in a process of its own first, which stops a model that never ends; the same model is tried once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.conftest import Planted
 from tests.planted import changed
 
 
-def test_a_model_without_end_is_ended(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a limit on processor time, in a process of its own."""
+def test_an_endless_model_is_stopped(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit on processor time ends the process of the trial."""
     monkeypatch.setattr(trial, "SECONDS", 1)
 
     with pytest.raises(VersionDamaged, match=r"signal 9|longer than 3 s"):
@@ -29,8 +29,8 @@ def test_a_model_without_end_is_ended(planted: Planted, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_a_models_trial_passes_for_what_was_trained(planted: Planted, tmp_path: Path, *, stored: bool) -> None:
-    """Whether it is a file or bytes."""
+def test_a_trained_model_passes_its_trial(planted: Planted, tmp_path: Path, *, stored: bool) -> None:
+    """The model may be a file or bytes in memory."""
     store = FolderStore(str(tmp_path))
     version = store.load(store.publish(planted.version)) if stored else planted.version
 
@@ -40,7 +40,7 @@ def test_a_models_trial_passes_for_what_was_trained(planted: Planted, tmp_path: 
 def test_a_model_is_tried_once(
     planted: Planted, other: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not again when it comes back; another is."""
+    """A model that comes back, also in another version, is not tried again; another model is."""
     store = FolderStore(str(tmp_path))
     names = [store.publish(planted.version), store.publish(other.version)]
     third = store.publish(changed(planted.version, context=bytes(planted.version.parts["context.json"]) + b" "))

@@ -1,4 +1,4 @@
-"""Index health by hand, and the gate that refuses what has collapsed."""
+"""The health of an index computed by hand, and the gate that refuses a collapsed index."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_churn_by_hand() -> None:
     before = version_of({0: [0], 3: [1], 9: [2], 11: [3]}, [10, 20, 30, 40])
     ids = np.array([10, 20, 30, 40])
 
-    # The same pairs under other numbers; then 10 and 20 parted; then all; then only one item that was known.
+    # The same pairs under other numbers; then 10 and 20 apart; then all apart; then one known item; then none.
     assert churn(np.array([[12], [15], [4], [5]]), ids, 4, before) == 0
     assert churn(np.array([[12], [0], [4], [5]]), ids, 4, before) == pytest.approx(0.5, abs=0.01)
     assert churn(np.array([[0], [4], [8], [12]]), ids, 4, before) == 1
@@ -38,14 +38,14 @@ def test_churn_by_hand() -> None:
 
 
 def test_one_common_first_node_is_enough() -> None:
-    """Of several paths."""
+    """Two items with two paths each are still neighbours if they share one first node."""
     before = version_of({0: [0, 1]}, [10, 20])
 
     assert churn(np.array([[0, 4], [8, 5]]), np.array([10, 20]), 4, before) == 0
 
 
 def test_health_of_the_planted_index(planted: Planted) -> None:
-    """Reach by a slow count; the perplexities lie between 1 and K."""
+    """Reach equals a slow count, and the perplexities lie between 1 and K."""
     version, split = planted.version, planted.split
     health = version.manifest.metrics["paths"]
     requests = history_requests(planted.dataset, split, 1000, 0)
@@ -63,20 +63,20 @@ def test_health_of_the_planted_index(planted: Planted) -> None:
 
 
 def test_a_retrained_index_is_compared_with_the_one_before(planted: Planted, other: Planted) -> None:
-    """With itself nothing has changed; another seed has other neighbours."""
+    """Compared with itself an index has no churn; another seed gives other neighbours."""
     version = make_version(
         planted.config, planted.dataset, planted.split, planted.trained, SilentProgress(), planted.version
     )
 
     assert version.manifest.metrics["paths"]["churn"] == 0
-    assert version.manifest.fingerprint == planted.version.manifest.fingerprint  # what is measured is no part of it
+    assert version.manifest.fingerprint == planted.version.manifest.fingerprint  # measurements are no part of it
     from_another_seed = churn(planted.trained.paths, np.asarray(planted.version.item_ids), 6, other.version)
     assert from_another_seed is not None
     assert 0 < from_another_seed < 1
 
 
 def test_few_users_cannot_reach_much() -> None:
-    """What the gate expects is relative to what as many reads could find."""
+    """The gate compares reach with the most that as many reads could find."""
     occupancy = Occupancy.of(np.arange(1000)[:, None])
     few = Health(occupancy, [10.0], 0.02, 1, 20, 1000)  # 20 reads find 2 % at most
     many = dataclasses.replace(few, reads=100_000)
@@ -87,7 +87,7 @@ def test_few_users_cannot_reach_much() -> None:
 
 
 def test_a_collapse_is_named() -> None:
-    """Nearly all of 1,000 items on one path: too large, and too few bits. Three items a path: nothing to say."""
+    """With 951 of 1,000 items on one path, size and entropy are faults; with three items a path there is no fault."""
     collapsed = np.zeros((1000, 1), np.int64)
     collapsed[:50, 0] = np.arange(50)
     config = SMALL.replace(paths_per_item=1, k=10)
@@ -100,7 +100,7 @@ def test_a_collapse_is_named() -> None:
 
 
 def test_the_gate_refuses(planted: Planted) -> None:
-    """What every user's request reads is a part of the catalogue; a gate that asks for more refuses."""
+    """Requests that read one item of one path do not reach the whole catalogue, which the gate asks for here."""
     config = planted.config.replace(gate_reach=1.0, beam=1, per_path=1)
 
     with pytest.raises(ExportRefused, match=r"gate_reach = 100.0% of .*--allow-collapsed"):

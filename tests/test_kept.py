@@ -1,4 +1,4 @@
-"""Measurements are kept for as long as the code that made them is the same, whatever its comments say."""
+"""Measurements are kept as long as the code that made them is the same; comments and docstrings do not count."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Shelf:
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A package with a module in a room of its own."""
+    """A package with a module in a subpackage."""
     (tmp_path / "shop" / "room").mkdir(parents=True)
     (tmp_path / "shop" / "__init__.py").write_text("")
     (tmp_path / "shop" / "room" / "shelf.py").write_text(CODE)
@@ -34,7 +34,7 @@ def package(tmp_path: Path) -> Path:
 
 
 def changed(package: Path, old: str, new: str) -> bool:
-    """Whether the digest changes with that text of the module."""
+    """Whether the digest changes when `new` takes the place of `old` in the module."""
     before = code_digest([package])
     assert old in CODE
     (package / "room" / "shelf.py").write_text(CODE.replace(old, new))
@@ -55,7 +55,7 @@ def changed(package: Path, old: str, new: str) -> bool:
     ],
 )
 def test_comments_docstrings_and_layout_change_nothing(package: Path, old: str, new: str) -> None:
-    """Hours of measurements outlive the edit of a sentence."""
+    """Hours of measurements stay valid when a sentence is edited."""
     assert not changed(package, old, new)
 
 
@@ -63,13 +63,13 @@ def test_comments_docstrings_and_layout_change_nothing(package: Path, old: str, 
     ("old", "new"),
     [("LIMIT = 3", "LIMIT = 4"), ("not a docstring", "a text"), ("min(", "max("), ("count: int", "count: int = 1")],
 )
-def test_code_changes_it(package: Path, old: str, new: str) -> None:
-    """In whatever room the file is."""
+def test_code_changes_the_digest(package: Path, old: str, new: str) -> None:
+    """The file is in a subpackage."""
     assert changed(package, old, new)
 
 
 def test_every_file_counts(package: Path) -> None:
-    """A new one too; in any room, and in any of the packages."""
+    """A new file changes the digest, in a package, a subpackage or another of the packages."""
     digests = {code_digest([package])}
     for place in (package / "more.py", package / "room" / "more.py", package.parent / "other.py"):
         place.write_text("x = 1\n")
@@ -78,8 +78,8 @@ def test_every_file_counts(package: Path) -> None:
     assert len(digests) == 4
 
 
-def test_what_only_shows_results_does_not_count(package: Path) -> None:
-    """Files that the caller leaves out."""
+def test_files_that_are_left_out_do_not_count(package: Path) -> None:
+    """The caller leaves out files that only show results."""
     before = code_digest([package])
     (package / "plots.py").write_text("x = 1\n")
 

@@ -1,4 +1,4 @@
-"""The losses against their definitions, and the draws against the probabilities they should have."""
+"""The losses compared with their definitions, and the draws with the probabilities that they should have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.deep_retrieval.steps import make_optimizers
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_the_head_samples_items_from_its_softmax(*, sampled: bool) -> None:
-    """Each item as often as its probability says; nearly so where negatives are sampled."""
+    """Each item is drawn as often as its probability says; only nearly so if negatives are sampled."""
     torch.manual_seed(0)
     clicks = np.array([50, 1, 9, 30, 5, 5])
     config = TrainConfig(full_softmax_items=1, negatives=2000) if sampled else TrainConfig()
@@ -47,8 +47,8 @@ def test_sampled_softmax_tends_to_the_full_one() -> None:
         )
 
 
-def test_a_sparse_step_moves_the_items_of_its_batch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their gradient is the dense one; all other items stay where they are."""
+def test_a_sparse_step_moves_only_the_items_of_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sparse gradient equals the dense one, and all other items stay where they are."""
     monkeypatch.setattr(config_module, "DENSE_ITEMS", 10)
     clicks = np.ones(50, np.int64)
     config = TrainConfig(embedding=4, hidden=4, dropout=0.0, full_softmax_items=1, negatives=5)
@@ -93,7 +93,7 @@ def test_draws_follow_the_probabilities_of_their_row() -> None:
 
 
 @pytest.mark.parametrize("users", [3, 200, 600])
-def test_paths_learn_in_steps_of_like_size_from_every_prediction(users: int) -> None:
+def test_paths_learn_from_every_prediction_in_steps_of_similar_size(users: int) -> None:
     """The steps of a batch have each of its clicks once, so their mean loss is that of the whole batch."""
     torch.manual_seed(0)
     clicks = np.array([50, 1, 9, 30, 5, 5])
@@ -119,8 +119,8 @@ def test_paths_learn_in_steps_of_like_size_from_every_prediction(users: int) -> 
     assert sum(mean * count for mean, count in steps) / sum(counts) == pytest.approx(whole.item(), rel=1e-5)
 
 
-def test_with_all_targets_taught_the_loss_is_of_the_items_that_the_head_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clicked items have no part in it."""
+def test_with_all_targets_taught_the_loss_is_that_of_the_drawn_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head draws the items; the clicked items have no part in the loss."""
     clicks = np.array([50, 1, 9, 30, 5, 5])
     model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema()).eval()
     paths, head = np.arange(12).reshape(6, 2), SoftmaxHead(TrainConfig(), clicks)

@@ -1,4 +1,4 @@
-"""The M-step against exhaustive search, and its own laws."""
+"""The M-step compared with exhaustive search, and the properties that it must have."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.deep_retrieval.scores import Paths, PathScores
 
 
 def scores_with(values: dict[tuple[int, int], float], paths: Paths) -> PathScores:
-    """These scores of (item, path), one click an item. paths: (V, J), the present ones."""
+    """Scores with these values of (item, path) and one click an item. paths: (V, J), the current assignment."""
     rows = [[(path, score) for (item, path), score in values.items() if item == v] for v in range(len(paths))]
     size = max(paths.shape[1], *map(len, rows))
     scores = PathScores(paths, size, 1.0)
@@ -47,7 +47,7 @@ def objective(scores: PathScores, paths: Paths, alpha: float) -> float:
 
 
 def test_the_objective_is_the_definition() -> None:
-    """The slow twin, checked on numbers worked out by hand."""
+    """`objective`, the slow reference of the tests below, equals numbers worked out by hand."""
     scores = scores_with({(0, 1): 0.5, (0, 2): 0.25, (1, 1): 0.2, (1, 2): 0.1}, same_paths(2, 1))
 
     expected = np.log(0.5) + np.log(0.2) - 0.1 * 2**4 / 4
@@ -69,7 +69,7 @@ def test_no_sweep_lowers_the_objective(seed: int, alpha: float) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("alpha", [0.0, 0.02, 0.5, 10.0])
 def test_descent_reaches_the_optimum_of_exhaustive_search(count: int, alpha: float) -> None:
-    """On three items and four paths whose preferences differ clearly, with weak and strong penalties."""
+    """Three items and four paths have clearly different preferences; penalties are weak and strong."""
     table = [[0.60, 0.20, 0.02, 0.01], [0.50, 0.02, 0.30, 0.01], [0.55, 0.01, 0.02, 0.25]]
     scores = scores_with(
         {(v, path): value for v, row in enumerate(table) for path, value in enumerate(row)}, same_paths(3, count)
@@ -83,7 +83,7 @@ def test_descent_reaches_the_optimum_of_exhaustive_search(count: int, alpha: flo
 @given(seed=st.integers(0, 999), alpha=st.sampled_from([0.0, 0.01, 0.1, 1.0]))
 @settings(max_examples=50, deadline=None)
 def test_no_item_alone_could_do_better(seed: int, alpha: float) -> None:
-    """Descent ends where no other path of any one item, the other items fixed, has a higher objective."""
+    """Descent ends where no other path of any single item, the other items fixed, has a higher objective."""
     rng = np.random.default_rng(seed)
     scores = scores_with({(v, path): float(rng.random()) for v in range(5) for path in range(4)}, same_paths(5, 1))
     paths = descend(scores, alpha, 50)
@@ -95,8 +95,8 @@ def test_no_item_alone_could_do_better(seed: int, alpha: float) -> None:
         assert objective(scores, changed, alpha) <= reached + 1e-9
 
 
-def test_without_penalty_all_go_where_the_score_is() -> None:
-    """The collapse that the penalty prevents: one path for everybody (Sec. 3.2)."""
+def test_without_penalty_all_items_take_the_same_path() -> None:
+    """The penalty prevents this collapse (Sec. 3.2)."""
     scores = scores_with(
         {(v, path): 0.9 if path == 0 else 0.01 for v in range(8) for path in range(8)}, same_paths(8, 1)
     )
@@ -116,15 +116,15 @@ def test_paths_of_an_item_differ() -> None:
     assert (np.diff(np.sort(paths, axis=1), axis=1) > 0).all()
 
 
-def test_items_never_clicked_keep_the_paths_that_the_scores_were_made_from() -> None:
-    """Any paths, not those of an earlier assignment; a clicked item moves to where its score is."""
+def test_items_never_clicked_keep_their_paths() -> None:
+    """These are the paths that the scores were made from; a clicked item moves to its best path."""
     scores = scores_with({(0, 5): 1.0}, np.array([[4], [12], [14]]))
 
     assert descend(scores, 0.1, 3).tolist() == [[5], [12], [14]]
 
 
 def test_items_never_clicked_crowd_their_paths() -> None:
-    """With a penalty a clicked item avoids the path of two unclicked ones; without it takes its best path."""
+    """With a penalty a clicked item avoids the path of two unclicked items; without one it takes its best path."""
     scores = scores_with({(0, 0): 1.0, (0, 5): 0.9}, same_paths(3, 1))
 
     assert descend(scores, 0.1, 3).tolist() == [[5], [0], [0]]
@@ -132,7 +132,7 @@ def test_items_never_clicked_crowd_their_paths() -> None:
 
 
 def test_too_few_scored_paths_are_filled_up() -> None:
-    """With the least crowded path in use that the item does not have."""
+    """The item also gets the least crowded path in use that it does not have."""
     values = {(0, 5): 1.0, (1, 5): 1.0, (1, 6): 1.0, (2, 5): 1.0, (2, 6): 1.0, (3, 6): 1.0, (3, 7): 1.0}
     paths = descend(scores_with(values, same_paths(4, 2)), 0.0, 3)
 
@@ -141,8 +141,8 @@ def test_too_few_scored_paths_are_filled_up() -> None:
 
 @given(seed=st.integers(0, 999))
 @settings(max_examples=20, deadline=None)
-def test_what_the_ids_are_does_not_matter(seed: int) -> None:
-    """Loads are kept by id where ids are small, by rank where they are large: the same paths are chosen."""
+def test_small_and_large_path_ids_give_the_same_paths(seed: int) -> None:
+    """Loads are kept by id where ids are small, and by rank where they are large."""
     items, paths, probs = random_clicks(seed, 40)
     small, large = PathScores(same_paths(6, 2), 4, 0.9), PathScores(10**15 * same_paths(6, 2), 4, 0.9)
     small.observe(items, paths, probs)
@@ -152,10 +152,11 @@ def test_what_the_ids_are_does_not_matter(seed: int) -> None:
 
 
 @pytest.mark.parametrize(("alpha", "path"), [(0.99e-14, 0), (1.01e-14, 5)])
-def test_the_penalty_of_a_very_crowded_path_is_a_number(alpha: float, path: int) -> None:
-    """((c + 1)^4 - c^4) / 4 is about c^3: 10^15 at 100,000 items, whose fourth power no int64 holds.
+def test_the_penalty_of_a_very_crowded_path_does_not_overflow(alpha: float, path: int) -> None:
+    """The penalty ((c + 1)^4 - c^4) / 4 is about c^3, 10^15 at 100,000 items; (c + 1)^4 itself does not fit in an
+    int64.
 
-    So with alpha = 10^-14 it outweighs a score that is e^10 times that of a path without items.
+    From alpha = 10^-14 on, the penalty outweighs a score that is e^10 times that of a path without items.
     """
     scores = scores_with({(0, 0): 1.0, (0, 5): float(np.exp(-10))}, same_paths(100_001, 1))
 
@@ -163,7 +164,7 @@ def test_the_penalty_of_a_very_crowded_path_is_a_number(alpha: float, path: int)
 
 
 def test_the_best_of_very_many_scored_paths_is_chosen() -> None:
-    """Also where it is the 40,000th candidate: positions do not fit in 16 bits."""
+    """It is the 40,000th candidate, whose position does not fit in 16 bits."""
     scores = PathScores(np.array([[3]]), 40_000, 1.0)
     scores.candidates[0, -1], scores.values[0, -1], scores.clicks[0] = 8, 0.5, 1
 
@@ -171,14 +172,14 @@ def test_the_best_of_very_many_scored_paths_is_chosen() -> None:
 
 
 def test_without_any_click_nothing_moves() -> None:
-    """Nothing observed, nothing known."""
+    """All items keep their paths."""
     paths = np.array([[1, 2], [2, 3]])
 
     assert descend(PathScores(paths, 4, 1.0), 0.1, 3).tolist() == paths.tolist()
 
 
 def test_a_descent_changes_neither_the_scores_nor_the_paths_it_starts_from() -> None:
-    """So several alphas can be tried on the same scores."""
+    """Several alphas can be tried on the same scores."""
     paths = same_paths(6, 2)
     scores = PathScores(paths, 6, 1.0)
     scores.observe(*random_clicks(1, 50))
@@ -192,7 +193,7 @@ def test_a_descent_changes_neither_the_scores_nor_the_paths_it_starts_from() -> 
 
 
 def test_alpha_meets_the_budget() -> None:
-    """Scores that all prefer the same paths: auto finds the penalty at which a request reads about 7.5 k items."""
+    """All items prefer the same paths; `auto` finds the penalty at which a request reads about 7.5 k items."""
     items, size = 400, 100
     rng = np.random.default_rng(0)
     scores = PathScores(same_paths(items, 1), size, 1.0)
@@ -208,7 +209,7 @@ def test_alpha_meets_the_budget() -> None:
 
 
 def test_expected_reads_by_hand() -> None:
-    """Paths 1 and 2 have one item and three. One beam has both and the empty path 9, the other has 2 alone."""
+    """Path 1 has one item and path 2 has three. One beam has both and the empty path 9, the other has 2 and 9."""
     paths = np.array([[1], [2], [2], [2]])
     beams = np.array([[1, 2, 9], [2, 9, 9]])
 
@@ -217,7 +218,7 @@ def test_expected_reads_by_hand() -> None:
 
 
 def test_occupancy_of_known_sizes() -> None:
-    """Sizes 1, 1, 2: used, largest, mean, Gini and entropy by hand."""
+    """Paths with 1, 1 and 2 items: used, largest, mean, Gini and entropy by hand."""
     occupancy = Occupancy.of_sizes(np.array([2, 1, 1]))
 
     assert (occupancy.used, occupancy.largest) == (3, 2)

@@ -1,4 +1,4 @@
-"""Matching rows to columns by immediate acceptance, against its slow twin."""
+"""Matching rows to columns by immediate acceptance, compared with a slow reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.deep_retrieval.matching import SLACK, spread
 )
 @settings(max_examples=60, deadline=None)
 def test_spreading_equals_proposing_in_rounds(rows: int, columns: int, count: int, costs: int, seed: int) -> None:
-    """Also where many costs are equal, and where many rows are rejected again and again."""
+    """Many costs may be equal, and many rows may be rejected again and again."""
     rng = np.random.default_rng(seed)
     cost = (rng.integers(costs, size=(rows, columns)) + rng.integers(costs, size=columns)).astype(np.float32)
 
@@ -32,7 +32,7 @@ def test_spreading_equals_proposing_in_rounds(rows: int, columns: int, count: in
 
 
 def immediate_acceptance(cost: np.ndarray) -> list[int]:
-    """The slow twin: rows propose to their cheapest column that has room, which takes the cheapest and keeps them."""
+    """The slow reference: rows propose to their cheapest column with room, which keeps the cheapest rows for good."""
     rows, columns = cost.shape
     capacity = math.ceil(SLACK * rows / columns)
     accepted: list[list[int]] = [[] for _ in range(columns)]
@@ -52,7 +52,7 @@ def immediate_acceptance(cost: np.ndarray) -> list[int]:
     return [next(c for c in range(columns) if row in accepted[c]) for row in range(rows)]
 
 
-def test_a_row_that_is_accepted_is_never_let_go() -> None:
+def test_an_accepted_row_keeps_its_column() -> None:
     """Immediate, not deferred acceptance, with six rows and two places in each of four columns.
 
     In the first round rows 0 and 1 fill column 0, and column 1 rejects row 4, which costs more than rows 2 and 3. Row 4
@@ -63,8 +63,8 @@ def test_a_row_that_is_accepted_is_never_let_go() -> None:
     assert spread(cost, 1)[:, 0].tolist() == [0, 0, 1, 1, 2, 3]
 
 
-def test_spreading_gives_each_row_other_columns() -> None:
-    """Three rows of the same costs: each column is matched twice, and no row to a column twice."""
+def test_spreading_gives_each_row_different_columns() -> None:
+    """Three rows have the same costs: each column is matched twice, and no row gets a column twice."""
     cost = np.array([[0, 1, 2], [0, 1, 2], [0, 1, 2]], np.float32)
 
     first, second = spread(cost, 2).T

@@ -11,7 +11,7 @@ from trainer.evaluate.measures import popularity_groups, precision_recall_f, rat
 
 
 def test_precision_recall_f_by_hand() -> None:
-    """F is the mean of the users' F, not the F of the means; a repeated answer counts once; no truth, no user."""
+    """F is the mean over users, not the F of the means; a repeated item counts once, a user without truth never."""
     answers = [np.array([1, 2]), np.array([3, 3]), np.array([9, 8])]
     truths = [np.array([1, 2, 5, 6]), np.array([3, 3]), np.array([], np.int64)]
 
@@ -22,19 +22,19 @@ def test_precision_recall_f_by_hand() -> None:
     assert measured["f_measure"] == pytest.approx((2 / 3 + 2 / 3) / 2)
 
 
-def test_ratios_to_nothing() -> None:
-    """Where the reference finds nothing, or nobody is measured, there is no ratio."""
-    found = ratios(
+def test_ratios_to_zero() -> None:
+    """There is no ratio if the reference finds nothing, or if no user is measured."""
+    shares = ratios(
         {"precision": 0.2, "recall": 0.0, "f_measure": 0.1}, {"precision": 0.4, "recall": 0.0, "f_measure": 0.1}
     )
 
-    assert found == {"precision": 0.5, "recall": None, "f_measure": 1.0}
-    nobody = precision_recall_f([np.array([1])], [np.array([], np.int64)], k=1)
-    assert nobody == ratios(nobody, nobody) == {"precision": None, "recall": None, "f_measure": None}
+    assert shares == {"precision": 0.5, "recall": None, "f_measure": 1.0}
+    unmeasured = precision_recall_f([np.array([1])], [np.array([], np.int64)], k=1)
+    assert unmeasured == ratios(unmeasured, unmeasured) == {"precision": None, "recall": None, "f_measure": None}
 
 
 def test_recall_by_popularity_by_hand() -> None:
-    """Three items with 1, 1 and 2 clicks: two kinds with 2 clicks each, the rare two and the frequent one."""
+    """Items with 1, 2 and 1 clicks form two groups with 2 clicks each: the two rare items and the frequent one."""
     clicks = np.array([1, 2, 1])
 
     assert popularity_groups(clicks, 2).tolist() == [0, 1, 0]
@@ -44,17 +44,17 @@ def test_recall_by_popularity_by_hand() -> None:
 
 
 @given(clicks=st.lists(st.integers(0, 9), min_size=1, max_size=40), groups=st.integers(1, 6))
-def test_kinds_rise_with_popularity(clicks: list[int], groups: int) -> None:
-    """Who is clicked more is never of a rarer kind."""
-    kind = popularity_groups(np.array(clicks), groups)
+def test_groups_rise_with_popularity(clicks: list[int], groups: int) -> None:
+    """An item with more clicks is never in a group of rarer items."""
+    group = popularity_groups(np.array(clicks), groups)
 
-    assert kind.min() >= 0
-    assert kind.max() < groups
-    assert (np.diff(kind[np.argsort(clicks, kind="stable")]) >= 0).all()
+    assert group.min() >= 0
+    assert group.max() < groups
+    assert (np.diff(group[np.argsort(clicks, kind="stable")]) >= 0).all()
 
 
 def test_tops_with_and_without_history() -> None:
-    """Ties go by item index; what the history has is never among the first kind; the scores stay as they are."""
+    """Equal scores go by item index; with a history its items are left out; the scores stay as they are."""
     scores = np.array([[1.0, 3.0, 2.0, 3.0]])
 
     assert [top.tolist() for top in tops(scores, 3, [np.array([1])])] == [[3, 2, 0]]
@@ -62,7 +62,7 @@ def test_tops_with_and_without_history() -> None:
 
 
 def test_a_catalogue_smaller_than_k() -> None:
-    """Then the answer is what there is."""
+    """The answer has fewer than k items."""
     scores = np.array([[1.0, 2.0]])
 
     assert [top.tolist() for top in tops(scores, 5, [np.array([0])])] == [[1]]

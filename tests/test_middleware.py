@@ -1,4 +1,4 @@
-"""Limits on bodies, seen by a client that sends them in pieces or not at all."""
+"""Limits on bodies, for a client that sends them in pieces or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCOPE = {
     "query_string": b"",
     "headers": [(b"content-type", b"application/json")],
 }
-#: Sends pieces of a body, then waits for the event, then hangs up; the messages that it is answered.
+#: Sends pieces of a body, waits for the event, then disconnects; returns the messages of the answer.
 Ask = Callable[[list[bytes], asyncio.Event], Coroutine[Any, Any, list[Message]]]
 
 
@@ -36,20 +36,20 @@ def with_app(folder: Path, test: Callable[[Ask], Coroutine[Any, Any, None]], **s
         async with app.router.lifespan_context(app) as state:
 
             async def ask(pieces: list[bytes], hung_up: asyncio.Event) -> list[Message]:
-                told: list[Message] = []
-                left = copy.copy(pieces)
+                messages: list[Message] = []
+                unsent = copy.copy(pieces)
 
                 async def receive() -> Message:
-                    if left:
-                        return {"type": "http.request", "body": left.pop(0), "more_body": True}
+                    if unsent:
+                        return {"type": "http.request", "body": unsent.pop(0), "more_body": True}
                     await hung_up.wait()
                     return {"type": "http.disconnect"}
 
                 async def send(message: Message) -> None:
-                    told.append(message)
+                    messages.append(message)
 
                 await app({**SCOPE, "state": dict(state or {})}, receive, send)
-                return told
+                return messages
 
             await test(ask)
 
@@ -58,7 +58,7 @@ def with_app(folder: Path, test: Callable[[Ask], Coroutine[Any, Any, None]], **s
 
 @pytest.mark.parametrize("sent", [[], [b'{"history": [1']])
 def test_a_body_that_does_not_come_is_408(sent: list[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """And the connection is closed: a client that stops sending keeps it from others."""
+    """The connection is closed too, because a client that stops sending would keep it from other clients."""
     monkeypatch.setattr(middleware, "BODY_SECONDS", 0.01)
 
     async def test(ask: Ask) -> None:
@@ -70,10 +70,11 @@ def test_a_body_that_does_not_come_is_408(sent: list[bytes], monkeypatch: pytest
     with_app(tmp_path, test)
 
 
-def test_long_bodies_share_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """While one has nearly all of it the next is 429, short ones are read; when it has gone, so is the next.
+def test_long_bodies_share_a_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """While one long body takes nearly all of the limit, the next gets 429 and short bodies are read; then there is
+    room.
 
-    What there is has room for the longest body that is allowed.
+    The limit has room for the longest body that is allowed.
     """
     monkeypatch.setattr(middleware, "SHORT_BODY_BYTES", 10)
     monkeypatch.setattr(middleware, "LONG_BODIES_BYTES", 20)
@@ -89,7 +90,7 @@ def test_long_bodies_share_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_pa
         await first
         after = await ask([b" " * 1024], at_once)
 
-        assert [told[0]["status"] for told in (refused, short, after)] == [429, 400, 400]
+        assert [answer[0]["status"] for answer in (refused, short, after)] == [429, 400, 400]
         assert (b"retry-after", b"1") in refused[0]["headers"]
 
     with_app(tmp_path, test, max_body_bytes=1024)
