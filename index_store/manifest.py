@@ -20,6 +20,8 @@ from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
 
 FORMAT = 4
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}\Z")
+#: The form of a part's name. It is a file's name, and a part of keys, so it can be no path.
+PART = r"[a-z][a-z0-9_]*\.[a-z0-9]+"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Manifest:
             parts = {part: PartInfo(**info) for part, info in fields.pop("parts").items()}
             manifest = cls(parts=parts, **fields)
             manifest._require_types()
+            manifest.require_part_names()
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise VersionDamaged(f"{name}: manifest.json has missing, unknown or wrong fields ({error})") from None
         if stated != digest:
@@ -95,6 +98,12 @@ class Manifest:
         for info in self.parts.values():
             if not isinstance(info.sha256, str) or type(info.size) is not int:
                 raise TypeError("the size of a part is not a whole number, or its digest is not a string")
+
+    def require_part_names(self) -> None:
+        """Raise VersionDamaged if a part has a name that is not a plain file name, or is the manifest's."""
+        for part in self.parts:
+            if not re.fullmatch(PART, part) or part == "manifest.json":
+                raise VersionDamaged(f"{part[:64]!r} is not a name of a part: expected one like item_bias.npy")
 
     def require_counts(self) -> None:
         """Raise VersionDamaged unless every count is a whole number of at least 1."""

@@ -37,11 +37,12 @@ from numpy.typing import NDArray
 
 from index_store.errors import VersionDamaged
 from index_store.manifest import Manifest, PartInfo, fingerprint, sha256
+from index_store.path_facts import PathFacts
 
 #: Parts that every version has, besides the item ids in `item_ids.npy` or `item_ids.json`.
 PARTS = frozenset({"model.onnx", "item_vectors.npy", "item_bias.npy", "context.json", "golden.json"})
-#: The parts of the path lists. A version has all three or none.
-PATHS = frozenset({"path_ids.npy", "path_offsets.npy", "path_items.npy"})
+#: The further parts of the kind "paths".
+PATHS = frozenset({"path_ids.npy", "path_offsets.npy", "path_items.npy", "reranker.json"})
 #: The part that may stay in the store, so that each request reads only the lists it needs.
 LISTS = "path_items.npy"
 BLOCK = 4096  # rows of an array checked at once; they fit in the processor's cache
@@ -83,9 +84,9 @@ class Version:
         return _parse_npy(self._part(part), f"{self.manifest.version} {part}")
 
     def document(self, part: str) -> Any:
-        """The value of a `.json` part. Raises VersionDamaged if it is missing or not JSON."""
+        """The value of a `.json` part. Raises VersionDamaged if it is missing or not JSON, which has no NaN."""
         try:
-            return json.loads(bytes(self._part(part)))
+            return json.loads(bytes(self._part(part)), parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise VersionDamaged(f"{self.manifest.version} {part}: not JSON ({error})") from None
 
@@ -112,22 +113,26 @@ class Version:
                 raise VersionDamaged(f"{name} {part}: its SHA-256 differs from the published one; publish again")
 
     def validate(self) -> None:
-        """Raise VersionDamaged unless the parts have the right shapes and fit each other.
+        """Raise VersionDamaged unless the parts have the right shapes and fit each other and the manifest.
 
-        Rules of its kind are checked when it is opened, see `retrieval.searcher.Searcher.open`.
+        Of a kind that is not "paths", only the common parts are checked. Whether the network and the reranker fit is
+        checked when a version is opened, see `retrieval.searcher.Searcher.open`.
         """
         with naming(self.manifest.version):
+            self.manifest.require_part_names()
             self.manifest.require_counts()
             self._validate_items()
-            if PATHS & set(self.manifest.parts):
+            if self.manifest.kind == "paths":
                 self._validate_paths()
 
     def _validate_items(self) -> None:
         manifest, parts = self.manifest, set(self.manifest.parts)
         ids_part = {"item_ids.npy", "item_ids.json"} & parts
         if not parts >= PARTS or len(ids_part) != 1:
-            missing = sorted(PARTS - parts) or sorted(ids_part) or ["item_ids.npy or item_ids.json"]
-            raise VersionDamaged(f"expected the parts {', '.join(sorted(PARTS))} and item_ids; check {missing}")
+            missing = [*sorted(PARTS - parts), *([] if ids_part else ["item_ids.npy or item_ids.json"])]
+            raise VersionDamaged(
+                f"missing parts: {', '.join(missing)}" if missing else "it has both item_ids.npy and item_ids.json"
+            )
         # External data would let a model read other files. It always has this key, which our exports do not have.
         if b"location" in bytes(self.parts["model.onnx"]):
             raise VersionDamaged("model.onnx refers to external data; export it as one file")
@@ -144,15 +149,21 @@ class Version:
             self.document(part)
 
     def _validate_paths(self) -> None:
-        items, path_ids, offsets = self.manifest.items, self.array("path_ids.npy"), self.array("path_offsets.npy")
-        _check(path_ids, "path_ids", np.int64, (max(1, len(path_ids)),))
-        _check(offsets, "path_offsets", np.int64, (len(path_ids) + 1,))
+        facts, items = PathFacts.of(self.manifest.structure), self.manifest.items
+        different = sorted(set(self.manifest.parts) - {"item_ids.npy", "item_ids.json"} ^ (PARTS | PATHS))
+        if different:
+            raise VersionDamaged(f"missing or unknown parts: {', '.join(different)}")
+        path_ids, offsets = self.array("path_ids.npy"), self.array("path_offsets.npy")
+        _check(path_ids, "path_ids", np.int64, (facts.paths,))
+        _check(offsets, "path_offsets", np.int64, (facts.paths + 1,))
         _check_ascending(path_ids, "path_ids")
-        if offsets[0] != 0 or np.any(np.diff(offsets) < 1):
+        if path_ids[0] < 0 or path_ids[-1] >= facts.width**facts.depth:
+            raise VersionDamaged("path_ids: a path outside 0..width^depth - 1")
+        if offsets[0] != 0 or np.any(np.diff(offsets) < 1) or offsets[-1] != facts.postings:
             raise VersionDamaged("path_offsets: expected to rise from 0 to the number of postings, with no empty path")
         if self.read_paths is None:
             path_items = self.array(LISTS)
-            _check(path_items, "path_items", np.int32, (int(offsets[-1]),))
+            _check(path_items, "path_items", np.int32, (facts.postings,))
             if path_items.min() < 0 or path_items.max() >= items:
                 raise VersionDamaged(f"path_items: an item index is outside 0..{items - 1}")
 
@@ -175,6 +186,10 @@ def naming(version: str) -> Iterator[None]:
 def parts_here(manifest: Manifest, read_paths: PathReader | None) -> list[str]:
     """The parts that a loaded version contains: all, except the path lists if `read_paths` reads them."""
     return [part for part in manifest.parts if part != LISTS or read_paths is None]
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
 def npy(array: NDArray[Any]) -> bytes:

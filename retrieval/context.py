@@ -213,6 +213,10 @@ def _feature(entry: Any) -> Category | Number:
         values = entry["values"]
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             raise TypeError
+        if any(len(value) > Limits.FEATURE_VALUE for value in values):
+            raise ValueError(
+                f"a category value of more than {Limits.FEATURE_VALUE} characters, which no request can send"
+            )
         return Category(name, tuple(values))
     if entry["kind"] != "number":
         raise ValueError("a context feature that is neither a category nor a number")

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from index_store.errors import VersionDamaged, VersionIncompatible
+from index_store.manifest import Manifest
+from index_store.path_facts import PathFacts
 from index_store.version import Version, naming
 from retrieval.context import ContextSchema
-from retrieval.paths.structure import PathFacts, PathStructure
+from retrieval.paths.structure import PathStructure, default_search
 from retrieval.query import Answer, BadQuery, Limits, Query, Request, Unknown
 from retrieval.vocabulary import Vocabulary
 
@@ -36,13 +38,17 @@ class Searcher:
         Raises VersionIncompatible for a kind that this release does not know, VersionDamaged for parts that do not fit.
         """
         manifest = version.manifest
-        if manifest.kind == "paths":
-            with naming(manifest.version):
-                facts = PathFacts.of(manifest.structure)
-                return cls(version, facts, PathStructure.open(version, facts))
-        raise VersionIncompatible(
-            f"{manifest.version}: a structure of kind {manifest.kind!r}, but this release opens paths only; upgrade it"
-        )
+        require_known_kind(manifest)
+        with naming(manifest.version):
+            for name, limit in (("k", Limits.K), ("history", Limits.HISTORY)):
+                if getattr(manifest, name) > limit:
+                    raise VersionDamaged(f"{name}: expected at most {limit}, found {getattr(manifest, name)}")
+            facts = PathFacts.of(manifest.structure)
+            return cls(version, facts, PathStructure.open(version, facts))
+
+    def default_search(self, k: int) -> tuple[int, int]:
+        """(beam, per_path) for a request of k items that names neither."""
+        return default_search(self.facts, k, self.manifest.k)
 
     def prepare(self, request: Request) -> tuple[Query, Unknown]:
         """The request in the version's own terms, and how much of it is unknown, which is left out.
@@ -50,7 +56,7 @@ class Searcher:
         Raises BadQuery for a beam wider than the version searches, or more reads than a request may make.
         """
         k = request.k or self.manifest.k
-        default_beam, default_per_path = self.facts.default_search(k, self.manifest.k)
+        default_beam, default_per_path = self.default_search(k)
         # Where one of the two is named, the other gives way: a swap to another default makes no request too large.
         beam = request.beam or min(default_beam, max(1, Limits.READS // (request.per_path or 1)))
         per_path = request.per_path or min(default_per_path, Limits.READS // beam)
@@ -91,3 +97,11 @@ class Searcher:
     def widen(self, queries: Sequence[Query], answers: Sequence[Answer]) -> list[Answer]:
         """The answers after a wider search of those queries that need it and may."""
         return self.structure.widen(queries, answers)
+
+
+def require_known_kind(manifest: Manifest) -> None:
+    """Raise VersionIncompatible for a kind of structure that this release does not open."""
+    if manifest.kind != "paths":
+        raise VersionIncompatible(
+            f"{manifest.version}: a structure of kind {manifest.kind!r}, but this release opens paths only; upgrade it"
+        )

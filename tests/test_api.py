@@ -199,7 +199,7 @@ def test_the_service_gives_the_answers_that_were_measured(client: TestClient, pl
     from trainer.progress import SilentProgress
 
     requests, facts = held_out_requests(planted.dataset, planted.split), planted.searcher.facts
-    measured = MeasuredVersion(planted.version, requests, 5, SilentProgress())
+    measured = MeasuredVersion(planted.searcher, requests, 5, SilentProgress())
     expected, _ = measured.retrieval(facts.beam, facts.per_path, SilentProgress())
     for history, items in zip(requests.histories, expected.filtered, strict=True):
         body = {"history": planted.dataset.item_ids[history].tolist(), "k": 5}

@@ -9,6 +9,7 @@ import pytest
 
 from index_store.version import Version
 from retrieval.paths.rerank import SOFTMAX
+from retrieval.searcher import Searcher
 from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
 from trainer.errors import DataError
@@ -18,7 +19,7 @@ from trainer.progress import SilentProgress
 
 def test_planted_groups_are_found(planted: Planted) -> None:
     """Nearly every answer is from the user's group: k = 5 of its 6 new items, and 5 of the 6 are right."""
-    result = evaluate(planted.version, planted.dataset, planted.split, 5, SilentProgress())
+    result = evaluate(planted.searcher, planted.dataset, planted.split, 5, SilentProgress())
 
     assert result["deep_retrieval"]["precision"] > 0.75  # 5/6 from knowing the group alone
     assert result["ratio_to_brute_force"]["f_measure"] > 0.95
@@ -30,7 +31,7 @@ def test_planted_groups_are_found(planted: Planted) -> None:
 
 def test_the_document_has_exactly_the_documented_keys(planted: Planted) -> None:
     """Other programs read the document."""
-    result = evaluate(planted.version, planted.dataset, planted.split, 5, SilentProgress())
+    result = evaluate(planted.searcher, planted.dataset, planted.split, 5, SilentProgress())
     measures = {"precision", "recall", "f_measure"}
 
     assert set(result) == {
@@ -51,7 +52,7 @@ def test_with_every_path_read_it_equals_brute_force(planted: Planted) -> None:
     softmax = json.dumps(SOFTMAX.to_json()).encode()
     version = Version(everything, {**planted.version.parts, "reranker.json": softmax})
 
-    result = evaluate(version, planted.dataset, planted.split, 5, SilentProgress())
+    result = evaluate(Searcher.open(version), planted.dataset, planted.split, 5, SilentProgress())
 
     assert result["structural_recall"] == 1
     assert set(result["ratio_to_brute_force"].values()) == {1.0}

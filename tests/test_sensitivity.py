@@ -27,7 +27,7 @@ def test_the_trained_network_measures_like_the_published_version(planted: Plante
     """Without an export it has the published version's recall, share and reads, ranked by the softmax head."""
     requests = held_out_requests(planted.dataset, planted.split)
     mine = MeasuredPaths(planted.trained, requests, planted.config)
-    published = evaluate.MeasuredVersion(planted.version, requests, 5, SilentProgress())
+    published = evaluate.MeasuredVersion(planted.searcher, requests, 5, SilentProgress())
     answers, share = published.retrieval(
         beam, Limits.READS // Limits.BEAM, SilentProgress(), widen=False, reranker=SOFTMAX
     )

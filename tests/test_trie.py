@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index_store.errors import VersionDamaged
-from retrieval.paths.structure import PathFacts
+from index_store.path_facts import PathFacts
+from retrieval.paths.structure import default_search
 from retrieval.paths.trie import path_trie
 from tests.conftest import Planted
 
@@ -66,10 +67,10 @@ def test_the_default_search_grows_with_k() -> None:
     """Twice the k needs twice the paths, or, beyond the widest beam, more items of each path."""
     facts = PathFacts(depth=2, width=4, paths_per_item=1, paths=2, postings=3, beam=2, per_path=5, max_beam=8)
 
-    assert facts.default_search(5, 10) == (2, 5)
-    assert facts.default_search(10, 10) == (2, 5)
-    assert facts.default_search(20, 10) == (4, 5)
-    assert facts.default_search(80, 10) == (8, 10)
+    assert default_search(facts, 5, 10) == (2, 5)
+    assert default_search(facts, 10, 10) == (2, 5)
+    assert default_search(facts, 20, 10) == (4, 5)
+    assert default_search(facts, 80, 10) == (8, 10)
 
 
 FACTS = {

@@ -70,10 +70,15 @@ def main(arguments: list[str] | None = None) -> int:
             if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # the message of torch
                 tell("dr-trainer: out of memory; choose smaller sizes in the settings, or keep fewer rows")
                 return 1
+            if "CUDA out of memory" in str(error):
+                tell("dr-trainer: the GPU is out of memory; choose a smaller batch or hidden, or --set device=cpu")
+                return 1
             # OSError: for example, the temporary folder is full.
             if not isinstance(error, TrainerError | IndexStoreError | OSError):
                 raise
-            tell("\n".join(f"dr-trainer: {line}" for line in str(error).splitlines()))
+            message = str(error) or type(error).__name__
+            # Several wrong settings have a line each; the indented lines of a list belong to the line before.
+            tell("\n".join(line if line[:1] == " " else f"dr-trainer: {line}" for line in message.splitlines()))
             return 1
 
 
@@ -147,7 +152,7 @@ def _fit(options: argparse.Namespace) -> int:
     if not options.no_activate:
         store.activate(name, expected=previous)
     facts = {"version": name, "fingerprint": version.manifest.fingerprint, "activated": not options.no_activate}
-    facts |= {name: version.manifest.structure[name] for name in ("beam", "per_path")} | {"run": str(run_folder)}
+    facts |= {fact: version.manifest.structure[fact] for fact in ("beam", "per_path")} | {"run": str(run_folder)}
     run.record_published(facts)
     progress.say(f"published {name}" + ("" if options.no_activate else ", now current"))
     _print(facts if options.json else name)
@@ -184,7 +189,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise TrainerError(f"{store}: no version is current; publish one with dr-trainer fit, or name --version")
     version = store.load(name)
 
-    from retrieval.context import ContextSchema
+    from retrieval.searcher import Searcher
     from trainer.config import stored_config
     from trainer.data.dataset import load_dataset
     from trainer.data.split import split_users
@@ -197,17 +202,17 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ConfigError(f"{name} cannot be evaluated by this release: {error}") from None
     if options.k is not None and options.k < 1:
         raise TrainerError(f"--k: expected at least 1, found {options.k}")
+    searcher = Searcher.open(version)
     progress = choose_progress()
     if unknown:
         progress.say(f"{name} has settings that this release does not know and ignores: {', '.join(unknown)}")
     # Encode users as the version does, not as these files alone would suggest.
-    schema = ContextSchema.from_json(version.document("context.json"))
     config = config.replace(item_id="string" if isinstance(version.item_ids, list) else "integer")
-    dataset = load_dataset(options.interactions, config, options.items, options.users, schema)
+    dataset = load_dataset(options.interactions, config, options.items, options.users, searcher.schema)
     require_same_data(version, dataset, progress)
     if options.users and not config.context:
         progress.say(f"--users {options.users}: not used, because {name} has no context features")
-    result = evaluate(version, dataset, split_users(dataset, config), options.k or version.manifest.k, progress)
+    result = evaluate(searcher, dataset, split_users(dataset, config), options.k or version.manifest.k, progress)
     _print(result if options.json else table(result, config.split))
     return 0
 
@@ -251,8 +256,10 @@ def _sensitivity(options: argparse.Namespace) -> int:
     from trainer.benchmark.sensitivity import sensitivity, table
     from trainer.data.dataset import load_dataset
     from trainer.data.remarks import remarks
+    from trainer.deep_retrieval.device import choose_device
     from trainer.progress import choose_progress
 
+    choose_device(config.device)
     progress = choose_progress()
     dataset = load_dataset(options.interactions, config, options.items, options.users)
     for line in remarks(dataset, config, options.users, None):

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from retrieval.paths.trie import MAX_ENTRIES
 from retrieval.query import Limits
 from trainer.errors import ConfigError
 from trainer.mistakes import mistake
@@ -30,8 +31,6 @@ from trainer.mistakes import mistake
 DENSE_ITEMS = 200_000
 #: The least K that width = "auto" gives.
 MIN_WIDTH = 10
-#: The trie of the paths in use has at most this many entries, of 4 bytes each.
-MAX_TRIE = 2**28
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -96,10 +95,10 @@ class Structure(_Group):
             width = max(MIN_WIDTH, math.ceil((5 * items * self.paths_per_item) ** (1 / self.depth)))
             self._check_paths(width)
         rows = sum(min(width**d, items * self.paths_per_item) for d in range(self.depth))
-        if rows * width > MAX_TRIE:
+        if rows * width > MAX_ENTRIES:
             raise ConfigError(
                 f"width: the trie of the paths of {items} items would have {rows * width} entries at K = {width}; "
-                f"expected at most {MAX_TRIE}; choose a smaller width, or more paths a node by a smaller depth"
+                f"expected at most {MAX_ENTRIES}; choose a smaller width or a smaller depth"
             )
         return width
 

@@ -38,7 +38,7 @@ from index_store.redis.client import Server
 from index_store.redis.keys import PIECE, Keys
 from index_store.redis.listing import Listing, number
 from index_store.redis.path_lists import RemotePaths
-from index_store.version import LISTS, Buffer, ByteProgress, Version
+from index_store.version import LISTS, Buffer, ByteProgress, Version, parts_here
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class ServerStore:
             self._require_keys(self._list_sizes(manifest))
         chunks = functools.partial(self._chunks, manifest)
         if self._copies is None:
-            parts = {part: b"".join(chunks(part)) for part in manifest.parts if part != LISTS or reader is None}
+            parts = {part: b"".join(chunks(part)) for part in parts_here(manifest, reader)}
             loaded = Version(manifest, parts, None, reader)
             loaded.verify_digests()
             loaded.validate()

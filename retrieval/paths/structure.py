@@ -9,9 +9,8 @@ Shapes: B queries, W paths a query, n items a path, E embedding, V items, C and 
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import VersionDamaged
-from index_store.version import PARTS, PATHS, Version
+from index_store.path_facts import PathFacts
+from index_store.version import Version
 from retrieval.paths import kernels
 from retrieval.paths.index import PathIndex, Postings
 from retrieval.paths.rerank import BY_PATH, Beams, Reranker, rerank
@@ -32,46 +32,16 @@ from retrieval.session import on_its_device, open_session
 TYPES = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.float32)
 
 
-@dataclass(frozen=True)
-class PathFacts:
-    """What a manifest's `structure` says of the kind "paths"."""
+def default_search(facts: PathFacts, k: int, usual_k: int) -> tuple[int, int]:
+    """(beam, per_path) for a request of k items that names neither.
 
-    depth: int  # D
-    width: int  # K
-    paths_per_item: int  # J
-    paths: int  # P, in use
-    postings: int  # sum of the path lists' lengths
-    beam: int  # W, paths searched by default
-    per_path: int  # n, items read of a path by default
-    max_beam: int  # widest beam that the network accepts
-
-    @classmethod
-    def of(cls, structure: Mapping[str, Any]) -> PathFacts:
-        """Raises VersionDamaged where a fact is missing, unknown, or not a whole number from 1."""
-        try:
-            facts = cls(**structure)
-        except TypeError:
-            names = ", ".join(field.name for field in dataclasses.fields(cls))
-            raise VersionDamaged(f"structure: expected {names}") from None
-        for name, value in dataclasses.asdict(facts).items():
-            if type(value) is not int or value < 1:
-                raise VersionDamaged(f"{name}: expected a whole number from 1, found {value!r}")
-        if facts.beam > facts.max_beam:
-            raise VersionDamaged(f"beam: expected at most max_beam, {facts.max_beam}, found {facts.beam}")
-        if facts.width**facts.depth >= 2**63:
-            raise VersionDamaged(f"width, depth: {facts.width}^{facts.depth} paths do not fit in int64")
-        return facts
-
-    def default_search(self, k: int, usual_k: int) -> tuple[int, int]:
-        """(beam, per_path) for a request of k items that names neither.
-
-        The defaults were measured for `usual_k` items; for more, the beam widens in proportion, then the paths are read
-        deeper, at most Limits.READS items in all.
-        """
-        more = max(1.0, k / usual_k)
-        beam = max(self.beam, min(self.max_beam, math.ceil(self.beam * more)))
-        per_path = math.ceil(self.per_path * max(1.0, more * self.beam / beam))
-        return beam, min(per_path, Limits.READS // beam)
+    The defaults in `facts` were measured for `usual_k` items. For more items, the beam widens in proportion, then more
+    items are read of each path, at most Limits.READS in all.
+    """
+    more = max(1.0, k / usual_k)
+    beam = max(facts.beam, min(facts.max_beam, math.ceil(facts.beam * more)))
+    per_path = math.ceil(facts.per_path * max(1.0, more * facts.beam / beam))
+    return beam, min(per_path, Limits.READS // beam)
 
 
 @dataclass(frozen=True)
@@ -88,14 +58,9 @@ class PathStructure:
     @classmethod
     def open(cls, version: Version, facts: PathFacts) -> PathStructure:
         """The structure of a version. Raises VersionDamaged where its parts do not fit each other or the facts."""
-        strange = set(version.manifest.parts) - PARTS - PATHS - {"reranker.json", "item_ids.npy", "item_ids.json"}
-        if strange:
-            raise VersionDamaged(f"parts that a structure of paths does not have: {', '.join(sorted(strange))}")
+        if facts.max_beam > Limits.BEAM:
+            raise VersionDamaged(f"max_beam: expected at most {Limits.BEAM}, found {facts.max_beam}")
         index = PathIndex.of(version)
-        if (len(index.path_ids), int(index.path_offsets[-1])) != (facts.paths, facts.postings):
-            raise VersionDamaged("its path lists are not as many or as long as its manifest says")
-        if index.path_ids[0] < 0 or index.path_ids[-1] >= facts.width**facts.depth:
-            raise VersionDamaged("path_ids: a path outside 0..width^depth - 1")
         model = Path(version.folder, "model.onnx") if version.folder else bytes(version.parts["model.onnx"])
         try:
             session = open_session(model)

@@ -9,6 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from index_store.errors import VersionDamaged
+
+#: The most entries of a trie, of 4 bytes each. A version of few paths could ask for much more than its own size.
+MAX_ENTRIES = 2**28
+
 
 def path_trie(path_ids: NDArray[np.int64], depth: int, width: int) -> NDArray[np.int32]:
     """The trie of `path_ids` (P,), ascending, as a table (R, K): a row for each prefix of 0 to D - 1 nodes in use.
@@ -16,10 +21,14 @@ def path_trie(path_ids: NDArray[np.int64], depth: int, width: int) -> NDArray[np
     Row 0 is the empty prefix; the prefixes of one node follow, ascending, then those of two, and so on. Entry [r, c]
     says where prefix r goes with node c: to the row of the longer prefix; for a prefix of D - 1 nodes, to the path's
     place in `path_ids`; -1 where no item lies. The last row, which is also row -1, stands for no prefix and leads
-    nowhere. Memory: 4 K bytes a row.
+    nowhere. Memory: 4 * K bytes a row. Raises VersionDamaged for more than MAX_ENTRIES.
     """
     prefixes = [np.unique(path_ids // width ** (depth - layer)) for layer in range(depth + 1)]  # of 0 to D nodes
     starts = np.cumsum([0, *map(len, prefixes[:-1])])
+    if (int(starts[-1]) + 1) * width > MAX_ENTRIES:
+        raise VersionDamaged(
+            f"path_ids: their trie would have {starts[-1] + 1} rows of {width}, over {MAX_ENTRIES} entries"
+        )
     table = np.full((starts[-1] + 1, width), -1, np.int32)
     for layer in range(depth):
         shorter, longer = prefixes[layer], prefixes[layer + 1]

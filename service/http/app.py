@@ -33,8 +33,9 @@ Every answer comes from one version and names it. Errors are `application/proble
 
 
 FIRST_LOOK_SECONDS = 5.0  # that the start waits for a current version to be loaded
-#: Round trips of one search to a remote store, at most: one for each beam from 1 to 2, 4, 8 ... up to the widest.
-SEARCH_ROUND_TRIPS = Limits.BEAM.bit_length()
+#: Round trips of one search to a remote store, at most: one for each beam from 1 to 2, 4, 8 ... up to the widest, and
+#: one for the whole catalogue.
+SEARCH_ROUND_TRIPS = Limits.BEAM.bit_length() + 1
 
 
 def create_app(settings: Settings, store: IndexStore) -> FastAPI:

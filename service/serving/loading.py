@@ -6,6 +6,7 @@ import asyncio
 
 from index_store.errors import StoreFull, StoreMisconfigured, StoreUnavailable, VersionNotFound
 from index_store.store import IndexStore
+from retrieval.searcher import require_known_kind
 from service.metrics import Metrics
 from service.serving.holding import Holding
 from service.serving.retriever import Retriever
@@ -50,6 +51,7 @@ class Loader:
     def _open(self, name: str) -> Retriever:
         version = self._store.load(name)
         manifest = version.manifest
+        require_known_kind(manifest)  # the trial feeds only the inputs of kinds that are known
         trial = manifest.parts["model.onnx"].sha256, *map(str, sizes(manifest).values())
         if trial not in self._tried:
             try_model(version)

@@ -7,10 +7,10 @@ hints get lost. `Reloader.state` is one of four:
     WAITING    ------------------>  LOADING(v)  ----------------------------->  SERVING(v)
     (reason)                            |                                           |
        ^                                | fails                                     | current is w
-       | nothing is served, and the     v                                           v
-       | store names no version or   REFUSED(v, reason, until)                  LOADING(w)
-       | does not answer                |  ^
-    any state                           +--+  `until` has passed: loaded again
+       | the store does not answer,     v                                           v
+       | or names no version while   REFUSED(v, reason, until)                  LOADING(w)
+       | none is served                 |  ^
+    any state but REFUSED               +--+  `until` has passed: loaded again
 
 `POST /admin/v1/swap` and `/rollback` load a version first, then move the pointer and enter SERVING, from any state.
 
@@ -105,7 +105,7 @@ class Reloader:
         self.holding = Holding(store)
         self.loader = Loader(store, self.holding, metrics)
         self.state: Waiting | Loading | Refused | Serving = Waiting()
-        self.looked = asyncio.Event()  # at the pointer, once
+        self.looked = asyncio.Event()  # set after the first look at the pointer
         self._serving: Retriever | None = None
         self._before: Retriever | None = None  # kept in memory, so that a rollback loads nothing
         self._moving = asyncio.Lock()  # the pointer and what is served move together
@@ -230,7 +230,8 @@ class Reloader:
     def _fail(self, name: str | None, error: Exception) -> None:
         """The store could not be asked (name: None), or this version could not be loaded."""
         if name is None:
-            self.state = Waiting(_reason(error))
+            if not isinstance(self.state, Refused):  # else the version would be loaded each time the store comes back
+                self.state = Waiting(_reason(error))
         elif not isinstance(self.state, Serving):  # if it is, a swap came first and the pointer is elsewhere by now
             wait = 0.0 if isinstance(error, PASSING) else RETRY_SECONDS
             self.state = Refused(name, _reason(error), time.monotonic() + wait)

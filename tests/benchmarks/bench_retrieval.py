@@ -16,11 +16,11 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from index_store.path_facts import PathFacts
 from index_store.version import Version
 from retrieval.paths import kernels
 from retrieval.paths.index import PathIndex
 from retrieval.paths.rerank import rerank
-from retrieval.paths.structure import PathFacts
 from retrieval.query import Answer, Query
 from service.serving.retriever import Retriever
 from tests.benchmarks.catalogue import CONFIG, Catalogue, make_catalogue

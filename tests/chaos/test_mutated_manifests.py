@@ -9,8 +9,8 @@ from typing import Any
 
 from index_store.errors import IndexStoreError
 from index_store.manifest import Manifest
+from index_store.path_facts import PathFacts
 from index_store.version import Version
-from retrieval.paths.structure import PathFacts
 from tests.chaos.conftest import Goal, amount
 from tests.conftest import Planted
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from index_store.version import Version
 from retrieval.paths.rerank import SOFTMAX
+from retrieval.searcher import Searcher
 from trainer.benchmark.datasets import Source
 from trainer.benchmark.kept import keep
 from trainer.benchmark.two_tower import answer_hnsw, build_hnsw, encode, train_two_tower
@@ -24,6 +25,7 @@ from trainer.data.dataset import Dataset, load_dataset
 from trainer.data.requests import held_out_requests, training_requests, tuning_requests
 from trainer.data.split import Split, click_counts, clicked_items, split_users
 from trainer.deep_retrieval.checkpoint import Run
+from trainer.deep_retrieval.device import choose_device
 from trainer.deep_retrieval.fit import Trained, fit
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.baselines import (
@@ -42,10 +44,10 @@ from trainer.evaluate.evaluate import MeasuredVersion
 from trainer.evaluate.measures import MEASURES, Answers, new_items, nobody, ratios, recall_by_popularity
 from trainer.progress import Progress, counted
 from trainer.publish.frontier import choose_beam, frontier
-from trainer.publish.version import TUNING_REQUESTS, make_version
+from trainer.publish.version import BEAM_REQUESTS, make_version
 
 BUDGETS = (2, 5, 10)  # items read, as a multiple of k
-MARGIN = 0.9  # share of a budget to aim at, because held-out requests read a little more or less than tuning ones
+MARGIN = 0.9  # share of a budget to aim at: held-out requests read a little more or less than training users'
 WIDER = (2, 10)  # nodes that HNSW keeps while searching (efSearch), as a multiple of k
 GROUPS = 5  # groups of items, from rarely to often clicked
 UNMEASURED = "-"  # shown in tables for a missing figure
@@ -77,6 +79,7 @@ def benchmark(
     for source in sources:
         protocol = [f"{key}={json.dumps(value)}" for key, value in source.settings.items()]
         config = load_config(None, [*protocol, *settings])
+        choose_device(config.device)  # report a GPU that is not there before the files are read
         dataset = load_dataset(source.interactions, config, source.items, source.users)
         runs = []
         for seed in range(seeds):
@@ -110,8 +113,8 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
 
     trained, version, seconds = _version(config, dataset, split, folder / "run", progress)
     encoder = sum(record["seconds"] for record in trained.history if "head_loss" in record)
-    measured = MeasuredVersion(version, requests, k, progress)
-    default = measured.searcher.facts.default_search(k, version.manifest.k)
+    measured = MeasuredVersion(Searcher.open(version), requests, k, progress)
+    default = measured.searcher.default_search(k)
     deep, share = measured.retrieval(*default, progress)
     add("deep_retrieval", deep, seconds)
     add("deep_retrieval_by_head", measured.retrieval(*default, progress, reranker=SOFTMAX)[0], None)
@@ -126,11 +129,11 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     # The same encoder with random, fixed paths shows what the learned assignment is worth.
     fixed = config.replace(start="random", reassignments=0)
     _, random, _ = _version(fixed, dataset, split, folder / "random", progress, trained)
-    tuning = training_requests(dataset, split, TUNING_REQUESTS, config.seed)
-    measured_random = MeasuredVersion(random, requests, k, progress)
+    beam_requests = training_requests(dataset, split, BEAM_REQUESTS, config.seed)
+    measured_random = MeasuredVersion(Searcher.open(random), requests, k, progress)
     for name, candidate in (("deep_retrieval", measured), ("random_paths", measured_random)):
         for budget in BUDGETS:
-            beam, per_path = choose_beam(candidate.structure, tuning, config, MARGIN * budget)
+            beam, per_path = choose_beam(candidate.structure, beam_requests, config, MARGIN * budget)
             add(f"{name}_{budget}k", candidate.retrieval(beam, per_path, progress, widen=False)[0], None)
 
     started = time.perf_counter()

@@ -35,7 +35,7 @@ from trainer.progress import Progress, counted
 from trainer.publish.frontier import choose_beam
 from trainer.publish.index import make_index
 from trainer.publish.network import Network
-from trainer.publish.version import TUNING_REQUESTS
+from trainer.publish.version import BEAM_REQUESTS
 
 BEAMS = (5, 10, 20, 35, 50, 100)
 COUNTS = (1, 2, 3, 4, 5)  # J
@@ -145,8 +145,8 @@ def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: P
     progress.say("base: your settings, unchanged")
     base = fit(config, dataset, split, Run(own_folder(folder, "base", config, dataset), config, dataset), progress)
     first = MeasuredPaths(base, requests, config)
-    tuning = training_requests(dataset, split, TUNING_REQUESTS, config.seed)
-    beam, _ = choose_beam(first.structure, tuning, config)
+    beam_requests = training_requests(dataset, split, BEAM_REQUESTS, config.seed)
+    beam, _ = choose_beam(first.structure, beam_requests, config)
     unchanged = config.replace(beam=beam)
     exact = first.brute_force()
 

@@ -55,6 +55,8 @@ def split_users(dataset: Dataset, config: TrainConfig) -> Split:
     if not (train_length[train] >= 2).any():
         raise DataError(
             f"test_users = {wanted} of {users} users are held out; none of the others has two interactions to train on"
+            if config.split == "users"
+            else "no user has two interactions left to train on after the last one is held out (split = last-out)"
         )
     # The network is overconfident on items it was trained on, so the reranker is fitted on items it has not seen.
     shuffled = np.random.default_rng([config.seed, 5]).permutation(train[train_length[train] >= MIN_TUNED])

@@ -48,7 +48,9 @@ class Run:
         try:
             stored = json.loads(file.read_bytes())
             names = sorted(settings.keys() ^ stored["config"].keys())
-            differing = [key for key, value in settings.items() if stored["config"].get(key) != value]
+            # A checkpoint is on the CPU, so a run may continue on another device.
+            compared = settings.keys() - {"device"}
+            differing = sorted(key for key in compared if stored["config"].get(key) != settings[key])
             same_data = stored["data_sha256"] == data
         except (ValueError, KeyError, AttributeError, TypeError):
             raise ResumeError(f"{file}: damaged; name another folder") from None
@@ -58,7 +60,9 @@ class Run:
                 "name another folder"
             )
         if differing:
-            raise ResumeError(f"{folder}: that run had another {', '.join(differing)}; name another folder")
+            raise ResumeError(
+                f"{folder}: that run was started with other values of {', '.join(differing)}; name another folder"
+            )
         if not same_data:
             raise ResumeError(f"{folder}: that run was of other data; name another folder")
 
@@ -96,6 +100,8 @@ class Run:
                 _load_optimizer(optimizer, number, tensors)
             records = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
             self.history = [record for record in records if record["epoch"] <= epoch]
+        except torch.OutOfMemoryError:
+            raise  # a RuntimeError that says nothing about the checkpoint
         except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ResumeError(f"{file}: damaged ({error}); delete it to start over") from None
         return epoch, paths

@@ -27,14 +27,13 @@ from trainer.evaluate.measures import MEASURES, Answers, Items, new_items, nobod
 from trainer.progress import Progress, counted
 
 
-def evaluate(version: Version, dataset: Dataset, split: Split, k: int, progress: Progress) -> dict[str, Any]:
+def evaluate(searcher: Searcher, dataset: Dataset, split: Split, k: int, progress: Progress) -> dict[str, Any]:
     """The document of `dr-trainer evaluate --json`: fractions, not percent; None where no user can be measured."""
     requests = held_out_requests(dataset, split)
     if not requests.histories:
         raise DataError("test_users: nobody was held out, so there is nobody to measure; train with more")
-    measured = MeasuredVersion(version, requests, k, progress)
-    searcher = measured.searcher
-    deep, share = measured.retrieval(*searcher.facts.default_search(k, version.manifest.k), progress)
+    measured = MeasuredVersion(searcher, requests, k, progress)
+    deep, share = measured.retrieval(*searcher.default_search(k), progress)
     clicked = clicked_items(dataset, split.train_users, split.visible_length)
     figures = {"deep_retrieval": deep.figures(requests, k), "brute_force": measured.brute_force.figures(requests, k)}
     for name, fit in {"item_cf": item_cf, "popularity": popularity}.items():
@@ -52,7 +51,7 @@ def evaluate(version: Version, dataset: Dataset, split: Split, k: int, progress:
     return {
         "k": k,
         "users": sum(len(truth) > 0 for truth in new_items(requests)),
-        "version": version.manifest.version,
+        "version": searcher.manifest.version,
         **document("filtered"),
         "structural_recall": share,
         "paths": {name: occupancy[name] for name in ("used", "largest", "mean_size", "gini")},
@@ -110,8 +109,8 @@ def require_same_data(version: Version, dataset: Dataset, progress: Progress) ->
 class MeasuredVersion:
     """A version, and what a scan of all its item vectors (brute force) answers to some requests."""
 
-    def __init__(self, version: Version, requests: Requests, k: int, progress: Progress) -> None:
-        self.searcher, self.requests, self.k = Searcher.open(version), requests, k
+    def __init__(self, searcher: Searcher, requests: Requests, k: int, progress: Progress) -> None:
+        self.searcher, self.requests, self.k = searcher, requests, k
         self.structure = self.searcher.structure
         index = self.structure.index
         vectors = index.item_vectors.astype(np.float32)

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index_store.path_facts import PathFacts
 from index_store.version import Version
 from retrieval.paths.index import PathIndex
-from retrieval.paths.structure import PathFacts, PathStructure
+from retrieval.paths.structure import PathStructure
 from trainer.config import TrainConfig
 from trainer.data.requests import Requests
 from trainer.deep_retrieval.occupancy import Occupancy, collapse

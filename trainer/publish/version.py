@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from index_store.path_facts import PathFacts
 from index_store.version import Version, npy
 from retrieval.golden import record
 from retrieval.paths.index import PathIndex
 from retrieval.paths.rerank import SOFTMAX, Reranker
-from retrieval.paths.structure import PathFacts, PathStructure
+from retrieval.paths.structure import PathStructure
 from retrieval.paths.trie import path_trie
 from retrieval.query import Limits, Request
 from retrieval.searcher import Searcher
@@ -36,7 +37,7 @@ from trainer.publish.network import Network, to_onnx
 from trainer.publish.parity import check_parity
 from trainer.publish.reranker import fit_reranker
 
-TUNING_REQUESTS = 1000  # training users on whom beam and per_path are chosen
+BEAM_REQUESTS = 1000  # training users on whom beam and per_path are chosen
 GOLDEN_REQUESTS = 16
 
 
@@ -56,7 +57,7 @@ def make_version(
     previous: the version whose paths are compared. allow_collapsed: warn where the gate would refuse (health.py).
     files: the names of the files that `dataset` was read from, which are recorded.
     """
-    requests = training_requests(dataset, split, TUNING_REQUESTS, config.seed)
+    requests = training_requests(dataset, split, BEAM_REQUESTS, config.seed)
     model = trained.model.eval()
     _require_finite(model)
 
