@@ -1,1 +1,1 @@
-"""Figures, each a ratio to an alternative in the same run. `make bench` runs them all; tests run their short form."""
+"""Benchmarks that compare our speed with alternatives in the same run. `make bench` tests their short forms first."""

@@ -1,6 +1,6 @@
-"""The network on a GPU beside this machine's processor, for batches of 1 to 4096 requests. Says so where there is none.
+"""The network on a GPU and on this machine's processor, for batches of 1 to 4096 requests. Without a GPU it says so.
 
-The processor uses all its cores, where the service takes one a search.
+The processor uses all its cores, while the service uses one for each search.
 
 python -m tests.benchmarks.bench_gpu [--items 1500000]
 """
@@ -24,7 +24,7 @@ from tests.benchmarks.measure import report, take_turns
 
 BATCHES = (1, 8, 64, 512, 4096)
 ROUNDS = 5
-CALLS = 4  # of each batch a round
+CALLS = 4  # of each batch size in a round
 PROVIDERS = {"gpu": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 
 
@@ -33,19 +33,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, default=1_500_000, help="V; default 1.5 million")
     items = parser.parse_args().items
-    there = PROVIDERS["gpu"] in onnxruntime.get_available_providers()
-    print_figures(bench(items, BATCHES) if there else {"batches": []})
+    has_gpu = PROVIDERS["gpu"] in onnxruntime.get_available_providers()
+    print_figures(bench(items, BATCHES) if has_gpu else {"batches": []})
 
 
 def bench(items: int, batches: tuple[int, ...], providers: dict[str, str] = PROVIDERS) -> dict[str, Any]:
-    """The figures, a row a batch size: milliseconds of a batch by each provider."""
+    """The figures, one row for each batch size: the milliseconds that a batch takes with each provider."""
     catalogue = make_catalogue(items, min(CONFIG.resolve_width(items) ** 3, 2 * items // 3), max(batches))
     sessions = {name: _open(catalogue, provider) for name, provider in providers.items()}
     rows = []
     for batch in batches:
         contenders = {name: _searching(catalogue, session, batch) for name, session in sessions.items()}
         timed = take_turns(contenders, CALLS, ROUNDS)
-        milliseconds = {name: one["p50_ms"] for name, one in timed.items()}
+        milliseconds = {name: times["p50_ms"] for name, times in timed.items()}
         rows.append({"batch": batch, "ms": milliseconds, "times_faster": milliseconds["cpu"] / milliseconds["gpu"]})
     return {"items": items, "batches": rows}
 
@@ -53,7 +53,7 @@ def bench(items: int, batches: tuple[int, ...], providers: dict[str, str] = PROV
 def _open(catalogue: Catalogue, provider: str) -> onnxruntime.InferenceSession:
     wanted = [provider]
     if provider == PROVIDERS["gpu"]:
-        onnxruntime.preload_dlls()  # CUDA's libraries where pip put them
+        onnxruntime.preload_dlls()  # CUDA's libraries, from where pip installed them
         wanted.append(PROVIDERS["cpu"])
     session = onnxruntime.InferenceSession(bytes(catalogue.version.parts["model.onnx"]), providers=wanted)
     if session.get_providers()[0] != provider:
@@ -71,7 +71,7 @@ def _searching(catalogue: Catalogue, session: onnxruntime.InferenceSession, batc
 
 
 def print_figures(figures: dict[str, Any]) -> None:
-    """A table, then the JSON."""
+    """Print a table, then the JSON."""
     lines = ["no GPU here: onnxruntime has no CUDA provider; the service-gpu image brings the one that has"]
     if figures["batches"]:
         lines = [f"{'batch':>6}{'gpu ms':>10}{'cpu ms':>10}{'gpu is':>16}{'requests/s':>13}"]

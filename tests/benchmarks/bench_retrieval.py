@@ -1,4 +1,4 @@
-"""One request, in process, on one thread: ours beside an exact scan, HNSW and IVF, each with the same encoder in front.
+"""One request in process on one thread: Deep Retrieval beside an exact scan, HNSW and IVF, all with the same encoder.
 
 python -m tests.benchmarks.bench_retrieval [--items 1500000]
 """
@@ -27,7 +27,7 @@ from tests.benchmarks.catalogue import CONFIG, Catalogue, make_catalogue
 from tests.benchmarks.measure import floor_rates, report, take_turns
 from trainer.benchmark.two_tower import build_hnsw
 
-CELLS = 32  # of an IVF index that are scanned
+CELLS = 32  # cells of the IVF index that a search scans
 USERS = 100
 ROUNDS = 7
 
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def bench(items: int, users: int, rounds: int) -> dict[str, Any]:
-    """The figures. users: different requests; each is made `rounds` times by each contender."""
+    """The figures. users: how many requests each contender answers in each of `rounds` rounds, all different."""
     catalogue = make_catalogue(items, min(CONFIG.resolve_width(items) ** 3, 2 * items // 3), users * (rounds + 1))
     retriever = Retriever(catalogue.version)
     encoder = encoder_of(catalogue.version)
@@ -59,7 +59,7 @@ def bench(items: int, users: int, rounds: int) -> dict[str, Any]:
     answers = [ask_ours(retriever, ours, number) for number in range(len(ours))]
     operations, moved = arithmetic(catalogue, float(np.mean([answer.read for answer in answers])))
     rate, bandwidth = floor_rates()
-    floor = 1000 * max(operations / rate, moved / bandwidth)  # at best they overlap
+    floor = 1000 * max(operations / rate, moved / bandwidth)  # at best, arithmetic and memory traffic overlap
     p50 = timed["deep_retrieval"]["p50_ms"]
     return {
         "items": items,
@@ -68,7 +68,7 @@ def bench(items: int, users: int, rounds: int) -> dict[str, Any]:
         "returned": float(np.mean([len(answer.items) for answer in answers])),
         "milliseconds": {name: timed[name] for name in contenders},
         "times_faster_than": {name: timed[name]["p50_ms"] / p50 for name in rivals},
-        "steps_ms": split_steps({name: one["p50_ms"] for name, one in stepwise.items()}),
+        "steps_ms": split_steps({name: times["p50_ms"] for name, times in stepwise.items()}),
         "rivals": quality(rivals, encode, users),
         "floor": {
             "operations": operations,
@@ -82,21 +82,21 @@ def bench(items: int, users: int, rounds: int) -> dict[str, Any]:
 
 
 def ask_ours(retriever: Retriever, queries: list[Query], number: int) -> Answer:
-    """What the service does with a request, between reading it and writing the answer."""
+    """Answer a request as the service does, without the HTTP around it."""
     (answer,) = retriever.searcher.answer([queries[number]])
     return answer
 
 
 def ask_rival(index: Any, encode: Callable[[int], NDArray[np.float32]], number: int) -> Any:
-    """The same encoder, then the rival's search for k items; bias is one coordinate more."""
-    place = np.zeros((1, CONFIG.embedding + 2), np.float32)
-    place[:, :-2] = encode(number)
-    place[:, -2] = 1
-    return index.search(place, CONFIG.k)
+    """Run the same encoder, then search the rival for k items; the bias is one more coordinate."""
+    query = np.zeros((1, CONFIG.embedding + 2), np.float32)
+    query[:, :-2] = encode(number)
+    query[:, -2] = 1
+    return index.search(query, CONFIG.k)
 
 
 def our_queries(catalogue: Catalogue) -> list[Query]:
-    """The requests as the service hands them on, with the version's own beam."""
+    """The requests as the service passes them to the searcher, with the version's own beam."""
     manifest = catalogue.version.manifest
     k, facts = manifest.k, PathFacts.of(manifest.structure)
     return [
@@ -108,7 +108,7 @@ def our_queries(catalogue: Catalogue) -> list[Query]:
 def our_steps(
     catalogue: Catalogue, retriever: Retriever, encode: Callable[[int], NDArray[np.float32]]
 ) -> dict[str, Callable[[int], object]]:
-    """What a request is made of, each step on what the one before it gave."""
+    """The steps of a request, each run on the results of the step before it."""
     searcher, k = retriever.searcher, catalogue.version.manifest.k
     structure, facts = searcher.structure, searcher.facts
     histories = catalogue.requests.histories
@@ -130,7 +130,7 @@ def our_steps(
 
 
 def split_steps(timed: dict[str, float]) -> dict[str, float]:
-    """The network encodes and searches in one run; what is not encoding is the beam search."""
+    """The time of each step. The network encodes and searches in one run, so the beam search is that less encoding."""
     return {
         "encode": timed["encode"],
         "beam": timed["search"] - timed["encode"],
@@ -140,7 +140,7 @@ def split_steps(timed: dict[str, float]) -> dict[str, float]:
 
 
 def encoder_of(version: Version) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
-    """The encoder alone, cut out of the version's network: a history to a user vector (1, E)."""
+    """The encoder alone, cut out of the version's network: it turns a history into a user vector (1, E)."""
     vectors = PathIndex.of(version).item_vectors.view(np.uint16)
     whole = onnx.load_from_string(bytes(version.parts["model.onnx"]))
     inputs = [value.name for value in whole.graph.input if value.name in {"history", "length"}]
@@ -151,18 +151,18 @@ def encoder_of(version: Version) -> Callable[[NDArray[np.int64]], NDArray[np.flo
 
     def encode(history: NDArray[np.int64]) -> NDArray[np.float32]:
         length = np.array([len(history)])
-        found = kernels.padded(vectors, history, length).view(np.float16)
-        user: NDArray[np.float32] = session.run(["user"], {"history": found, "length": length})[0]
+        embedded = kernels.padded(vectors, history, length).view(np.float16)
+        user: NDArray[np.float32] = session.run(["user"], {"history": embedded, "length": length})[0]
         return user
 
     return encode
 
 
 def build_rivals(vectors: NDArray[np.float32], bias: NDArray[np.float32]) -> dict[str, Any]:
-    """Indexes of faiss over the same vectors, with the bias as one coordinate more.
+    """Indexes of faiss over the same vectors, with the bias as one more coordinate.
 
-    HNSW is the one of `dr-trainer benchmark`, with another coordinate that gives all items the same length: it finds
-    more than a graph of inner products.
+    The HNSW index is that of `dr-trainer benchmark`. A second coordinate gives all its items the same length, which
+    finds more than a graph of inner products.
     """
     places = np.concatenate([vectors, bias[:, None] - bias.mean(), np.zeros((len(bias), 1), np.float32)], axis=1)
     size = places.shape[1]
@@ -181,19 +181,19 @@ def build_rivals(vectors: NDArray[np.float32], bias: NDArray[np.float32]) -> dic
 def quality(
     rivals: dict[str, Any], encode: Callable[[int], NDArray[np.float32]], users: int
 ) -> dict[str, dict[str, float]]:
-    """How many each rival returns, and the share of the exact scan's answer among them."""
-    found: dict[str, dict[str, float]] = {}
+    """How many items each rival returns, and its recall of the exact scan's answer."""
+    qualities: dict[str, dict[str, float]] = {}
     exact = [ask_rival(rivals["exact_scan"], encode, number)[1][0] for number in range(users)]
     for name, index in rivals.items():
         answers = [ask_rival(index, encode, number)[1][0] for number in range(users)]
         hits = [len(np.intersect1d(answer, truth)) / len(truth) for answer, truth in zip(answers, exact, strict=True)]
         returned = [int((answer >= 0).sum()) for answer in answers]
-        found[name] = {"recall": float(np.mean(hits)), "returned": float(np.mean(returned))}
-    return found
+        qualities[name] = {"recall": float(np.mean(hits)), "returned": float(np.mean(returned))}
+    return qualities
 
 
 def arithmetic(catalogue: Catalogue, read: float) -> tuple[float, float]:
-    """(operations, bytes) that one request cannot do without, whatever the program."""
+    """The fewest operations and bytes that one request needs in any implementation."""
     m, config = catalogue.version.manifest, CONFIG
     facts = PathFacts.of(m.structure)
     size, hidden, width, beam = m.embedding, config.hidden, facts.width, facts.beam
@@ -203,13 +203,13 @@ def arithmetic(catalogue: Catalogue, read: float) -> tuple[float, float]:
     nodes = 2 * hidden * width * (1 + (facts.depth - 1) * beam)
     sums = hidden * beam * sum(range(1, facts.depth))
     rerank = 2 * size * read
-    # What no cache holds between two requests: the vectors that are read, and the path lists.
+    # Only the bytes that no cache holds between two requests: the vectors that are read, and the path lists.
     vectors = 2 * size * (m.history + read)
     return float(gru + projections + users + nodes + sums + rerank), float(vectors + 4 * read)
 
 
 def print_figures(figures: dict[str, Any]) -> None:
-    """A table, then the JSON."""
+    """Print a table, then the JSON."""
     times, floor = figures["milliseconds"], figures["floor"]
     lines = [
         f"{figures['items']:,} items, {figures['k']} wanted, {figures['read']:.0f} read; one thread.",
@@ -217,9 +217,9 @@ def print_figures(figures: dict[str, Any]) -> None:
         "",
     ]
     lines += [f"{'':16}{'p50 ms':>10}{'p99 ms':>10}{'ours is':>16}{'recall':>8}"]
-    for name, one in times.items():
+    for name, quantiles in times.items():
         ratio = figures["times_faster_than"].get(name)
-        line = f"{name:16}{one['p50_ms']:10.3f}{one['p99_ms']:10.3f}"
+        line = f"{name:16}{quantiles['p50_ms']:10.3f}{quantiles['p99_ms']:10.3f}"
         lines.append(line + (f"{ratio:9.1f}x faster{figures['rivals'][name]['recall']:8.3f}" if ratio else ""))
     lines += ["", "of ours: " + ", ".join(f"{name} {took:.3f}" for name, took in figures["steps_ms"].items())]
     lines.append(

@@ -1,7 +1,7 @@
 """The same request over catalogues of 10 thousand to 10 million items, with path lists of equal length.
 
-Published and loaded at once, so loading finds the files in the page cache. Bytes of paths are those of the lists and of
-the whole network, whose trie grows with the paths.
+Each catalogue is loaded right after it is published, so its files are in the page cache. The bytes of paths are those
+of the lists and of the whole network, whose trie grows with the number of paths.
 
 python -m tests.benchmarks.bench_scaling [--largest 10000000]
 """
@@ -23,8 +23,8 @@ from tests.benchmarks.catalogue import CONFIG, make_catalogue
 from tests.benchmarks.measure import report, take_turns
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
-LENGTH = 30  # items on a path: so ten million items, three times each, fill the 100^3 paths
-PATHS = ("path_ids.npy", "path_offsets.npy", "path_items.npy", "model.onnx")  # the trie of the paths is in the last
+LENGTH = 30  # items on a path: ten million items, on three paths each, fill the 100^3 paths
+PATHS = ("path_ids.npy", "path_offsets.npy", "path_items.npy", "model.onnx")  # the model contains the paths' trie
 USERS = 100
 ROUNDS = 7
 
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def bench(sizes: list[int], users: int, rounds: int) -> dict[str, Any]:
-    """The figures, a row a size."""
+    """The figures, one row for each size."""
     rows: list[dict[str, Any]] = []
     contenders: dict[str, Callable[[int], object]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +76,7 @@ def bench(sizes: list[int], users: int, rounds: int) -> dict[str, Any]:
 
 
 def print_figures(figures: dict[str, Any]) -> None:
-    """A table, then the JSON."""
+    """Print a table, then the JSON."""
     lines = [f"{figures['items_per_path']} items on each path; bytes and seconds of a version in a folder", ""]
     head = f"{'items':>12}{'p50 ms':>9}{'ratio':>7}{'paths B/item':>14}{'vectors':>9}"
     lines.append(f"{head}{'publish s':>11}{'load s':>8}{'open s':>8}")

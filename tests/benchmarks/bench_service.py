@@ -1,7 +1,8 @@
-"""One worker over HTTP, beside an endpoint that does nothing and a service of the same encoder and faiss's HNSW.
+"""One worker over HTTP, beside an endpoint that does nothing and a service with the same encoder and faiss's HNSW.
 
-The server has one core, the client another, and Redis what they leave. Peak: 32 connections that ask again as soon as
-they are answered. Latency: at half of a service's own peak, from when a request was due, so that waiting counts.
+The server has one core, the client another, and Redis whatever they leave. The peak is measured with 32 connections,
+each of which asks again as soon as it is answered. Latency is measured at half of a service's own peak, from the moment
+at which a request was due, so that waiting counts.
 
 python -m tests.benchmarks.bench_service [--items 100000] [--seconds 5]
 """
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def bench(items: int, seconds: float, rounds: int) -> dict[str, Any]:
-    """The figures: medians of rounds in which the services take turns, another beginning each time."""
+    """The figures: medians over rounds in which the services take turns; each round begins with another service."""
     with contextlib.ExitStack() as stack:
         bodies, services = _start(stack, items)
         peak = _in_turns(services, rounds, lambda _, port: _load(port, bodies, seconds, 0))
@@ -59,7 +60,7 @@ def bench(items: int, seconds: float, rounds: int) -> dict[str, Any]:
     return {
         "items": items,
         "k": CONFIG.k,
-        "peak_per_second": {name: one["per_second"] for name, one in peak.items()},
+        "peak_per_second": {name: figures["per_second"] for name, figures in peak.items()},
         "at_half_of_peak": latency,
     }
 
@@ -67,20 +68,20 @@ def bench(items: int, seconds: float, rounds: int) -> dict[str, Any]:
 def _in_turns(
     services: dict[str, int], rounds: int, measure: Callable[[str, int], dict[str, float]]
 ) -> dict[str, dict[str, float]]:
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in services}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in services}
     names = list(services)
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            found[name].append(measure(name, services[name]))
+            results[name].append(measure(name, services[name]))
     return {
-        name: {what: float(np.median([one[what] for one in measured])) for what in measured[0]}
-        for name, measured in found.items()
+        name: {figure: float(np.median([figures[figure] for figures in measured])) for figure in measured[0]}
+        for name, measured in results.items()
     }
 
 
 def _start(stack: contextlib.ExitStack, items: int) -> tuple[Path, dict[str, int]]:
-    """A file of requests, and the ports of all services."""
+    """Start all services. Returns a file of requests, and the port of each service."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     catalogue = make_catalogue(items, min(CONFIG.resolve_width(items) ** 3, 2 * items // 3), USERS)
     redis = stack.enter_context(running(RedisServer(folder / "redis")))
@@ -91,7 +92,7 @@ def _start(stack: contextlib.ExitStack, items: int) -> tuple[Path, dict[str, int
     graph, _ = build_hnsw(index.item_vectors.astype(np.float32), index.item_bias)
     faiss.write_index(graph, str(folder / "graph"))
     bodies = folder / "bodies.json"
-    bodies.write_text(json.dumps([{"history": one.tolist()} for one in catalogue.requests.histories]))
+    bodies.write_text(json.dumps([{"history": history.tolist()} for history in catalogue.requests.histories]))
     del catalogue, index, graph
     ours = {"DR_CACHE": str(folder / "cache"), "DR_TIMEOUT_MS": "10000", "DR_STORE_TIMEOUT_MS": "5000"}
     local = {"DR_STORE": str(folder / "store"), "RIVAL_GRAPH": str(folder / "graph")}
@@ -110,7 +111,7 @@ UVICORN = [str(BIN / "uvicorn"), "--factory", "--no-access-log", "--log-level", 
 
 @contextlib.contextmanager
 def _serving(command: list[str], environment: dict[str, str]) -> Iterator[int]:
-    """A service on a port of its own and the first core, from when it answers."""
+    """Run a service on the first core. Yields its port once the service answers."""
     port = free_port()
     arguments = ["--port", str(port)] if "--factory" in command else []
     process = subprocess.Popen(
@@ -135,7 +136,7 @@ def _serving(command: list[str], environment: dict[str, str]) -> Iterator[int]:
 
 
 def _load(port: int, bodies: Path, seconds: float, rate: float) -> dict[str, float]:
-    """What tests.benchmarks.load measures, from the last core."""
+    """The figures of tests.benchmarks.load, run on the last core."""
     client = [sys.executable, "-m", "tests.benchmarks.load", str(port), str(bodies), "--seconds", str(seconds)]
     client += ["--connections", str(CONNECTIONS), "--rate", str(rate)]
     done = subprocess.run([*_on_core(-1), *client], check=True, capture_output=True, text=True, cwd=ROOT)
@@ -146,13 +147,13 @@ def _load(port: int, bodies: Path, seconds: float, rate: float) -> dict[str, flo
 
 
 def _on_core(place: int) -> list[str]:
-    """A prefix that keeps a command on one of this machine's cores, where that can be done."""
+    """A prefix that keeps a command on one of this machine's cores; empty without taskset."""
     core = sorted(os.sched_getaffinity(0))[place]
     return ["taskset", "--cpu-list", str(core)] if shutil.which("taskset") else []
 
 
 def print_figures(figures: dict[str, Any]) -> None:
-    """A table, then the JSON."""
+    """Print a table, then the JSON."""
     peak, latency = figures["peak_per_second"], figures["at_half_of_peak"]
     lines = [
         f"{figures['items']:,} items, {figures['k']} candidates an answer, histories of 69; one worker on one core",

@@ -1,8 +1,8 @@
-"""What training does in a second: gradient steps, scoring, coordinate descent; and the time to a published index.
+"""Rates of training: gradient steps, scoring and coordinate descent; and the time to a published index.
 
-The interactions are drawn, so nothing can be learned from them; what a step costs does not depend on that. Rates are of
-one pass each, over many items and over data of the shape of MovieLens 1M. The last figure is a whole `fit` with as few
-epochs as there can be, two: what more of them take follows from the rates.
+The interactions are random, so nothing can be learned from them, but the cost of a step does not depend on that. Each
+rate is measured over one pass, with many items and with data of the shape of MovieLens 1M. The last figure is a whole
+`fit` with the fewest possible epochs, two; the time of more epochs follows from the rates.
 
 python -m tests.benchmarks.bench_training [--items 1500000] [--interactions 10000000]
 """
@@ -42,9 +42,9 @@ from trainer.publish.version import make_version
 
 CONFIG = TrainConfig(k=200, test_users=200, epochs=2)
 SESSION = 50  # interactions a user
-RATED = 100_000  # items, at most, of what is measured apart
-RATED_INTERACTIONS = 250_000  # at most
-SCORED, KEPT, SWEEPS = 30, 50, 3  # S while scoring, S and T of the descent: of the paper's order
+RATED = 100_000  # items for the rates, at most
+RATED_INTERACTIONS = 250_000  # for the rates, at most
+SCORED, KEPT, SWEEPS = 30, 50, 3  # S while scoring; S and T of the descent, of the paper's order
 #: Items, interactions a user and K of MovieLens 1M, where a prototype scored 21,000 interactions a second.
 ML1M_ITEMS, ML1M_SESSION, ML1M_WIDTH = 3533, 95, 30
 
@@ -99,20 +99,20 @@ def rates(config: TrainConfig, dataset: Dataset) -> dict[str, float]:
 
     def learn(learner: SoftmaxHead | PathLoss, epoch: int) -> None:
         losses = functools.partial(learner.losses, model)
-        gradient_epoch(config, losses, optimizers, batches, epoch, rng, _nobody)
+        gradient_epoch(config, losses, optimizers, batches, epoch, rng, _ignore_progress)
 
     passes: dict[str, Callable[[], object]] = {
         "encoder_steps": lambda: learn(head, 1),
         "path_steps": lambda: learn(PathLoss(head, paths, config.taught), 2),
-        "scoring": lambda: score_paths(model, batches, scores, _nobody),
+        "scoring": lambda: score_paths(model, batches, scores, _ignore_progress),
     }
     nothing = np.zeros((0, SCORED), np.int64)
-    scores.observe(np.zeros(0, np.int32), nothing, nothing.astype(np.float32))  # compiles
-    return {name: batches.predictions / _seconds(one) for name, one in passes.items()}
+    scores.observe(np.zeros(0, np.int32), nothing, nothing.astype(np.float32))  # compiles the kernels
+    return {name: batches.predictions / _seconds(run_pass) for name, run_pass in passes.items()}
 
 
 def descent_rate(items: int) -> float:
-    """Items a second of the coordinate descent, over scores as after training: each item's paths lie together."""
+    """Items a second of the coordinate descent, with scores as after training, where an item's paths lie together."""
     rng = np.random.default_rng(0)
     width = CONFIG.resolve_width(items)
     total = width**CONFIG.depth
@@ -155,12 +155,12 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _nobody(_done: int) -> None:
-    """Who is told of progress."""
+def _ignore_progress(_done: int) -> None:
+    """A progress callback that does nothing."""
 
 
 def print_figures(figures: dict[str, Any]) -> None:
-    """A table, then the JSON."""
+    """Print a table, then the JSON."""
     rated, published = figures["rated"], figures["published"]
     lines = [
         f"{rated['items']:,} items, {rated['interactions']:,} interactions, settings' defaults, scoring S = {SCORED}",

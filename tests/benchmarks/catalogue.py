@@ -1,9 +1,9 @@
-"""Catalogues of any size, made in seconds: a network that learned nothing, over items that lie in clusters.
+"""Catalogues of any size, made in seconds: an untrained network over items that lie in clusters.
 
-What a request costs depends on the network's shape, on how long the path lists are and on where in memory the items
-lie, not on what the weights say: what it finds means nothing. All path lists are about alike, as a trained tree's
-are: its leaves on published data sets have 1 to 4 items. A path's items are drawn, so nearly all that is read
-is different.
+The cost of a request depends on the network's shape, the length of the path lists and where in memory the items lie,
+not on the weights; the answers mean nothing. All path lists have about the same length, as those of a trained tree do,
+whose leaves have 1 to 4 items on published data sets. A path's items are random, so nearly all items that a request
+reads are different.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ BLOCK = 1_000_000  # vectors drawn at once
 
 @dataclass(frozen=True)
 class Catalogue:
-    """A version, and requests to it that have full histories."""
+    """A version, and requests to it with full histories."""
 
     version: Version
     requests: Requests
 
 
 def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CONFIG) -> Catalogue:
-    """V items on `paths` of the K^D paths, J each; `users` requests."""
+    """A catalogue of V items on `paths` of the K^D paths, each item on J of them; and `users` requests."""
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     width, count = config.resolve_width(items), config.paths_per_item
@@ -68,7 +68,7 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
 
 
 def make_dataset(items: int, users: int, history: int, rng: np.random.Generator) -> Dataset:
-    """Users who click in a cluster each, `history` times."""
+    """Users who each click `history` times in one cluster of items."""
     first = CLUSTER * rng.integers(max(1, items // CLUSTER), size=(users, 1))
     clicks = first + rng.integers(min(CLUSTER, items), size=(users, history))
     offsets = np.arange(users + 1) * history
@@ -83,7 +83,7 @@ def make_dataset(items: int, users: int, history: int, rng: np.random.Generator)
 
 
 def _clustered(items: int, size: int, rng: np.random.Generator) -> NDArray[np.float16]:
-    """Vectors (V, E) around a centre for each CLUSTER of neighbouring items: what graphs and cells are made for."""
+    """Vectors (V, E), each CLUSTER neighbouring items around one centre: the data that HNSW and IVF are made for."""
     centres = rng.normal(size=(-(-items // CLUSTER), size)).astype(np.float32)
     vectors = np.empty((items, size), np.float16)
     for start in range(0, items, BLOCK):

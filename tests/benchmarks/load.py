@@ -1,4 +1,4 @@
-"""A client that asks as fast as a server answers, or at a fixed rate: bytes over sockets, so that it costs little.
+"""A client that asks as fast as a server answers, or at a fixed rate, over plain sockets so that it costs little.
 
 Prints one line of JSON.
 """
@@ -17,7 +17,7 @@ import uvloop
 
 from tests.http_client import Connection, post
 
-WARM_UP = 1.0  # seconds of answers that are not counted, or as long as those that are where that is less
+WARM_UP = 1.0  # seconds before answers are counted; fewer if the measurement is shorter
 
 
 async def closed_loop(connections: list[Connection], requests: list[bytes], seconds: float) -> dict[str, float]:
@@ -41,7 +41,7 @@ async def closed_loop(connections: list[Connection], requests: list[bytes], seco
 async def open_loop(
     connections: list[Connection], requests: list[bytes], seconds: float, rate: float
 ) -> dict[str, float]:
-    """Milliseconds from when a request was due, also while it waited for a free connection of these."""
+    """Milliseconds from the moment at which a request was due, so that waiting for a free connection counts."""
     free, waiting = deque(connections), asyncio.Semaphore(len(connections))
     took: list[float] = []
     failed = 0
@@ -61,7 +61,7 @@ async def open_loop(
     tasks = []
     for number in range(int(rate * (counted - start + seconds))):
         due = start + number / rate
-        while (wait := due - time.perf_counter()) > 0:  # timers are of whole milliseconds
+        while (wait := due - time.perf_counter()) > 0:  # timers are precise to a millisecond
             await asyncio.sleep(wait - 0.001 if wait > 0.002 else 0)
         tasks.append(asyncio.ensure_future(ask(number, due)))
     await asyncio.gather(*tasks)

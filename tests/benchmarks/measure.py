@@ -1,4 +1,4 @@
-"""Timing that can be believed: contenders take turns, medians are compared, and the machine is named."""
+"""Fair timing: contenders take turns, medians are compared, and the report names the machine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import threadpoolctl
 
 
 def take_turns(contenders: Mapping[str, Callable[[int], object]], calls: int, rounds: int) -> dict[str, Any]:
-    """Each contender is called with `calls` new numbers a round, from 0 on: {name: {"p50_ms", "p99_ms"}}.
+    """Call each contender with `calls` new numbers in every round, from 0 on: {name: {"p50_ms", "p99_ms"}}.
 
-    Who begins rotates, so that nobody always follows the same one and finds its traces in the caches. The median is
-    over all rounds but the first, which warms up.
+    Each round begins with another contender, so that none always follows the same one and its traces in the caches. The
+    first round warms up and is not counted.
     """
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -39,12 +39,12 @@ def take_turns(contenders: Mapping[str, Callable[[int], object]], calls: int, ro
 
 
 def floor_rates() -> tuple[float, float]:
-    """What one thread of this machine can do: float32 operations and bytes a second, by a product and a copy."""
-    one, other = np.ones((1024, 1024), np.float32), np.ones((1024, 1024), np.float32)
+    """Float32 operations and bytes a second of one thread, measured with a matrix product and a copy."""
+    left, right = np.ones((1024, 1024), np.float32), np.ones((1024, 1024), np.float32)
     source = np.ones(2**26, np.uint8)
     target = np.empty_like(source)
     with threadpoolctl.threadpool_limits(1):
-        operations = 2 * 1024**3 / min(_seconds(lambda: np.matmul(one, other)) for _ in range(9))
+        operations = 2 * 1024**3 / min(_seconds(lambda: np.matmul(left, right)) for _ in range(9))
         moved = 2 * len(source) / min(_seconds(lambda: np.copyto(target, source)) for _ in range(9))
     return operations, moved
 
@@ -56,7 +56,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Processor and cores: figures of other machines are others."""
+    """The processor, its cores and the Python version, on which the figures depend."""
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in _lines(info) if line.startswith("model name")]
     return {
@@ -71,7 +71,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def report(name: str, lines: list[str], figures: dict[str, Any]) -> None:
-    """A table for people, then one line of JSON, the last."""
+    """Print a table for people, then one line of JSON, the last one."""
     about = machine()
     print(f"{name}: {about['processor']}, {about['cores']} cores", *lines, "", sep="\n")
     print(json.dumps({"benchmark": name, "machine": about} | figures))

@@ -1,4 +1,4 @@
-"""Plots of what the benchmarks printed, one each: retrieval.png, scaling.png, service.png, training.png, gpu.png.
+"""Plots of the benchmarks' output, one each: retrieval.png, scaling.png, service.png, training.png, gpu.png.
 
 make bench | tee bench.txt; python -m tests.benchmarks.plots bench.txt [--folder .]
 """
@@ -18,7 +18,7 @@ from matplotlib.ticker import NullFormatter
 
 from trainer.benchmark.plots import EXACT, OURS, RIVAL
 
-SHADES = ("#12456f", "#1f6fb4", "#6aa9dd", "#b5d4ee")  # of what ours is made of
+SHADES = ("#12456f", "#1f6fb4", "#6aa9dd", "#b5d4ee")  # of the steps of a request
 NAMES = {
     "deep_retrieval": "Deep Retrieval",
     "exact_scan": "exact scan",
@@ -32,32 +32,32 @@ NAMES = {
 
 
 def main() -> int:
-    """Draw. Returns the exit status."""
+    """Draw all plots. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="a file of what one benchmark or all of them printed")
     parser.add_argument("--folder", type=Path, default=Path(), help="where the plots go; default here")
     options = parser.parse_args()
     try:
-        found = list(read(options.output))
+        benchmarks = list(read(options.output))
         options.folder.mkdir(parents=True, exist_ok=True)
-        for figures in found:
+        for figures in benchmarks:
             file = options.folder / f"{figures['benchmark']}.png"
             draw(figures).savefig(file, dpi=110)
             print(file)
     except (OSError, UnicodeDecodeError) as error:
         print(f"plots: {error}", file=sys.stderr)
         return 1
-    if not found:
+    if not benchmarks:
         print(f"plots: {options.output} has no line of JSON as the benchmarks print it last", file=sys.stderr)
-    return 0 if found else 1
+    return 0 if benchmarks else 1
 
 
 def read(output: Path) -> Iterator[dict[str, Any]]:
-    """The figures of each benchmark in a file of what they printed, but for those that measured nothing."""
+    """The figures of each benchmark in a file of their output, except those that measured nothing."""
     for line in output.read_text().splitlines():
         if line.startswith('{"benchmark"'):
             figures = json.loads(line)
-            if figures.get("batches", True):  # none where there is no GPU
+            if figures.get("batches", True):  # empty if there was no GPU
                 yield figures
 
 
@@ -76,7 +76,7 @@ def draw(figures: dict[str, Any]) -> Figure:
 
 
 def retrieval(figures: dict[str, Any], left: Axes, right: Axes) -> None:
-    """Each contender's time, ours split beside it."""
+    """The time of each contender, and the steps of ours beside it."""
     times = figures["milliseconds"]
     names = list(times)[::-1]
     _dots(left, [NAMES[name] for name in names], [times[name]["p50_ms"] for name in names], "{:.2f}", _colours(names))
@@ -98,8 +98,8 @@ def scaling(figures: dict[str, Any], left: Axes, right: Axes) -> None:
     left.margins(y=0.1)
     left.set(xlabel="items", ylabel="ms a request, median")
     left.set_ylim(bottom=0)
-    for what, colour in (("publish", OURS), ("load", EXACT), ("open", RIVAL)):
-        right.loglog(items, [row[f"{what}_seconds"] for row in rows], "o-", color=colour, label=what)
+    for step, colour in (("publish", OURS), ("load", EXACT), ("open", RIVAL)):
+        right.loglog(items, [row[f"{step}_seconds"] for row in rows], "o-", color=colour, label=step)
     right.set(xlabel="items", ylabel="seconds")
     right.legend()
 
@@ -120,7 +120,7 @@ def service(figures: dict[str, Any], left: Axes, right: Axes) -> None:
 
 
 def training(figures: dict[str, Any], left: Axes, right: Axes) -> None:
-    """What each pass does in a second; where the time to a published version goes."""
+    """The rate of each pass, and how the time to a published version is spent."""
     rates = list(figures["per_second"].items())[::-1]
     names = [name.replace("_", " ") for name, _ in rates]
     _dots(left, names, [rate for _, rate in rates], "{:,.0f}", [OURS] * len(rates))
@@ -133,7 +133,7 @@ def training(figures: dict[str, Any], left: Axes, right: Axes) -> None:
 
 
 def gpu(figures: dict[str, Any], left: Axes, right: Axes) -> None:
-    """Time of a batch by either provider, and requests a second of the GPU."""
+    """Time of a batch with either provider, and requests a second on the GPU."""
     rows = figures["batches"]
     batches = [row["batch"] for row in rows]
     for provider, colour in (("gpu", OURS), ("cpu", RIVAL)):
@@ -145,7 +145,7 @@ def gpu(figures: dict[str, Any], left: Axes, right: Axes) -> None:
 
 
 def _dots(axes: Axes, labels: list[str], values: list[float], form: str, colours: list[str]) -> None:
-    """Values on a logarithmic axis, where a bar's length would say nothing."""
+    """Dots on a logarithmic axis, where the length of a bar would mean nothing."""
     axes.scatter(values, labels, color=colours, s=80, zorder=2)
     for value, label in zip(values, labels, strict=True):
         axes.annotate(form.format(value), (value, label), (0, 9), textcoords="offset points", ha="center")

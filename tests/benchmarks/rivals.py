@@ -1,6 +1,7 @@
-"""The services that ours is compared with: one that does nothing, and what a team would write instead.
+"""The services that ours is compared with: one that does nothing, and one that a team would write instead of ours.
 
-Both take and give the very bodies of ours. DR_STORE: a folder with a current version; RIVAL_GRAPH: an HNSW index.
+Both have the same request and response bodies as ours. DR_STORE: a folder with a current version; RIVAL_GRAPH: an HNSW
+index.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from tests.benchmarks.bench_retrieval import encoder_of
 
 
 def empty() -> FastAPI:
-    """Checks the request, answers the same bytes whatever it says."""
+    """A service that checks the request, and always answers the same bytes."""
     app = FastAPI()
-    scores = np.random.default_rng(0).random(200, np.float32).tolist()  # as many digits as ours
+    scores = np.random.default_rng(0).random(200, np.float32).tolist()  # as many digits as in our answers
     candidates = [
         {"item_id": 10_000 + i, "score": 1 + score, "path_log_prob": -score} for i, score in enumerate(scores)
     ]
@@ -37,7 +38,7 @@ def empty() -> FastAPI:
 
 
 def hnsw() -> FastAPI:
-    """The same encoder, then faiss's HNSW over the same vectors, whose scores rank as the logits do."""
+    """A service of the same encoder and faiss's HNSW over the same vectors; its scores rank items as the logits do."""
     faiss.omp_set_num_threads(1)
     store = open_store(os.environ["DR_STORE"])
     name = store.current()
@@ -52,10 +53,10 @@ def hnsw() -> FastAPI:
     async def retrieve(body: RetrieveRequest) -> Response:
         history = np.array(body.history, np.int64)[-version.manifest.history :]
         k = body.k or version.manifest.k
-        place = np.zeros((1, vectors.shape[1] + 2), np.float32)
-        place[:, :-2] = encode(history)
-        place[:, -2] = 1
-        scores, items = graph.search(place, k + len(history))
+        query = np.zeros((1, vectors.shape[1] + 2), np.float32)
+        query[:, :-2] = encode(history)
+        query[:, -2] = 1
+        scores, items = graph.search(query, k + len(history))
         keep = np.isin(items[0], history, invert=True).nonzero()[0][:k]
         candidates = [
             {"item_id": item, "score": score, "path_log_prob": 0.0}

@@ -1,4 +1,4 @@
-"""The benchmarks' short forms, which `make bench` runs first: a broken one is told in a minute. No time is judged."""
+"""Short forms of the benchmarks, which `make bench` runs first to find a broken one in a minute. No time is judged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.benchmarks.measure import take_turns
 
 
 def test_contenders_take_turns() -> None:
-    """One round to warm up, then as many as asked for, with other requests each, and who begins changes."""
+    """A round to warm up, then the rounds asked for; each has new requests and begins with another contender."""
     called: list[tuple[str, int]] = []
 
     def call(name: str, number: int) -> None:
@@ -28,11 +28,11 @@ def test_contenders_take_turns() -> None:
     assert rounds[0] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     assert rounds[1] == [("b", 2), ("b", 3), ("a", 2), ("a", 3)]
     assert rounds[3] == [("b", 6), ("b", 7), ("a", 6), ("a", 7)]
-    assert all(0 <= one["p50_ms"] <= one["p99_ms"] for one in timed.values())
+    assert all(0 <= times["p50_ms"] <= times["p99_ms"] for times in timed.values())
 
 
 def test_retrieval(capsys: pytest.CaptureFixture[str]) -> None:
-    """Over few items: as many are returned as by the rivals, and the last line is the figures."""
+    """With few items: k are returned, the last line has the figures, and the plot shows all contenders."""
     bench_retrieval.print_figures(bench_retrieval.bench(3000, 3, 1))
 
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -45,7 +45,7 @@ def test_retrieval(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_scaling(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two sizes: bytes an item are those of the formats (docs/sizing.md)."""
+    """With two sizes: the bytes for each item follow from the formats (docs/sizing.md)."""
     bench_scaling.print_figures(bench_scaling.bench([3000, 6000], 3, 1))
 
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -53,14 +53,14 @@ def test_scaling(capsys: pytest.CaptureFixture[str]) -> None:
     for row in (small, large):
         assert row["vector_bytes_per_item"] == pytest.approx(2 * 64, abs=0.1)
     more = 6000 * large["path_bytes_per_item"] - 3000 * small["path_bytes_per_item"]
-    # 3 postings of 4 bytes, a tenth of a path of 16, and at most its row of 100 entries in the last table of the trie
+    # 3 postings of 4 bytes and a tenth of a path: 16 bytes, and at most a row of 100 entries in the trie's last table
     assert 12 + 1.6 <= more / 3000 <= 12 + 1.6 + 40 + 1
     times, _ = plots.draw(figures).axes
     assert list(np.asarray(times.lines[0].get_ydata())) == [small["p50_ms"], large["p50_ms"]]
 
 
 def test_training(capsys: pytest.CaptureFixture[str]) -> None:
-    """A small one: every pass has a rate, and what was trained is published."""
+    """A small training: every pass has a rate, and the trained version is published."""
     bench_training.print_figures(bench_training.bench(600, 30_000))
 
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -80,14 +80,14 @@ def test_service(capsys: pytest.CaptureFixture[str]) -> None:
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(figures["peak_per_second"]) == {"empty", "hnsw", "folder", "redis_resident", "redis_remote"}
     assert min(figures["peak_per_second"].values()) > 0
-    assert all(0 < one["p50_ms"] <= one["p99_ms"] for one in figures["at_half_of_peak"].values())
+    assert all(0 < times["p50_ms"] <= times["p99_ms"] for times in figures["at_half_of_peak"].values())
     peaks, _ = plots.draw(figures).axes
     drawn = [bar.get_window_extent().width for bar in peaks.patches]
     assert np.argsort(drawn[::-1]).tolist() == np.argsort(list(figures["peak_per_second"].values())).tolist()
 
 
 def test_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is none it says so; the measurement runs with the processor in its place."""
+    """Without a GPU the benchmark says so; its measurement works with the processor in place of the GPU."""
     monkeypatch.setattr("sys.argv", ["bench_gpu"])
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     bench_gpu.main()
@@ -100,8 +100,8 @@ def test_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     assert [line.get_label() for line in batches.lines] == ["gpu", "cpu"]
 
 
-def test_what_was_printed_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    """From a file of several benchmarks' output: a PNG each; none of what measured nothing."""
+def test_plots_are_drawn_from_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """A file of several benchmarks' output gives a PNG for each, except for one that measured nothing."""
     machine = {"processor": "any", "cores": 2, "python": "3"}
     row = {"items": 10, "p50_ms": 1.0, "publish_seconds": 1.0, "load_seconds": 1.0, "open_seconds": 1.0}
     printed = [{"benchmark": "scaling", "machine": machine, "rows": [row]}, {"benchmark": "gpu", "batches": []}]

@@ -1,1 +1,1 @@
-"""What the service promises under faults, overload and hostile input, and how far each promise was tested."""
+"""Tests of what the service promises under faults, overload and hostile input."""

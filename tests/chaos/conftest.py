@@ -1,7 +1,7 @@
-"""How long the tests here take, what each of them checks, and the table of what they showed.
+"""The length of the chaos tests, the promise that each of them checks, and the report of their results.
 
-`make test` leaves them out. `make chaos` runs all of it and writes the report that it names in DR_CHAOS; without that
-variable each test is about a tenth of its length, to try it while it is written.
+`make test` leaves these tests out. `make chaos` runs them in full and writes the report to the file named in DR_CHAOS.
+Without that variable each test runs at about a tenth of its length, to try it while it is being written.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tests.benchmarks.measure import machine
 
 REPORT = os.environ.get("DR_CHAOS", "")
 FULL = bool(REPORT)
-#: `make java` is part of `make chaos` only; what a JDK's client sends, tests/test_clients.py sends without one.
+#: Only `make chaos` needs a JDK (`make java`); tests/test_clients.py sends the requests of Java's client without one.
 collect_ignore = [] if FULL or shutil.which("javac") else ["test_clients.py"]
 
-#: What users and operators may rely on. The docstring of every test here begins with the name of one.
+#: What users and operators may rely on. The docstring of every test here begins with "Promise:" and one of these names.
 PROMISES = {
     "clients that hang up": "Clients that hang up at any moment leave nothing behind; others get their own answers.",
     "convergence": "All replicas and their workers come to serve the current version, and never go back.",
@@ -57,41 +57,41 @@ PROMISES = {
 
 
 def promise_of(item: pytest.Item) -> str:
-    """The promise that a test checks."""
-    named = re.match(r"Promise: ([\w ]+)\.", getattr(item, "obj", item).__doc__ or "")
-    if named is None or named[1] not in PROMISES:
+    """The name of the promise that a test checks."""
+    match = re.match(r"Promise: ([\w ]+)\.", getattr(item, "obj", item).__doc__ or "")
+    if match is None or match[1] not in PROMISES:
         raise pytest.UsageError(f"{item.nodeid}: its docstring begins with no promise: expected 'Promise: NAME. ...'")
-    return named[1]
+    return match[1]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Refuse a test that does not say what it checks."""
+    """Refuse a test whose docstring names no promise."""
     promise_of(item)
 
 
 def amount(full: int, short: int | None = None) -> int:
-    """So many rounds: all of them in `make chaos`, else a tenth (or `short`)."""
+    """The number of rounds: `full` in `make chaos`, otherwise `short`, or a tenth of `full`."""
     return full if FULL else short or -(-full // 10)
 
 
 class Goal(Protocol):
-    """Record a part of a promise that was tested: what was asked, what was seen, and whether that will do.
+    """Record one goal of a test: what was asked, what was seen, and whether the goal was reached.
 
-    timing: a busy machine can miss it, so that it is only recorded unless the run is `make chaos`.
+    timing: a busy machine can miss this goal, so missing it fails the test only in `make chaos`.
     """
 
     def __call__(self, asked: str, seen: object, reached: object, *, timing: bool = False) -> None: ...
 
 
 class Goals:
-    """All that was recorded."""
+    """The goals recorded in this run, and the tests that did not run to their end."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, str, str, bool]] = []  # promise, asked, seen, reached
-        self.without: dict[str, tuple[str, str]] = {}  # tests that did not come to an end: promise, failed or skipped
+        self.without: dict[str, tuple[str, str]] = {}  # unfinished tests: promise, failed or skipped
 
     def table(self) -> str:
-        """Markdown."""
+        """The report, as Markdown."""
         about = machine()
         where = f"{about['processor']}, {about['cores']} cores, Python {about['python']}"
         tested = {row[0] for row in self.rows} | {promise for promise, _ in self.without.values()}
@@ -115,23 +115,23 @@ RECORDED = Goals()
 
 
 def pytest_sessionfinish() -> None:
-    """Write down what a full run has shown."""
+    """Write the report of a full run."""
     if FULL and (RECORDED.rows or RECORDED.without):
         Path(REPORT).write_text(RECORDED.table())
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Whether it has goals or not, a test that does not come to its end is in the table."""
+    """Record every test that does not run to its end, even one without goals, so that the report lists it."""
     report = yield
-    if not report.passed and report.when != "teardown":  # where missed goals fail, which are there
+    if not report.passed and report.when != "teardown":  # missed goals fail in teardown, and are in the report already
         RECORDED.without[item.nodeid.rpartition("/")[2]] = promise_of(item), report.outcome
     return report
 
 
 @pytest.fixture
 def goal(request: pytest.FixtureRequest) -> Iterator[Goal]:
-    """See Goal. What was missed fails the test at its end, so that all figures are seen."""
+    """Records the goals of a test. Missed goals fail the test only at its end, so that all figures are recorded."""
     name, missed = promise_of(request.node), list[str]()
 
     def record(asked: str, seen: object, reached: object, *, timing: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Versions that must not be served: damaged where they are stored, or published whole with something wrong in them."""
+"""Versions that must not be served: damaged after they were stored, or published with wrong content."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _X = b'{"name": "x", "kind": "category", "values": ["y"]}'
 
 
 def stored_damage(folder: Path, others: Path, random: Random, count: int) -> Iterator[tuple[str, Parts]]:
-    """`count` times what a disk, a copy or a hand may do to a version's files: what it is, and the files that change.
+    """Yield `count` cases of damage to a version's files: a description, and the content of the damaged files.
 
-    Of each, an empty value is a file cut to nothing and a missing one stays. others: another version's folder.
+    Files that are not mentioned stay as they are. others: the folder of another version.
     """
     files = {file.name: file.read_bytes() for file in folder.iterdir()}
     kinds: list[Callable[[str], bytes]] = [
@@ -55,9 +55,9 @@ def _flipped(content: bytes, random: Random) -> bytes:
 
 
 def wrong_versions(version: Version, other: Version) -> dict[str, tuple[Parts, dict[str, Any]]]:
-    """By what is wrong: all parts, and the fields of the manifest that are not `version`'s. All digests will be right.
+    """Wrong versions by a description of the fault: all parts, and the manifest's fields that are not `version`'s.
 
-    other: a version of other training on the same items.
+    `write_version` stores each of them with right digests. other: a version of another training on the same items.
     """
     parts = {name: bytes(part) for name, part in version.parts.items()}
     foreign = {name: bytes(part) for name, part in other.parts.items()}
@@ -65,14 +65,14 @@ def wrong_versions(version: Version, other: Version) -> dict[str, tuple[Parts, d
     vectors, bias = np.array(index.item_vectors), np.array(index.item_bias)
     rng = np.random.default_rng(0)
 
-    def having(**changed: bytes) -> Parts:
+    def with_parts(**changed: bytes) -> Parts:
         endings = {name.split(".")[0]: name for name in parts}
         return parts | {endings[name]: content for name, content in changed.items()}
 
-    def own(**changed: Any) -> dict[str, Any]:
+    def with_structure(**changed: Any) -> dict[str, Any]:
         return {"structure": {**manifest.structure, **changed}}
 
-    def put(array: Any, value: float) -> bytes:
+    def with_value(array: Any, value: float) -> bytes:
         changed = array.copy()
         changed.flat[len(changed) // 2] = value
         return npy(changed)
@@ -81,77 +81,77 @@ def wrong_versions(version: Version, other: Version) -> dict[str, tuple[Parts, d
     reranker["weights"]["logit"] = float("nan")
     out_of_range = np.array(index.path_items)
     out_of_range[3] = manifest.items
-    found: dict[str, tuple[Parts, dict[str, Any]]] = {
-        what: (changed, {})
-        for what, changed in {
-            "NaN weights": having(model=_poisoned(version, np.nan)),
-            "infinite weights": having(model=_poisoned(version, np.inf)),
-            "foreign operator": having(model=_foreign(version)),
-            "external data": having(model=_external(version)),
-            "a model that asks for 16 GB": having(model=_bomb()),
-            "a model that answers other things": having(model=_constant()),
-            "half a model": having(model=parts["model.onnx"][: len(parts["model.onnx"]) // 2]),
-            "no model": having(model=b"nonsense"),
-            "an empty model": having(model=b""),
-            "another version's model": having(model=foreign["model.onnx"]),
+    wrong_parts: dict[str, tuple[Parts, dict[str, Any]]] = {
+        description: (changed, {})
+        for description, changed in {
+            "NaN weights": with_parts(model=_poisoned(version, np.nan)),
+            "infinite weights": with_parts(model=_poisoned(version, np.inf)),
+            "foreign operator": with_parts(model=_foreign(version)),
+            "external data": with_parts(model=_external(version)),
+            "a model that asks for 16 GB": with_parts(model=_bomb()),
+            "a model that answers other things": with_parts(model=_constant()),
+            "half a model": with_parts(model=parts["model.onnx"][: len(parts["model.onnx"]) // 2]),
+            "no model": with_parts(model=b"nonsense"),
+            "an empty model": with_parts(model=b""),
+            "another version's model": with_parts(model=foreign["model.onnx"]),
             "another version's index": {
                 name: foreign[name] if name.startswith("path_") else part for name, part in parts.items()
             },
-            "another version's vectors": having(item_vectors=foreign["item_vectors.npy"]),
-            "another version's golden queries": having(golden=foreign["golden.json"]),
-            "shuffled vectors": having(item_vectors=npy(rng.permutation(vectors))),
-            "shifted path lists": having(path_items=npy(np.roll(index.path_items, 7))),
-            "shifted ids": having(path_ids=npy(index.path_ids + 1)),
-            "an item index too large": having(path_items=npy(out_of_range)),
-            "offsets that fall": having(path_offsets=npy(index.path_offsets[::-1])),
-            "a NaN vector": having(item_vectors=put(vectors, np.nan)),
-            "an infinite vector": having(item_vectors=put(vectors, np.inf)),
-            "a NaN bias": having(item_bias=put(bias, np.nan)),
-            "vectors of float32": having(item_vectors=npy(vectors.astype(np.float32))),
-            "ids of int32": having(item_ids=npy(np.arange(manifest.items, dtype=np.int32))),
-            "a vector too few": having(item_vectors=npy(vectors[:-1])),
-            "a vector too many": having(item_vectors=npy(np.concatenate([vectors, vectors[:1]]))),
-            "a bias too few": having(item_bias=npy(bias[:-1])),
-            "ids twice": having(item_ids=npy(np.zeros(manifest.items, np.int64))),
-            "pickled ids": having(item_ids=_pickled(manifest.items)),
-            "a header of 40 TB": having(item_vectors=_immense()),
-            "no golden queries": having(golden=b"{}"),
-            "golden queries that are none": having(golden=b"[1, 2]"),
-            "deep JSON": having(golden=b"[" * 100_000),
-            "a NaN in the reranker": having(reranker=json.dumps(reranker).encode()),
-            "another reranker": having(reranker=b'{"kind": "lr", "weights": {"clicks": 1}, "intercept": 0}'),
-            "a context it has not": having(
+            "another version's vectors": with_parts(item_vectors=foreign["item_vectors.npy"]),
+            "another version's golden queries": with_parts(golden=foreign["golden.json"]),
+            "shuffled vectors": with_parts(item_vectors=npy(rng.permutation(vectors))),
+            "shifted path lists": with_parts(path_items=npy(np.roll(index.path_items, 7))),
+            "shifted ids": with_parts(path_ids=npy(index.path_ids + 1)),
+            "an item index too large": with_parts(path_items=npy(out_of_range)),
+            "offsets that fall": with_parts(path_offsets=npy(index.path_offsets[::-1])),
+            "a NaN vector": with_parts(item_vectors=with_value(vectors, np.nan)),
+            "an infinite vector": with_parts(item_vectors=with_value(vectors, np.inf)),
+            "a NaN bias": with_parts(item_bias=with_value(bias, np.nan)),
+            "vectors of float32": with_parts(item_vectors=npy(vectors.astype(np.float32))),
+            "ids of int32": with_parts(item_ids=npy(np.arange(manifest.items, dtype=np.int32))),
+            "a vector too few": with_parts(item_vectors=npy(vectors[:-1])),
+            "a vector too many": with_parts(item_vectors=npy(np.concatenate([vectors, vectors[:1]]))),
+            "a bias too few": with_parts(item_bias=npy(bias[:-1])),
+            "ids twice": with_parts(item_ids=npy(np.zeros(manifest.items, np.int64))),
+            "pickled ids": with_parts(item_ids=_pickled(manifest.items)),
+            "a header of 40 TB": with_parts(item_vectors=_immense()),
+            "no golden queries": with_parts(golden=b"{}"),
+            "golden queries that are none": with_parts(golden=b"[1, 2]"),
+            "deep JSON": with_parts(golden=b"[" * 100_000),
+            "a NaN in the reranker": with_parts(reranker=json.dumps(reranker).encode()),
+            "another reranker": with_parts(reranker=b'{"kind": "lr", "weights": {"clicks": 1}, "intercept": 0}'),
+            "a context it has not": with_parts(
                 context=b'{"features": [{"name": "x", "kind": "category", "values": ["y"]}]}'
             ),
-            "a broken context": having(context=b'{"features": 3}'),
-            "a feature twice": having(context=b'{"features": [%s, %s]}' % (_X, _X)),
-            "a scale of 0": having(context=b'{"features": [{"name": "x", "kind": "number", "mean": 0, "std": 0}]}'),
+            "a broken context": with_parts(context=b'{"features": 3}'),
+            "a feature twice": with_parts(context=b'{"features": [%s, %s]}' % (_X, _X)),
+            "a scale of 0": with_parts(context=b'{"features": [{"name": "x", "kind": "number", "mean": 0, "std": 0}]}'),
             "no item vectors": {name: part for name, part in parts.items() if name != "item_vectors.npy"},
             "a part too many": parts | {"extra.npy": npy(np.zeros(3))},
         }.items()
     }
-    facts: dict[str, dict[str, Any]] = {
+    wrong_facts: dict[str, dict[str, Any]] = {
         "a newer format": {"format": 99},
         "no format": {"format": None},
         "an item fewer in the manifest": {"items": manifest.items - 1},
-        "a path fewer in the manifest": own(paths=manifest.structure["paths"] - 1),
+        "a path fewer in the manifest": with_structure(paths=manifest.structure["paths"] - 1),
         "another kind": {"kind": "pyramid"},
-        "a fact too many": own(colour=1),
-        "another depth": own(depth=manifest.structure["depth"] + 1),
-        "another width": own(width=manifest.structure["width"] + 1),
+        "a fact too many": with_structure(colour=1),
+        "another depth": with_structure(depth=manifest.structure["depth"] + 1),
+        "another width": with_structure(width=manifest.structure["width"] + 1),
         "another embedding in the manifest": {"embedding": 2 * manifest.embedding},
-        "a beam of 0": own(beam=0),
-        "a beam beyond the widest": own(beam=manifest.structure["max_beam"] + 1),
+        "a beam of 0": with_structure(beam=0),
+        "a beam beyond the widest": with_structure(beam=manifest.structure["max_beam"] + 1),
         "a history of a billion": {"history": 10**9},
         "a k that is text": {"k": "5"},
-        "paths read to depth -1": own(per_path=-1),
+        "paths read to depth -1": with_structure(per_path=-1),
         "a time that is none": {"created": 5},
     }
-    return found | {what: (parts, changed) for what, changed in facts.items()}
+    return wrong_parts | {description: (parts, changed) for description, changed in wrong_facts.items()}
 
 
 def write_version(versions: Path, counter: int, like: Manifest, parts: Parts, facts: dict[str, Any]) -> str:
-    """A version folder whose digests are right, whatever is in it. Returns its name."""
+    """Write a version folder with right digests, even if its content is wrong. Returns the version's name."""
     infos = {name: PartInfo(len(part), sha256(part)) for name, part in sorted(parts.items())}
     digest = fingerprint(infos)
     name = f"v{counter}-{digest[:12]}"
@@ -184,7 +184,7 @@ def _foreign(version: Version) -> bytes:
 
 
 def _external(version: Version) -> bytes:
-    """Its weights are to be read from another file."""
+    """A model whose weights are to be read from another file."""
     model = _model(version)
     onnx.external_data_helper.convert_model_to_external_data(model, location="secret.bin", size_threshold=0)
     for tensor in model.graph.initializer:
@@ -194,7 +194,7 @@ def _external(version: Version) -> bytes:
 
 
 def _graph(nodes: list[Any], types: tuple[int, int, int]) -> bytes:
-    """A model with a version's inputs and outputs and these nodes."""
+    """A model of these nodes, with the inputs and outputs of a version's model."""
     inputs = [
         helper.make_tensor_value_info("history", TensorProto.FLOAT16, ["B", "T", 16]),
         helper.make_tensor_value_info("length", TensorProto.INT64, ["B"]),
@@ -212,7 +212,7 @@ def _graph(nodes: list[Any], types: tuple[int, int, int]) -> bytes:
 
 
 def _bomb() -> bytes:
-    """A few hundred bytes that ask for 4 billion floats at the first run."""
+    """A model of a few hundred bytes that asks for 4 billion floats when it runs."""
     size = helper.make_tensor("size", TensorProto.INT64, [1], [4_000_000_000])
     nodes = [
         helper.make_node("Constant", [], ["size"], value=size),
@@ -233,7 +233,7 @@ def _constant() -> bytes:
 
 
 def endless() -> bytes:
-    """A model that counts to 2^62."""
+    """A model whose loop runs 2^62 times."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["go_on"]),
@@ -262,7 +262,7 @@ def endless() -> bytes:
 
 
 def _pickled(items: int) -> bytes:
-    """An array of objects, which numpy would unpickle if it were let."""
+    """An array of objects, which numpy would unpickle if allow_pickle were set."""
     import io
 
     file = io.BytesIO()
@@ -271,7 +271,7 @@ def _pickled(items: int) -> bytes:
 
 
 def _immense() -> bytes:
-    """A header that claims ten billion vectors, and a hundred bytes."""
+    """An array file whose header claims ten billion vectors, followed by a hundred bytes."""
     import io
 
     file = io.BytesIO()

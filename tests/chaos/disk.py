@@ -1,4 +1,4 @@
-"""What a store asks of the disk, one operation at a time: to count, to fail, to record, or to die at."""
+"""Watch each disk operation of a store, so that a test can count it, record it, make it fail, or kill the process."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from typing import Any
 
 import pytest
 
-#: The operations that take room on a disk; the others are refused by a broken one only.
+#: The operations that need room on the disk: a full disk refuses only these, a broken disk any operation.
 TAKE_ROOM = {"create", "mkdir", "write", "fsync", "rename"}
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One of open, create, read, write, fsync, mkdir, rename, unlink, rmdir, list, stat, lock, map."""
+    """kind: open, create, read, write, fsync, mkdir, rename, unlink, rmdir, list, stat, lock or map."""
 
     kind: str
     path: str
-    target: str = ""  # of a rename
-    content: bytes = b""  # of a write
+    target: str = ""  # the new path of a rename
+    content: bytes = b""  # the bytes of a write
 
 
 @contextmanager
 def watched(folder: Path, before: Callable[[Operation], None]) -> Iterator[None]:
-    """Call `before` before each operation on anything in `folder`; what it raises comes instead of the operation."""
+    """Call `before` ahead of each operation in `folder`; if `before` raises, the operation is not carried out."""
     root = str(folder.resolve())
 
-    def tell(kind: str, path: str, **more: Any) -> None:
+    def report(kind: str, path: str, **more: Any) -> None:
         if path == root or path.startswith(f"{root}/"):
             before(Operation(kind, path, **more))
 
-    def told(kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def reporting(kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(path: Any = ".", *args: Any, dir_fd: int | None = None, **kwargs: Any) -> Any:
-            tell(kind, _absolute(path, dir_fd))
+            report(kind, _absolute(path, dir_fd))
             return call(path, *args, **kwargs | ({} if dir_fd is None else {"dir_fd": dir_fd}))
 
         return wrapped
 
     def renaming(call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(old: Any, new: Any) -> Any:
-            tell("rename", _absolute(old), target=_absolute(new))
+            report("rename", _absolute(old), target=_absolute(new))
             return call(old, new)
 
         return wrapped
@@ -55,33 +55,33 @@ def watched(folder: Path, before: Callable[[Operation], None]) -> Iterator[None]
     os_open, io_open, mkdir, flock, map_file = os.open, io.open, os.mkdir, fcntl.flock, mmap.mmap
 
     def open_descriptor(path: Any, flags: int, *args: Any, dir_fd: int | None = None) -> int:
-        tell("open", _absolute(path, dir_fd))
+        report("open", _absolute(path, dir_fd))
         return os_open(path, flags, *args, dir_fd=dir_fd)
 
     def make_folder(path: Any, *args: Any, **kwargs: Any) -> None:
-        where = _absolute(path)
-        if os.access(Path(where).parent, os.F_OK) and not os.access(where, os.F_OK):  # else it fails by itself
-            tell("mkdir", where)
+        absolute = _absolute(path)
+        if os.access(Path(absolute).parent, os.F_OK) and not os.access(absolute, os.F_OK):  # else mkdir fails by itself
+            report("mkdir", absolute)
         mkdir(path, *args, **kwargs)
 
     def open_file(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        where = _absolute(path)
-        tell("create" if set(mode) & set("wxa") and not os.access(where, os.F_OK) else "open", where)
-        return _File(io_open(path, mode, *args, **kwargs), where, tell)
+        absolute = _absolute(path)
+        report("create" if set(mode) & set("wxa") and not os.access(absolute, os.F_OK) else "open", absolute)
+        return _File(io_open(path, mode, *args, **kwargs), absolute, report)
 
     def lock(file: Any, flags: int) -> None:
-        tell("lock", _absolute(file if isinstance(file, int) else file.fileno()))
+        report("lock", _absolute(file if isinstance(file, int) else file.fileno()))
         flock(file, flags)
 
     def mapped(descriptor: int, *args: Any, **kwargs: Any) -> mmap.mmap:
-        tell("map", _absolute(descriptor))
+        report("map", _absolute(descriptor))
         return map_file(descriptor, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("fsync", "unlink", "rmdir", "stat"):
-            patch.setattr(os, name, told(name, getattr(os, name)))
+            patch.setattr(os, name, reporting(name, getattr(os, name)))
         for name in ("listdir", "scandir"):
-            patch.setattr(os, name, told("list", getattr(os, name)))
+            patch.setattr(os, name, reporting("list", getattr(os, name)))
         for name in ("rename", "replace"):
             patch.setattr(os, name, renaming(getattr(os, name)))
         patch.setattr(os, "open", open_descriptor)
@@ -93,24 +93,24 @@ def watched(folder: Path, before: Callable[[Operation], None]) -> Iterator[None]
 
 
 def _absolute(path: Any, folder: int | None = None) -> str:
-    """The path that a descriptor, or a path relative to one, stands for."""
+    """The absolute path of a descriptor, or of a path that may be relative to the descriptor `folder`."""
     if isinstance(path, int):
         return str(Path(f"/proc/self/fd/{path}").readlink())
-    return os.path.abspath(path if folder is None else os.path.join(_absolute(folder), os.fspath(path)))  # noqa: PTH100, PTH118 -- pathlib would come back here
+    return os.path.abspath(path if folder is None else os.path.join(_absolute(folder), os.fspath(path)))  # noqa: PTH100, PTH118 -- pathlib would recurse into here
 
 
 class _File:
-    """An open file that tells what it reads and writes."""
+    """An open file that reports each read and write."""
 
-    def __init__(self, file: Any, path: str, tell: Callable[..., None]) -> None:
-        self._file, self._path, self._tell = file, path, tell
+    def __init__(self, file: Any, path: str, report: Callable[..., None]) -> None:
+        self._file, self._path, self._report = file, path, report
 
     def read(self, *args: Any) -> Any:
-        self._tell("read", self._path)
+        self._report("read", self._path)
         return self._file.read(*args)
 
     def write(self, content: Any) -> int:
-        self._tell("write", self._path, content=content.encode() if isinstance(content, str) else bytes(content))
+        self._report("write", self._path, content=content.encode() if isinstance(content, str) else bytes(content))
         size: int = self._file.write(content)
         return size
 

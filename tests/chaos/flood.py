@@ -1,7 +1,7 @@
-"""A client of a process of its own that asks far more than it is answered; prints one line of JSON.
+"""A client program that sends far more requests than the service can answer; prints one line of JSON.
 
-Seconds are counted from when a request was due. `lag` is how late the client itself was: figures mean nothing where it
-is not small.
+Times are measured from the moment at which a request was due. `lag_ms` is how late the client itself sent its requests:
+unless that is small, the other figures mean nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CONNECTIONS = 1000
 
 
 async def flood(port: int, requests: list[bytes], rate: float, seconds: float) -> dict[str, Any]:
-    """Ask `rate` a second on whatever connection is free, at most CONNECTIONS."""
+    """Send `rate` requests a second, each on a free connection; at most CONNECTIONS are opened."""
     loop = asyncio.get_running_loop()
     free: deque[Connection] = deque()
     statuses: Counter[str] = Counter()
@@ -90,12 +90,12 @@ def _p99(seconds: list[float]) -> float:
 
 
 async def main(options: argparse.Namespace) -> dict[str, Any]:
-    """The flood, and beside it five looks a second at whether the service is alive."""
+    """Flood the service, and meanwhile ask /livez five times a second."""
     requests = [post("/v1/retrieve", body) for body in json.loads(options.bodies.read_text())]
     health = asyncio.create_task(at_rate(5, options.seconds, [get("/livez")], Pool(options.health)))
-    found = await flood(options.port, requests, options.rate, options.seconds)
+    figures = await flood(options.port, requests, options.rate, options.seconds)
     alive = [reply.seconds for reply in await health if isinstance(reply, Reply) and reply.status == 200]
-    return found | {"alive": len(alive), "alive_ms": _p99(alive)}
+    return figures | {"alive": len(alive), "alive_ms": _p99(alive)}
 
 
 if __name__ == "__main__":

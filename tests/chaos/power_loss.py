@@ -1,7 +1,7 @@
-"""What a disk may hold after the power failed, made from the trace of what was done to it.
+"""A model of a disk that loses power: from a record of the operations, what the disk may hold afterwards.
 
-A name is sure once its folder was synced, a file's content once the file was. Of all the rest any part may be there, in
-any order, but for one thing: a rename happens or does not, and never leaves the new name without a file.
+A name is durable once its folder was synced, and a file's content once the file was synced. Of all other changes any
+may survive, in any order. But a rename either happens or does not: it never leaves the new name without a file.
 """
 
 from __future__ import annotations
@@ -18,47 +18,47 @@ State = dict[str, bytes | None]
 
 @dataclass
 class File:
-    """`sure`: what was synced; `content`: what a reader sees."""
+    """`durable`: the content that was synced; `content`: what a reader sees."""
 
-    sure: bytes = b""
+    durable: bytes = b""
     content: bytes = b""
 
     def after_crash(self, random: Random) -> bytes:
-        """Of what was not synced all, nothing, a beginning, or zeros."""
-        new = self.content[len(self.sure) :]
-        return self.sure + random.choice([new, b"", new[: random.randrange(len(new) + 1)], bytes(len(new))])
+        """The synced content, followed by all, none or a part of the rest, or by zeros in its place."""
+        new = self.content[len(self.durable) :]
+        return self.durable + random.choice([new, b"", new[: random.randrange(len(new) + 1)], bytes(len(new))])
 
 
 @dataclass
 class Folder:
-    """`sure`: the names that were synced; `pending`: what was done since, as (name gone, name come, what it names)."""
+    """`durable`: the names that were synced; `pending`: later changes as (name removed, name added, node)."""
 
-    sure: dict[str, File | Folder] = field(default_factory=dict)
+    durable: dict[str, File | Folder] = field(default_factory=dict)
     pending: list[tuple[str, str, File | Folder | None]] = field(default_factory=list)
 
     def names(self, random: Random | None = None, share: float = 1.0) -> dict[str, File | Folder]:
-        """What a reader sees; with `random`, what a crash leaves, where each change had that chance to be kept."""
-        names = dict(self.sure)
-        for gone, come, node in self.pending:
+        """The names that a reader sees; with `random`, those after a crash that keeps a `share` of the changes."""
+        names = dict(self.durable)
+        for removed, added, node in self.pending:
             if random is None or random.random() < share:
-                names.pop(gone, None)
+                names.pop(removed, None)
                 if node is not None:
-                    names[come] = node
+                    names[added] = node
         return names
 
 
 class Disk:
-    """A disk with one folder, all of which is sure at first."""
+    """A disk with one folder, all of which is durable at first."""
 
     def __init__(self, root: Path) -> None:
         self._root, self._top = root, Folder()
         for path in sorted(root.rglob("*")):
-            self._parent(str(path)).sure[path.name] = (
+            self._parent(str(path)).durable[path.name] = (
                 Folder() if path.is_dir() else File(path.read_bytes(), path.read_bytes())
             )
 
     def do(self, operation: Operation) -> None:
-        """Carry out one operation of a trace; those that change nothing do nothing."""
+        """Apply one recorded operation; an operation that only reads changes nothing."""
         path = operation.path
         name = PurePosixPath(path).name
         match operation.kind:
@@ -78,22 +78,22 @@ class Disk:
             case "fsync":
                 node = self._find(path)
                 if isinstance(node, File):
-                    node.sure = node.content
+                    node.durable = node.content
                 else:
-                    node.sure, node.pending = node.names(), []
+                    node.durable, node.pending = node.names(), []
 
     def crash(self, random: Random) -> State:
-        """One of the states that it may be in after a crash now."""
-        share = random.choice([0.0, 0.5, 0.9, 1.0])  # of the names that were kept though nobody had asked for it
-        found: State = {}
+        """A random state that the disk may be in after a crash at this point."""
+        share = random.choice([0.0, 0.5, 0.9, 1.0])  # the share of unsynced names that survive
+        state: State = {}
         folders = [("", self._top)]
         while folders:
             above, folder = folders.pop()
             for name, node in folder.names(random, share).items():
-                found[above + name] = node.after_crash(random) if isinstance(node, File) else None
+                state[above + name] = node.after_crash(random) if isinstance(node, File) else None
                 if isinstance(node, Folder):
                     folders.append((f"{above}{name}/", node))
-        return found
+        return state
 
     def _find(self, path: str) -> File | Folder:
         node: File | Folder = self._top

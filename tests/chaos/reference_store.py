@@ -1,4 +1,4 @@
-"""The store contract as a set, two names and a dict: what the real stores are compared with, step by step."""
+"""A reference model of a store: a set, two names and a dict, with which the real stores are compared step by step."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from index_store.errors import PointerMoved, VersionInUse, VersionNotFound
 from index_store.redis.listing import number
 
 
-def content(name: str) -> str:
-    """The bytes that a version's name stands for: the 0123456789ab of v7-0123456789ab."""
+def content_of(name: str) -> str:
+    """The part of a version's name that identifies its content: the 0123456789ab of v7-0123456789ab."""
     return name.partition("-")[2]
 
 
 class ReferenceStore:
-    """All versions are whole, by name, and so is what somebody died over: done or not done, never half."""
+    """Versions by name, all of them whole: a killed process has done its work completely or not at all."""
 
     def __init__(self) -> None:
         self.versions: set[str] = set()
         self.current: str | None = None
         self.previous: str | None = None
-        self.held: dict[str, set[str]] = {}  # by whom
-        self.half: set[str] = set()  # contents that the dead left half published or deleted; a sweep ends that
+        self.held: dict[str, set[str]] = {}  # holder -> versions
+        self.half: set[str] = set()  # contents that a killed process may have left half published or deleted
 
     def names(self) -> list[str]:
-        """Oldest first."""
+        """All versions, the oldest first."""
         return sorted(self.versions, key=number)
 
-    def publish(self, what: str, name: str) -> None:
-        """The store called it `name`: what it is called already, or newer than all."""
-        known = [each for each in self.versions if content(each) == what]
-        newer = all(number(name) > number(each) for each in self.versions)
-        assert content(name) == what
-        assert [name] == known if known else newer or what in self.half
+    def publish(self, published: str, name: str) -> None:
+        """Record that the store published this content as `name`: its name so far, or a newer one than all others."""
+        known = [version for version in self.versions if content_of(version) == published]
+        newer = all(number(name) > number(version) for version in self.versions)
+        assert content_of(name) == published
+        assert [name] == known if known else newer or published in self.half
         self.versions.add(name)
 
     def activate(self, name: str, expected: str | EllipsisType | None = ...) -> str | None:
@@ -67,12 +67,12 @@ class ReferenceStore:
         return [name for name in names if name not in spared]
 
     def settle(self, names: Collection[str], current: str | None, previous: str | None, dying: str | None) -> None:
-        """Somebody died who published and activated, or deleted, `dying`. None: what the dead left was swept."""
+        """Take over the store's state after a process was killed over the content `dying`, or (None) after a sweep."""
         for name in self.versions - set(names):
-            assert content(name) == dying
+            assert content_of(name) == dying
             self.delete(name)
-        assert {content(name) for name in set(names) - self.versions} <= self.half
+        assert {content_of(name) for name in set(names) - self.versions} <= self.half
         self.versions = set(names)
-        if current != self.current and current is not None and content(current) == dying:
+        if current != self.current and current is not None and content_of(current) == dying:
             self.activate(current)
         assert (self.current, self.previous) == (current, previous)

@@ -22,33 +22,33 @@ from tests.fleet import Candidates, Replica, answer_of, fleet, same
 from tests.http_client import Pool, post
 from tests.redis_servers import RedisServer
 
-REQUESTS = amount(50_000)  # of each residency
+REQUESTS = amount(50_000)  # for each residency
 CLIENTS = 12  # at once
-HANG_UP_SECONDS = 0.02  # at the latest
-DELAY = 0.003  # s that an answer of Redis is on its way
+HANG_UP_SECONDS = 0.02  # at most, after the request was sent
+DELAY = 0.003  # s by which each answer of Redis is delayed
 SETTINGS = {"store_timeout_ms": 10_000, "timeout_ms": 60_000, "max_queue": 10_000}
 
 
 def distinct_requests(planted: Planted) -> list[tuple[dict[str, Any], Candidates]]:
-    """Requests and their right answers, computed one by one: no two of them have the same items."""
+    """Requests with their right answers, computed one by one; no two answers have the same items."""
     random, retriever = Random(0), Retriever(planted.version)
-    found: dict[tuple[Any, ...], tuple[dict[str, Any], Candidates]] = {}
+    by_items: dict[tuple[Any, ...], tuple[dict[str, Any], Candidates]] = {}
     for _ in range(1500):
         history, exclude = random.sample(range(40), 4), random.sample(range(40), 12)
         asked = {"history": history, "exclude": exclude, "k": 5}
         answer = answer_of(retriever, **asked)
-        found[tuple(candidate["item_id"] for candidate in answer)] = asked, answer
-    return list(found.values())
+        by_items[tuple(candidate["item_id"] for candidate in answer)] = asked, answer
+    return list(by_items.values())
 
 
 def open_files(replica: Replica) -> int:
-    """Descriptors of the service's process: its connections among them."""
+    """The number of open descriptors of the service's process, its connections included."""
     assert replica.process
-    return len(os.listdir(f"/proc/{replica.process.pid}/fd"))  # noqa: PTH208 -- a name a descriptor, no paths
+    return len(os.listdir(f"/proc/{replica.process.pid}/fd"))  # noqa: PTH208 -- one name for each descriptor, no paths
 
 
 async def attack(port: int, requests: list[tuple[dict[str, Any], Candidates]]) -> Counter[str]:
-    """REQUESTS of them, half of which are hung up on at random moments: how many came to what end."""
+    """Send REQUESTS requests and hang up on half of them at random moments. Returns how many ended in which way."""
     random, pool, ends = Random(1), Pool(port), Counter[str]()
     numbers = iter(range(REQUESTS))
 
@@ -67,8 +67,8 @@ async def attack(port: int, requests: list[tuple[dict[str, Any], Candidates]]) -
                 ends[f"refused {reply.status}"] += 1
                 continue
             answer = reply.json()
-            own = answer["request_id"] == reply.header("x-request-id") == f"number-{number}"
-            ends["right" if own and same(answer["candidates"], wanted) else "wrong"] += 1
+            own_id = answer["request_id"] == reply.header("x-request-id") == f"number-{number}"
+            ends["right" if own_id and same(answer["candidates"], wanted) else "wrong"] += 1
 
     await asyncio.gather(*(client() for _ in range(CLIENTS)))
     pool.close()
@@ -76,10 +76,10 @@ async def attack(port: int, requests: list[tuple[dict[str, Any], Candidates]]) -
 
 
 @pytest.mark.parametrize("residency", ["remote", "resident"])
-def test_nobody_gets_the_answer_of_another(
+def test_no_client_gets_the_answer_of_another(
     residency: str, own: RedisServer, planted: Planted, tmp_path: Path, goal: Goal
 ) -> None:
-    """Promise: clients that hang up. Half of the requests are aborted within 20 ms."""
+    """Promise: clients that hang up. Half of the requests abort within 20 ms; the others get their own answers."""
     requests = distinct_requests(planted)
     store = open_store(own.url)
     store.activate(store.publish(planted.version))
@@ -92,14 +92,14 @@ def test_nobody_gets_the_answer_of_another(
             ends = asyncio.run(attack(replica.port, requests))
 
             ended = time.monotonic()
-            # One search after the other, so that whoever is answered now was preceded by all who have gone.
+            # Searches run one after the other, so these answers come after the searches of all aborted requests.
             for body, wanted in requests[:20]:
                 assert same(replica.client.post("/v1/retrieve", json=body).json()["candidates"], wanted)
             while open_files(replica) > files + 2 * CONNECTIONS and time.monotonic() < ended + 30:
                 pass
             seconds = time.monotonic() - ended
             assert open_files(replica) <= files + 2 * CONNECTIONS
-            connections = len(client.client_list()) - 2  # this one and the publisher's
+            connections = len(client.client_list()) - 2  # without this client's and the publisher's
             assert "Traceback" not in replica.log()
     seen = f"{ends['aborted']:,} hung up on before their answer, {ends['right']:,} right answers, {ends['wrong']} wrong"
     goal(

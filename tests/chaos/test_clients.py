@@ -1,4 +1,4 @@
-"""Clients of languages that a bare machine has not: here Java's own, which offers HTTP/2 with each request."""
+"""Clients in languages that must be installed first: here Java's HttpClient, which offers HTTP/2 with each request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from tests.conftest import Planted
 from tests.redis_servers import program
 from tests.wire import target
 
-#: One client, as it comes: some requests after each other, some at once, and HEAD. Prints how each was answered.
+#: A client with default settings that sends requests, HEAD among them, first in turn and then at once. For each answer
+#: it prints the status and one more than the number of candidates.
 JAVA = """
 import java.net.URI;
 import java.net.http.HttpClient;
@@ -46,7 +47,7 @@ class Client {
 def test_java(planted: Planted, tmp_path: Path, goal: Goal) -> None:
     """Promise: hostile input.
 
-    An HTTP/2 offer is no such input: each request is answered, and the log does not mention it.
+    An offer of HTTP/2 is harmless: each request is answered as usual, and nothing is logged.
     """
     times = amount(200)
     (tmp_path / "Client.java").write_text(JAVA)
@@ -59,5 +60,5 @@ def test_java(planted: Planted, tmp_path: Path, goal: Goal) -> None:
 
     assert done.returncode == 0, done.stderr
     right = ["200 4", "200 4", "200 1"] * times + ["200 4"] * times
-    found = done.stdout.splitlines()
-    goal("requests of Java's HttpClient as it comes", f"{found.count('200 4')} answered", found == right)
+    printed = done.stdout.splitlines()
+    goal("requests of Java's HttpClient as it comes", f"{printed.count('200 4')} answered", printed == right)

@@ -1,4 +1,4 @@
-"""Clocks that jump: whatever is measured is measured by a clock that cannot be set."""
+"""Clocks that jump change nothing, because times are measured with a monotonic clock, which cannot be set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.redis_servers import RedisServer, program, running, valkey_binary
 
 DAY, HOUR = 86_400, 3_600
 JUMPS = [DAY, -DAY, HOUR, -HOUR, 0]
-#: What Python imports at its start: with the library above it cannot sleep.
+#: A module that Python imports at its start and that shifts its clock. With libfaketime Python could not sleep.
 REPLICAS_CLOCK = """
 import os, time
 now = time.time
@@ -29,7 +29,7 @@ time.time = lambda: now() + float(open(os.environ["FAKETIME_TIMESTAMP_FILE"]).re
 
 
 def library() -> str:
-    """What gives a server another clock."""
+    """The path of libfaketime, which gives a server another clock."""
     faketime = Path(program("faketime")).resolve().parent.parent
     return str(next(faketime.glob("lib/**/libfaketimeMT.so.1")))
 
@@ -39,7 +39,7 @@ def test_clocks_that_jump(
 ) -> None:
     """Promise: jumping clocks.
 
-    The server's and two replicas' clocks jump by an hour or a day, while versions are swapped.
+    The clocks of the server and of two replicas jump by an hour or a day while versions are swapped.
     """
     clock = tmp_path / "clock"
     clock.write_text("+0")
@@ -55,7 +55,7 @@ def test_clocks_that_jump(
     wanted = versions(planted, other)
     answers = [answers_of(version) for version in wanted]
     deleted = 0
-    # Redis as Debian builds it does not start with such a clock: its memory allocator asks for the time too early.
+    # Debian's build of Redis does not start with libfaketime: its memory allocator asks for the time too early.
     monkeypatch.setenv("LD_PRELOAD", library())
     with running(RedisServer(tmp_path / "valkey", binary=valkey_binary())) as server:
         monkeypatch.delenv("LD_PRELOAD")
@@ -104,7 +104,7 @@ def _all_serve(name: str, replicas: list[Replica]) -> bool:
 
 
 def _all_at(jump: int, server: RedisServer, replicas: list[Replica]) -> bool:
-    """Whether the server's clock and the replicas', by what they date their answers with, have jumped."""
+    """Whether the clocks of the server and of the replicas have jumped; a replica's is in the Date of its answers."""
     with server.client() as client:
         clocks: list[float] = [client.time()[0]]
     for replica in replicas:

@@ -30,7 +30,7 @@ BEFORE, AFTER = small_version("before"), small_version("after")
 
 @pytest.fixture
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is synced: what is under test here is what is asked of the disk, not what it does then."""
+    """Skip the real fsync, which is slow: these tests check what a store asks of the disk, not what the disk does."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -41,15 +41,15 @@ def fill(folder: Path) -> FolderStore:
     return store
 
 
-def require_no_half(store: FolderStore) -> None:
-    """Whatever has a version's name can be loaded, and is one of the two."""
+def require_whole_versions(store: FolderStore) -> None:
+    """Every folder with a version's name can be loaded, and is BEFORE or AFTER."""
     for entry in (store.folder / "versions").glob("[!.]*"):
         fingerprint = store.load(entry.name).manifest.fingerprint
         assert fingerprint in {BEFORE.manifest.fingerprint, AFTER.manifest.fingerprint}
 
 
 class FailingDisk:
-    """Fails at the operation numbered `at`, from 0 on; a full disk fails from then on wherever it needs room."""
+    """Fails operation number `at`, from 0 on. A full disk counts only those that need room, and keeps failing them."""
 
     def __init__(self, error: int, at: int) -> None:
         self._error, self._left = error, at
@@ -61,8 +61,8 @@ class FailingDisk:
         self._left -= 1
         if self._left == -1 or (self._left < 0 and self._error == errno.ENOSPC):
             self.failed = self.failed or operation
-            named = None if operation.kind in {"read", "write", "fsync", "lock", "map"} else operation.path
-            raise OSError(self._error, os.strerror(self._error), named)
+            filename = None if operation.kind in {"read", "write", "fsync", "lock", "map"} else operation.path
+            raise OSError(self._error, os.strerror(self._error), filename)
 
 
 def publish(store: FolderStore, _: Version) -> None:
@@ -78,7 +78,7 @@ def load(store: FolderStore, version: Version) -> None:
 
 
 def copy(store: FolderStore, version: Version) -> None:
-    """As a host keeps the versions of a remote store."""
+    """Copy a version as a host does with the versions of a remote store."""
     name = f"v9-{version.manifest.fingerprint[:12]}"
     Copies(str(store.folder)).copy(
         dataclasses.replace(version.manifest, version=name), lambda part: [version.parts[part]]
@@ -86,13 +86,13 @@ def copy(store: FolderStore, version: Version) -> None:
 
 
 def delete(store: FolderStore, version: Version) -> None:
-    with contextlib.suppress(VersionNotFound):  # the first try did it
+    with contextlib.suppress(VersionNotFound):  # the attempt that failed has deleted it
         store.delete(version.manifest.version)
 
 
 def fail_everywhere(verb: Callable[[FolderStore, Version], None], error: int, folder: Path) -> tuple[int, int]:
-    """Let the disk fail at each operation of `verb`, and check what is left. At how many, and how many were told."""
-    told = 0
+    """Fail each disk operation of `verb` in turn and check the store. Returns how many failed, and how many raised."""
+    reported = 0
     for at in count():
         shutil.rmtree(folder, ignore_errors=True)
         store = fill(folder)
@@ -106,42 +106,42 @@ def fail_everywhere(verb: Callable[[FolderStore, Version], None], error: int, fo
         except IndexStoreError as failed:
             raised = failed
         if raised:
-            told += 1
+            reported += 1
             of_store = StoreFull if error == errno.ENOSPC else StoreUnavailable
             assert type(raised) is (CacheUnavailable if verb is copy else of_store), disk.failed
             assert str(folder) in str(raised)
             assert os.strerror(error) in str(raised)
         if disk.failed is None:
-            return at, told
+            return at, reported
         current = store.current()
         assert current == first or (verb is activate and current == version.manifest.version), disk.failed
         store.load(current)
-        require_no_half(store)
+        require_whole_versions(store)
         assert disk.failed.kind in {"rmdir", "unlink"} or verb is delete or not list(store.folder.glob("versions/.*"))
 
         verb(store, version)
 
-        require_no_half(store)
+        require_whole_versions(store)
         store.sweep()
         assert not [*store.folder.glob("versions/.*"), *store.folder.glob(".CURRENT-*")], disk.failed
     raise AssertionError
 
 
 @pytest.mark.usefixtures("quick_disk")
-def test_a_failing_disk_is_told_and_changes_nothing(tmp_path: Path, goal: Goal) -> None:
+def test_a_failing_disk_is_reported_and_changes_nothing(tmp_path: Path, goal: Goal) -> None:
     """Promise: disk faults.
 
-    Full or broken at each operation of the store: an error that names the place; a retry works.
+    The disk is full or broken at each operation in turn: the error names the folder, and a retry succeeds.
     """
-    failures = told = 0
+    failures = reported = 0
     for verb in (publish, activate, load, copy, delete):
         for error in (errno.ENOSPC, errno.EIO):
             more = fail_everywhere(verb, error, tmp_path / "store")
-            failures, told = failures + more[0], told + more[1]
+            failures, reported = failures + more[0], reported + more[1]
 
     asked = f"disk full or broken at every point of publish, activate, load, copy and delete ({failures} points, "
-    asked += f"{told} of them errors of the verb): unclear errors, lost or half versions, retries that failed"
-    goal(asked, "0, 0, 0", reached=failures >= 100 and told > failures / 2)
+    asked += f"{reported} of them errors of the verb): unclear errors, lost or half versions, retries that failed"
+    goal(asked, "0, 0, 0", reached=failures >= 100 and reported > failures / 2)
 
 
 CUT_WHEN_MAPPED = """
@@ -164,7 +164,7 @@ except StoreUnavailable as error:
 
 
 def test_a_mapped_page_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    """Promise: disk faults. A bad sector, or a file cut short behind its map, does not end the process by SIGBUS."""
+    """Promise: disk faults. A file that is cut short after it was mapped gives an error, not SIGBUS."""
     name = str(fill(tmp_path).current())
     done = subprocess.run(
         [sys.executable, "-c", CUT_WHEN_MAPPED, str(tmp_path)], capture_output=True, text=True, check=False
@@ -176,10 +176,12 @@ def test_a_mapped_page_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick_disk")
 @pytest.mark.parametrize("full", ["store", "run"])
-def test_fit_on_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], full: str) -> None:
+def test_fit_on_a_full_disk_ends_with_an_error_and_can_be_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], full: str
+) -> None:
     """Promise: disk faults.
 
-    `fit` ends with 1, a message and nothing half written; with room again it goes on to the end.
+    `fit` exits with 1, a message and a store that still works; once there is room it resumes and succeeds.
     """
     file = write_interactions(tmp_path)
     store, run = tmp_path / "store", tmp_path / "run"
@@ -193,12 +195,12 @@ def test_fit_on_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
             status = dr_trainer(command)
         if disk.failed is None:
             break
-        told = capsys.readouterr()
-        assert (status, told.out) == (1, ""), disk.failed
-        assert "dr-trainer: " in told.err
-        assert os.strerror(errno.ENOSPC) in told.err
-        assert str(tmp_path / full) in told.err
-        assert "Traceback" not in told.err
+        printed = capsys.readouterr()
+        assert (status, printed.out) == (1, ""), disk.failed
+        assert "dr-trainer: " in printed.err
+        assert os.strerror(errno.ENOSPC) in printed.err
+        assert str(tmp_path / full) in printed.err
+        assert "Traceback" not in printed.err
         FolderStore(str(store)).load(str(FolderStore(str(store)).current()))
     assert status == 0
     assert at > 3
@@ -206,8 +208,8 @@ def test_fit_on_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("command", [["list"], ["list", "--json"]])
-def test_an_output_that_is_full_is_one_line(tmp_path: Path, command: list[str]) -> None:
-    """Promise: disk faults. `dr-index list > FILE` on a full disk."""
+def test_a_full_standard_output_is_reported_in_one_line(tmp_path: Path, command: list[str]) -> None:
+    """Promise: disk faults. `dr-index list > FILE` on a full disk exits with 1."""
     fill(tmp_path)
     with Path("/dev/full").open("w") as output:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is closed stays closed: admin, secrets in logs, pickle, and Redis beyond what the service needs of it."""
+"""Access that must stay closed: /admin, secrets in logs, unpickling, and the rights of the service's user in Redis."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RIGHT = TOKEN.encode()
 
 @pytest.mark.parametrize("token", [None, ""])
 def test_admin_is_closed_by_default(tmp_path: Path, token: str | None) -> None:
-    """Promise: credentials. No token, or an empty one: 403 on every route, whatever is sent."""
+    """Promise: credentials. If no token is set, or an empty one, every admin route answers 403."""
     with TestClient(make_app(FolderStore(str(tmp_path)), admin_token=token)) as client:
         paths = client.get("/openapi.json").json()["paths"]
         assert {path for _, path in ROUTES} == {path for path in paths if "admin" in path}
@@ -52,13 +52,13 @@ def test_admin_is_closed_by_default(tmp_path: Path, token: str | None) -> None:
                     assert answer.status_code == 403, (path, headers)
 
 
-def test_bytes_are_compared_in_constant_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Promise: credentials. hmac.compare_digest decides, on two digests of one length, whatever was sent."""
+def test_tokens_are_compared_in_constant_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise: credentials. hmac.compare_digest compares two digests of equal length, whatever was sent."""
     compared: list[tuple[Any, Any]] = []
     verdict: list[bool] = []
 
-    def compare(wanted: Any, found: Any) -> bool:
-        compared.append((wanted, found))
+    def compare(wanted: Any, sent: Any) -> bool:
+        compared.append((wanted, sent))
         return verdict[-1]
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
@@ -70,11 +70,11 @@ def test_bytes_are_compared_in_constant_time(tmp_path: Path, monkeypatch: pytest
                 assert answer.status_code == (200 if wanted else 401), given
 
     assert len(compared) == 10
-    assert {(type(one), len(one)) for pair in compared for one in pair} == {(bytes, 32)}
+    assert {(type(digest), len(digest)) for pair in compared for digest in pair} == {(bytes, 32)}
 
 
 def wrong_token(random: Random) -> bytes:
-    """Not the right one, but perhaps near it."""
+    """A token that is not the right one, but may resemble it."""
     place = random.randrange(len(RIGHT))
     near = [RIGHT[:place], RIGHT[place + 1 :], RIGHT[:place] + RIGHT[place + 1 :], RIGHT.swapcase(), RIGHT.title()]
     near += [
@@ -104,7 +104,7 @@ def wrong_token(random: Random) -> bytes:
 
 
 def wrong_credential(random: Random) -> bytes:
-    """Headers that are no right to anything."""
+    """Headers that must not give access."""
     wrong = b"Authorization: %b %b\r\n" % (random.choice((b"Bearer", b"bearer", b"Basic", b"")), wrong_token(random))
     right = b"Bearer " + RIGHT
     encoded = base64.b64encode(b"admin:" + RIGHT)
@@ -120,12 +120,12 @@ def wrong_credential(random: Random) -> bytes:
         for name in (b"Proxy-Authorization", b"X-Authorization", b"Authorization-", b"Cookie")
     ]
     odd += [b"X-Original-URL: /livez\r\n", b"X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Prefix: /admin\r\n", b""]
-    odd += [wrong + wrong, wrong + b"Authorization: %b\r\n" % right]  # the first counts
+    odd += [wrong + wrong, wrong + b"Authorization: %b\r\n" % right]  # the first header counts
     return random.choice(odd) if random.random() < 0.3 else wrong
 
 
 def fuzzed_request(random: Random) -> bytes:
-    """To an admin route, by its name or by a trick, from a host that may be none."""
+    """A request to an admin route, whose path may be disguised and whose Host may be invalid."""
     method, path = random.choice(ROUTES)
     tricks = (path, path, path, "/" + path, "//localhost" + path, path + "/", path.replace("/", "//"), path.upper(),
               "/v1/.." + path, path + "/../versions", path.replace("a", "%61"), path.replace("/v1", "%2fv1"),
@@ -140,7 +140,7 @@ def fuzzed_request(random: Random) -> bytes:
 
 
 def test_fuzzed_credentials(planted: Planted, tmp_path: Path, goal: Goal) -> None:
-    """Promise: credentials. Prefixes, other bytes, other schemes, two headers, other hosts, paths in disguise."""
+    """Promise: credentials. Wrong tokens and schemes, two headers, odd hosts and disguised paths: none gives access."""
     random = Random(0)
     count, together = amount(10_000), 50
     accepted = broken = 0
@@ -153,7 +153,7 @@ def test_fuzzed_credentials(planted: Planted, tmp_path: Path, goal: Goal) -> Non
                 assert reply.status in {401, 404, 405}, (request[:500], reply)
                 accepted += reply.status < 400
                 broken += reply.status >= 500
-        assert live.replica.client.get(ROUTES[0][1]).status_code == 200  # the right one still does
+        assert live.replica.client.get(ROUTES[0][1]).status_code == 200  # the right token still gives access
         live.check_unharmed()
         assert TOKEN not in live.replica.log()
 
@@ -166,7 +166,7 @@ def test_fuzzed_credentials(planted: Planted, tmp_path: Path, goal: Goal) -> Non
 def test_no_secret_is_logged(planted: Planted, other: Planted, tmp_path: Path, goal: Goal) -> None:
     """Promise: credentials.
 
-    A process serves, swaps, rejects and loses its store; its log has neither token nor password.
+    A process serves, swaps, refuses and loses its store; its log has neither token nor password.
     """
     password = "s3cret-of-the-store"
     arguments = ("--requirepass", password)
@@ -211,8 +211,8 @@ def test_no_secret_is_logged(planted: Planted, other: Planted, tmp_path: Path, g
     text = "\n".join(logs)
     secrets = [TOKEN[:-1], password[:-1]]
     secrets += [base64.b64encode(secret.encode()).decode()[:-4] for secret in (TOKEN, password)]
-    told = [secret for secret in secrets if secret in text]
-    goal(f"{len(text.splitlines())} log lines of faults and refusals: secrets", len(told), not told)
+    logged = [secret for secret in secrets if secret in text]
+    goal(f"{len(text.splitlines())} log lines of faults and refusals: secrets", len(logged), not logged)
 
 
 # -- pickle --
@@ -268,7 +268,7 @@ pickle.load, pickle.loads = load, loads
 sys.modules["_pickle"].load, sys.modules["_pickle"].loads = load, loads
 sys.addaudithook(watch)
 """
-#: Each is a way to unpickle; prints those that are open.
+#: Tries every way to unpickle; prints "open" for each that is not blocked.
 ATTEMPTS = """
 import collections, io, os, pickle, _pickle
 import numpy as np
@@ -290,30 +290,30 @@ print("done")
 def test_nothing_is_unpickled_where_requests_are_served(
     planted: Planted, other: Planted, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goal: Goal
 ) -> None:
-    """Promise: no pickle. A process loads, serves and swaps with every way to unpickle blocked, but for numba's cache.
+    """Promise: no pickle. A process loads, serves and swaps while all ways to unpickle are blocked, except for numba.
 
-    The exception is told by its bytes: they stand in the files beside kernels.py, and numba asks for them.
+    Numba may unpickle its cache: the guard lets its calls through for bytes from the cache files beside kernels.py.
     """
     import retrieval.paths.kernels
 
-    guard, told = tmp_path / "guard", tmp_path / "told"
+    guard, log = tmp_path / "guard", tmp_path / "told"
     guard.mkdir()
     (guard / "sitecustomize.py").write_text(GUARD)
     kernels = Path(retrieval.paths.kernels.__file__).resolve().parent / "__pycache__"
-    for name, value in (("GUARD_LOG", told), ("GUARD_KEPT", kernels)):
+    for name, value in (("GUARD_LOG", log), ("GUARD_KEPT", kernels)):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("PYTHONPATH", str(guard), prepend=os.pathsep)
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     attempts = subprocess.run([sys.executable, "-c", ATTEMPTS], capture_output=True, text=True, check=False)
     assert attempts.stdout == "done\n", attempts.stdout + attempts.stderr
-    assert len(told.read_text().splitlines()) == 8
-    told.write_text("")
+    assert len(log.read_text().splitlines()) == 8
+    log.write_text("")
 
     store = open_store(url)
     names = store.publish(planted.version), store.publish(other.version)
     store.activate(names[0])
     with fleet(tmp_path, url, count=1) as (replica,):
-        assert set(told.read_text().split()) == {"kernel"}
+        assert set(log.read_text().split()) == {"kernel"}
         for name in (*names, names[0]):
             assert replica.swap(name).status_code == 200
             answer = replica.client.post("/v1/retrieve", json={"history": [1, 5], "k": 3}).json()
@@ -322,7 +322,7 @@ def test_nothing_is_unpickled_where_requests_are_served(
         assert replica.client.post("/admin/v1/rollback").status_code == 200
         assert replica.client.get(ROUTES[0][1]).status_code == 200
 
-    reached = [line for line in told.read_text().splitlines() if line != "kernel"]
+    reached = [line for line in log.read_text().splitlines() if line != "kernel"]
     goal(
         "a process that loads, serves and swaps: ways to unpickle reached, but numba's own",
         len(reached),
@@ -332,7 +332,7 @@ def test_nothing_is_unpickled_where_requests_are_served(
 
 # -- Redis --
 
-#: Of its ACL, and what Redis asks no right for.
+#: The commands of the service's ACL, and those that Redis allows to every user.
 NEEDED = {
     "auth", "hello", "ping", "select", "multi", "exec", "discard", "watch", "unwatch", "get", "getrange", "strlen",
     "smembers", "set", "unlink", "time", "zadd", "zrem", "publish", "subscribe", "unsubscribe", "cluster|slots",
@@ -341,12 +341,12 @@ NEEDED = {
 
 
 def test_redis_lets_the_service_do_nothing_else(tmp_path: Path, goal: Goal) -> None:
-    """Promise: rights in Redis. Every command of the server, sent as the service's user of docker-compose.yml."""
+    """Promise: rights in Redis. The service's user in docker-compose.yml may run only the commands that it needs."""
     arguments = services_of(SECRETS)["redis"]["command"][1:]
     with running(RedisServer(tmp_path / "redis", *arguments)) as server:
 
         def send(*words: str) -> str:
-            """What the service's user is told, on a connection of its own."""
+            """The server's reply to the service's user, on a new connection."""
             with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
                 replies = connection.makefile("rb")
                 for command in (("AUTH", "service", SECRETS["DR_SERVICE_PASSWORD"]), words):
@@ -358,7 +358,7 @@ def test_redis_lets_the_service_do_nothing_else(tmp_path: Path, goal: Goal) -> N
         with redis.Redis(port=server.port, password=SECRETS["DR_REDIS_PASSWORD"]) as admin:
             admin.set_response_callback("COMMAND", lambda reply, **_: reply)
             known = admin.execute_command("COMMAND")
-        commands = [each for command in known for each in (command[9] or [command])]
+        commands = [entry for command in known for entry in (command[9] or [command])]
         assert len(commands) > 300
         allowed, harmful = set(), 0
         for name, arity, flags in (command[:3] for command in commands):
@@ -366,8 +366,8 @@ def test_redis_lets_the_service_do_nothing_else(tmp_path: Path, goal: Goal) -> N
             harmful += bool({b"write", b"admin"} & set(flags))
             reply = send(*words, *["x"] * (abs(arity) - len(words)))
             if not ((reply.startswith("-NOPERM") and "to run the" in reply) or "command not allowed" in reply):
-                allowed.add(name.decode())  # DEBUG and MODULE are not allowed to anybody
-        extra = {name for name in allowed - NEEDED if not name.startswith("command")}  # COMMAND only tells of commands
+                allowed.add(name.decode())  # "command not allowed": DEBUG and MODULE are closed to every user
+        extra = {name for name in allowed - NEEDED if not name.startswith("command")}  # COMMAND only describes commands
 
         for key in ("dr:versions", "dr:v1-000000000000:manifest", "dr:v1-000000000000:path:1", "dr:", "other"):
             for words in (("SET", key, "x"), ("UNLINK", key), ("ZADD", key, "1", "x"), ("ZREM", key, "x")):

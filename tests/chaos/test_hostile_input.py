@@ -1,4 +1,4 @@
-"""Bodies that nobody should send: refused or answered, briefly, as documented, and without repeating them."""
+"""Invalid and odd request bodies: the answer is short and documented, and does not repeat the body."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ANY_JSON = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=6
 )
 IDS = st.integers(-3, 50) | st.sampled_from(["item-003", "5", "-0", MARK, 2**63 - 1, -(2**63), 2**63, 1.0])
-#: Values that a field may nearly have; a field that is not here gets any scalar.
+#: Valid and nearly valid values of a field; a field that is not listed here gets any scalar.
 NEARLY = {
     "history": st.lists(IDS, max_size=6),
     "context": st.dictionaries(st.sampled_from(["country", "age", MARK]), SCALARS, max_size=3),
@@ -49,7 +49,7 @@ NEARLY = {
     "per_path": st.integers(0, 10_001),
     "exclude": st.lists(IDS, max_size=6),
     "exclude_history": st.booleans() | st.integers(0, 1),
-    "timeout_ms": st.sampled_from([0, -1, 60_000, 60_001, 1e4, "10000", None]),  # none that could be missed
+    "timeout_ms": st.sampled_from([0, -1, 60_000, 60_001, 1e4, "10000", None]),  # no deadline that could be missed
     "rerank": st.booleans() | st.none(),
 }
 REQUESTS = st.fixed_dictionaries(
@@ -81,7 +81,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 
 
 def test_generated_bodies(live: Target, texts: Target, goal: Goal) -> None:
-    """Promise: hostile input. Nearly right bodies and arbitrary JSON, for one user and for several."""
+    """Promise: hostile input. Nearly valid bodies and arbitrary JSON get documented answers, on both routes."""
     judge = Judge(live.openapi)
 
     @settings(
@@ -111,7 +111,7 @@ def test_generated_bodies(live: Target, texts: Target, goal: Goal) -> None:
 
 
 def in_history(*values: bytes) -> list[bytes]:
-    """Each as the only item of a history."""
+    """Bodies, each with one of the values as the only item of its history."""
     return [b'{"history": [%b]}' % value for value in values]
 
 
@@ -119,24 +119,24 @@ NUMBERS = (b"1e400", b"-1e400", b"NaN", b"Infinity", b"-Infinity", b"1.5", b"922
            b"-9223372036854775809", b"1" + b"0" * 400, b"1" * 5000, b"0x10", b"01", b"+1", b"1_000", b".5", b"5.",
            b"1e", b"--1")  # fmt: skip
 SURROGATES = (rb'"\ud800"', rb'"\udc00"', rb'"\udc00\ud800"', rb'"m4rk3d-1nput\ud800"')
-NO_UTF_8 = (b'"\xff"', b'"\xc0\x80"', b'"\xed\xa0\x80"', b'"\xe2\x82"', b'"\xf4\x90\x80\x80"')
+NOT_UTF_8 = (b'"\xff"', b'"\xc0\x80"', b'"\xed\xa0\x80"', b'"\xe2\x82"', b'"\xf4\x90\x80\x80"')
 MARKED = json.dumps(MARK).encode()
 REFUSED = [
-    # no JSON, or not all of it
+    # not JSON, or incomplete
     b"", b" ", b"{", b"}", b"nul", MARK.encode(), b"\x00", b"\xef\xbb\xbf", b'{"history": [1]', b'{"history": [1}',
     b'{"history": [1],}', b"{'history': [1]}", b"{history: [1]}", b'{"history": [1]} x', b'{"history": [1]}{}',
     b'{"history": [1]}\x00', b'{"history": ["m4rk3d-1nput', b'{"history": ["a\nb"]}', b"//\n{}", b"{} # m4rk3d-1nput",
-    # other JSON
+    # JSON other than a valid object
     b"null", b"true", b"0", MARKED, b"[]", b"[{}]", b"NaN", b"1e400",
     # nesting
     b"[" * 100_000, b'{"m4rk3d-1nput":' * 60_000, b"[" * 900 + b"]" * 900, b"[" * 500_000 + b"]" * 500_000,
     *in_history(b"[" * 500 + b"]" * 500, b'{"a":' * 500 + b"1" + b"}" * 500), b'{"context": {"a": [[[[{}]]]]}}',
     # numbers and text
-    *in_history(*NUMBERS, *SURROGATES, *NO_UTF_8),
+    *in_history(*NUMBERS, *SURROGATES, *NOT_UTF_8),
     *(b'{"k": %b}' % number for number in NUMBERS),
     *(b'{"context": {"age": %b}}' % value for value in (b"NaN", b"1" + b"0" * 400, b"1e400", rb'"\ud800"', b"[]")),
     rb'{"context": {"\ud800": 1}}',
-    # the wrong type, one too many, one too long
+    # a wrong type, too many values, or a value out of range or too long
     *in_history(b"true", b"null", b"{}", b"[1]", b'""', b'"' + b"m" * 257 + b'"'),
     b'{"history": "m4rk3d-1nput"}', b'{"history": {"0": 1}}', b'{"context": [1]}',
     b'{"k": true}', b'{"k": "5"}', b'{"k": 0}', b'{"k": 1001}', b'{"k": [5]}', b'{"beam": 257}',
@@ -145,7 +145,7 @@ REFUSED = [
     json.dumps({"history": [1] * 1001}).encode(), json.dumps({"exclude": [1] * 10_001}).encode(),
     json.dumps({"context": {f"{MARK}{i}": 1 for i in range(65)}}).encode(),
     json.dumps({"context": {MARK * 20: 1}}).encode(),
-    # unknown fields, and all that a body can hold
+    # unknown fields, and bodies as large as allowed or larger
     b'{"m4rk3d-1nput": 1}', b'{"History": [1]}', b'{"__proto__": {"k": 5}}', b'{"k\\u0000": 5}',
     json.dumps({f"{MARK}{i}": 1 for i in range(10_000)}).encode(),
     b'{"history": ["' + (MARK.encode() * 100_000)[: LIMIT - 20] + b'"]}',
@@ -164,7 +164,7 @@ ANSWERED = [
 
 
 def test_hand_made_bodies(live: Target, goal: Goal) -> None:
-    """Promise: hostile input. Each to the three routes that take a body; what /v1/retrieve says of each is known."""
+    """Promise: hostile input. Each body goes to three routes; /v1/retrieve must refuse or answer it as listed above."""
     judge = Judge(live.openapi)
     post = live.replica.client.post
     for wanted, bodies in (("refused", REFUSED), ("answered", ANSWERED)):
@@ -184,13 +184,13 @@ def test_hand_made_bodies(live: Target, goal: Goal) -> None:
     goal(asked, judge.faults("server error", "echo", "long"), judge.content)
 
 
-# -- the OpenAPI as others read it --
+# -- requests generated from the OpenAPI --
 
 
 def unhurried(body: Any) -> Any:
-    """A body without a deadline that could be missed."""
+    """The body without its deadlines, which a busy machine could miss."""
     if isinstance(body, list):
-        return [unhurried(each) for each in body]
+        return [unhurried(entry) for entry in body]
     if not isinstance(body, dict):
         return body
     return {
@@ -198,8 +198,8 @@ def unhurried(body: Any) -> Any:
     }
 
 
-def test_every_documented_route_keeps_its_promises(live: Target, goal: Goal) -> None:
-    """Promise: hostile input. What schemathesis makes of the OpenAPI, right and wrong, with and without the token."""
+def test_every_route_answers_as_documented(live: Target, goal: Goal) -> None:
+    """Promise: hostile input. Valid and invalid requests that schemathesis makes, with and without the token."""
     judge = Judge(live.openapi)
     checks = [
         not_a_server_error,
@@ -209,12 +209,12 @@ def test_every_documented_route_keeps_its_promises(live: Target, goal: Goal) -> 
         response_schema_conformance,
     ]
     routes = 0
-    for found in schemathesis.openapi.from_dict(live.openapi).get_all_operations():
-        assert isinstance(found, Ok)
-        operation = found.ok()
+    for result in schemathesis.openapi.from_dict(live.openapi).get_all_operations():
+        assert isinstance(result, Ok)
+        operation = result.ok()
         routes += 1
         modes = [schemathesis.GenerationMode.POSITIVE]
-        if operation.body:  # else nothing about it can be wrong
+        if operation.body:  # only a request with a body can be invalid
             modes.append(schemathesis.GenerationMode.NEGATIVE)
         for mode in modes:
 

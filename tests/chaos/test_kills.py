@@ -1,4 +1,4 @@
-"""Publishers killed at any moment: a reader has the version before or the one after, and nobody has to tidy up."""
+"""Publishers killed at any moment: readers see the version before or the one after, and no cleaning up is needed."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from tests.test_server import keys_of
 
 
 @pytest.fixture(params=["folder", "redis"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty store."""
     return str(tmp_path / "store") if request.param == "folder" else str(request.getfixturevalue("url"))
 
 
-def left_over(place: str, client: Any) -> set[str]:
-    """What is in a store besides its listed versions, its pointer and its leases."""
-    whole = {manifest.version for manifest in open_store(place).versions()}
-    if "://" not in place:
-        return {entry.name for entry in Path(place, "versions").iterdir()} - whole | {
-            entry.name for entry in Path(place).glob(".*")
+def orphans(store_url: str, client: Any) -> set[str]:
+    """The names of everything in a store that belongs to no listed version, pointer or lease."""
+    whole = {manifest.version for manifest in open_store(store_url).versions()}
+    if "://" not in store_url:
+        return {entry.name for entry in Path(store_url, "versions").iterdir()} - whole | {
+            entry.name for entry in Path(store_url).glob(".*")
         }
-    namespace = place.partition("namespace=")[2]
+    namespace = store_url.partition("namespace=")[2]
     versions = {key.split(":")[1] for key in keys_of(client, namespace) if re.match(r"[^:]*:v\d+-", key)}
     claimed = {name.decode() for name in client.smembers(f"{namespace}:publishing:{{{namespace}:versions}}")}
     return versions - whole | claimed
 
 
 def listed(store: IndexStore) -> set[str]:
-    """Every name that a reader may find, whatever is behind it."""
+    """Every version name that a reader may see, even if the version is not whole."""
     if isinstance(store, ServerStore):
         return store._listing.published()
     assert isinstance(store, FolderStore)
@@ -57,35 +57,35 @@ def listed(store: IndexStore) -> set[str]:
 
 
 def check_after_a_kill(store: IndexStore, before: str, version: Version) -> str:
-    """What is current is before or after, and all that is listed is whole. Returns what is current."""
+    """Check that `before` or `version` is current, and that every listed version is whole. Returns the current name."""
     current = store.current()
     assert current
-    found = store.load(current)
-    assert current == before or found.manifest.fingerprint == version.manifest.fingerprint
+    loaded = store.load(current)
+    assert current == before or loaded.manifest.fingerprint == version.manifest.fingerprint
     for name in listed(store):
         store.load(name)
     return current
 
 
 def repeat(store: IndexStore, version: Version) -> str:
-    """The same publish again. Returns the version's name."""
+    """Publish and activate the same version again. Returns its name."""
     name = store.publish(version)
     store.activate(name)
     assert store.load(name).manifest.fingerprint == version.manifest.fingerprint
     return name
 
 
-def test_killed_before_any_step_of_publish_and_activate(place: str, client: Any, goal: Goal) -> None:
-    """Promise: killed publishers. Before every operation on the disk, and every message to the server."""
+def test_killed_before_any_step_of_publish_and_activate(store_url: str, client: Any, goal: Goal) -> None:
+    """Promise: killed publishers. The publisher dies before each operation on the disk or message to the server."""
     every = amount(1, 4)
     killed = 0
     outcomes = set()
     for steps in range(0, 1000, every):
-        store = open_store(f"{place}{steps}")
+        store = open_store(f"{store_url}{steps}")
         before = store.publish(small_version("before"))
         store.activate(before)
-        version = large_version() if "://" in place else small_version("after")
-        victim = Victim(publish_and_activate, f"{place}{steps}", version, steps)
+        version = large_version() if "://" in store_url else small_version("after")
+        victim = Victim(publish_and_activate, f"{store_url}{steps}", version, steps)
         victim.wait()
         if not victim.kill():
             break
@@ -94,12 +94,12 @@ def test_killed_before_any_step_of_publish_and_activate(place: str, client: Any,
         outcomes.add(check_after_a_kill(store, before, version) == before)
         if killed % 2:
             prune(store, keep=2)
-            assert left_over(f"{place}{steps}", client) == set()
+            assert orphans(f"{store_url}{steps}", client) == set()
         repeat(store, version)
-        assert left_over(f"{place}{steps}", client) == set()
-        if "://" in place:  # sweeps look at all keys of a server, so the fewer there are the sooner the next is over
-            client.delete(*keys_of(client, f"{place.partition('namespace=')[2]}{steps}"))
-    kind = "folder" if "://" not in place else "Redis"
+        assert orphans(f"{store_url}{steps}", client) == set()
+        if "://" in store_url:  # a sweep scans all keys of the server: fewer keys make the next one quick
+            client.delete(*keys_of(client, f"{store_url.partition('namespace=')[2]}{steps}"))
+    kind = "folder" if "://" not in store_url else "Redis"
     goal(
         f"publisher killed before each of {killed} steps of publish and activate ({kind}): half versions seen, repeats "
         "that failed, orphans",
@@ -109,11 +109,11 @@ def test_killed_before_any_step_of_publish_and_activate(place: str, client: Any,
 
 
 class Follower:
-    """A replica that follows the store while others are killed: what it loads must be whole, and answer as it must."""
+    """A replica that follows the store while publishers die: every version that it loads must answer rightly."""
 
-    def __init__(self, place: str, cache: Path, answers: dict[str, Any]) -> None:
-        self._store = open_store(place, cache=str(cache))
-        self._answers = answers  # by the digest of the model
+    def __init__(self, store_url: str, cache: Path, answers: dict[str, Any]) -> None:
+        self._store = open_store(store_url, cache=str(cache))
+        self._answers = answers  # the right answers by the digest of the model
         self._news = threading.Condition()
         self._over = False
         self.served: list[str] = []
@@ -121,7 +121,7 @@ class Follower:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Follow while this lasts."""
+        """Follow the store during the context."""
         thread = threading.Thread(target=lambda: asyncio.run(self._follow()))
         thread.start()
         try:
@@ -131,7 +131,7 @@ class Follower:
             thread.join()
 
     def wait_until_served(self, name: str) -> None:
-        """Return when it serves this version."""
+        """Return when the follower serves this version, or has found a fault."""
         with self._news:
             assert self._news.wait_for(lambda: self.faults or self.served[-1:] == [name], 60), name
 
@@ -155,25 +155,25 @@ class Follower:
 
 
 def test_killed_at_any_moment(
-    place: str, client: Any, tmp_path: Path, planted: Planted, other: Planted, goal: Goal
+    store_url: str, client: Any, tmp_path: Path, planted: Planted, other: Planted, goal: Goal
 ) -> None:
     """Promise: killed publishers.
 
-    At random moments, while a replica follows; then the same or another version is published.
+    Publishers die at random moments while a replica follows; then the same or another version is published.
     """
-    random, store, wanted = Random(0), open_store(place), amount(200)
+    random, store, wanted = Random(0), open_store(store_url), amount(200)
     models = [planted.version, other.version]
     answers = {model.manifest.parts["model.onnx"].sha256: answers_of(model) for model in models}
     before = store.publish(models[0])
     store.activate(before)
-    follower = Follower(place, tmp_path / "cache", answers)
+    follower = Follower(store_url, tmp_path / "cache", answers)
     killed = after = turn = 0
     longest = 0.0
     with follower.following():
         while killed < wanted:
             version = changed(models[turn % 2], context=bytes(models[0].parts["context.json"]) + b" " * turn)
             started = time.monotonic()
-            victim = Victim(publish_and_activate, place, version)
+            victim = Victim(publish_and_activate, store_url, version)
             victim.wait(random.uniform(0, longest) if turn > 2 else None)
             longest = longest if turn > 2 else time.monotonic() - started
             dead = victim.kill()
@@ -186,11 +186,11 @@ def test_killed_at_any_moment(
             if turn % 5 == 0:
                 follower.wait_until_served(before)
                 prune(store, keep=2)
-                assert left_over(place, client) == set()
+                assert orphans(store_url, client) == set()
             turn += 1
     prune(store, keep=1)
 
-    assert left_over(place, client) == set()
+    assert orphans(store_url, client) == set()
     assert follower.faults == []
     kind = "folder" if isinstance(store, FolderStore) else "Redis"
     goal(

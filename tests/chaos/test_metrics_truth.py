@@ -1,8 +1,8 @@
-"""What the service counts, beside what its clients saw.
+"""The service's metrics, compared with what its clients saw.
 
-A request is counted once, by the route it was for and the status of its answer, when it has been answered; also where
-nobody read the answer. Who hangs up before all of its body is there is counted as 400. What is no HTTP is not counted:
-the server refuses it before there is a request.
+A request is counted once, by its route and the status of its answer, after it was answered, even if the client did not
+read the answer. If the client hangs up before its whole body has arrived, the request counts as 400. Bytes that are not
+HTTP are not counted: the server refuses them before there is a request.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ Key = tuple[str, int]  # route and status
 
 @dataclass(frozen=True)
 class Kind:
-    """A sort of request: how often it is asked, the route it is counted under, and the statuses it may get.
+    """A kind of request: how often it is sent, the route that counts it, and the statuses that it may get.
 
-    Those for a route in BUSY may also get 429: a full queue refuses them unread.
+    A request for a route in BUSY may also get 429: a full queue refuses it unread.
     """
 
     share: int
@@ -49,19 +49,23 @@ class Kind:
 
 
 def kinds(served: str) -> list[Kind]:
-    """One of each that a client can make, while version `served` is served."""
+    """All kinds of requests that a client can make while version `served` is served."""
     body: dict[str, Any] = {"history": [1, 5, 9], "k": 5}
     swap = {"version": served, "expected": "v7-000000000000"}
     hurried = [
-        Kind(2, route, {200, 504}, post(route, one))
+        Kind(2, route, {200, 504}, post(route, hurried_body))
         for milliseconds in (1, 2, 5, 10, 15, 20, 30, 50)
-        for one in [body | {"timeout_ms": milliseconds}]
-        for route, one in ((RETRIEVE, one), (RETRIEVE, one | {"k": 100}), (BATCH, {"requests": [one] * 12}))
+        for hurried_body in [body | {"timeout_ms": milliseconds}]
+        for route, hurried_body in (
+            (RETRIEVE, hurried_body),
+            (RETRIEVE, hurried_body | {"k": 100}),
+            (BATCH, {"requests": [hurried_body] * 12}),
+        )
     ]
     return [
         *hurried,
         Kind(30, RETRIEVE, {200}, post(RETRIEVE, body)),
-        Kind(10, RETRIEVE, {200}, post(RETRIEVE, body | {"k": 100})),  # of 40 items: short
+        Kind(10, RETRIEVE, {200}, post(RETRIEVE, body | {"k": 100})),  # there are only 40 items: a short answer
         Kind(5, BATCH, {200}, post(BATCH, {"requests": [body, body | {"k": 100}, body | {"history": []}]})),
         Kind(5, RETRIEVE, {422}, post(RETRIEVE, body | {"k": 0})),
         Kind(3, BATCH, {422}, post(BATCH, {"requests": [body | {"beam": 256, "per_path": 10_000}]})),
@@ -89,27 +93,27 @@ class Scrape:
         }
 
     def since(self, before: Scrape) -> Scrape:
-        """What was counted between the two."""
+        """What was counted since the scrape `before`. Changes this scrape."""
         self._samples = {key: value - before._samples.get(key, 0.0) for key, value in self._samples.items()}
         return self
 
     def requests(self) -> Counter[Key]:
-        """By route and status."""
-        found = {key: int(value) for key, value in self._samples.items() if key[0] == "requests_total" and value}
-        return Counter({(str(key[2][1]), int(key[1][1])): value for key, value in found.items()})
+        """How many requests were counted, by route and status."""
+        samples = {key: int(value) for key, value in self._samples.items() if key[0] == "requests_total" and value}
+        return Counter({(str(key[2][1]), int(key[1][1])): value for key, value in samples.items()})
 
     def timed(self) -> Counter[str]:
-        """By route."""
-        found = {key: int(value) for key, value in self._samples.items()}
-        return Counter({str(k[1][1]): v for k, v in found.items() if k[0] == "request_duration_seconds_count" and v})
+        """How many requests were timed, by route."""
+        samples = {key: int(value) for key, value in self._samples.items()}
+        return Counter({str(k[1][1]): v for k, v in samples.items() if k[0] == "request_duration_seconds_count" and v})
 
     def __getitem__(self, name: str) -> float:
-        """A sample without labels."""
+        """The value of a sample without labels."""
         return self._samples[(name,)]
 
 
 async def crowd(clients: int, requests: int, ask: Callable[[int], Awaitable[None]]) -> None:
-    """`ask(number)` for so many numbers; each client asks again when it is answered."""
+    """Call `ask` with the numbers below `requests`, from `clients` clients; each asks again when it is answered."""
     numbers = iter(range(requests))
 
     async def client() -> None:
@@ -120,24 +124,24 @@ async def crowd(clients: int, requests: int, ask: Callable[[int], Awaitable[None
 
 
 def degraded(reply: Reply) -> list[dict[str, bool]]:
-    """What each answer of a reply falls short in."""
+    """The `degraded` field of each answer in a reply."""
     document: Any = reply.json()
     return [answer["degraded"] for answer in document.get("responses", [document])]
 
 
 @pytest.fixture
 def replica(planted: Planted, tmp_path: Path) -> Iterator[Replica]:
-    """A service with a short queue and a low limit for bodies, on a folder."""
+    """A service with a short queue and a low limit for bodies, on a folder store."""
     store = open_store(str(tmp_path / "store"))
     store.activate(store.publish(planted.version))
     with fleet(tmp_path, str(tmp_path / "store"), 1, **SETTINGS) as (replica,):
         yield replica
 
 
-def test_what_is_counted_is_what_clients_saw(replica: Replica, goal: Goal) -> None:
+def test_the_metrics_equal_what_clients_saw(replica: Replica, goal: Goal) -> None:
     """Promise: metrics.
 
-    Every route and status of a mix of all requests there are, short and narrowed answers, histograms.
+    After a mix of all requests, the counts by route and status, the short answers and the histograms agree.
     """
     mix = kinds(replica.served())
     asked = Random(0).choices(mix, [kind.share for kind in mix], k=REQUESTS)
@@ -154,10 +158,10 @@ def test_what_is_counted_is_what_clients_saw(replica: Replica, goal: Goal) -> No
             assert reply.status in kind.statuses | ({429} if kind.route in BUSY else set()), reply
             seen[kind.route, reply.status] += 1
             if reply.status == 200 and kind.route in BUSY:
-                found = degraded(reply)
-                answers += len(found)
-                short += sum(each["short"] for each in found)
-                narrowed += sum(each["narrowed"] for each in found)
+                shortfalls = degraded(reply)
+                answers += len(shortfalls)
+                short += sum(shortfall["short"] for shortfall in shortfalls)
+                narrowed += sum(shortfall["narrowed"] for shortfall in shortfalls)
 
         await crowd(CLIENTS, REQUESTS, ask)
         pool.close()
@@ -166,28 +170,28 @@ def test_what_is_counted_is_what_clients_saw(replica: Replica, goal: Goal) -> No
     asyncio.run(attack())
     counted = Scrape(replica).since(before)
 
-    seen["/metrics", 200] += 1  # the first look, counted after it
+    seen["/metrics", 200] += 1  # the first scrape, which is counted after it was answered
     assert counted.requests() == seen
     assert counted.timed() == sum((Counter({route: n}) for (route, _), n in seen.items()), Counter[str]())
     assert (counted["short_answers_total"], counted["narrowed_answers_total"]) == (short, narrowed)
     assert counted["items_read_count"] == answers
-    assert counted["batch_size_sum"] >= answers  # and those that were searched for nobody
+    assert counted["batch_size_sum"] >= answers  # also counts searches whose client was answered 504
     assert counted["store_faults_total"] == 0
     by_status: Counter[int] = Counter()
     for (_, status), number in seen.items():
         by_status[status] += number
-    told = ", ".join(f"{number:,} of {status}" for status, number in sorted(by_status.items()))
+    counts = ", ".join(f"{number:,} of {status}" for status, number in sorted(by_status.items()))
     goal(
         "what 100,000 requests of every kind were answered = what the service counted, by route and status",
-        f"{REQUESTS:,}: {told}; {short:,} short, {narrowed:,} narrowed; all equal",
+        f"{REQUESTS:,}: {counts}; {short:,} short, {narrowed:,} narrowed; all equal",
         set(by_status) == {200, 400, 401, 404, 405, 409, 413, 422, 429, 504}
         and short
         and (narrowed or REQUESTS < 100_000),
     )
 
 
-def test_who_hangs_up_is_counted_once(replica: Replica) -> None:
-    """Promise: metrics. Sent whole, by the answer that nobody read; hung up in the middle of the body, as 400."""
+def test_a_request_whose_client_hangs_up_is_counted_once(replica: Replica) -> None:
+    """Promise: metrics. A whole request counts by the status of its unread answer, an incomplete one as 400."""
     number = amount(3000)
     whole = post(RETRIEVE, {"history": [1, 5, 9], "k": 5})
 
@@ -196,7 +200,7 @@ def test_who_hangs_up_is_counted_once(replica: Replica) -> None:
         for request in (whole, whole[:-5]):
             connection = (await loop.create_connection(Connection, "127.0.0.1", replica.port))[1]
             asking = asyncio.ensure_future(connection.ask(request))
-            await asyncio.sleep(0)  # it is sent
+            await asyncio.sleep(0)  # the request is sent
             connection.abort()
             with pytest.raises(ConnectionResetError):
                 await asking
@@ -219,7 +223,7 @@ def test_every_request_that_the_store_failed_is_counted(
 ) -> None:
     """Promise: metrics.
 
-    The server does not answer, or not in time, or is not asked again for a moment: 503 is one fault.
+    Redis does not answer in time, or is not asked again for a moment: each 503 is one fault.
     """
     store = open_store(own.url)
     store.activate(store.publish(planted.version))

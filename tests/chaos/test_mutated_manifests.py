@@ -1,4 +1,4 @@
-"""Manifests with other bytes, and with junk that is signed."""
+"""Manifests with changed bytes, and manifests with junk in a field and a digest that fits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JUNK: list[Any] = [None, True, 0, -1, 2**70, 1.5, float("inf"), "", "v1", [], [[
 
 
 def test_mutated_bytes_are_refused(goal: Goal, planted: Planted) -> None:
-    """Promise: mutated manifests. Bytes changed, left out, put in, or a piece moved: its own digest tells."""
+    """Promise: mutated manifests. Bytes are changed, removed, inserted or repeated: the digest shows it."""
     random, count = Random(0), amount(MUTATED)
     manifest = planted.version.named(1).manifest
     text, accepted = manifest.to_json(), 0
@@ -28,12 +28,12 @@ def test_mutated_bytes_are_refused(goal: Goal, planted: Planted) -> None:
         changed = bytearray(text)
         for _ in range(random.randint(1, 4)):
             at = random.randrange(len(changed))
-            how = random.randrange(4)
-            if how == 0:
+            change = random.randrange(4)
+            if change == 0:
                 changed[at] = random.randrange(256)
-            elif how == 1:
+            elif change == 1:
                 del changed[at : at + random.randint(1, 20)]
-            elif how == 2:
+            elif change == 2:
                 changed[at:at] = random.choice([b"{", b"[", b'"', b"\\u0000", b"NaN", b"\xff", random.randbytes(4)])
             else:
                 other = random.randrange(len(changed))
@@ -45,8 +45,8 @@ def test_mutated_bytes_are_refused(goal: Goal, planted: Planted) -> None:
     goal(f"{count:,} mutated manifests: accepted, or an error that is not the store's", accepted, accepted == 0)
 
 
-def test_signed_junk_is_refused_or_harmless(goal: Goal, planted: Planted) -> None:
-    """Promise: mutated manifests. A field or a part's entry is junk, with a digest that fits."""
+def test_junk_with_a_digest_that_fits_is_refused_or_harmless(goal: Goal, planted: Planted) -> None:
+    """Promise: mutated manifests. A field or a part's entry is replaced by junk, and the digest is made to fit."""
     random, count = Random(0), amount(SIGNED)
     version = planted.version.named(1)
     fields = json.loads(version.manifest.to_json())
@@ -54,8 +54,8 @@ def test_signed_junk_is_refused_or_harmless(goal: Goal, planted: Planted) -> Non
     valid = 0
     for _ in range(count):
         junk = json.loads(json.dumps(fields))
-        where = random.choice([junk, junk, junk["parts"], junk["parts"][random.choice(sorted(junk["parts"]))]])
-        where[random.choice([*where, "new"])] = random.choice(JUNK)
+        place = random.choice([junk, junk, junk["parts"], junk["parts"][random.choice(sorted(junk["parts"]))]])
+        place[random.choice([*place, "new"])] = random.choice(JUNK)
         canonical = json.dumps(junk, sort_keys=True, separators=(",", ":")).encode()
         text = json.dumps(junk | {"manifest_sha256": hashlib.sha256(canonical).hexdigest()}).encode()
         try:

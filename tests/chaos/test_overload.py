@@ -1,4 +1,4 @@
-"""Five times the peak, bodies of 60 MB, and the costliest request that is allowed."""
+"""Overload: five times the peak, bodies of 60 MB, and the costliest request that is allowed."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ UPLOADS = 100
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A store with a version whose search costs what a real one's does, and a file of requests to it."""
+def store_and_bodies(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The URL of a store whose version is as costly to search as a real one, and a file of requests to it."""
     folder = tmp_path_factory.mktemp("overload")
     catalogue = make_catalogue(ITEMS, ITEMS // 2, 200)
     store = open_store(str(folder))
@@ -44,20 +44,22 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 
 @pytest.mark.parametrize("way", ["direct", "proxy", "proxy, late Redis"])
-def test_five_times_the_peak(way: str, goal: Goal, asked: tuple[str, Path], own: RedisServer, tmp_path: Path) -> None:
-    """Promise: overload. Directly, through the proxy, and with path lists read from a Redis that is 100 ms late.
+def test_five_times_the_peak(
+    way: str, goal: Goal, store_and_bodies: tuple[str, Path], own: RedisServer, tmp_path: Path
+) -> None:
+    """Promise: overload. Requests come directly, through the proxy, or through it while Redis is 100 ms late.
 
-    Without the proxy a thousand connections keep the event loop from those who were admitted: its limit is part of the
-    service.
+    Direct requests have fewer goals: without the proxy's limit a thousand connections keep the event loop from the
+    requests that were admitted.
     """
-    url, bodies = asked
+    url, bodies = store_and_bodies
     seconds = amount(60 if way == "proxy" else 20)
     late = "Redis" in way
     with delay_proxy(own.port) as redis, contextlib.ExitStack() as stack:
         settings: dict[str, object] = {"timeout_ms": TIMEOUT_MS}
         if late:
-            store, there = open_store(url), open_store(own.url)
-            there.activate(there.publish(store.load(store.current() or "")))
+            store, remote = open_store(url), open_store(own.url)
+            remote.activate(remote.publish(store.load(store.current() or "")))
             url = f"redis://127.0.0.1:{redis.port}"
             settings |= {"residency": "remote", "store_timeout_ms": TIMEOUT_MS}
         (replica,) = stack.enter_context(fleet(tmp_path, url, 1, **settings))
@@ -69,22 +71,22 @@ def test_five_times_the_peak(way: str, goal: Goal, asked: tuple[str, Path], own:
         peak = _client(*load, "--seconds", str(amount(10, 2)))["per_second"]
         before = _peak_memory(replica, forget=True)
         rate = ["--rate", str(5 * peak), "--seconds", str(seconds)]
-        found = _client("tests.chaos.flood", str(port), str(replica.port), str(bodies), *rate)
+        figures = _client("tests.chaos.flood", str(port), str(replica.port), str(bodies), *rate)
         grown = _peak_memory(replica) - before
         after = _client(*load, "--seconds", "2", "--rate", str(peak / 4))
 
-    statuses = found["statuses"]
-    times, lasted = sum(statuses.values()) / found["seconds"] / peak, f"{found['seconds']:.0f} s"
+    statuses = figures["statuses"]
+    times, lasted = sum(statuses.values()) / figures["seconds"] / peak, f"{figures['seconds']:.0f} s"
     goal(
         f"{way}: {times:.1f} times the peak for {lasted}: answered, refused, or told that it is too late",
         ", ".join(f"{count:,} x {status}" for status, count in statuses.items()),
         reached=statuses["200"] and set(statuses) <= {"200", "429", "503", "504"},
     )
-    goal(f"{way}: refusals without Retry-After", found["unexplained"], reached=found["unexplained"] == 0)
-    assert found["alive"] == int(5 * seconds)
+    goal(f"{way}: refusals without Retry-After", figures["unexplained"], reached=figures["unexplained"] == 0)
+    assert figures["alive"] == int(5 * seconds)
     goal(f"{way}: memory grows at most 64 MB", f"{grown:.0f} MB", grown <= 64)
     goal(f"{way}: all is answered afterwards", f"{after['failed']} were not", after["failed"] == 0, timing=True)
-    share = statuses["200"] / found["seconds"] / peak
+    share = statuses["200"] / figures["seconds"] / peak
     if way == "direct":
         goal("direct: some is answered", f"{share:.2f} of the peak, {peak:,.0f}/s", reached=share)
         return
@@ -97,7 +99,7 @@ def test_five_times_the_peak(way: str, goal: Goal, asked: tuple[str, Path], own:
         timing=True,
     )
     bars = {"p99 of liveness within 100 ms": ("alive_ms", 100)}
-    if late:  # so few are answered in a second that those who are let in wait before the service too
+    if late:  # so few are answered in a second that admitted requests also wait in the proxy's queue
         bars["p99 of the answered within the deadline and 500 ms in the proxy's queue"] = (
             "answered_ms",
             TIMEOUT_MS + 500,
@@ -105,24 +107,24 @@ def test_five_times_the_peak(way: str, goal: Goal, asked: tuple[str, Path], own:
     else:
         bars["p99 of the answered within the deadline"] = "answered_ms", TIMEOUT_MS
         bars["p99 of refusals within 20 ms"] = "refused_ms", 20
-    for what, (kind, bar) in bars.items():
-        figure = f"{found[kind]:.0f} ms (the client was {found['lag_ms']:.0f} ms late)"
-        goal(f"{way}: {what}", figure, found[kind] <= bar, timing=True)
+    for title, (kind, bar) in bars.items():
+        figure = f"{figures[kind]:.0f} ms (the client was {figures['lag_ms']:.0f} ms late)"
+        goal(f"{way}: {title}", figure, figures[kind] <= bar, timing=True)
 
 
 def _client(*command: str) -> dict[str, Any]:
-    """What a client says that has a process and a core of its own."""
+    """The figures of a client program, which runs in a process and on a core of its own."""
     program = [sys.executable, "-m", *command]
     core = str(sorted(os.sched_getaffinity(0))[-1])
     done = subprocess.run(
         ["taskset", "--cpu-list", core, *program], check=True, capture_output=True, text=True, timeout=600
     )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
 
 
 def _peak_memory(replica: Replica, *, forget: bool = False) -> float:
-    """The most that it has held, in MB, since it was told to `forget` what was before."""
+    """The most memory in MB that a replica has held since the last call with `forget`."""
     assert replica.process
     folder = Path(f"/proc/{replica.process.pid}")
     if forget:
@@ -131,7 +133,7 @@ def _peak_memory(replica: Replica, *, forget: bool = False) -> float:
 
 
 def _to_core(replica: Replica, place: int) -> None:
-    """So that its peak is one core's, and the client has another."""
+    """Keep a replica on one core, so that its peak is that of one core and the client has another."""
     assert replica.process
     cores = sorted(os.sched_getaffinity(0))
     for thread in Path(f"/proc/{replica.process.pid}/task").iterdir():
@@ -139,12 +141,12 @@ def _to_core(replica: Replica, place: int) -> None:
 
 
 @pytest.mark.parametrize("way", ["direct", "proxy"])
-def test_uploads_cost_nothing(way: str, goal: Goal, asked: tuple[str, Path], tmp_path: Path) -> None:
+def test_uploads_cost_nothing(way: str, goal: Goal, store_and_bodies: tuple[str, Path], tmp_path: Path) -> None:
     """Promise: costly requests.
 
-    100 bodies of 60 MB at once, with and without their length, are refused as they arrive.
+    100 bodies of 60 MB at once, with a Content-Length or chunked, are refused as they arrive.
     """
-    url, file = asked
+    url, file = store_and_bodies
     bodies = [post("/v1/retrieve", body) for body in json.loads(file.read_text())]
     with (
         fleet(tmp_path, url, count=1, timeout_ms=10_000) as (replica,),
@@ -174,15 +176,15 @@ def test_uploads_cost_nothing(way: str, goal: Goal, asked: tuple[str, Path], tmp
     )
 
 
-def test_the_dearest_request(goal: Goal, tmp_path: Path) -> None:
+def test_the_costliest_request(goal: Goal, tmp_path: Path) -> None:
     """Promise: costly requests.
 
-    All limits at once: paths, items, candidates, history, exclusions; and a batch of such users.
+    One request at the limits of paths, items, candidates and exclusions; and a batch of such requests.
     """
     catalogue = make_catalogue(60_000, 600, 1)
     store = open_store(str(tmp_path / "store"))
     store.activate(store.publish(catalogue.version))
-    dearest = {
+    costliest = {
         "history": catalogue.requests.histories[0].tolist(),
         "exclude": list(range(0, 20_000, 2)),
         "k": Limits.K,
@@ -190,10 +192,10 @@ def test_the_dearest_request(goal: Goal, tmp_path: Path) -> None:
         "per_path": Limits.READS // Limits.BEAM,
         "timeout_ms": 60_000,
     }
-    several = {"requests": [dearest | {"exclude": []}] * Limits.REQUESTS}
+    several = {"requests": [costliest | {"exclude": []}] * Limits.REQUESTS}
     took: dict[str, float] = {}
     with fleet(tmp_path, str(tmp_path / "store"), count=1) as (replica,):
-        for route, body, times in (("/v1/retrieve", dearest, 21), ("/v1/retrieve:batch", several, 3)):
+        for route, body, times in (("/v1/retrieve", costliest, 21), ("/v1/retrieve:batch", several, 3)):
             seconds = []
             for _ in range(times):
                 started = time.perf_counter()
@@ -212,7 +214,7 @@ def test_the_dearest_request(goal: Goal, tmp_path: Path) -> None:
 
 
 async def _others(port: int, bodies: list[bytes]) -> float:
-    """The p99 of other requests in ms."""
+    """The p99 in ms of ordinary requests."""
     pool = Pool(port)
     replies = await at_rate(100, 5, bodies, pool)
     pool.close()

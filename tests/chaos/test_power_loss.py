@@ -1,4 +1,4 @@
-"""After a power failure the folder store has the version before or the one after, and what it promised."""
+"""After a power failure the folder store has the version before or the one after, and all that it promised."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from tests.chaos.power_loss import Disk, State, restore
 from tests.planted import small_version
 
 BEFORE, AFTER = small_version("before"), small_version("after")
-PLACE = "new/store"  # in a folder that the store has to make
+PLACE = "new/store"  # below a folder that the store has to create
 
 KILLS = count()  # publishers killed so far
-SAMPLED = 0.15  # of the steps of a recording
+SAMPLED = 0.15  # the share of a recording's steps at which the power fails
 
-#: What must be so after any crash from some step on: that AFTER is published, that it is current.
+#: What must hold after any crash from some step on: AFTER is published, AFTER is current.
 Promises = set[str]
 
 
 class Died(BaseException):
-    """The process was killed here: nothing of it runs any more."""
+    """Raised where a process is killed, so that no more of its code runs."""
 
 
 class Recorded:
-    """What was done in `root`, step by step, and what was promised after how many steps."""
+    """A recording of the operations in `root`, and of what was promised after how many of them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -43,26 +43,26 @@ class Recorded:
         self.promises: list[tuple[int, str]] = []
 
     def run(self, work: Callable[[Recorded], None], steps: int | None = None) -> None:
-        """Record `work`, whose process is killed after so many steps."""
+        """Run `work` and record it; with `steps`, its process is killed after so many steps."""
         end = None if steps is None else len(self.steps) + steps
 
-        def tell(operation: Operation) -> None:
+        def record(operation: Operation) -> None:
             if len(self.steps) == end:
                 raise Died
             if operation.kind not in {"open", "read", "list", "stat", "lock", "map"}:
                 self.steps.append(operation)
 
-        with watched(self.root, tell), contextlib.suppress(Died):
+        with watched(self.root, record), contextlib.suppress(Died):
             work(self)
 
-    def promise(self, what: str) -> None:
-        """So it must be from here on."""
-        self.promises.append((len(self.steps), what))
+    def promise(self, promised: str) -> None:
+        """Record that this must hold from here on."""
+        self.promises.append((len(self.steps), promised))
 
     def crashes(self, random: Random) -> Iterator[tuple[State, Promises]]:
-        """States after a crash at some of the steps, four of them at the end; and what must be so there. Once only."""
+        """Yield states after crashes at random steps and at the end, and what must hold in them. Call it once only."""
         for done in range(len(self.steps) + 1):
-            promised = {what for step, what in self.promises if step <= done}
+            promised = {promise for step, promise in self.promises if step <= done}
             for _ in range(4 if done == len(self.steps) else random.random() < SAMPLED):
                 yield self.disk.crash(random), promised
             if done < len(self.steps):
@@ -70,7 +70,7 @@ class Recorded:
 
 
 def publish_and_activate(recorded: Recorded) -> None:
-    """As dr-trainer does it."""
+    """Publish and activate AFTER, as dr-trainer does."""
     store = FolderStore(str(recorded.root / PLACE))
     store.require_writable()
     name = store.publish(AFTER)
@@ -80,7 +80,7 @@ def publish_and_activate(recorded: Recorded) -> None:
 
 
 def another_version(root: Path, _: Random) -> Recorded:
-    """Beside one that is current."""
+    """Record a publish to a store that has a current version."""
     store = FolderStore(str(root / PLACE))
     store.activate(store.publish(BEFORE))
     recorded = Recorded(root)
@@ -89,15 +89,15 @@ def another_version(root: Path, _: Random) -> Recorded:
 
 
 def the_first_version(root: Path, _: Random) -> Recorded:
-    """Into folders that are not there yet."""
+    """Record a publish to a store whose folders do not exist yet."""
     root.mkdir()
     recorded = Recorded(root)
     recorded.run(publish_and_activate)
     return recorded
 
 
-def activate_what_is_there(recorded: Recorded) -> None:
-    """As dr-index does it, with a version whose publisher died."""
+def activate_existing(recorded: Recorded) -> None:
+    """Activate AFTER if it was published, as dr-index does it; its publisher has died."""
     store = FolderStore(str(recorded.root / PLACE))
     for manifest in store.versions():
         if manifest.fingerprint == AFTER.manifest.fingerprint:
@@ -106,7 +106,10 @@ def activate_what_is_there(recorded: Recorded) -> None:
 
 
 def again_after_a_kill(root: Path, random: Random) -> Recorded:
-    """What the dead one left and had not synced may be on the disk or not. At each of its last steps, and at any."""
+    """Record a publish after another one was killed: at one of its last nine steps, or at a random step.
+
+    The changes that the killed process had not synced may be on the disk or not.
+    """
     turn = next(KILLS)
     first = [another_version, the_first_version][turn // 20 % 2]
     length = len(first(root, random).steps)
@@ -118,19 +121,19 @@ def again_after_a_kill(root: Path, random: Random) -> Recorded:
     recorded = Recorded(root)
     recorded.run(publish_and_activate, steps=length - 1 - turn % 10 if turn % 10 < 9 else random.randrange(length))
     recorded.promises.clear()
-    recorded.run([publish_and_activate, activate_what_is_there][turn // 10 % 2])
+    recorded.run([publish_and_activate, activate_existing][turn // 10 % 2])
     return recorded
 
 
 def delete_and_prune(recorded: Recorded) -> None:
-    """By name, and all but the last two."""
+    """Delete the oldest version by name, then all but the last two."""
     store = FolderStore(str(recorded.root / PLACE))
     store.delete(store.versions()[0].version)
     prune(store, keep=1)
 
 
 def pruned(root: Path, _: Random) -> Recorded:
-    """A version that is deleted is there whole or not at all."""
+    """Record how versions are deleted: after a crash each of them must be there whole or not at all."""
     store = FolderStore(str(root / PLACE))
     for version in (BEFORE, small_version("x"), small_version("y"), AFTER):
         store.activate(store.publish(version))
@@ -141,7 +144,7 @@ def pruned(root: Path, _: Random) -> Recorded:
 
 
 def check(root: Path, promised: Promises) -> None:
-    """Nothing half can be seen, what was promised is there, and the same publish again converges."""
+    """Check that every visible version is whole, that the promises hold, and that the same publish succeeds again."""
     store = FolderStore(str(root / PLACE))
     wanted = {BEFORE.manifest.fingerprint, AFTER.manifest.fingerprint}
     current = store.current()
@@ -165,9 +168,9 @@ def test_after_a_power_failure_the_store_has_before_or_after(
 ) -> None:
     """Promise: power loss.
 
-    In states drawn from all that the disk may be in, at drawn steps of publish, activate, delete.
+    The store is checked in random states of the disk, after random steps of publish, activate and delete.
     """
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # the machine stays up: what is synced is counted, not done
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # the machine stays up, so a recorded sync need not be done
     random, wanted = Random(0), amount(3000)
     seen: set[tuple[frozenset[tuple[str, bytes | None]], frozenset[str]]] = set()
     scenarios = (another_version, the_first_version, pruned, *[again_after_a_kill] * 4)

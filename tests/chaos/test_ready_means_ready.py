@@ -1,4 +1,4 @@
-"""Replicas that say they are ready, and one that cannot answer."""
+"""Readiness: ready replicas answer, and a replica that cannot answer is not ready."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOT_READY_SECONDS = 2.0
 def first_answer(replica: Replica, wanted: Candidates, refused: threading.Event) -> tuple[bool, float]:
     """Whether the first request after the first "ready" was answered rightly, and its seconds.
 
-    refused: set when it has said that it is not ready.
+    refused: set when the replica has answered that it is not ready.
     """
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
@@ -50,7 +50,7 @@ def first_answer(replica: Replica, wanted: Candidates, refused: threading.Event)
                 return response.status == 200 and same(answer["candidates"], wanted), seconds
             assert response.status == 503
             refused.set()
-        except ConnectionError:  # it does not listen yet
+        except ConnectionError:  # the replica does not listen yet
             pass
         finally:
             connection.close()
@@ -58,10 +58,10 @@ def first_answer(replica: Replica, wanted: Candidates, refused: threading.Event)
     raise AssertionError(replica.log())
 
 
-def test_who_is_ready_answers(goal: Goal, planted: Planted, tmp_path: Path) -> None:
-    """Promise: readiness. Replicas that find no version are asked until they are ready, and at once for an answer."""
+def test_a_ready_replica_answers(goal: Goal, planted: Planted, tmp_path: Path) -> None:
+    """Promise: readiness. Replicas start without a version; their first request after "ready" is answered rightly."""
     (wanted, *_) = answers_of(planted.version)
-    found = []
+    outcomes = []
     for number in range(amount(50) // AT_ONCE):
         folder = tmp_path / str(number)
         store = open_store(str(folder / "store"))
@@ -76,22 +76,22 @@ def test_who_is_ready_answers(goal: Goal, planted: Planted, tmp_path: Path) -> N
             asked = threads.map(first_answer, replicas, [wanted] * AT_ONCE, refused)
             assert all(event.wait(PATIENCE) for event in refused)
             store.activate(name)
-            found += list(asked)
+            outcomes += list(asked)
     goal(
-        f"{len(found)} replicas, not ready without a version: the first request after the first ready not answered "
+        f"{len(outcomes)} replicas, not ready without a version: the first request after the first ready not answered "
         "rightly; its median time",
-        f"{[right for right, _ in found].count(False)}; "
-        f"{1000 * float(np.median([seconds for _, seconds in found])):.0f} ms",
-        reached=all(right for right, _ in found),
+        f"{[right for right, _ in outcomes].count(False)}; "
+        f"{1000 * float(np.median([seconds for _, seconds in outcomes])):.0f} ms",
+        reached=all(right for right, _ in outcomes),
     )
 
 
-def test_who_does_not_answer_is_not_ready(
+def test_a_replica_that_does_not_answer_is_not_ready(
     goal: Goal, planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise: readiness.
 
-    A search hangs: seconds until /readyz says so, while /livez does not; ready again when it ends.
+    While a search hangs, /readyz soon answers 503 and /livez 200; afterwards the replica is ready again.
     """
     store = FolderStore(str(tmp_path))
     store.activate(store.publish(planted.version))

@@ -1,4 +1,4 @@
-"""Everything that Redis, its network or its operator may do to a service."""
+"""Faults that Redis, its network or its operator may cause."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from tests.redis_servers import RedisServer
 RATE = 50
 STORE_TIMEOUT_MS = 200
 RECOVERED_SECONDS = 2.0
-#: Faults that a replica cannot answer through that reads path lists from Redis.
+#: Faults during which a replica that reads path lists from Redis cannot answer.
 REFUSING = ("refused", "frozen", "much too late", "reset in an answer", "half open", "restarted empty", "loading")
 
 
 class Faults:
-    """Thirteen things that a server, its network or its operator does: `strike` and `heal` by name."""
+    """Thirteen faults of a server, its network or its operator. `all`: name -> how to cause it, how to heal it."""
 
     def __init__(self, server: RedisServer, proxy: DelayProxy, planted: Planted) -> None:
         self._server, self._proxy, self._planted = server, proxy, planted
-        self._taken: list[Any] = []
+        self._operators: list[Any] = []
         self.all: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
             "refused": (server.stop, self._publish_again),
             "frozen": (server.freeze, server.thaw),
@@ -64,7 +64,7 @@ class Faults:
         self._server.start()
 
     def _load(self) -> None:
-        """Started again with all its data, which it reads slowly."""
+        """Restart the server with all its data, which it loads slowly."""
         with self._server.client() as client:
             client.save()
         self._server.stop()
@@ -79,16 +79,16 @@ class Faults:
     def _set(self, name: str, value: object) -> None:
         with self._client() as client:
             client.config_set(name, value)
-            if name in {"maxclients", "requirepass"}:  # those who are in stay in
+            if name in {"maxclients", "requirepass"}:  # connections that are open would stay open
                 self._proxy.cut()
 
     @contextlib.contextmanager
     def _client(self) -> Iterator[Any]:
-        """The operator's, who got in before and stays."""
-        if not self._taken or self._server.process is None:
-            self._taken = [self._server.client()]
-        self._taken[0].ping()
-        yield self._taken[0]
+        """The operator's client, which was connected before the fault and stays connected."""
+        if not self._operators or self._server.process is None:
+            self._operators = [self._server.client()]
+        self._operators[0].ping()
+        yield self._operators[0]
 
     def _kill_clients(self) -> None:
         with self._server.client() as client:
@@ -103,14 +103,14 @@ class Faults:
 
 
 def refused_rightly(reply: Reply) -> bool:
-    """What a client may be told while Redis is not well: also that too many wait, when it answers byte by byte."""
+    """Whether a refusal is right while Redis has a fault: 503, or 429 because slow answers of Redis fill the queue."""
     return reply.status in {429, 503} and reply.header("retry-after") == "1" and len(reply.body) < 4096
 
 
 def test_redis_faults(goal: Goal, own: RedisServer, planted: Planted, tmp_path: Path) -> None:
     """Promise: Redis faults.
 
-    A replica with a copy answers all through each; one that reads Redis answers rightly or 503.
+    A replica with a copy answers through every fault; one that reads Redis answers rightly or refuses.
     """
     store = open_store(own.url)
     name = store.publish(planted.version)
@@ -134,14 +134,14 @@ def test_redis_faults(goal: Goal, own: RedisServer, planted: Planted, tmp_path: 
                     with Traffic([remote.port], RATE, expected, refused_rightly) as read:
                         strike()
                         time.sleep(0.6)
-                        if fault == "frozen":  # also who waits less long than the service does for Redis
+                        if fault == "frozen":  # a client that waits less long than the service waits for Redis
                             hurried = remote.client.post("/v1/retrieve", json=BODIES[0] | {"timeout_ms": 50})
                             assert (hurried.status_code, hurried.headers["retry-after"]) == (503, "1")
                         assert resident.client.get("/livez").status_code == 200
                         assert remote.client.get("/livez").status_code == 200
                     heal()
                     slow.append(_recovery(remote))
-                problems += [f"{fault}: {one}" for one in kept.failed + kept.wrong + read.failed + read.wrong]
+                problems += [f"{fault}: {problem}" for problem in kept.failed + kept.wrong + read.failed + read.wrong]
                 refusals[fault] += len(read.refused)
                 seconds += [*read.seconds, *(reply.seconds for reply in read.refused)]
     print(problems[:5])
@@ -166,7 +166,7 @@ def test_redis_faults(goal: Goal, own: RedisServer, planted: Planted, tmp_path: 
 
 
 def _recovery(replica: Replica) -> float:
-    """Seconds until twenty answers in a row are right."""
+    """Seconds until twenty answers in a row are 200."""
     healed = time.monotonic()
     in_a_row = 0
     while in_a_row < 20:
@@ -177,10 +177,10 @@ def _recovery(replica: Replica) -> float:
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
-def test_no_publish_where_versions_may_decay(policy: str, own: RedisServer, planted: Planted) -> None:
+def test_publishing_to_a_server_that_evicts_keys_is_refused(policy: str, own: RedisServer, planted: Planted) -> None:
     """Promise: Redis faults.
 
-    Nothing is published to a server that evicts: it would lose a part of a version without a word.
+    A server that evicts keys would silently lose parts of a version, so publishing to it is refused.
     """
     with own.client() as client:
         client.config_set("maxmemory-policy", policy)
@@ -190,7 +190,7 @@ def test_no_publish_where_versions_may_decay(policy: str, own: RedisServer, plan
 
 
 def test_lost_keys_are_a_fault(goal: Goal, own: RedisServer, planted: Planted, tmp_path: Path) -> None:
-    """Promise: lost keys. Some of a version's path lists are removed by hand."""
+    """Promise: lost keys. Requests that need a deleted path list are refused, and the log reports it."""
     store = open_store(own.url)
     name = store.publish(planted.version)
     store.activate(name)

@@ -1,4 +1,4 @@
-"""Replicas that stop and come back behind the shipped proxy."""
+"""Restarts of replicas behind the shipped proxy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DRAIN_SECONDS = 1.0
 
 
 def test_restarts_behind_the_proxy(goal: Goal, planted: Planted, other: Planted, tmp_path: Path) -> None:
-    """Promise: restarts. Two replicas by turns stop and come back; every third time while they load a new version."""
+    """Promise: restarts. Two replicas restart in turn; every third time, a new version has just been activated."""
     store = open_store(str(tmp_path / "store"))
     names = [store.publish(planted.version), store.publish(other.version)]
     store.activate(names[0])
@@ -40,10 +40,10 @@ def test_restarts_behind_the_proxy(goal: Goal, planted: Planted, other: Planted,
                 expected[names[-1]] = expected[names[0]]
                 store.activate(names[-1])
             assert leaving.process
-            told = time.monotonic()
+            signalled = time.monotonic()
             leaving.process.send_signal(signal.SIGTERM)
             statuses.append(leaving.process.wait(60))
-            took.append(time.monotonic() - told)
+            took.append(time.monotonic() - signalled)
             leaving.start()
             leaving.wait_until("/readyz")
             _wait_for_requests(leaving)
@@ -63,7 +63,7 @@ def test_restarts_behind_the_proxy(goal: Goal, planted: Planted, other: Planted,
 
 
 def _wait_for_requests(replica: Replica) -> None:
-    """Until the proxy has seen that it is back, and gives it requests again."""
+    """Wait until the proxy has noticed that the replica is back, and sends it requests again."""
     end = time.monotonic() + 60
     while 'route="/v1/retrieve"' not in replica.client.get("/metrics").text:
         assert time.monotonic() < end, "the proxy gives it none"

@@ -37,11 +37,11 @@ class Training:
         self._command = ["fit", str(file), *SETTINGS, *places]
 
     def start(self) -> Victim:
-        """Begin it, or continue it."""
+        """Begin the training, or continue it."""
         return Victim(train, self._command, str(self.folder / "log"))
 
     def finish(self) -> dict[str, bytes]:
-        """Let it come to its end, and return every part of the one version that it has published."""
+        """Run the training to its end. Returns every part of the one version that it published."""
         victim = self.start()
         victim.wait()
         assert not victim.kill(), self.log()
@@ -52,19 +52,19 @@ class Training:
         return parts | {"fingerprint": manifest.fingerprint.encode()}
 
     def epochs(self) -> int:
-        """How many it has recorded."""
+        """The number of epochs recorded so far."""
         metrics = self.folder / "run" / "metrics.jsonl"
         return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
     def log(self) -> str:
-        """The lines it has printed."""
+        """What the training has printed."""
         return (self.folder / "log").read_text()
 
 
 def test_a_killed_training_continues_to_the_same_bytes(tmp_path: Path, goal: Goal) -> None:
     """Promise: killed training.
 
-    SIGKILL at random moments, from reading the data to moving the pointer; and twice undisturbed.
+    SIGKILL at random moments, from reading the data to activating the version; two runs without one agree too.
     """
     random, wanted = Random(0), amount(20)
     file = write_interactions(tmp_path)
@@ -79,12 +79,12 @@ def test_a_killed_training_continues_to_the_same_bytes(tmp_path: Path, goal: Goa
         victim = training.start()
         if turn % 2:
             victim.wait(random.uniform(0, longest))
-        else:  # most of the time goes to the export, so half of them are killed in an epoch
+        else:  # the export takes most of the time, so half of the kills are aimed at an epoch
             epoch = random.randrange(1, SMALL.epochs)
             while training.epochs() < epoch and not victim.wait(0.005):
                 pass
         if not victim.kill():
-            continue  # it was done before
+            continue  # the training had already finished
         killed += 1
         checkpoint = (training.folder / "run" / "checkpoint.safetensors").exists()
         differing += training.finish() != first

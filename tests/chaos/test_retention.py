@@ -1,4 +1,4 @@
-"""Versions that come and go while others are in use."""
+"""Old versions are deleted while others are in use."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.planted import changed
 from tests.redis_servers import RedisServer
 
 RATE = 100
-#: Of these some read all keys, some delete what is in use, and some run what nobody has read.
+#: Commands that the product must not send: they read all keys, delete keys that are in use, or run unreviewed scripts.
 FORBIDDEN = {"KEYS", "DEL", "FLUSHALL", "FLUSHDB", "EVAL", "EVALSHA", "FCALL", "SCRIPT", "FUNCTION", "CONFIG", "RENAME"}
 
 
 class Cycles:
-    """Versions published one after the other: other bytes each time, all with the same answers."""
+    """Publishes versions one after the other, each with other bytes and all with the same answers."""
 
     def __init__(self, url: str, version: Version, replica: Replica) -> None:
         self._version, self._replica, self._number = version, replica, 0
@@ -36,11 +36,11 @@ class Cycles:
         self.store = store
         self.expected = dict[str, list[list[dict[str, object]]]]()
         self._answers = answers_of(version)
-        self.most = 0  # versions there after a prune beside those that are leased
+        self.most = 0  # the most versions left after a prune, without the leased ones
         self.deleted = 0
 
-    def one(self, *, pruned: bool) -> str:
-        """Publish, make current, wait until the replica serves it, and prune."""
+    def next_version(self, *, pruned: bool) -> str:
+        """Publish and activate a version, wait until the replica serves it, and prune if asked to. Returns its name."""
         self._number += 1
         context = bytes(self._version.parts["context.json"]) + b" " * self._number
         name = self.store.publish(changed(self._version, context=context))
@@ -52,19 +52,21 @@ class Cycles:
             time.sleep(0.01)
         if pruned:
             leased = self.store._listing.leased()
-            gone = prune(self.store, keep=1)
-            assert not leased & self.store._listing.leased() & set(gone)  # the replica lets go of one meanwhile
-            self.deleted += len(gone)
+            pruned_names = prune(self.store, keep=1)
+            assert not leased & self.store._listing.leased() & set(pruned_names)  # the replica may release one
+            self.deleted += len(pruned_names)
             kept = {manifest.version for manifest in self.store.versions()}
             self.most = max(self.most, len(kept - leased))
         return name
 
 
 @pytest.mark.parametrize("residency", ["resident", "remote"])
-def test_old_versions_go(residency: str, goal: Goal, own: RedisServer, planted: Planted, tmp_path: Path) -> None:
+def test_old_versions_are_deleted(
+    residency: str, goal: Goal, own: RedisServer, planted: Planted, tmp_path: Path
+) -> None:
     """Promise: retention.
 
-    A slow replica holds the first version all the while; another follows, and is asked all the time.
+    A slow replica holds the first version all the time; another one follows the pointer and answers requests.
     """
     cycles = amount(100)  # of each residency
     seen = Counter[str]()
@@ -77,16 +79,16 @@ def test_old_versions_go(residency: str, goal: Goal, own: RedisServer, planted: 
         ),
     ):
         work = Cycles(own.url, planted.version, replica)
-        first = work.one(pruned=False)
+        first = work.next_version(pruned=False)
         slow = open_store(own.url)
         slow.hold([first])
         with Traffic([replica.port], RATE, work.expected) as without:
             for _ in range(cycles // 2):
-                work.one(pruned=False)
+                work.next_version(pruned=False)
         with Traffic([replica.port], RATE, work.expected) as traffic:
             for _ in range(cycles):
                 slow.hold([first])
-                work.one(pruned=True)
+                work.next_version(pruned=True)
     slow.load(first)
 
     problems = traffic.failed + traffic.wrong + without.failed + without.wrong
@@ -106,7 +108,7 @@ def test_old_versions_go(residency: str, goal: Goal, own: RedisServer, planted: 
 
 @contextmanager
 def _monitored(server: RedisServer, seen: Counter[str]) -> Iterator[None]:
-    """Count the commands that the server is given within."""
+    """Count the commands that the server gets during the context."""
     started = threading.Event()
 
     def listen() -> None:

@@ -1,4 +1,4 @@
-"""Clients that stop sending, or send byte by byte, before the shipped proxy."""
+"""Clients of the shipped proxy that stop sending, or send byte by byte."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HALF_OPEN, DRIPPING = amount(500), amount(50)
 CUT_SECONDS = 10.0
 RATE = 100
 HALF_A_BODY = b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nX-Request-ID: slow\r\nContent-Length: 400\r\n\r\n{"
-#: The last that a client sends: nothing, half a head, a head, half a body.
+#: All that a client sends before it stalls: nothing, half a line, an unfinished head, half a body, half a chunk.
 BEGINNINGS = [
     b"",
     b"POST /v1/retrieve HT",
@@ -40,7 +40,7 @@ BEGINNINGS = [
 def test_slow_clients(goal: Goal, planted: Planted, tmp_path: Path) -> None:
     """Promise: slow clients.
 
-    Requests at a fixed rate through the proxy, before and while slow ones hold their connections.
+    Slow clients hold connections to the proxy and are cut off; other requests are not slower meanwhile.
     """
     store = open_store(str(tmp_path / "store"))
     store.activate(store.publish(planted.version))
@@ -77,42 +77,42 @@ def test_slow_clients(goal: Goal, planted: Planted, tmp_path: Path) -> None:
 
 
 def test_a_refused_body_is_not_waited_for(planted: Planted, tmp_path: Path) -> None:
-    """Promise: slow clients. A client that stops sending after its body was refused is cut off: 413, and the end."""
+    """Promise: slow clients. A client that stops in the middle of a body that is too large gets 413 and is cut off."""
     head = b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1048577\r\n\r\n"
     with target(planted, tmp_path) as live, proxied(tmp_path, [live.port]) as port:
         with socket.create_connection(("127.0.0.1", port), timeout=CUT_SECONDS) as connection:
             connection.sendall(head + b" " * 65_536)
-            said = b""
+            answer = b""
             while part := connection.recv(65_536):
-                said += part
-        assert said.startswith(b"HTTP/1.1 413 ")
+                answer += part
+        assert answer.startswith(b"HTTP/1.1 413 ")
         live.check_unharmed()
 
 
 async def _others(port: int, bodies: list[bytes]) -> list[float | None]:
-    """Seconds to each answer; None where there was none."""
+    """Seconds to the answer of each ordinary request; None if it was not answered 200."""
     pool = Pool(port)
     replies = await at_rate(RATE, 5, bodies, pool)
     pool.close()
     return [reply.seconds if isinstance(reply, Reply) and reply.status == 200 else None for reply in replies]
 
 
-async def _until_cut(port: int, number: int, all_here: asyncio.Barrier) -> float:
-    """Seconds until a client that is never done is cut off."""
+async def _until_cut(port: int, number: int, all_connected: asyncio.Barrier) -> float:
+    """Seconds until a client that never finishes its request is cut off."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(BEGINNINGS[number % len(BEGINNINGS)])
     begun = time.monotonic()
-    await all_here.wait()
+    await all_connected.wait()
     dripping = asyncio.ensure_future(_drip(writer)) if number < DRIPPING else None
-    said = b""
+    answer = b""
     with contextlib.suppress(OSError):
         while piece := await reader.read(65536):
-            said += piece
+            answer += piece
     if dripping:
         dripping.cancel()
     elif BEGINNINGS[number % len(BEGINNINGS)] == HALF_A_BODY:
-        assert all(part in said for part in (b"application/problem+json", b'"status":408', b'"request_id":"slow"')), (
-            said
+        assert all(part in answer for part in (b"application/problem+json", b'"status":408', b'"request_id":"slow"')), (
+            answer
         )
     writer.transport.abort()
     return time.monotonic() - begun
@@ -127,9 +127,9 @@ async def _drip(writer: asyncio.StreamWriter) -> None:
 
 async def _slow(port: int) -> list[float]:
     clients = HALF_OPEN + DRIPPING
-    all_here = asyncio.Barrier(clients + 1)
-    waiting = [asyncio.ensure_future(_until_cut(port, number, all_here)) for number in range(clients)]
-    await all_here.wait()
+    all_connected = asyncio.Barrier(clients + 1)
+    waiting = [asyncio.ensure_future(_until_cut(port, number, all_connected)) for number in range(clients)]
+    await all_connected.wait()
     print("all connected", flush=True)
     return list(await asyncio.gather(*waiting))
 

@@ -1,6 +1,6 @@
 """Swaps, restarts of Redis and clients that hang up, for a long time.
 
-A minute of it belongs to `make chaos`; `make soak` takes half an hour.
+`make chaos` runs it for a minute, `make soak` for half an hour.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from index_store.store import IndexStore, open_store
 from index_store.version import Version
 from tests.chaos.conftest import Goal, amount
 from tests.chaos.test_redis_faults import refused_rightly
-from tests.chaos.test_swaps import held, versions
+from tests.chaos.test_swaps import usage, versions
 from tests.chaos.traffic import BODIES, Traffic, answers_of
 from tests.conftest import Planted
 from tests.fleet import Replica, fleet
@@ -27,14 +27,14 @@ from tests.http_client import Connection, Reply, post
 from tests.redis_servers import RedisServer
 
 SECONDS = int(os.environ.get("DR_SOAK_SECONDS", amount(60, 12)))
-RATE = 200  # a replica
-PARTS = 6  # of the time; Redis restarts in each, and the last is compared with the first
+RATE = 200  # requests a second to each replica
+PARTS = 6  # of the test's time; Redis restarts in each, and the last is compared with the first
 SWAP_SECONDS = min(10.0, SECONDS / (4 * PARTS))
 RECOVERY_SECONDS = 2.0
 
 
 def test_soak(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
-    """Promise: soak. A replica with a copy and one that reads Redis, asked at a fixed rate all the time."""
+    """Promise: soak. A replica with a copy and one that reads Redis get requests at a fixed rate all the time."""
     wanted = versions(planted, other)
     store = open_store(own.url)
     names = _publish(store, wanted)
@@ -51,7 +51,7 @@ def test_soak(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tm
         fleet(tmp_path / "b", own.url, 1, timeout_ms=10_000, residency="remote", store_timeout_ms=5_000) as (remote,),
     ):
         replicas = [resident, remote]
-        with Traffic([replica.port for replica in replicas], RATE, expected):  # first use of everything
+        with Traffic([replica.port for replica in replicas], RATE, expected):  # warm up
             time.sleep(min(5.0, SECONDS / PARTS))
         with (
             Traffic([resident.port], RATE, expected) as kept,
@@ -60,7 +60,7 @@ def test_soak(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tm
         ):
             swaps, restarts = _live_through(own, store, wanted, names, replicas, memory)
     problems = [*kept.failed, *kept.wrong, *read.failed, *read.wrong]
-    unexplained = [at for at in refused_at if not any(begun <= at <= well for begun, well in restarts)]
+    unexplained = [at for at in refused_at if not any(begun <= at <= recovered for begun, recovered in restarts)]
     goal(
         f"{SECONDS} s, {swaps} swaps, {PARTS} restarts of an empty Redis, {2 * RATE} requests a second, 1 % of them "
         "hung up on: failed, wrong, or refused but in a restart",
@@ -79,7 +79,7 @@ def test_soak(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tm
     goal(
         "memory of a replica grows less than 1 MB a minute in the second half",
         ", ".join(f"{slope:.2f} MB" for slope in slopes),
-        reached=max(slopes) < 1 or SECONDS < 600,  # what is freed late counts for more in a short time
+        reached=max(slopes) < 1 or SECONDS < 600,  # in a short run, memory that is freed late weighs more
     )
 
 
@@ -97,9 +97,9 @@ def _live_through(
     replicas: list[Replica],
     memory: list[list[float]],
 ) -> tuple[int, list[tuple[float, float]]]:
-    """Swap, restart and look at the memory until the time is over.
+    """Swap versions, restart Redis and record the replicas' memory until the time is over.
 
-    Returns how many swaps there were, and when a restart began and all should have been well after it.
+    Returns the number of swaps, and for each restart when it began and when the replicas must have recovered.
     """
     start, swaps, restarts = time.monotonic(), 0, []
     for part in range(1, PARTS + 1):
@@ -107,7 +107,7 @@ def _live_through(
             swaps += 1
             assert replicas[swaps % 2].swap(names[swaps % 3]).status_code == 200
             for seen, replica in zip(memory, replicas, strict=True):
-                seen.append(held(replica)[0])
+                seen.append(usage(replica)[0])
             time.sleep(SWAP_SECONDS)
         begun = time.monotonic()
         server.stop()
@@ -126,7 +126,7 @@ def _answers(replica: Replica) -> bool:
 
 @contextlib.contextmanager
 def _hanging_up(ports: list[int]) -> Iterator[None]:
-    """Within, one request in a hundred is sent and not waited for."""
+    """During the context, send one more request for every hundred of the traffic, and hang up on it."""
     stop = threading.Event()
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""Random walks over everything that can be done to a store, beside a model of 50 lines."""
+"""Random walks over everything that can be done to a store, compared step by step with a small reference model."""
 
 from __future__ import annotations
 
@@ -35,44 +35,44 @@ from service.metrics import Metrics
 from service.serving.reloader import Reloader, Serving
 from service.serving.retriever import Retriever
 from tests.chaos.conftest import Goal, amount
-from tests.chaos.reference_store import ReferenceStore, content
+from tests.chaos.reference_store import ReferenceStore, content_of
 from tests.conftest import Planted
 from tests.fleet import answer_of
 from tests.planted import with_ids
 
-STEPS = amount(10_000, 500)  # on each backend, a quarter where another has the same code
+STEPS = amount(10_000, 500)  # on each backend; a quarter of them where another one has the same code
 WALK = 50  # steps of one walk, from an empty store
 CONTENTS = 5  # different versions
 HISTORY = [1, 5, 9]
-#: The folder store's calls to the system at which somebody may die.
+#: The folder store's calls to the system at which a process may be killed.
 CALLS = ((os, "mkdir"), (os, "fsync"), (os, "rename"), (os, "replace"), (os, "open"), (os, "unlink"), (io, "open"))
-LONG_MS = 3_600_000  # a lease ends when a test says so, not when the machine is slow
+LONG_MS = 3_600_000  # a lease ends when the test ends it, not because the machine is slow
 
-which = st.integers(0, CONTENTS - 1)
-#: Nothing; or the content whose name is expected to be current, which it is or is not.
-expectations = st.one_of(st.none(), which, st.just("the current"))
-moments = st.integers(0, 99)  # percent of the calls of a publish and its activation
+content_numbers = st.integers(0, CONTENTS - 1)
+#: What is expected to be current: nothing, the version of some content, or the version that is current.
+expectations = st.one_of(st.none(), content_numbers, st.just("the current"))
+moments = st.integers(0, 99)  # when a process is killed, in percent of the calls of a publish and its activation
 
 
 class Died(BaseException):
-    """Not even a handler of Exception sees a kill."""
+    """Raised where a process is killed. Handlers of Exception do not catch it, as they do not catch a kill."""
 
 
 @dataclass
 class World:
-    """What the walks of one backend have in common."""
+    """What all walks on one backend share."""
 
     place: Callable[[], str]  # the URL of a new, empty store
     versions: list[Version]
-    answers: Mapping[str, list[ItemId]]  # content -> what it answers to HISTORY
+    answers: Mapping[str, list[ItemId]]  # content -> its answer to HISTORY
     runner: asyncio.Runner
-    calls: int  # of a publish and its activation
+    calls: int  # how many a publish and its activation make
     steps: int = 0
     deaths: int = 0
 
 
 class Walk(RuleBasedStateMachine):
-    """Random verbs on a store and on the model; after each step both have the same versions and pointers."""
+    """Random operations on a store and on the model; after each step both have the same versions and pointers."""
 
     world: World
 
@@ -83,24 +83,24 @@ class Walk(RuleBasedStateMachine):
         self.store, self.holder = open_store(self.url), open_store(self.url)
         self.replica = open_store(self.url)
         self.reloader = self._start()
-        self.serving: list[str] = []  # what the replica served before, and what it serves
-        self.gone: dict[str, IndexStore] = {}  # replicas that are gone, whose leases have not ended
+        self.serving: list[str] = []  # the replica's previous version and its current one
+        self.gone: dict[str, IndexStore] = {}  # replicas that have died, whose leases have not ended
         self.names: dict[str, str] = {
             version.manifest.fingerprint[:12]: "v9-000000000000" for version in self.world.versions
         }
-        self.world.steps -= 1  # the invariant's first look
+        self.world.steps -= 1  # for the first call of the invariant, before any step
 
-    # -- what somebody does --
+    # -- publishers and operators --
 
-    @rule(i=which)
+    @rule(i=content_numbers)
     def publish(self, i: int) -> None:
         self._published(i, self.store.publish(self.world.versions[i]))
 
-    @rule(i=which)
+    @rule(i=content_numbers)
     def activate(self, i: int) -> None:
         self._both(lambda: self.store.activate(self._name(i)), lambda: self.model.activate(self._name(i)))
 
-    @rule(i=which, expected=expectations)
+    @rule(i=content_numbers, expected=expectations)
     def activate_if(self, i: int, expected: int | str | None) -> None:
         name, wanted = self._name(i), self._expected(expected)
         self._both(lambda: self.store.activate(name, wanted), lambda: self.model.activate(name, wanted))
@@ -109,7 +109,7 @@ class Walk(RuleBasedStateMachine):
     def rollback(self) -> None:
         self._both(lambda: rollback(self.store), self.model.rollback)
 
-    @rule(i=which)
+    @rule(i=content_numbers)
     def delete(self, i: int) -> None:
         self._both(lambda: self.store.delete(self._name(i)), lambda: self.model.delete(self._name(i)))
 
@@ -120,12 +120,12 @@ class Walk(RuleBasedStateMachine):
         self.model.half.clear()
         assert self._stored() == self.model.versions
 
-    @rule(held=st.sets(which))
+    @rule(held=st.sets(content_numbers))
     def hold(self, held: set[int]) -> None:
         self.model.held["somebody"] = {self._name(i) for i in held} & self.model.versions
         self.holder.hold(self.model.held["somebody"])
 
-    @rule(i=which)
+    @rule(i=content_numbers)
     def load(self, i: int) -> None:
         def parts() -> dict[str, bytes]:
             return {part: bytes(content) for part, content in self.store.load(self._name(i)).parts.items()}
@@ -133,9 +133,9 @@ class Walk(RuleBasedStateMachine):
         if self._name(i) in self.model.versions:
             assert parts() == self.world.versions[i].parts
 
-    # -- who dies over it --
+    # -- processes that are killed --
 
-    @rule(i=which, moment=moments)
+    @rule(i=content_numbers, moment=moments)
     def die_publishing(self, i: int, moment: int) -> None:
         def verb(store: IndexStore) -> None:
             self._published(i, store.publish(self.world.versions[i]))
@@ -143,7 +143,7 @@ class Walk(RuleBasedStateMachine):
 
         self._die(i, moment, verb)
 
-    @rule(i=which, moment=moments)
+    @rule(i=content_numbers, moment=moments)
     def die_deleting(self, i: int, moment: int) -> None:
         self._die(i, moment, lambda store: store.delete(self._name(i)))
 
@@ -157,7 +157,7 @@ class Walk(RuleBasedStateMachine):
             self._serves(self.model.current)
         self.query()
 
-    @rule(i=which, expected=st.one_of(st.just(...), expectations))
+    @rule(i=content_numbers, expected=st.one_of(st.just(...), expectations))
     def swap(self, i: int, expected: int | str | EllipsisType | None) -> None:
         name, wanted = self._name(i), self._expected(expected)
 
@@ -165,7 +165,7 @@ class Walk(RuleBasedStateMachine):
             previous: str | None = self.world.runner.run(self.reloader.swap(name, wanted))["previous"]
             return previous
 
-        if wanted is not ... and wanted != self.model.current:  # told first, though the version is unknown too
+        if wanted is not ... and wanted != self.model.current:  # raised even if the version is unknown
             with pytest.raises(PointerMoved):
                 swap()
             return
@@ -175,7 +175,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(asks=st.booleans())
     def restart(self, asks: bool) -> None:
-        """It dies, and another begins to serve; with `asks` at once."""
+        """The replica dies and another one starts, which with `asks` follows the pointer and is queried at once."""
         self.gone[uuid.uuid4().hex] = self.replica
         self.model.held[list(self.gone)[-1]] = self.model.held.pop("replica", set())
         self.replica, self.serving = open_store(self.url), []
@@ -198,7 +198,7 @@ class Walk(RuleBasedStateMachine):
             return
         retriever = self.reloader.retriever
         assert retriever.name == self.serving[-1]
-        assert answer(retriever) == self.world.answers[content(retriever.name)]
+        assert answer(retriever) == self.world.answers[content_of(retriever.name)]
 
     @invariant()
     def agrees(self) -> None:
@@ -207,7 +207,7 @@ class Walk(RuleBasedStateMachine):
         assert (self.store.current(), self.store.previous()) == (self.model.current, self.model.previous)
 
     def teardown(self) -> None:
-        """Nothing is held any more, so all but the current version and the one before can go, and goes."""
+        """Release all holds, and check that a prune deletes all but the current and the previous version."""
         for store in (self.holder, self.replica, *self.gone.values()):
             store.hold([])
         self.model.held.clear()
@@ -215,18 +215,18 @@ class Walk(RuleBasedStateMachine):
         if isinstance(self.store, FolderStore):
             shutil.rmtree(self.store.folder, ignore_errors=True)
 
-    # -- how --
+    # -- helpers --
 
     def _start(self) -> Reloader:
         return Reloader(self.replica, 60, Metrics())
 
     def _name(self, i: int) -> str:
-        """What the store calls the content, or called it last."""
+        """The name under which the store has the content, or had it last."""
         return self.names[self.world.versions[i].manifest.fingerprint[:12]]
 
     def _published(self, i: int, name: str) -> None:
         self.model.publish(self.world.versions[i].manifest.fingerprint[:12], name)
-        self.names[content(name)] = name
+        self.names[content_of(name)] = name
 
     def _expected(self, expected: int | str | EllipsisType | None) -> str | EllipsisType | None:
         if isinstance(expected, int):
@@ -234,7 +234,7 @@ class Walk(RuleBasedStateMachine):
         return self.model.current if expected == "the current" else ... if expected is ... else None
 
     def _both(self, real: Callable[[], Any], wanted: Callable[[], Any]) -> None:
-        """The same answer, or the same refusal."""
+        """Call both functions, which must return the same or raise the same error."""
         outcomes: list[Any] = []
         for verb in (real, wanted):
             try:
@@ -246,36 +246,36 @@ class Walk(RuleBasedStateMachine):
     def _serves(self, name: str) -> None:
         if self.serving[-1:] != [name]:
             self.serving = [*self.serving[-1:], name]
-        self.world.runner.run(self.reloader.holding.renew())  # as `keep` does now and then
+        self.world.runner.run(self.reloader.holding.renew())  # as `keep` does every few seconds
         self.model.held["replica"] = set(self.serving)
 
     def _die(self, i: int, moment: int, verb: Callable[[IndexStore], None]) -> None:
-        """A process of its own does it, and is killed at that moment, if it lives so long."""
-        dying, what = open_store(self.url), self.world.versions[i].manifest.fingerprint[:12]
+        """Call `verb` as another process would that is killed at `moment`, unless it is done before."""
+        dying, content = open_store(self.url), self.world.versions[i].manifest.fingerprint[:12]
         leases = self._leases()
-        self.model.half.add(what)
+        self.model.half.add(content)
         with deadly(1 + moment * self.world.calls // 100):
             try:
                 verb(dying)
             except Died:
                 self.world.deaths += 1
             except (VersionInUse, VersionNotFound):
-                pass  # refused
+                pass  # the verb was refused
         if isinstance(self.store, ServerStore) and (left := self._leases() - leases):
-            self.store._server.release(self.store._keys.leases, sorted(left))  # as they end, some seconds later
-        self._settle(what)
+            self.store._server.release(self.store._keys.leases, sorted(left))  # as if expired
+        self._settle(content)
         self.load(i)
 
     def _settle(self, dying: str | None) -> None:
         names = [manifest.version for manifest in self.store.versions()]
-        self.names |= {content(name): name for name in names}
+        self.names |= {content_of(name): name for name in names}
         self.model.settle(names, self.store.current(), self.store.previous(), dying)
 
     def _leases(self) -> set[str]:
         return set(self.store._listing._leases()) if isinstance(self.store, ServerStore) else set()
 
     def _stored(self) -> set[str]:
-        """The versions of which anything is stored, whole or not; a name that is none for what is left over."""
+        """The versions of which anything is stored, whole or not. Other leftovers give a name that is no version's."""
         if isinstance(self.store, FolderStore):
             folder = self.store.folder / "versions"
             return {entry.name for entry in folder.iterdir()} if folder.exists() else set()
@@ -285,14 +285,14 @@ class Walk(RuleBasedStateMachine):
 
 
 def answer(retriever: Retriever) -> list[ItemId]:
-    """The items for HISTORY, which every version knows by its own ids."""
+    """A version's answer to HISTORY, whose items are first translated to the version's own ids."""
     names = np.array(retriever.searcher.vocabulary.names(np.arange(retriever.manifest.items)))
     return [candidate["item_id"] for candidate in answer_of(retriever, history=names[HISTORY].tolist())]
 
 
 @contextmanager
 def deadly(moment: float) -> Iterator[Iterator[int]]:
-    """Within, everything dies from the call to the system or the server numbered `moment` on. Gives their count."""
+    """During the context, calls to the system and the server raise Died from number `moment` on. Yields a counter."""
     calls = itertools.count(1)
 
     def dying(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -311,7 +311,7 @@ def deadly(moment: float) -> Iterator[Iterator[int]]:
 
 @pytest.fixture(params=["folder", "redis", "valkey", "cluster"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
-    """Where a new, empty store of each backend is."""
+    """A function that returns the URL of a new, empty store; one function for each backend."""
     if request.param == "folder":
         return lambda: str(tmp_path / uuid.uuid4().hex)
     if request.param == "cluster":
@@ -323,28 +323,28 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
 
 @pytest.fixture
 def versions(planted: Planted) -> list[Version]:
-    """Versions that know the same items by other ids: what is answered tells which it was."""
+    """Versions that have the same items under other ids, so that an answer shows which version gave it."""
     ids = planted.version.item_ids
     assert isinstance(ids, np.ndarray)
     return [with_ids(planted.version, ids + 1000 * i) for i in range(CONTENTS)]
 
 
-# Who died cannot tidy up its connections any more.
+# A killed process cannot close its connections.
 @pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <function (Cluster)?Pipeline:pytest.PytestUnraisableExceptionWarning"
 )
-def test_a_random_walk_is_that_of_the_model(
+def test_random_walks_agree_with_the_model(
     place: Callable[[], str],
     versions: list[Version],
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
     goal: Goal,
 ) -> None:
-    """Promise: random walks. Publish, activate, roll back, delete, prune, hold, die, restart, follow and ask."""
+    """Promise: random walks. Random calls of publish, activate, rollback, delete, prune, hold, kill, restart, query."""
     monkeypatch.setattr(server_module, "HOLD_MS", LONG_MS)
     monkeypatch.setattr(server_module, "PUBLISH_MS", LONG_MS)
-    monkeypatch.setattr(server_module, "BATCH", 8)  # keys at once: more steps to die at
-    monkeypatch.setattr("service.serving.loading.try_model", lambda version: None)  # in a process of its own: too slow
+    monkeypatch.setattr(server_module, "BATCH", 8)  # keys at once, so that there are more steps to die at
+    monkeypatch.setattr("service.serving.loading.try_model", lambda version: None)  # starts a process, too slow
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # processes die here, not the machine
     answers = {version.manifest.fingerprint[:12]: answer(Retriever(version)) for version in versions}
     assert len({tuple(items) for items in answers.values()}) == CONTENTS

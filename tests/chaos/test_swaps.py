@@ -1,4 +1,4 @@
-"""Versions that swap under load, from everywhere, and back."""
+"""Swaps of versions under load and by many clients at once, and rollbacks."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.redis_servers import RedisServer
 RATE = 200
 
 
-def three(planted: Planted, other: Planted, url: str) -> list[str]:
-    """Three versions in a store, the first current: with two, a replica would have the next one loaded always."""
+def publish_three(planted: Planted, other: Planted, url: str) -> list[str]:
+    """Publish three versions and activate the first. Of two, a replica would always have the next one loaded."""
     store = open_store(url)
     names = [store.publish(version) for version in versions(planted, other)]
     store.activate(names[0])
@@ -37,28 +37,28 @@ def three(planted: Planted, other: Planted, url: str) -> list[str]:
 
 
 def versions(planted: Planted, other: Planted) -> list[Version]:
-    """Three that answer every body differently: the third has some of the first one's items under other ids."""
+    """Three versions that answer every body differently; in the third some of the first one's items have other ids."""
     ids = np.asarray(planted.version.item_ids)
-    found = [planted.version, other.version, with_ids(planted.version, ids + 1000 * (ids >= 16))]
-    answers = [answers_of(version) for version in found]
+    three = [planted.version, other.version, with_ids(planted.version, ids + 1000 * (ids >= 16))]
+    answers = [answers_of(version) for version in three]
     assert all(
-        one != another for pair in itertools.combinations(answers, 2) for one, another in zip(*pair, strict=True)
+        first != second for pair in itertools.combinations(answers, 2) for first, second in zip(*pair, strict=True)
     )
-    return found
+    return three
 
 
 def test_swaps_under_load(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
     """Promise: swaps.
 
-    Among three versions by turns of two replicas, as fast as they are answered, at 200 requests a second.
+    Two replicas in turn swap among three versions, with short pauses, at 200 requests a second.
     """
-    names = three(planted, other, own.url)
+    names = publish_three(planted, other, own.url)
     expected = dict(zip(names, map(answers_of, versions(planted, other)), strict=True))
     statuses: Counter[int] = Counter()
     swaps = amount(1000)
     with fleet(tmp_path, own.url, timeout_ms=10_000) as replicas:
         ports = [replica.port for replica in replicas]
-        with Traffic(ports, RATE, expected):  # first use of everything
+        with Traffic(ports, RATE, expected):  # warm up
             time.sleep(2)
         with Traffic(ports, RATE, expected) as quiet:
             time.sleep(amount(30, 3))
@@ -98,15 +98,19 @@ def _after_a_swap(replica: Replica, names: Sequence[str], swaps: int) -> tuple[f
             started = time.perf_counter()
             assert replica.client.post("/v1/retrieve", json=body).status_code == 200
             took[-1].append(1000 * (time.perf_counter() - started))
-    return float(np.median([one[0] for one in took])), float(np.median([one[1:] for one in took]))
+    return float(np.median([milliseconds[0] for milliseconds in took])), float(
+        np.median([milliseconds[1:] for milliseconds in took])
+    )
 
 
-def test_all_converge(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
+def test_all_workers_follow_the_pointer(
+    goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path
+) -> None:
     """Promise: convergence.
 
-    Two replicas of two workers follow a pointer that others move, although every hint is lost.
+    Two replicas with two workers each follow the pointer by polling, since they may not subscribe to hints.
     """
-    names = three(planted, other, own.url)
+    names = publish_three(planted, other, own.url)
     with own.client() as client:
         client.execute_command("ACL", "SETUSER", "deaf", "on", ">pw", "~*", "+@all", "-subscribe", "&*")
     store = open_store(own.url)
@@ -117,7 +121,7 @@ def test_all_converge(goal: Goal, planted: Planted, other: Planted, own: RedisSe
         fleet(tmp_path, own.url.replace("//", "//deaf:pw@"), workers=2, poll_seconds=0.5) as replicas,
         contextlib.ExitStack() as stack,
     ):
-        # A connection stays with its worker: of twelve, all are with the same one once in 2,000 times.
+        # A connection stays with its worker; once in 2,000 times all twelve are with the same worker.
         clients = [
             stack.enter_context(httpx.Client(base_url=replica.address, trust_env=False, timeout=30))
             for replica in replicas
@@ -138,10 +142,10 @@ def test_all_converge(goal: Goal, planted: Planted, other: Planted, own: RedisSe
     goal("all workers of two replicas follow, p99 at most 2 s", f"{p99:.1f} s", p99 <= 2, timing=True)
 
 
-def test_swaps_from_everywhere(goal: Goal, planted: Planted, other: Planted, tmp_path: Path) -> None:
-    """Promise: racing swaps. 32 threads swap to valid and invalid versions; one load runs at a time."""
+def test_swaps_by_many_clients_at_once(goal: Goal, planted: Planted, other: Planted, tmp_path: Path) -> None:
+    """Promise: racing swaps. 32 threads swap to valid and invalid versions; each gets a documented answer."""
     url = str(tmp_path / "store")
-    names = three(planted, other, url)
+    names = publish_three(planted, other, url)
     requests = amount(1024, 32)
     threads = 32
     bodies = [{"version": name} for name in names]
@@ -152,10 +156,10 @@ def test_swaps_from_everywhere(goal: Goal, planted: Planted, other: Planted, tmp
     with fleet(tmp_path / "fleet", url, count=1) as (replica,):
 
         def hammer(seed: int) -> None:
-            mine, seen = Random(seed), Counter[tuple[bool, int]]()
+            random, seen = Random(seed), Counter[tuple[bool, int]]()
             with httpx.Client(base_url=replica.address, trust_env=False, timeout=120, headers=ADMIN) as client:
                 for _ in range(requests):
-                    body = mine.choice(bodies + wrong)
+                    body = random.choice(bodies + wrong)
                     seen[body in wrong, client.post("/admin/v1/swap", json=body).status_code] += 1
             counted.append(seen)
 
@@ -167,10 +171,10 @@ def test_swaps_from_everywhere(goal: Goal, planted: Planted, other: Planted, tmp
         loads = replica.log().count("serving v")
     seen = sum(counted, Counter[tuple[bool, int]]())
     accepted = seen[False, 200]
-    told = ", ".join(f"{count:,} x {status}" for (_, status), count in sorted(seen.items()))
+    counts = ", ".join(f"{count:,} x {status}" for (_, status), count in sorted(seen.items()))
     goal(
         f"{threads} threads x {requests} swaps, valid and not: each is told what came of it, and served is current",
-        f"{told}; {loads} moves",
+        f"{counts}; {loads} moves",
         reached=seen.total() == threads * requests
         and set(seen) == {(False, 200), (False, 409), (True, 404), (True, 422)}
         and served == current
@@ -180,12 +184,14 @@ def test_swaps_from_everywhere(goal: Goal, planted: Planted, other: Planted, tmp
     )
 
 
-def test_rollback_at_once(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path) -> None:
+def test_a_rollback_is_immediate(
+    goal: Goal, planted: Planted, other: Planted, own: RedisServer, tmp_path: Path
+) -> None:
     """Promise: rollback.
 
-    The version before stays loaded, so a rollback under load takes no longer than its messages.
+    The previous version stays loaded, so a rollback under load takes no longer than its messages.
     """
-    names = three(planted, other, own.url)
+    names = publish_three(planted, other, own.url)
     expected = dict(zip(names, map(answers_of, versions(planted, other)), strict=True))
     took: list[float] = []
     rounds = amount(50)
@@ -212,35 +218,35 @@ def test_rollback_at_once(goal: Goal, planted: Planted, other: Planted, own: Red
     )
 
 
-def test_swaps_keep_nothing(goal: Goal, planted: Planted, other: Planted, tmp_path: Path) -> None:
-    """Promise: no leaks. Memory, descriptors and threads stay flat over swaps among three versions."""
+def test_swaps_leak_nothing(goal: Goal, planted: Planted, other: Planted, tmp_path: Path) -> None:
+    """Promise: no leaks. Memory, descriptors and threads do not grow over many swaps among three versions."""
     url = str(tmp_path / "store")
-    names = three(planted, other, url)
+    names = publish_three(planted, other, url)
     swaps = amount(500)
     with fleet(tmp_path / "fleet", url, count=1) as (replica,):
         seen = []
         for number in range(20 + swaps):
             assert replica.swap(names[(number + 1) % 3]).status_code == 200
             if number >= 20:
-                seen.append(held(replica))
+                seen.append(usage(replica))
     memory, descriptors, threads = zip(*seen, strict=True)
     third = max(1, len(memory) // 3)
 
-    def more(seen: Sequence[float]) -> float:
+    def growth(seen: Sequence[float]) -> float:
         return max(seen[-third:]) - max(seen[:third])
 
-    slope = more(memory) / (len(memory) - third)
-    # In a few swaps what is freed late counts for more; and threads of the pool are started one by one, to its size.
+    slope = growth(memory) / (len(memory) - third)
+    # Over a few swaps, memory that is freed late weighs more. The pool starts its threads one by one, up to its size.
     megabytes, started = 0.1 if FULL else 0.5, len(os.sched_getaffinity(0)) + 4
     goal(f"{swaps} swaps: memory grows at most {megabytes} MB a swap", f"{slope:.3f} MB", slope <= megabytes)
     goal(
         f"{swaps} swaps: descriptors more at the end than at the beginning, 0; threads, {started} of the pool at most",
-        f"{more(descriptors)}, {more(threads)}",
-        reached=more(descriptors) <= 0 and more(threads) <= started,
+        f"{growth(descriptors)}, {growth(threads)}",
+        reached=growth(descriptors) <= 0 and growth(threads) <= started,
     )
 
 
-def held(replica: Replica) -> tuple[float, int, int]:
+def usage(replica: Replica) -> tuple[float, int, int]:
     """Resident MB, open descriptors and threads of a replica."""
     assert replica.process
     folder = Path(f"/proc/{replica.process.pid}")

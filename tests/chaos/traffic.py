@@ -1,4 +1,4 @@
-"""Requests at a fixed rate while something is done to the service, each answer held against what it must be."""
+"""Requests at a fixed rate while a test disturbs the service; each answer is compared with the right one."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from tests.http_client import Pool, Reply, post
 #: Seconds after which a request counts as failed: longer than any deadline.
 PATIENCE = 60.0
 
-#: Users of each planted group, with short and long histories.
+#: Requests of users of each planted group, with histories of 0 to 3 items.
 BODIES: list[dict[str, Any]] = [
     {"history": list(range(group, group + 4 * n, 4)), "k": 5} for group in range(4) for n in range(4)
 ]
 
 
 def answers_of(version: Version) -> list[Candidates]:
-    """What a service of this version must answer to BODIES."""
+    """The right answers to BODIES of a service with this version."""
     retriever = Retriever(version)
     return [answer_of(retriever, **body) for body in BODIES]
 
 
 class Traffic:
-    """A context in which BODIES are asked in turn, `rate` a second over all ports, from a thread of its own.
+    """A context during which a thread sends BODIES in turn, `rate` requests a second over all ports.
 
-    expected: by version, see `answers_of`. refusal: whether a reply that is no answer will do.
+    expected: the right answers of each version, see `answers_of`. refusal: whether a reply other than 200 will do.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Traffic:
         self.failed: list[str] = []
         self.wrong: list[str] = []
         self.refused: list[Reply] = []
-        self.seconds: list[float] = []  # of the answers, from when they were due
-        self.seen: set[tuple[int, str]] = set()  # port and version
+        self.seconds: list[float] = []  # of the right answers, from when each request was due
+        self.seen: set[tuple[int, str]] = set()  # port and version of each right answer
 
     def __enter__(self) -> Traffic:
         self._thread.start()
@@ -66,11 +66,11 @@ class Traffic:
 
     @property
     def answered(self) -> int:
-        """How many right answers there were."""
+        """The number of right answers."""
         return len(self.seconds)
 
     def p99(self) -> float:
-        """Of the answers, in milliseconds."""
+        """The p99 of the right answers' times, in milliseconds."""
         return 1000 * float(np.percentile(self.seconds, 99))
 
     async def _run(self) -> None:
@@ -81,13 +81,13 @@ class Traffic:
         start, number = loop.time(), 0
         while not self._stop.is_set():
             due = start + number / self._rate
-            if (wait := due - loop.time()) > 0:  # timers are of whole milliseconds
+            if (wait := due - loop.time()) > 0:  # timers are precise to a millisecond
                 await asyncio.sleep(wait - 0.001 if wait > 0.002 else 0)
                 continue
-            place = number % len(BODIES)
-            # Another port each round, so that each body goes to all of them.
+            index = number % len(BODIES)
+            # Another port each round, so that every body is sent to every port.
             pool = pools[(number + number // len(BODIES)) % len(pools)]
-            task = asyncio.ensure_future(self._ask(pool, requests[place], place, due))
+            task = asyncio.ensure_future(self._ask(pool, requests[index], index, due))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             number += 1
@@ -95,7 +95,7 @@ class Traffic:
         for pool in pools:
             pool.close()
 
-    async def _ask(self, pool: Pool, request: bytes, place: int, due: float) -> None:
+    async def _ask(self, pool: Pool, request: bytes, index: int, due: float) -> None:
         try:
             async with asyncio.timeout(PATIENCE):
                 reply = await pool.ask(request)
@@ -107,12 +107,12 @@ class Traffic:
                     self.failed.append(str(reply))
                 return
             answer = json.loads(reply.body)
-            if same(answer["candidates"], self._expected[answer["version"]][place]):
+            if same(answer["candidates"], self._expected[answer["version"]][index]):
                 self.seconds.append(seconds)
                 self.seen.add((pool.port, answer["version"]))
             else:
                 self.wrong.append(reply.body.decode())
         except (OSError, TimeoutError) as error:
             self.failed.append(repr(error))
-        except Exception as error:  # noqa: BLE001 -- an answer that is none
+        except Exception as error:  # noqa: BLE001 -- not a valid answer
             self.wrong.append(repr(error))

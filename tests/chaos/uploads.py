@@ -1,6 +1,6 @@
-"""A client of a process of its own that sends bodies of 60 MB, all at once; prints a line of JSON, the statuses.
+"""A client program that sends bodies of 60 MB, all at once; prints one line of JSON, how many got which status.
 
-Half of them state their length, half are chunked.
+Half of the bodies have a Content-Length, half are chunked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 
 
 async def upload(port: int, *, chunked: bool) -> str:
-    """The status that a client is answered which sends 60 MB unless it is stopped; "cut off" without an answer."""
+    """Send 60 MB, or as much as the server takes. Returns the status of the answer, "cut off" if there is none."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {60 * 2**20}"
     writer.write(
@@ -37,7 +37,7 @@ async def upload(port: int, *, chunked: bool) -> str:
 
 
 async def main(port: int, count: int) -> Counter[str]:
-    """The statuses."""
+    """Send `count` bodies at once. Returns how many got which status."""
     return Counter(await asyncio.gather(*(upload(port, chunked=number % 2 == 0) for number in range(count))))
 
 

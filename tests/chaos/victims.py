@@ -1,4 +1,4 @@
-"""Processes to be killed. Each is a fork of one clean process that has imported everything, so it starts in no time."""
+"""Processes that tests kill. Each is forked from a clean process that has imported everything, so it starts at once."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from index_store.store import open_store
 from index_store.version import Version
 from tests.chaos.disk import watched
 
-LEASE_MS = 300  # of a publisher that will die: nobody has to wait long for it
+LEASE_MS = 300  # a killed publisher's lease: short, as the next publisher may have to wait for it
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["__main__", "tests.chaos.victims"])
 
 
 class Victim:
-    """A process that runs `work(*arguments)`, and has begun with it."""
+    """A process that runs `work(*arguments)`. It has started when the constructor returns."""
 
     def __init__(self, work: Callable[..., Any], *arguments: Any) -> None:
-        ready, told = _forks.Pipe(duplex=False)
-        self.process: BaseProcess = _forks.Process(target=_begin, args=(told, work, *arguments))
+        receiver, sender = _forks.Pipe(duplex=False)
+        self.process: BaseProcess = _forks.Process(target=_begin, args=(sender, work, *arguments))
         self.process.start()
-        told.close()
-        ready.recv()
-        ready.close()
+        sender.close()
+        receiver.recv()
+        receiver.close()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Whether it has ended by itself within that time."""
+        """Wait so many seconds at most. Returns whether the process has ended by itself."""
         self.process.join(seconds)
         return self.process.exitcode is not None
 
     def kill(self) -> bool:
-        """SIGKILL. Whether that is what ended it, now or before; else it must have ended well."""
+        """Kill the process. Returns whether SIGKILL ended it, now or before; otherwise its exit status must be 0."""
         self.process.kill()
         self.process.join()
         status = self.process.exitcode
@@ -53,14 +53,14 @@ class Victim:
         return status != 0
 
 
-def _begin(told: Connection, work: Callable[..., Any], *arguments: Any) -> None:
+def _begin(sender: Connection, work: Callable[..., Any], *arguments: Any) -> None:
     server_module.PUBLISH_MS = LEASE_MS
-    told.send(None)
+    sender.send(None)
     work(*arguments)
 
 
 def publish_and_activate(url: str, version: Version, steps: int | None = None) -> None:
-    """Dies before the step that follows `steps` others: an operation on the disk, or a message to the server."""
+    """Publish and activate; die by SIGKILL after `steps` operations on the disk and messages to the server."""
     left = steps
 
     def step(*_: Any) -> None:
@@ -83,10 +83,10 @@ def publish_and_activate(url: str, version: Version, steps: int | None = None) -
 
 
 def train(arguments: list[str], log: str) -> None:
-    """dr-trainer, as a user runs it."""
+    """Run dr-trainer as a user does, with its output in the file `log`."""
     with Path(log).open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)  # several would wait for each other where other tests run
+    torch.set_num_threads(1)  # several threads would wait for each other while other tests run
     status = trainer.__main__.main(arguments)
     os._exit(status)
