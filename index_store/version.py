@@ -161,6 +161,7 @@ class Version:
             raise VersionDamaged("path_ids: a path outside 0..width^depth - 1")
         if offsets[0] != 0 or np.any(np.diff(offsets) < 1) or offsets[-1] != facts.postings:
             raise VersionDamaged("path_offsets: expected to rise from 0 to the number of postings, with no empty path")
+        self.document("reranker.json")
         if self.read_paths is None:
             path_items = self.array(LISTS)
             _check(path_items, "path_items", np.int32, (facts.postings,))

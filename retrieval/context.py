@@ -215,7 +215,7 @@ def _feature(entry: Any) -> Category | Number:
             raise TypeError
         if any(len(value) > Limits.FEATURE_VALUE for value in values):
             raise ValueError(
-                f"a category value of more than {Limits.FEATURE_VALUE} characters, which no request can send"
+                f"a context value of more than {Limits.FEATURE_VALUE} characters, which no request can send"
             )
         return Category(name, tuple(values))
     if entry["kind"] != "number":

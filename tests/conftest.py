@@ -91,11 +91,11 @@ class Planted:
 
 def train_planted(folder: Path, config: TrainConfig, *, text_ids: bool = False, users: Path | None = None) -> Planted:
     """Train on planted interactions and make a version."""
+    from tests.silent_progress import SilentProgress
     from trainer.data.dataset import load_dataset
     from trainer.data.split import split_users
     from trainer.deep_retrieval.checkpoint import Run
     from trainer.deep_retrieval.fit import fit
-    from trainer.progress import SilentProgress
     from trainer.publish.version import make_version
 
     folder.mkdir(exist_ok=True)

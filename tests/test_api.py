@@ -194,9 +194,9 @@ def test_batched_answers_equal_single_ones(client: TestClient) -> None:
 
 def test_the_service_gives_the_answers_that_were_measured(client: TestClient, planted: Planted) -> None:
     """For held-out users the service answers what the evaluation has counted."""
+    from tests.silent_progress import SilentProgress
     from trainer.data.requests import held_out_requests
     from trainer.evaluate.evaluate import MeasuredVersion
-    from trainer.progress import SilentProgress
 
     requests, facts = held_out_requests(planted.dataset, planted.split), planted.searcher.facts
     measured = MeasuredVersion(planted.searcher, requests, 5, SilentProgress())

@@ -15,6 +15,7 @@ import torch
 
 from tests.conftest import Planted
 from tests.planted import write_interactions
+from tests.silent_progress import SilentProgress
 from tests.test_commands import QUICK
 from trainer.__main__ import main as dr_trainer
 from trainer.benchmark import benchmark as benchmark_module
@@ -27,7 +28,6 @@ from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.fit import fit
 from trainer.deep_retrieval.paths import random_paths
 from trainer.errors import ResumeError
-from trainer.progress import SilentProgress
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

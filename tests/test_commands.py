@@ -10,12 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from index_store.__main__ import main as dr_index
 from index_store.folder.store import FolderStore
@@ -23,6 +25,7 @@ from index_store.manifest import FORMAT
 from tests.conftest import Planted
 from tests.planted import small_version, write_interactions
 from trainer.__main__ import main as dr_trainer
+from trainer.errors import ConfigError
 
 BIN = Path(sys.executable).parent
 QUICK = [
@@ -112,6 +115,29 @@ def test_an_error_of_fit_is_one_line(
     assert out == ""
     assert re.search(message, err)
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "the GPU is out of memory; choose a s",
+        ),
+        (MemoryError(), "out of memory; choose smaller sizes"),
+        (TimeoutError(), "TimeoutError"),
+        (ConfigError("a: wrong\nb: wrong"), "a: wrong\ndr-trainer: b: wrong"),
+    ],
+)
+def test_every_error_has_a_message(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory says what to make smaller; an error without a text has its name; every line names the command."""
+    monkeypatch.setattr("trainer.config.load_config", Mock(side_effect=error))
+
+    assert dr_trainer(["sensitivity", "x.csv"]) == 1
+
+    assert capsys.readouterr().err.startswith(f"dr-trainer: {message}")
 
 
 def test_evaluate_without_a_version_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -344,6 +344,7 @@ def test_encoding_many_is_encoding_one_by_one() -> None:
         {"features": [{"name": "x", "kind": "number", "mean": 0, "std": 0}]}, {"features": [None]},
         {"features": [{"name": "x", "kind": "number", "mean": float("nan"), "std": 1}]},
         {"features": [{"name": "x", "kind": "category", "values": [1]}]},
+        {"features": [{"name": "x", "kind": "category", "values": ["1" * 257]}]},
         {"features": [{"name": "x", "kind": "category", "values": []}] * 2}, {"categorical": {}, "numeric": {}},
     ],
 )  # fmt: skip

@@ -210,6 +210,16 @@ def test_last_out_keeps_the_last_item_from_training(tmp_path: Path) -> None:
     assert split.test_users.tolist() == [0, 1]  # the third user has one item and nothing to find
 
 
+def test_nothing_left_to_train_on_names_the_split(tmp_path: Path) -> None:
+    """With split = "last-out" nobody is held out, so the message does not speak of held-out users."""
+    dataset = load_dataset(
+        write(tmp_path, {"user_id": [0, 0, 1, 1], "item_id": [1, 2, 1, 3], "timestamp": [1, 2, 1, 2]}), CONFIG
+    )
+
+    with pytest.raises(DataError, match="no user has two interactions left to train on after the last one is held out"):
+        split_users(dataset, TrainConfig(split="last-out"))
+
+
 @pytest.mark.parametrize("protocol", ["users", "last-out"])
 def test_training_sees_only_the_history_of_tuning_users(tmp_path: Path, protocol: str) -> None:
     """A tenth of the training users tune, all with four items or more; they are split as held-out users are."""

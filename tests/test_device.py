@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from tests.conftest import SMALL, Planted
 from tests.pretended_gpu import PretendedGpu, is_on_gpu
+from tests.silent_progress import SilentProgress
 from tests.test_train import Interrupt, assert_same_training
 from trainer import config as config_module
 from trainer.__main__ import main as dr_trainer
@@ -20,7 +21,6 @@ from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.device import choose_device
 from trainer.deep_retrieval.fit import Trained, fit
 from trainer.errors import ConfigError
-from trainer.progress import SilentProgress
 
 
 def train(planted: Planted, config: TrainConfig, folder: Path, progress: SilentProgress | None = None) -> Trained:

@@ -12,9 +12,9 @@ from retrieval.paths.rerank import SOFTMAX
 from retrieval.searcher import Searcher
 from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
+from tests.silent_progress import SilentProgress
 from trainer.errors import DataError
 from trainer.evaluate.evaluate import evaluate, require_same_data
-from trainer.progress import SilentProgress
 
 
 def test_planted_groups_are_found(planted: Planted) -> None:

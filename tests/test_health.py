@@ -10,10 +10,10 @@ import pytest
 from index_store.version import Version
 from tests.conftest import SMALL, Planted
 from tests.planted import facts_of_version, parts_of_version
+from tests.silent_progress import SilentProgress
 from trainer.data.requests import history_requests
 from trainer.deep_retrieval.occupancy import Occupancy, collapse
 from trainer.errors import ExportRefused
-from trainer.progress import SilentProgress
 from trainer.publish.health import Health, churn
 from trainer.publish.version import make_version
 

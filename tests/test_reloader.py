@@ -177,6 +177,48 @@ def test_a_refused_version_is_loaded_again_after_a_while(store: Steered, names: 
     asyncio.run(follow())
 
 
+def test_a_refused_version_is_not_loaded_each_time_the_store_comes_back(store: Steered, names: tuple[str, str]) -> None:
+    """The refusal outlasts a store that does not answer: one load, although the store comes and goes three times."""
+    loads: list[str] = []
+
+    def damaged(name: str) -> None:
+        loads.append(name)
+        raise VersionDamaged("half of it is missing")
+
+    async def follow() -> None:
+        reloader = Reloader(store, 60, Metrics())
+        await reloader.follow()
+        store.activate(names[1])
+        store.first["load"] = damaged
+        await reloader.follow()
+        for _ in range(3):
+            store.first["current"] = failing_once(StoreUnavailable("away"))
+            await reloader.follow()
+            await reloader.follow()
+
+        assert loads == [names[1]]
+        assert isinstance(reloader.state, Refused)
+
+    asyncio.run(follow())
+
+
+def test_a_version_of_an_unknown_kind_is_refused_as_such(planted: Planted, tmp_path: Path) -> None:
+    """Its model is not tried, because the trial feeds only known inputs; the reason says that a release is needed."""
+    store = FolderStore(str(tmp_path))
+    manifest = dataclasses.replace(planted.version.manifest, kind="graph")
+    store.activate(store.publish(dataclasses.replace(planted.version, manifest=manifest)))
+
+    async def follow() -> None:
+        reloader = Reloader(store, 60, Metrics())
+        await reloader.follow()
+        assert isinstance(reloader.state, Refused)
+        assert "format that this release does not read" in reloader.state.reason
+        (refusal,) = reloader.loader.refused.values()
+        assert "a structure of kind 'graph', but this release opens paths only; upgrade it" in refusal
+
+    asyncio.run(follow())
+
+
 def test_a_version_is_loaded_again_at_once_after_a_failure_of_the_store(store: Steered, names: tuple[str, str]) -> None:
     """The next look loads it again, because a failure of the store does not count as a refusal of the version."""
 

@@ -13,13 +13,13 @@ from retrieval.paths.rerank import SOFTMAX
 from retrieval.query import Limits
 from tests.conftest import Planted
 from tests.planted import write_interactions
+from tests.silent_progress import SilentProgress
 from tests.test_commands import QUICK
 from trainer.__main__ import main as dr_trainer
 from trainer.benchmark import sensitivity as sensitivity_module
 from trainer.benchmark.sensitivity import MeasuredPaths, chance
 from trainer.data.requests import held_out_requests
 from trainer.evaluate import evaluate
-from trainer.progress import SilentProgress
 
 
 @pytest.mark.parametrize("beam", [1, 4, 100])

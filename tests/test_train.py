@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +17,15 @@ from safetensors.torch import load_file
 from index_store.version import Version
 from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
+from tests.silent_progress import SilentProgress
 from trainer import config as config_module
 from trainer.data.dataset import load_dataset
 from trainer.data.split import click_counts, split_users
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.fit import Trained, fit
+from trainer.deep_retrieval.layers import PathModel
 from trainer.deep_retrieval.steps import set_learning_rate
 from trainer.errors import ResumeError, TrainerError
-from trainer.progress import SilentProgress
 from trainer.publish.version import make_version
 
 
@@ -157,7 +159,7 @@ def test_a_run_of_another_config_is_not_continued(planted: Planted, tmp_path: Pa
     """The error names the settings that differ."""
     Run(tmp_path, SMALL, planted.dataset)
 
-    with pytest.raises(ResumeError, match="had another epochs, seed"):
+    with pytest.raises(ResumeError, match="other values of epochs, seed"):
         Run(tmp_path, SMALL.replace(epochs=9, seed=8), planted.dataset)
 
 
@@ -194,6 +196,24 @@ def test_a_damaged_checkpoint_is_reported(planted: Planted, tmp_path: Path) -> N
 
     with pytest.raises(ResumeError, match="delete it to start over"):
         fit(SMALL, planted.dataset, planted.split, Run(tmp_path, SMALL, planted.dataset), SilentProgress())
+
+
+def test_a_gpu_without_memory_does_not_make_a_checkpoint_damaged(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of torch passes through; nobody is told to delete the checkpoint."""
+    fit(SMALL, planted.dataset, planted.split, Run(tmp_path, SMALL, planted.dataset), SilentProgress())
+    monkeypatch.setattr(PathModel, "load_state_dict", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(SMALL, planted.dataset, planted.split, Run(tmp_path, SMALL, planted.dataset), SilentProgress())
+
+
+def test_a_run_continues_on_another_device(planted: Planted, tmp_path: Path) -> None:
+    """A checkpoint is stored on the CPU, so `device` is the one setting that may change."""
+    Run(tmp_path, SMALL.replace(device="cuda"), planted.dataset)
+
+    Run(tmp_path, SMALL.replace(device="cpu"), planted.dataset)
 
 
 def test_items_of_a_group_share_paths(planted: Planted) -> None:

@@ -63,6 +63,14 @@ def test_a_masked_trie_restricts_the_beam(planted: Planted) -> None:
     assert set(beams.paths[beams.paths >= 0].tolist()) == set(np.flatnonzero(kept).tolist())
 
 
+def test_a_trie_much_larger_than_its_paths_is_refused() -> None:
+    """800 paths of 64 kB could ask for a table of 4 GB: 1,601 rows of a million nodes."""
+    path_ids = np.arange(800) * 2**40
+
+    with pytest.raises(VersionDamaged, match=r"1602 rows of 1048576"):
+        path_trie(path_ids, 3, 2**20)
+
+
 def test_the_default_search_grows_with_k() -> None:
     """Twice the k needs twice the paths, or, beyond the widest beam, more items of each path."""
     facts = PathFacts(depth=2, width=4, paths_per_item=1, paths=2, postings=3, beam=2, per_path=5, max_beam=8)
@@ -94,6 +102,8 @@ FACTS = {
         ({"depth": True}, "depth: expected a whole number"),
         ({"colour": 1}, "structure: expected depth, width"),
         ({"depth": 40}, "do not fit in int64"),
+        ({"depth": 10**12}, "do not fit in int64"),
+        ({"width": 10**30}, "do not fit in int64"),
     ],
 )
 def test_facts_that_cannot_be_right_are_refused(change: dict[str, Any], message: str) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
-from index_store.manifest import Manifest, check_name
+from index_store.folder.store import FolderStore
+from index_store.manifest import Manifest, PartInfo, check_name, fingerprint, sha256
 from index_store.version import Version, _is_finite, npy
 from tests.planted import facts_of_version, parts_of_version, small_version
 
@@ -116,6 +118,11 @@ def test_parts_of_another_version_are_refused() -> None:
         ("path_ids.npy", npy(np.array([7, 3]))[:-1], "not a .npy array"),
         ("model.onnx", b"... location ... secret.bin", "external data"),
         ("context.json", b"{", "not JSON"),
+        ("reranker.json", b'{"kind": "softmax", "weights": {"logit": NaN}, "intercept": 0}', "NaN is not a number"),
+        ("path_ids.npy", npy(np.array(3)), "shape"),
+        ("path_ids.npy", npy(np.array([3, 16])), r"outside 0\.\.width"),
+        ("path_offsets.npy", npy(np.array([0, 2, 4])), "the number of postings"),
+        ("graph.npy", npy(np.zeros(2)), "missing or unknown parts: graph.npy"),
     ],
 )
 def test_a_version_that_cannot_be_right_is_not_built(part: str, content: bytes, message: str) -> None:
@@ -124,6 +131,58 @@ def test_a_version_that_cannot_be_right_is_not_built(part: str, content: bytes, 
 
     with pytest.raises(VersionDamaged, match=message):
         Version.build(parts, **facts_of_version(items=3, paths=2, postings=3))
+
+
+@pytest.mark.parametrize("missing", ["reranker.json", "path_ids.npy", "path_items.npy", "golden.json", "item_ids.npy"])
+def test_a_version_without_one_of_its_parts_is_not_built(missing: str) -> None:
+    """The error names the missing part."""
+    parts = parts_of_version({3: [0, 2], 7: [1]}, item_ids=[10, 20, 30])
+    del parts[missing]
+
+    with pytest.raises(VersionDamaged, match=f"missing.*{missing}"):
+        Version.build(parts, **facts_of_version(items=3, paths=2, postings=3))
+
+
+@pytest.mark.parametrize("change", [{"beam": 9}, {"paths": 3}, {"postings": 4}, {"depth": "2"}, {"colour": 1}])
+def test_a_version_whose_facts_do_not_fit_its_paths_is_not_built(change: dict[str, Any]) -> None:
+    """A store refuses it before it can become current."""
+    parts = parts_of_version({3: [0, 2], 7: [1]}, item_ids=[10, 20, 30])
+
+    facts = facts_of_version(items=3, paths=2, postings=3)
+    Version.build(parts, **facts)
+
+    with pytest.raises(VersionDamaged):
+        Version.build(parts, **facts | {"structure": facts["structure"] | change})
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "a/b.npy", "/etc/x.npy", "manifest.json", "x", "A.npy", "a.npy\n"])
+def test_a_part_has_a_plain_file_name(name: str, tmp_path: Path) -> None:
+    """A version with another part name is neither built nor read, so no store writes outside its folder."""
+    parts = parts_of_version({3: [0, 2], 7: [1]}, item_ids=[10, 20, 30]) | {name: b"x"}
+    facts = facts_of_version(items=3, paths=2, postings=3, kind="graph")
+    with pytest.raises(VersionDamaged, match="not a name of a part"):
+        Version.build(parts, **facts)
+
+    infos = {part: PartInfo(len(content), sha256(content)) for part, content in parts.items()}
+    unnamed = Version(Manifest(parts=infos, fingerprint=fingerprint(infos), **facts), parts)
+    with pytest.raises(VersionDamaged, match="not a name of a part"):
+        FolderStore(str(tmp_path / "store")).publish(unnamed)
+    manifest = unnamed.named(1).manifest
+    with pytest.raises(VersionDamaged, match="not a name of a part"):
+        Manifest.from_json(manifest.to_json(), manifest.version)
+    assert not (tmp_path / "outside.txt").exists()
+
+
+def test_a_version_of_an_unknown_kind_is_stored(tmp_path: Path) -> None:
+    """Only the parts that every kind has are checked, so a release that cannot open a kind can still copy it."""
+    parts = parts_of_version({3: [0, 2]}, item_ids=[10, 20, 30])
+    parts = {name: part for name, part in parts.items() if not name.startswith("path_")} | {"graph2.npy": b"x"}
+    version = Version.build(parts, **facts_of_version(items=3, paths=1, postings=2, kind="graph", structure={"m": 8}))
+    store = FolderStore(str(tmp_path))
+
+    loaded = store.load(store.publish(version))
+
+    assert (loaded.manifest.kind, bytes(loaded.parts["graph2.npy"])) == ("graph", b"x")
 
 
 def test_a_header_that_claims_terabytes_is_refused() -> None:

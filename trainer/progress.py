@@ -73,17 +73,6 @@ class PlainProgress:
         yield advance
 
 
-class SilentProgress:
-    """No output, for tests and for callers that report progress themselves."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Advance]:  # noqa: ARG002 -- the protocol requires them
-        yield lambda _: None
-
-
 def counted(number: int, noun: str) -> str:
     """The number with its noun: 1 seed, 2 seeds."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
