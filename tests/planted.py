@@ -107,7 +107,7 @@ def large_version(stamp: str = "a", paths: int = 2500) -> Version:
     lists = {7 * path: [path % 50] for path in range(paths)}
     model = b"an ONNX file " + stamp.encode() + bytes(1_200_000)
     parts = parts_of_version(lists, item_ids=list(range(50)), model=model)
-    return Version.build(parts, **facts_of_version(items=50, paths=paths, postings=paths))
+    return Version.build(parts, **facts_of_version(items=50, paths=paths, postings=paths, width=7 * paths))
 
 
 def changed(version: Version, **parts: bytes) -> Version:
