@@ -37,7 +37,7 @@ def main() -> int:
     if (STORE / "CURRENT").exists():
         say(f"1. {STORE} has a trained version already; delete it to train again")
     else:
-        say("1. training on the purchases of 4,335 customers (a few minutes)")
+        say("1. training on the purchases of 4,335 customers (at most two minutes on 2 cores)")
         train()
     say("2. starting the service")
     port = free_port(8000)

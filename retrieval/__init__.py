@@ -1,4 +1,4 @@
-"""What answers: one opened version, from a caller's request to candidates. Never imports torch or fastapi."""
+"""Answers requests from one opened version. Never imports torch or fastapi."""
 
 import os
 

@@ -55,7 +55,7 @@ def as_text(value: str | float | bool) -> str:
 
 
 def _by_value(text: str) -> str | float | None:
-    """The number or truth that a text says, in one form however it is written ("2.0" is 2); None for other texts."""
+    """The value of a text that is a number or a truth value: 2 for "2.0", "true" for "True". None for other texts."""
     if text.lower() in {"true", "false"}:
         return text.lower()
     if not _NUMBER.fullmatch(text):
@@ -73,7 +73,7 @@ class Category:
 
     @classmethod
     def fit(cls, name: str, values: Iterable[Value]) -> Category:
-        """The category that has all of `values`. Raises ValueError where there is none, too many, or too long a one."""
+        """The category that has all of `values`. Raises ValueError if there are none, too many, or one too long."""
         texts = sorted({as_text(value) for value in values if value is not None and not is_absent(value)})
         if not texts:
             raise ValueError("no user has a value")
@@ -94,13 +94,13 @@ class Category:
         return {value: code for value, code in known if value is not None}
 
     def encode(self, value: Value) -> int:
-        """The code of `value`: as it is written, or else by what it says (2 is "2.0", true is "True")."""
+        """The code of `value`, which is looked up as it is written, then by its value (2 is "2.0", true is "True")."""
         if value is None or is_absent(value):
             return 0
         text = as_text(value)
         code = self._codes.get(text)
-        if code is None and (said := _by_value(text)) is not None:
-            code = self._codes_by_value.get(said)
+        if code is None and (by_value := _by_value(text)) is not None:
+            code = self._codes_by_value.get(by_value)
         return code or 0
 
 

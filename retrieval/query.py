@@ -1,4 +1,4 @@
-"""What is asked and what is answered, and every bound on a request.
+"""Requests, queries and answers, and every bound on a request.
 
 A `Request` is in the caller's terms: item ids, feature names, raw values. A `Query` is the same in a version's own
 terms: item indices, codes, standardised numbers. `Searcher.prepare` makes a query of a request.

@@ -61,9 +61,9 @@ class Searcher:
         beam = request.beam or min(default_beam, max(1, Limits.READS // (request.per_path or 1)))
         per_path = request.per_path or min(default_per_path, Limits.READS // beam)
         if beam > self.facts.max_beam:
-            raise BadQuery(f"beam: this version searches at most {self.facts.max_beam} paths")
+            raise BadQuery(f"beam: expected at most {self.facts.max_beam} for this version")
         if beam * per_path > Limits.READS:
-            raise BadQuery(f"beam, per_path: their product is the items read, at most {Limits.READS}")
+            raise BadQuery(f"beam, per_path: expected a product of at most {Limits.READS}, the items that are read")
         known = self.vocabulary.indices(request.history)
         excluded = self.vocabulary.indices(request.exclude)
         if request.exclude_history:

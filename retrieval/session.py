@@ -1,4 +1,7 @@
-"""The only place that opens ONNX Runtime: the same options for the trainer's measurements and for the service."""
+"""Opens ONNX Runtime, with the same options for the trainer's measurements and for the service.
+
+Nothing else opens it but the trial of a model (service/serving/trial_program.py), in a process with limits.
+"""
 
 from __future__ import annotations
 

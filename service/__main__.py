@@ -75,6 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     import uvicorn
 
+    from retrieval.query import Limits
     from service.http.connection import Connection
 
     # These end the process before uvicorn has installed its own handlers, and when uvicorn is done: it then raises the
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
             http=Connection,
             timeout_keep_alive=settings.keep_alive_seconds,
             ws="none",  # there are no websockets, and uvicorn would log the path of every request for one
-            timeout_graceful_shutdown=60,  # the longest that a request may take
+            timeout_graceful_shutdown=Limits.TIMEOUT_MS // 1000,  # the longest that a request may take
             timeout_worker_healthcheck=60,  # a worker that loads a large version is alive
         )
     except SystemExit as end:

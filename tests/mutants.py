@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 TESTS: dict[str, list[str]] = {
     "retrieval/*.py": ["test_context.py", "test_paths.py", "test_export.py", "test_api.py"],
     "retrieval/paths/*.py": ["test_paths.py", "test_trie.py", "test_rerank.py", "test_export.py", "test_api.py"],
-    "index_store/[mv]*.py": ["test_version.py"],
+    "index_store/[mpv]*.py": ["test_version.py", "test_trie.py"],
     "index_store/store.py": ["test_store.py", "test_store_urls.py"],
     "index_store/folder/*.py": ["test_folder.py", "test_store.py", "test_server_copies.py"],
     "index_store/redis/*.py": ["test_store.py", "test_server*.py", "test_tls.py"],
@@ -41,7 +41,11 @@ TESTS: dict[str, list[str]] = {
         "test_scores.py", "test_m_step.py", "test_matching.py", "test_tree.py", "test_losses.py", "test_model.py",
         "test_train.py",
     ],
+    "trainer/data/[brs]*.py": ["test_data.py", "test_batches.py", "test_evaluate.py"],
+    "trainer/publish/*.py": ["test_export.py", "test_health.py", "test_rerank.py"],
     "trainer/evaluate/measures.py": ["test_measures.py", "test_evaluate.py"],
+    "service/http/*.py": ["test_api.py", "test_problems.py", "test_middleware.py", "test_tolerant_requests.py"],
+    "service/process/settings.py": ["test_settings.py"],
     "service/serving/batcher.py": ["test_batcher.py", "test_hang_ups.py", "test_pace.py", "test_api.py"],
     "service/serving/reloader.py": ["test_reloader.py", "test_readiness.py", "test_api.py"],
 }  # fmt: skip

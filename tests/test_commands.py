@@ -32,7 +32,7 @@ QUICK = [
     f"--set={setting}"
     for setting in (
         "depth=2", "width=6", "paths_per_item=2", "candidate_paths=8", "embedding=8", "hidden=8", "history=6",
-        "epochs=2", "warmup_epochs=1", "reassignments=1", "batch=128", "learning_rate=0.02", "k=5", "test_users=20",
+        "epochs=3", "warmup_epochs=1", "reassignments=1", "batch=128", "learning_rate=0.02", "k=5", "test_users=20",
     )
 ]  # fmt: skip
 
@@ -66,7 +66,7 @@ def test_fit_evaluate_and_index(
     assert second["version"].startswith("v2-")
     assert (first["activated"], second["activated"]) == (True, False)
     assert run(dr_index, "list")["current"] == first["version"]
-    assert len((tmp_path / "mine" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "mine" / "metrics.jsonl").read_text().splitlines()) == 3
     assert list((tmp_path / "runs").iterdir())
 
     measured = run(dr_trainer, "evaluate", str(file))

@@ -242,7 +242,7 @@ class Answer(_Group):
     """Answers. The defaults of a request that names none."""
 
     k: Annotated[int, Field(ge=1, le=Limits.K)] = Field(
-        100, description="candidates returned; about 7.5 times as many are read"
+        100, description="candidates returned; on average at most 9 times as many are read"
     )
     beam: Annotated[int, Field(ge=1, le=Limits.BEAM)] | Auto = Field(
         "auto", description="W, paths searched; auto: chosen by measurement after training"

@@ -28,7 +28,7 @@ from retrieval.paths.trie import path_trie
 from retrieval.query import Answer, Limits, Query
 from retrieval.session import on_its_device, open_session
 
-#: Of user, paths and path_log_probs.
+#: The types of the network's outputs: user, paths and path_log_probs.
 TYPES = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.float32)
 
 

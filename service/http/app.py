@@ -50,8 +50,8 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
             settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics, STUCK_SECONDS + store_seconds
         )
         tasks = [asyncio.create_task(run()) for run in (reloader.run, reloader.holding.keep, batcher.run)]
-        # If a version is current, it is loaded before the first request comes. But /livez must not wait for a long
-        # load, or for a store that does not answer.
+        # Usually the current version is loaded before the first request comes. But /livez must not wait longer than
+        # FIRST_LOOK_SECONDS for a long load, or for a store that does not answer.
         with suppress(TimeoutError):
             await asyncio.wait_for(reloader.looked.wait(), FIRST_LOOK_SECONDS)
         log.info("%s", _summary(settings, reloader))

@@ -75,7 +75,7 @@ class RequestMiddleware:
 
 
 class _Room:
-    """What all long bodies under way share. left: bytes that further ones may take."""
+    """The memory that all long bodies share. left: bytes that are still free."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -95,7 +95,7 @@ class _Body:
             raise HTTPException(413, self._too_long)
         if self._whole:
             return await self._receive()
-        try:  # a client that sends drop by drop keeps one of the proxy's connections from others
+        try:  # a slow sender occupies one of the proxy's connections
             async with asyncio.timeout(max(0.0, self._end - time.perf_counter())):
                 message = await self._receive()
         except TimeoutError:

@@ -1,1 +1,1 @@
-"""What a process is told from outside: its settings, and signals."""
+"""The settings of a process, and the signals it gets."""

@@ -11,6 +11,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from retrieval.query import Limits
+
 #: Variables that Kubernetes and Docker set for a Service called `dr` or `dr-...`.
 OF_A_SERVICE = re.compile(r"DR_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 ITS_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
@@ -41,12 +43,12 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, le=256, description="processes, each with the network in its own memory")
     admin_token: SecretStr | None = Field(None, description="bearer token for /admin; unset: /admin is off")
     poll_seconds: float = Field(0.5, gt=0, le=60, description="time between two looks at `current`")
-    timeout_ms: int = Field(1000, ge=1, le=60_000, description="deadline of a request without timeout_ms")
+    timeout_ms: int = Field(1000, ge=1, le=Limits.TIMEOUT_MS, description="deadline of a request without timeout_ms")
     max_queue: int = Field(
         512,
         ge=1,
-        description="longest queue; 429 if it is full, or if DR_MAX_BATCH requests wait, the oldest for half of "
-        "DR_TIMEOUT_MS",
+        description="most requests that wait; 429 beyond it, and when DR_MAX_BATCH wait and the oldest has used half "
+        "of DR_TIMEOUT_MS",
     )
     max_batch: int = Field(32, ge=1, le=1024, description="most requests searched together")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="longest request body; 413 for a longer one")

@@ -34,7 +34,7 @@ def try_model(version: Version) -> None:
     manifest = version.manifest
     memory = MEMORY + 4 * manifest.parts["model.onnx"].size
     model = f"{version.folder}/model.onnx" if version.folder else ""
-    # -I keeps the current folder and PYTHONPATH out; the process imports from the same folders as this one.
+    # -I ignores PYTHON* variables and the current folder; then the process gets the import path of this one.
     command = [sys.executable, "-I", PROGRAM, model, str(memory), str(SECONDS), json.dumps(sizes(manifest)), *sys.path]
     try:
         done = subprocess.run(  # noqa: S603 -- our own program

@@ -41,7 +41,7 @@ from trainer.evaluate.baselines import (
     popularity,
 )
 from trainer.evaluate.evaluate import MeasuredVersion
-from trainer.evaluate.measures import MEASURES, Answers, new_items, nobody, ratios, recall_by_popularity
+from trainer.evaluate.measures import MEASURES, Answers, new_items, no_new_items, ratios, recall_by_popularity
 from trainer.progress import Progress, counted
 from trainer.publish.frontier import choose_beam, frontier
 from trainer.publish.version import BEAM_REQUESTS, make_version
@@ -99,7 +99,7 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     k, clicks = config.k, click_counts(dataset, split)
     users = sum(len(truth) > 0 for truth in new_items(requests))
     if not users:
-        progress.say(nobody(config.split))
+        progress.say(no_new_items(config.split))
     rows: dict[str, dict[str, Any]] = {}
 
     def add(name: str, answers: Answers, fit_seconds: float | None, encoding: float = 0.0) -> None:
@@ -263,7 +263,7 @@ def filtering(result: dict[str, Any]) -> str:
     """Whether history is filtered from answers, for the figures and for those in brackets."""
     if result["users"]:
         return "history filtered; in brackets: not filtered"
-    return f"{nobody()}; in brackets: not filtered"
+    return f"{no_new_items()}; in brackets: not filtered"
 
 
 def mean(figure: dict[str, float | None], digits: int, factor: float = 1) -> str:

@@ -30,7 +30,7 @@ from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.fit import Trained, fit
 from trainer.deep_retrieval.layers import PathModel
 from trainer.errors import ConfigError, DataError
-from trainer.evaluate.measures import MEASURES, Items, by_user, new_items, nobody, precision_recall_f, tops
+from trainer.evaluate.measures import MEASURES, Items, by_user, new_items, no_new_items, precision_recall_f, tops
 from trainer.progress import Progress, counted
 from trainer.publish.frontier import choose_beam
 from trainer.publish.index import make_index
@@ -134,7 +134,7 @@ def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: P
     if not requests.histories:
         raise DataError("test_users: no users are held out, so nothing can be measured")
     if not any(map(len, new_items(requests))):
-        raise DataError(nobody(config.split))
+        raise DataError(no_new_items(config.split))
     if config.passes - config.warmup < 2:
         raise ConfigError(
             f"epochs: a reassignment needs two epochs after the warm-up; expected at least {config.warmup + 2}"

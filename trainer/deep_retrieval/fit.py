@@ -117,7 +117,8 @@ def fit(
         run.save(record, model, optimizers, paths)
         progress.say(_line(record, config.passes))
         for fault in [] if warming_up else collapse(occupancy, config):
-            progress.say(f"warning: the index is collapsing: {fault}; raise warmup_epochs or alpha")
+            remedy = "warmup_epochs or alpha" if config.reassignments else "warmup_epochs or width"
+            progress.say(f"warning: the index is collapsing: {fault}; raise {remedy}")
     return Trained(model.cpu().eval(), paths, run.history)
 
 

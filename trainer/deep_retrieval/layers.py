@@ -1,4 +1,4 @@
-"""The path model: user encoder, D path layers, softmax head, and beam search. All path math is here.
+"""The path model: user encoder, D path layers, softmax head, and beam search.
 
 What is unusual in this model:
 - a path's probability is a product of D softmaxes over K nodes, each given the nodes before it (Sec. 3.1, eq. 1);
@@ -31,10 +31,10 @@ from trainer.encoders.gru import UserEncoder
 
 
 def _best(joint: Tensor, children: Tensor | None, beam: int, *, enough: bool = False) -> tuple[Tensor, Tensor]:
-    """The `beam` best log-probabilities (N, w) of `joint` (N, n), and where they are; none that leads to no item.
+    """The `beam` best log-probabilities (N, w) of `joint` (N, n), and their positions, without prefixes of no items.
 
-    children: (N, n), -1 where no item lies. enough: n is at least Limits.BEAM, so the exported graph can use `beam`
-    without comparing it with n.
+    children: (N, n), -1 where no item lies. enough: n is at least `beam` for every beam up to Limits.BEAM, so the
+    exported graph need not compare them.
     """
     if children is not None:
         joint = torch.where(children < 0, -torch.inf, joint)

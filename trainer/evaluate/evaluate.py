@@ -23,7 +23,7 @@ from trainer.data.split import Split, clicked_items
 from trainer.deep_retrieval.occupancy import Occupancy
 from trainer.errors import DataError
 from trainer.evaluate.baselines import answer_all, item_cf, popularity
-from trainer.evaluate.measures import MEASURES, Answers, Items, new_items, nobody, ratios, tops
+from trainer.evaluate.measures import MEASURES, Answers, Items, new_items, no_new_items, ratios, tops
 from trainer.progress import Progress, counted
 
 
@@ -65,7 +65,7 @@ def table(result: dict[str, Any], split: str) -> str:
     if result["users"]:
         head = f"{counted(result['users'], 'held-out user')}, history filtered (in brackets: not filtered)"
     else:
-        head = f"{nobody(split)}; these figures are not filtered"
+        head = f"{no_new_items(split)}; these figures are not filtered"
     lines = [f"{result['version']}: {head}", ""]
     lines.append(f"{'':16}{f'P@{k} %':>16}{f'R@{k} %':>16}{f'F@{k} %':>16}")
     for name in ("deep_retrieval", "brute_force", "item_cf", "popularity"):

@@ -70,14 +70,14 @@ def ratios(measured: Figures, reference: Figures) -> Figures:
     return {key: ratio(measured[key], reference[key]) for key in MEASURES}
 
 
-def nobody(split: str = "") -> str:
-    """What is said where no user has a truth that is not in the history. split: of TrainConfig, if it is known."""
+def no_new_items(split: str = "") -> str:
+    """The message for when no held-out user has a new item. split: of TrainConfig, if it is known."""
     item = {"users": "an item in the second half", "last-out": "a last item"}.get(split, "a held-out item")
     return f"nobody has {item} that is not in the history, so nobody can be measured with the history filtered"
 
 
 def new_items(requests: Requests) -> list[Items]:
-    """The truths without what the history has."""
+    """The truths without items of the history."""
     return [np.setdiff1d(truth, history) for truth, history in zip(requests.truths, requests.histories, strict=True)]
 
 
@@ -104,7 +104,7 @@ def popularity_groups(clicks: Items, groups: int) -> Items:
 
 
 def tops(scores: NDArray[Any], k: int, histories: list[Items] | None = None) -> list[Items]:
-    """Each request's k best of all items, without those of its history if there is one. scores: (R, V).
+    """Each request's k best of all items; items of the history are left out if `histories` is given. scores: (R, V).
 
     Ties go by item index.
     """

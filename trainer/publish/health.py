@@ -30,7 +30,7 @@ REACH_USERS = 10_000  # training users, at most, whose requests tell which items
 class Health:
     """What `dr-trainer fit` and `dr-index show` report of an index.
 
-    perplexity: a number from 1 to K for each layer: the postings are spread over its nodes as if evenly over so many.
+    perplexity: for each layer, the effective number of nodes in use, 1 to K.
     reach: the share of the clicked items that at least one of `reach_users` training users' requests reads at the
     default beam; together those requests read `reads` items. churn: see `churn`; None if there is no previous version.
     """

@@ -28,7 +28,7 @@ def path_lists(
 
 
 def _half(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Half the memory, and what is rounded is less than what training left to chance. Raises ExportRefused."""
+    """The vectors in float16: half the memory; rounding changes less than another seed does. Raises ExportRefused."""
     largest = float(np.abs(vectors).max(initial=0))
     if not largest <= float(np.finfo(np.float16).max):
         raise ExportRefused(f"an item vector has {largest:.3g}, float16 holds 65504 at most; lower learning_rate")

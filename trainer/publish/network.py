@@ -18,10 +18,9 @@ from trainer.deep_retrieval.layers import PathModel
 
 
 class Network(nn.Module):
-    """What is exported: vectors of the history, context and beam width in; user vector and rows of paths out.
+    """The exported network. Inputs: item vectors of the history, context, beam width. Outputs: user vector, paths.
 
-    It has nothing of the size of the catalogue: the vectors of a history's items come from where the reranker's do, and
-    the trie of the paths in use is an input.
+    Nothing in it has the size of the catalogue: the item vectors and the trie of the paths in use are inputs.
     """
 
     def __init__(self, model: PathModel) -> None:
@@ -82,7 +81,7 @@ def to_onnx(network: Network, schema: ContextSchema) -> bytes:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporter says of itself: deprecations inside it, libraries it could have used."""
+    """Silence the exporter's own warnings and prints."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

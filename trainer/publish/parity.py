@@ -52,7 +52,7 @@ def check_parity(network: Network, structure: PathStructure, requests: Requests)
                 ("user vectors", user.numpy(), beams.user),
                 ("log-probabilities", log_probs.numpy(), beams.log_probs),
                 ("paths", again.numpy()[alive], beams.log_probs[alive]),
-                ("dead places", np.where(alive, 0, -1), np.where(beams.paths >= 0, 0, -1)),
+                ("unused beam places", np.where(alive, 0, -1), np.where(beams.paths >= 0, 0, -1)),
             ):
                 if expected.shape != actual.shape or not np.allclose(expected, actual, rtol=TOLERANCE, atol=TOLERANCE):
                     raise ExportRefused(

@@ -163,7 +163,7 @@ def _require_finite(model: PathModel) -> None:
 
 
 def _check_encoding(searcher: Searcher, asked: list[Request], trained: Requests, longest: int) -> None:
-    """Raise ExportRefused unless the service's encoding of `asked` is training's of the same users, `trained`."""
+    """Raise ExportRefused unless the service encodes `asked` exactly as training encoded those users, `trained`."""
     for place, request in enumerate(asked):
         query, unknown = searcher.prepare(request)
         for part, served, learned in (
