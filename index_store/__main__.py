@@ -60,24 +60,14 @@ def _list(store: IndexStore, _: argparse.Namespace) -> Result:
             m.created,
             str(m.items),
             str(m.structure.get("paths", "")),
-            f"{_size(m) / 2**20:.1f}",
+            f"{m.size / 2**20:.1f}",
         )
         for m in manifests
     ]
     document = {
         "current": current,
         "previous": previous,
-        "versions": [
-            {
-                "version": m.version,
-                "state": marks.get(m.version, "available"),
-                "created": m.created,
-                "items": m.items,
-                "paths": m.structure.get("paths"),
-                "bytes": _size(m),
-            }
-            for m in manifests
-        ],
+        "versions": [m.summary(marks.get(m.version, "available")) for m in manifests],
     }
     unlisted = []
     for name in (current, previous):
@@ -163,10 +153,6 @@ def _prune(store: IndexStore, options: argparse.Namespace) -> Result:
 
 def _find(store: IndexStore, version: str) -> Manifest:
     return next((m for m in store.versions() if m.version == version), None) or store.load(version).manifest
-
-
-def _size(manifest: Manifest) -> int:
-    return sum(part.size for part in manifest.parts.values())
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -20,6 +20,8 @@ from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
 
 FORMAT = 4
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}\Z")
+#: The form of the names that stores give to versions: v7-0123456789ab.
+VERSION = re.compile(r"v[1-9]\d*-[0-9a-f]{12}")
 #: The form of a part's name. It is a file's name, and a part of keys, so it can be no path.
 PART = r"[a-z][a-z0-9_]*\.[a-z0-9]+"
 
@@ -99,6 +101,22 @@ class Manifest:
             if not isinstance(info.sha256, str) or type(info.size) is not int:
                 raise TypeError("the size of a part is not a whole number, or its digest is not a string")
 
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.size for part in self.parts.values())
+
+    def summary(self, state: str) -> dict[str, Any]:
+        """What a list of versions says of it. state: current, previous, available, ..."""
+        return {
+            "version": self.version,
+            "state": state,
+            "created": self.created,
+            "items": self.items,
+            "paths": self.structure.get("paths"),
+            "bytes": self.size,
+        }
+
     def require_part_names(self) -> None:
         """Raise VersionDamaged if a part has a name that is not a plain file name, or is the manifest's."""
         for part in self.parts:
@@ -116,6 +134,12 @@ class Manifest:
 def fingerprint(parts: Mapping[str, PartInfo]) -> str:
     """SHA-256 over the names and digests of all parts."""
     return sha256(canonical({name: info.sha256 for name, info in parts.items()}))
+
+
+def counter(version: str) -> int:
+    """The number in a version's name: 7 of v7-0123456789ab; 0 for a name of another form."""
+    digits = version[1:].partition("-")[0]
+    return int(digits) if digits.isdecimal() else 0
 
 
 def check_name(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from contextlib import suppress
 from types import EllipsisType
@@ -11,10 +10,9 @@ from typing import Protocol
 from index_store.address import Address, folder_of
 from index_store.errors import InvalidName, PointerMoved, VersionInUse, VersionNotFound
 from index_store.folder.store import FolderStore
-from index_store.manifest import Manifest, check_name
+from index_store.manifest import VERSION, Manifest, check_name
 from index_store.version import ByteProgress, Version
 
-WHOLE_NAME = re.compile(r"v\d+-[0-9a-f]{12}")
 NEWEST = 3  # versions that an error message lists when a version was not found
 
 
@@ -122,7 +120,7 @@ def find_version(store: IndexStore, given: str) -> str:
     A full name is returned without looking for it; the method that uses it reports a missing version. Raises
     InvalidName, VersionNotFound.
     """
-    if WHOLE_NAME.fullmatch(check_name(given)):
+    if VERSION.fullmatch(check_name(given)):
         return given
     names = [manifest.version for manifest in store.versions()]
     # A damaged version is not listed, but the pointers may name it; the method that uses it reports the damage.
@@ -144,11 +142,17 @@ def rollback(store: IndexStore) -> tuple[str, str]:
 
     A second rollback undoes the first. Raises PointerMoved when there is nothing to go back to.
     """
+    current, previous = rollback_target(store)
+    store.activate(previous, expected=current)
+    return previous, current
+
+
+def rollback_target(store: IndexStore) -> tuple[str, str]:
+    """The current version and the one before it. Raises PointerMoved when there is nothing to go back to."""
     current, previous = store.current(), store.previous()
     if current is None or previous is None:
         raise PointerMoved("nothing to roll back to: fewer than two versions have been current")
-    store.activate(previous, expected=current)
-    return previous, current
+    return current, previous
 
 
 def prune(store: IndexStore, keep: int) -> list[str]:

@@ -38,7 +38,7 @@ from index_store.errors import (
     VersionNotFound,
 )
 from index_store.folder.files import map_file, sync_folder
-from index_store.manifest import NAME, Manifest, check_name
+from index_store.manifest import NAME, Manifest, check_name, counter
 from index_store.version import Buffer, ByteProgress, PathReader, Version, parts_here
 
 MANIFEST = "manifest.json"
@@ -92,7 +92,7 @@ class FolderStore:
                         sync_folder(self._versions)  # its publisher may have died before this
                         return manifest.version
                 # Count all folders, so that even a damaged version's number is never used again.
-                taken = [_counter(entry.name) for entry in self._versions.iterdir()]
+                taken = [counter(entry.name) for entry in self._versions.iterdir()]
                 version = version.named(1 + max(taken, default=0))
                 parts = {name: _pieces(part) for name, part in version.parts.items()}
                 self._write(version.manifest, parts, progress)
@@ -107,7 +107,7 @@ class FolderStore:
         for name in names:
             with contextlib.suppress(IndexStoreError):  # deleted meanwhile or damaged: `load` reports it
                 manifests.append(self._manifest(name))
-        return sorted(manifests, key=lambda m: (_counter(m.version), m.version))
+        return sorted(manifests, key=lambda m: (counter(m.version), m.version))
 
     def current(self) -> str | None:
         return self._pointer()[0]
@@ -352,12 +352,6 @@ class FolderStore:
 
     def _disk_error(self, reason: str) -> IndexStoreError:
         return StoreUnavailable(reason)
-
-
-def _counter(version: str) -> int:
-    """The number in a version's name: 7 of v7-0123456789ab."""
-    digits = version[1:].partition("-")[0]
-    return int(digits) if digits.isdecimal() else 0
 
 
 def _pieces(part: Buffer) -> Iterator[Buffer]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from index_store.manifest import PART
+from index_store.manifest import PART, VERSION
 from index_store.version import LISTS, Buffer, Version
 
 #: Bytes of a blob. Small, because the server answers no other client while it sends one.
@@ -81,7 +81,7 @@ class Keys:
     def version_of(self, key: bytes) -> str | None:
         """The version that `key` belongs to, or None if it is not a key of this store."""
         match = re.fullmatch(
-            rf"{re.escape(self.namespace)}:(v\d+-[0-9a-f]{{12}}):(manifest|path:-?\d+|blob:{PART}:\d+)",
+            rf"{re.escape(self.namespace)}:({VERSION.pattern}):(manifest|path:-?\d+|blob:{PART}:\d+)",
             key.decode("ascii", "replace"),
         )
         return match[1] if match else None

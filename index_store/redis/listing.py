@@ -13,12 +13,11 @@ from types import EllipsisType
 from typing import Any
 
 from index_store.errors import PointerMoved, StoreMisconfigured
+from index_store.manifest import VERSION, counter
 from index_store.redis.client import Command, Server
 from index_store.redis.keys import Keys
 
-#: The form of the version names that `claim` gives.
-OURS = re.compile(r"v[1-9]\d*-[0-9a-f]{12}")
-LEASE = re.compile(rf"(?P<version>{OURS.pattern}) [0-9a-f]{{32}}")
+LEASE = re.compile(rf"(?P<version>{VERSION.pattern}) [0-9a-f]{{32}}")
 COUNT = re.compile(r"v\d+")
 
 
@@ -40,12 +39,12 @@ class Listing:
             nonlocal claimed
             published = self._names(self._keys.versions, read.smembers(self._keys.versions))
             publishing = self._names(self._keys.publishing, read.smembers(self._keys.publishing))
-            counter = self._ours(self._keys.counter, read.get(self._keys.counter), COUNT)
+            latest = self._ours(self._keys.counter, read.get(self._keys.counter), COUNT)
             for name in published | publishing:
                 if name.endswith(f"-{fingerprint[:12]}"):
                     claimed = name, name in published
                     return None
-            new = 1 + max(map(number, {counter or "v0", *published, *publishing}))
+            new = 1 + max(map(counter, {latest or "v0", *published, *publishing}))
             claimed = f"v{new}-{fingerprint[:12]}", False
             return [("SET", self._keys.counter, f"v{new}"), ("SADD", self._keys.publishing, claimed[0])]
 
@@ -89,7 +88,7 @@ class Listing:
         return moved or version in self.publishing()  # the answer to a first try may have been lost
 
     def _names(self, key: str, members: set[bytes]) -> set[str]:
-        return {name for member in members if (name := self._ours(key, member, OURS))}
+        return {name for member in members if (name := self._ours(key, member, VERSION))}
 
     def _ours(self, key: str, value: bytes | None, form: re.Pattern[str]) -> str | None:
         text = None if value is None else value.decode("ascii", "replace")
@@ -103,7 +102,7 @@ class Listing:
     def pointer(self, key: str) -> str | None:
         """The version that the key `current` or `previous` names."""
         (value,) = self._server.get([key])
-        return self._ours(key, value, OURS)
+        return self._ours(key, value, VERSION)
 
     def move_pointer(self, version: str, expected: str | EllipsisType | None) -> str | None:
         """Make `version` current; see IndexStore.activate."""
@@ -113,8 +112,8 @@ class Listing:
 
         def change(read: Any) -> list[Command] | None:
             nonlocal replaced
-            current = self._ours(key, read.get(key), OURS)
-            self._ours(previous, read.get(previous), OURS)
+            current = self._ours(key, read.get(key), VERSION)
+            self._ours(previous, read.get(previous), VERSION)
             if read.get(self._keys.mover) == mover.encode():
                 return None
             replaced = current
@@ -130,7 +129,7 @@ class Listing:
 
     def lease(self, version: str, holder: str, milliseconds: int) -> None:
         """Record that `holder`, 32 hexadecimal digits, uses `version` for that long. Ignores names not from `claim`."""
-        if OURS.fullmatch(version):
+        if VERSION.fullmatch(version):
             self._server.lease(self._keys.leases, f"{version} {holder}", milliseconds)
 
     def release(self, version: str, holder: str) -> None:
@@ -170,8 +169,3 @@ class Listing:
             before = now
             time.sleep(0.1)
         return True
-
-
-def number(version: str) -> int:
-    """The number in a version's name: 7 for v7-0123456789ab."""
-    return int(version[1:].partition("-")[0])

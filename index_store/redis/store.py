@@ -33,10 +33,10 @@ from index_store.errors import (
     VersionNotFound,
 )
 from index_store.folder.copies import Copies
-from index_store.manifest import Manifest, check_name
+from index_store.manifest import Manifest, check_name, counter
 from index_store.redis.client import Server
 from index_store.redis.keys import PIECE, Keys
-from index_store.redis.listing import Listing, number
+from index_store.redis.listing import Listing
 from index_store.redis.path_lists import RemotePaths
 from index_store.version import LISTS, Buffer, ByteProgress, Version, parts_here
 
@@ -109,7 +109,7 @@ class ServerStore:
             self._erase(name)
 
     def versions(self) -> list[Manifest]:
-        names = sorted(self._listing.published(), key=number)
+        names = sorted(self._listing.published(), key=counter)
         manifests = []
         for name, text in zip(names, self._get([self._keys.manifest(name) for name in names]), strict=True):
             with suppress(IndexStoreError):  # damaged or of another format: `load` reports it

@@ -20,8 +20,8 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 #: Charsets that a JSON decoder tells apart by the first bytes of a body.
 CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii"} | {f"utf-{n}{end}" for n in (16, 32) for end in ("", "le", "be")}
 MAX_TYPE = 256  # characters of a Content-Type that are looked at
-NO_JSON = "Content-Type: expected application/json; with curl, add -H 'content-type: application/json'"
-NO_UTF_8 = "Content-Type: expected JSON in UTF-8, with charset=utf-8 or without a charset"
+WRONG_TYPE = "Content-Type: expected application/json; with curl, add -H 'content-type: application/json'"
+WRONG_CHARSET = "Content-Type: expected JSON in UTF-8, with charset=utf-8 or without a charset"
 ENCODED = "expected a body that is not compressed; send it without this header"
 CODINGS = {"Content-Encoding": {"", "identity"}, "Transfer-Encoding": {"", "identity", "chunked"}}
 
@@ -74,11 +74,11 @@ def _wrong_type(content_type: str) -> str | None:
     message["content-type"] = content_type
     kind, subtype = message.get_content_maintype(), message.get_content_subtype()
     if kind != "application" or not (subtype == "json" or subtype.endswith("+json")):
-        return NO_JSON
+        return WRONG_TYPE
     try:
-        return None if message.get_content_charset("utf-8") in CHARSETS else NO_UTF_8
+        return None if message.get_content_charset("utf-8") in CHARSETS else WRONG_CHARSET
     except ValueError:  # a charset written in the style of RFC 2231 that cannot be decoded
-        return NO_UTF_8
+        return WRONG_CHARSET
 
 
 def _require_admin(request: Request) -> None:

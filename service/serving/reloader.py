@@ -38,7 +38,7 @@ from index_store.errors import (
     VersionNotFound,
 )
 from index_store.manifest import check_name
-from index_store.store import IndexStore
+from index_store.store import IndexStore, rollback_target
 from service.errors import NotReady
 from service.metrics import Metrics
 from service.serving.failure_log import FailureLog
@@ -175,10 +175,7 @@ class Reloader:
 
     async def rollback(self) -> dict[str, Any]:
         """Swap to the version that was current before."""
-        current = await asyncio.to_thread(self._store.current)
-        previous = await asyncio.to_thread(self._store.previous)
-        if previous is None:
-            raise PointerMoved("nothing to roll back to: fewer than two versions have been current")
+        current, previous = await asyncio.to_thread(rollback_target, self._store)
         return await self.swap(previous, current)
 
     async def versions(self) -> dict[str, Any]:
@@ -193,15 +190,8 @@ class Reloader:
         states[self.holding.loading] = "loading"
         listed = []
         for manifest in manifests:
-            entry = {
-                "version": manifest.version,
-                "state": states.get(manifest.version, "available"),
-                "created": manifest.created,
-                "items": manifest.items,
-                "paths": manifest.structure.get("paths"),
-                "bytes": sum(part.size for part in manifest.parts.values()),
-                "metrics": manifest.metrics,
-            }
+            entry = manifest.summary(states.get(manifest.version, "available"))
+            entry["metrics"] = manifest.metrics
             if manifest.version in self.loader.refused:
                 entry["reason"] = self.loader.refused[manifest.version]
             listed.append(entry)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from types import EllipsisType
 
 from index_store.errors import PointerMoved, VersionInUse, VersionNotFound
-from index_store.redis.listing import number
+from index_store.manifest import counter
 
 
 def content_of(name: str) -> str:
@@ -26,12 +26,12 @@ class ReferenceStore:
 
     def names(self) -> list[str]:
         """All versions, the oldest first."""
-        return sorted(self.versions, key=number)
+        return sorted(self.versions, key=counter)
 
     def publish(self, published: str, name: str) -> None:
         """Record that the store published this content as `name`: its name so far, or a newer one than all others."""
         known = [version for version in self.versions if content_of(version) == published]
-        newer = all(number(name) > number(version) for version in self.versions)
+        newer = all(counter(name) > counter(version) for version in self.versions)
         assert content_of(name) == published
         assert [name] == known if known else newer or published in self.half
         self.versions.add(name)
