@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import IndexStoreError, VersionDamaged
-from index_store.version import Version
+from index_store.version import Version, naming
 from retrieval.golden import replay
 from retrieval.query import Query
 from retrieval.searcher import Searcher
@@ -26,12 +26,13 @@ class Retriever:
         self.name = version.manifest.version
         self.max_beam = self.searcher.facts.max_beam
         self.remote = version.read_paths is not None  # an answer waits for the store
-        try:
-            replay(self.searcher, version.document("golden.json"))
-        except IndexStoreError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- what the runtime raises for a model of another shape
-            raise VersionDamaged(f"{self.name}: model.onnx cannot be run ({type(error).__name__})") from None
+        with naming(self.name):
+            try:
+                replay(self.searcher, version.document("golden.json"))
+            except IndexStoreError:
+                raise
+            except Exception as error:  # noqa: BLE001 -- what the runtime raises for a model of another shape
+                raise VersionDamaged(f"model.onnx cannot be run ({type(error).__name__})") from None
         self.pace = self._warm_up()
 
     def _warm_up(self) -> Pace:

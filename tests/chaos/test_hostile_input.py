@@ -194,7 +194,9 @@ def unhurried(body: Any) -> Any:
     if not isinstance(body, dict):
         return body
     return {
-        name: unhurried(value) for name, value in body.items() if name != "timeout_ms" or not isinstance(value, int)
+        name: unhurried(value)
+        for name, value in body.items()
+        if name != "timeout_ms" or not isinstance(value, int | float)
     }
 
 
