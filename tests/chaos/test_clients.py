@@ -61,4 +61,8 @@ def test_java(planted: Planted, tmp_path: Path, goal: Goal) -> None:
     assert done.returncode == 0, done.stderr
     right = ["200 4", "200 4", "200 1"] * times + ["200 4"] * times
     printed = done.stdout.splitlines()
-    goal("requests of Java's HttpClient as it comes", f"{printed.count('200 4')} answered", printed == right)
+    goal(
+        "Java's HttpClient with default settings: requests answered rightly",
+        f"{printed.count('200 4')} answered",
+        printed == right,
+    )

@@ -56,12 +56,12 @@ def test_damaged_versions_are_refused(goal: Goal, planted: Planted, other: Plant
 
     count += len(wrong)
     goal(
-        f"{count} damaged versions: served, or refused without a reason",
+        f"{count} damaged versions: served, or refused without their name",
         len(accepted),
         reached=not accepted,
     )
     goal(
-        f"{traffic.answered:,} requests, {meanwhile:,} of them meanwhile: failed, wrong",
+        f"{traffic.answered:,} requests, {meanwhile:,} of them while damaged versions were offered: failed, wrong",
         f"{len(traffic.failed)}, {len(traffic.wrong)}",
         reached=not traffic.failed and not traffic.wrong,
     )

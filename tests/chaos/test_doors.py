@@ -324,7 +324,7 @@ def test_nothing_is_unpickled_where_requests_are_served(
 
     reached = [line for line in log.read_text().splitlines() if line != "kernel"]
     goal(
-        "a process that loads, serves and swaps: ways to unpickle reached, but numba's own",
+        "a process that loads, serves and swaps: attempts to unpickle, except numba's cache",
         len(reached),
         not reached,
     )

@@ -101,8 +101,8 @@ def test_killed_before_any_step_of_publish_and_activate(store_url: str, client: 
             client.delete(*keys_of(client, f"{store_url.partition('namespace=')[2]}{steps}"))
     kind = "folder" if "://" not in store_url else "Redis"
     goal(
-        f"publisher killed before each of {killed} steps of publish and activate ({kind}): half versions seen, repeats "
-        "that failed, orphans",
+        f"publisher killed before each of {killed} steps of publish and activate ({kind}): half versions seen, retries "
+        "that failed, leftover files or keys",
         "0, 0, 0",
         reached=killed * every > 25 and (outcomes == {False, True} or not FULL),
     )
@@ -195,8 +195,8 @@ def test_killed_at_any_moment(
     kind = "folder" if isinstance(store, FolderStore) else "Redis"
     goal(
         f"publisher killed by SIGKILL at {killed} random moments ({kind}; {after} had moved the pointer), a replica "
-        f"following ({len(follower.served)} versions served): half versions or wrong answers seen, repeats that "
-        "failed, orphans after pruning",
+        f"following ({len(follower.served)} versions served): half versions or wrong answers seen, retries that "
+        "failed, leftover files or keys after pruning",
         "0, 0, 0",
         reached=killed >= wanted and len(follower.served) > wanted / 10,
     )

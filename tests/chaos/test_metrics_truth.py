@@ -182,7 +182,7 @@ def test_the_metrics_equal_what_clients_saw(replica: Replica, goal: Goal) -> Non
         by_status[status] += number
     counts = ", ".join(f"{number:,} of {status}" for status, number in sorted(by_status.items()))
     goal(
-        "what 100,000 requests of every kind were answered = what the service counted, by route and status",
+        "the service's counts by route and status equal what clients of every kind of request saw",
         f"{REQUESTS:,}: {counts}; {short:,} short, {narrowed:,} narrowed; all equal",
         set(by_status) == {200, 400, 401, 404, 405, 409, 413, 422, 429, 504}
         and short
@@ -253,7 +253,7 @@ def test_every_request_that_the_store_failed_is_counted(
         assert "never retrieved" not in replica.log()
 
     goal(
-        "requests refused because the store failed = store faults counted",
+        "the count of store faults equals the requests refused because the store failed",
         f"{seen[503]:,} of {number:,} and {faults:,}",
         seen[503] == faults == seen.total(),
     )

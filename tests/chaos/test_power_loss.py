@@ -189,8 +189,8 @@ def test_after_a_power_failure_the_store_has_before_or_after(
             shutil.rmtree(root)
 
     goal(
-        f"power loss at drawn steps of publish, activate and delete, {len(seen)} different states of the disk: "
-        "half versions accepted, promises broken, repeats that failed",
+        f"power loss at random steps of publish, activate and delete, {len(seen)} different states of the disk: "
+        "half versions accepted, promises broken, retries that failed",
         "0, 0, 0",
         reached=True,
     )

@@ -146,13 +146,13 @@ def test_redis_faults(goal: Goal, own: RedisServer, planted: Planted, tmp_path: 
                 seconds += [*read.seconds, *(reply.seconds for reply in read.refused)]
     print(problems[:5])
     goal(
-        f"{len(faults.all)} kinds of faults x {rounds}: wrong, or refused other than by 503 or 429 with Retry-After",
+        f"{len(faults.all)} kinds of faults x {rounds}: wrong answers, refusals but 503 or 429 with Retry-After",
         f"{len(problems)}; refused: " + ", ".join(f"{fault} {count}" for fault, count in refusals.items() if count),
         reached=not problems and all(refusals[fault] for fault in REFUSING),
     )
     late = 1000 * float(np.percentile(seconds, 99))
     goal(
-        "p99 of answers and refusals within the deadline of 1,000 ms and 50",
+        "p99 of answers and refusals at most 1,050 ms (the deadline and 50 ms)",
         f"{late:.0f} ms",
         late <= 1050,
         timing=True,
@@ -205,7 +205,7 @@ def test_lost_keys_are_a_fault(goal: Goal, own: RedisServer, planted: Planted, t
             time.sleep(2)
         logged = "missing or cut short" in replica.log()
     goal(
-        f"{len(lost)} of {len(lists)} path lists removed by hand: wrong answers; said in the log",
+        f"{len(lost)} of {len(lists)} path lists removed by hand: wrong answers; reported in the log",
         f"{len(traffic.wrong)}; {'yes' if logged else 'no'}",
         reached=not traffic.wrong and not traffic.failed and traffic.refused and logged,
     )

@@ -95,7 +95,7 @@ def test_a_killed_training_continues_to_the_same_bytes(tmp_path: Path, goal: Goa
 
     goal(
         f"training killed at {killed} random moments, {continued} of them after a checkpoint, and continued; two clean "
-        "runs: versions with another byte in any part",
+        "runs: versions that differ in any byte",
         differing,
         reached=differing == 0 and killed == wanted,
     )

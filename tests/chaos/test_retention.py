@@ -93,8 +93,8 @@ def test_old_versions_are_deleted(
 
     problems = traffic.failed + traffic.wrong + without.failed + without.wrong
     goal(
-        f"{cycles} versions published and pruned ({residency}): kept beside the leased ones, at most 3; the leased "
-        f"deleted; requests failed or wrong; commands forbidden to us",
+        f"{cycles} versions published and pruned ({residency}): unleased versions kept, at most 3; leased versions "
+        f"deleted; requests failed or wrong; forbidden Redis commands sent",
         f"{work.most}; 0; {len(problems)}; {len(FORBIDDEN & set(seen))}",
         reached=work.most <= 3 and not problems and not FORBIDDEN & set(seen) and work.deleted >= cycles,
     )

@@ -58,19 +58,19 @@ def test_slow_clients(goal: Goal, planted: Planted, tmp_path: Path) -> None:
 
     clients = HALF_OPEN + DRIPPING
     goal(
-        f"{HALF_OPEN} half-open and {DRIPPING} dripping clients through the proxy: others not answered 200",
+        f"{HALF_OPEN} half-open and {DRIPPING} dripping clients through the proxy: other requests not answered 200",
         quiet.count(None) + busy.count(None),
         reached=None not in quiet + busy,
     )
     before, meanwhile = (1000 * float(np.percentile([s for s in seconds if s], 99)) for seconds in (quiet, busy))
     goal(
-        "p99 of others at most 1.5 times the quiet one, or 2 ms more",
+        "p99 of other requests at most 1.5 times that without slow clients, or 2 ms more",
         f"{meanwhile:.1f} ms, {before:.1f}",
         reached=meanwhile <= max(1.5 * before, before + 2),
         timing=True,
     )
     goal(
-        f"all {clients} are cut off; the last within {CUT_SECONDS:.0f} s",
+        f"all {clients} slow clients are cut off; the last within {CUT_SECONDS:.0f} s",
         f"{len(cut)}, {max(cut):.1f} s",
         reached=len(cut) == clients and (max(cut) <= CUT_SECONDS or not FULL),
     )

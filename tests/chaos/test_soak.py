@@ -63,7 +63,7 @@ def test_soak(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tm
     unexplained = [at for at in refused_at if not any(begun <= at <= recovered for begun, recovered in restarts)]
     goal(
         f"{SECONDS} s, {swaps} swaps, {PARTS} restarts of an empty Redis, {2 * RATE} requests a second, 1 % of them "
-        "hung up on: failed, wrong, or refused but in a restart",
+        "aborted: failed, wrong, or refused outside a restart",
         f"{len(problems) + len(unexplained)} of {kept.answered + read.answered + len(refused_at):,}; "
         f"refused in a restart and {RECOVERY_SECONDS:.0f} s after: {len(refused_at) - len(unexplained)}",
         reached=not problems and not unexplained and swaps >= PARTS,
@@ -75,11 +75,13 @@ def test_soak(goal: Goal, planted: Planted, other: Planted, own: RedisServer, tm
         reached=last <= max(1.2 * first, first + 2),
         timing=True,
     )
+    if SECONDS < 600:
+        return  # too short to judge memory: what is freed late weighs too much
     slopes = [60 * (max(seen[len(seen) // 2 :]) - max(seen[: len(seen) // 2])) / (SECONDS / 2) for seen in memory]
     goal(
         "memory of a replica grows less than 1 MB a minute in the second half",
         ", ".join(f"{slope:.2f} MB" for slope in slopes),
-        reached=max(slopes) < 1 or SECONDS < 600,  # in a short run, memory that is freed late weighs more
+        reached=max(slopes) < 1,
     )
 
 

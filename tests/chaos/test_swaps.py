@@ -75,14 +75,14 @@ def test_swaps_under_load(goal: Goal, planted: Planted, other: Planted, own: Red
         reached=not traffic.failed and not traffic.wrong and statuses == {200: swaps} and traffic.seen == seen,
     )
     goal(
-        "p99 during swaps at most 1.5 times the quiet one, or 10 ms more",
-        f"{traffic.p99():.1f} ms, quiet {quiet.p99():.1f} ms",
+        "p99 during swaps at most 1.5 times that without swaps, or 10 ms more",
+        f"{traffic.p99():.1f} ms, without {quiet.p99():.1f} ms",
         reached=traffic.p99() <= max(1.5 * quiet.p99(), quiet.p99() + 10),
         timing=True,
     )
     goal(
-        "the first request after a swap takes at most twice the median of others, at the median",
-        f"{first:.2f} ms, others {later:.2f} ms",
+        "the median time of the first request after a swap is at most twice that of later ones",
+        f"{first:.2f} ms, later {later:.2f} ms",
         reached=first <= 2 * later,
         timing=True,
     )
@@ -138,7 +138,7 @@ def test_all_workers_follow_the_pointer(
             took.append(time.monotonic() - moved)
             backwards += sum(client.get("/v1/info").json()["version"] != wanted for client in clients)
     p99 = float(np.percentile(took, 99))
-    goal(f"{flips} flips, no hints: processes that went back to the version before", backwards, backwards == 0)
+    goal(f"{flips} flips, no hints: workers that returned to the previous version", backwards, backwards == 0)
     goal("all workers of two replicas follow, p99 at most 2 s", f"{p99:.1f} s", p99 <= 2, timing=True)
 
 
@@ -173,7 +173,7 @@ def test_swaps_by_many_clients_at_once(goal: Goal, planted: Planted, other: Plan
     accepted = seen[False, 200]
     counts = ", ".join(f"{count:,} x {status}" for (_, status), count in sorted(seen.items()))
     goal(
-        f"{threads} threads x {requests} swaps, valid and not: each is told what came of it, and served is current",
+        f"{threads} threads x {requests} swaps, valid and not: each gets a documented answer, the current is served",
         f"{counts}; {loads} moves",
         reached=seen.total() == threads * requests
         and set(seen) == {(False, 200), (False, 409), (True, 404), (True, 422)}
@@ -212,7 +212,7 @@ def test_a_rollback_is_immediate(
         timing=True,
     )
     goal(
-        "requests meanwhile: failed, wrong",
+        "requests during the rollbacks: failed, wrong",
         f"{len(traffic.failed)}, {len(traffic.wrong)}",
         not traffic.failed + traffic.wrong,
     )
@@ -240,7 +240,7 @@ def test_swaps_leak_nothing(goal: Goal, planted: Planted, other: Planted, tmp_pa
     megabytes, started = 0.1 if FULL else 0.5, len(os.sched_getaffinity(0)) + 4
     goal(f"{swaps} swaps: memory grows at most {megabytes} MB a swap", f"{slope:.3f} MB", slope <= megabytes)
     goal(
-        f"{swaps} swaps: descriptors more at the end than at the beginning, 0; threads, {started} of the pool at most",
+        f"{swaps} swaps: growth of open descriptors (0) and of threads (at most {started})",
         f"{growth(descriptors)}, {growth(threads)}",
         reached=growth(descriptors) <= 0 and growth(threads) <= started,
     )
