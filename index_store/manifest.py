@@ -106,7 +106,7 @@ class Manifest:
         return sum(part.size for part in self.parts.values())
 
     def summary(self, state: str) -> dict[str, Any]:
-        """This version's entry in a list of versions. state: current, previous, available, ..."""
+        """The version's entry in a list of versions. state: current, previous, available, ..."""
         return {
             "version": self.version,
             "state": state,

@@ -57,8 +57,8 @@ class Searcher:
         """
         k = request.k or self.manifest.k
         default_beam, default_per_path = self.default_search(k)
-        # If the request names beam or per_path, the default of the other is reduced where needed. So the request does not
-        # become too large when a version with larger defaults is swapped in.
+        # If the request names beam or per_path, the default of the other is reduced where needed. So the request does
+        # not become too large when a version with larger defaults is swapped in.
         beam = request.beam or min(default_beam, max(1, Limits.READS // (request.per_path or 1)))
         per_path = request.per_path or min(default_per_path, Limits.READS // beam)
         if beam > self.facts.max_beam:

@@ -57,8 +57,8 @@ def all_within(numbers, least, end):  # type: ignore[no-untyped-def]
 def padded(vectors, items, lengths):  # type: ignore[no-untyped-def]
     """The item vectors of B histories, (B, T, E), with zeros after each history's end.
 
-    T: the longest length, at least 1. vectors: (V, E). items: the item indices of all histories, concatenated; each must
-    be below V, which is not checked. lengths: (B,).
+    T: the longest length, at least 1. vectors: (V, E). items: the item indices of all histories, concatenated; each
+    must be below V, which is not checked. lengths: (B,).
     """
     histories = np.zeros((len(lengths), max(1, lengths.max()), vectors.shape[1]), np.uint16)
     start = 0
