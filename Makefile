@@ -1,4 +1,4 @@
-# All but what `system` and `java` install lives in .venv; delete it to start over.
+# All dependencies are installed in .venv, except those of `system` and `java`. Delete .venv to start over.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -37,7 +37,7 @@ demo: install
 docs: install
 	$(BIN)/python docs/reference.py
 
-# Lint and types take one core while the tests begin.
+# Lint and types run at the same time as the tests.
 test: system install
 	@$(MAKE) --no-print-directory --jobs=2 lint tests
 
@@ -63,7 +63,7 @@ mutants: install system
 		-c constraints.txt -e '.[mutants]'
 	$(BIN)/python -m tests.mutants -n $(N)
 
-# Without them the Valkey of the test dependencies stands in for Redis, and the rehearsal of the compose file is skipped.
+# Without these programs, the tests use the Valkey of the test dependencies instead of Redis, and skip what they cannot run.
 system:
 	@for program in redis-server redis-cli haproxy curl wget faketime; do command -v $$program >/dev/null || missing=yes; done; \
 	if [ -z "$$missing" ]; then :; \
@@ -72,7 +72,7 @@ system:
 			redis-server haproxy curl wget faketime >/dev/null; \
 	else echo "make: install redis-server, haproxy, curl, wget and faketime to run every test" >&2; fi
 
-# Apart from the others: make test does without.
+# A separate target, because `make test` needs no JDK.
 java:
 	@if command -v javac >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

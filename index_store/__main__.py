@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     try:
         print(json.dumps(document, indent=2) if options.json else text, flush=True)
-    except BrokenPipeError:  # the reader of the pipe, for example `head`, has closed it
+    except BrokenPipeError:  # the program that reads the pipe, for example `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"dr-index: standard output: {error.strerror}", file=sys.stderr)
@@ -103,7 +103,7 @@ def _show(store: IndexStore, options: argparse.Namespace) -> Result:
 
 
 def _health(paths: Mapping[str, Any]) -> list[str]:
-    """Lines about the health of the paths, as training recorded it. Older versions may lack some of the figures."""
+    """Lines about the health of the paths that training recorded. Older versions may lack some of the figures."""
     lines = []
     if "gini" in paths:
         lines.append(
@@ -122,7 +122,7 @@ def _health(paths: Mapping[str, Any]) -> list[str]:
 
 
 def _named(title: str, values: object) -> list[str]:
-    """The title and a line `name = JSON value` for each entry; nothing if an older version has no entries."""
+    """The title and a line `name = JSON value` for each entry. Empty if there are no entries, as in older versions."""
     if not isinstance(values, Mapping) or not values:
         return []
     return [title, *(f"  {name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())]
@@ -156,7 +156,7 @@ def _find(store: IndexStore, version: str) -> Manifest:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line of dr-index."""
+    """The argument parser of dr-index."""
     parser = argparse.ArgumentParser(
         prog="dr-index", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

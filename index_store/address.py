@@ -1,4 +1,4 @@
-"""Parse a store URL. It names a folder, or a Redis server with a user, a password and a namespace."""
+"""Parse a store URL, which names a folder, or a Redis server with a user, a password and a namespace."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlsplit
 from index_store.errors import InvalidName
 
 SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
-#: No colon, so that no namespace's keys match another's pattern; no brace, or a cluster would put all keys on one node.
+#: A namespace has no colon, so that the key pattern of one namespace matches no key of a different namespace. It has no
+#: brace, because a Redis Cluster puts all keys with the same text in braces on one node.
 NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # redis-py's names
 FORM = "redis://[user:password@]host[:port][/db][?namespace=dr&ssl_ca_certs=FILE&ssl_certfile=FILE&ssl_keyfile=FILE]"
 HINT = f"expected {FORM}, with '#', '/', '?' and '@' of a password percent-encoded"
 
-#: A plain path may not begin like a URL, host:port or user:password@host. Such a folder is written ./name.
+#: A plain path may not begin like a URL, host:port or user:password@host. Write such a folder as ./name.
 NO_NAME = re.compile(r"(//)?[^/]*:")
 HOST_AND_PORT = re.compile(r"(//)?([^/@]*@)?(\[[0-9a-fA-F:.]+\]|[^/:@]*):\d+(/|\?|$)")
 PLAIN = "write a folder whose name has a ':' as ./name or as an absolute path"
@@ -25,10 +26,11 @@ WINDOWS = re.compile(r"[A-Za-z]:([/\\]|$)|\.{0,2}\\")
 
 
 def folder_of(url: str, setting: str = "store URL") -> Path | None:
-    """The folder that `url` names, absolute; None if it names a server. Raises InvalidName, without repeating the URL.
+    """The absolute path of the folder that `url` names; None if `url` names a server.
 
-    A folder is a plain path, in which a leading ~ is the home folder, or a file URL as in RFC 8089. Text that looks
-    like another URL or like a host and port is refused: taken as a path, it would create a new, empty store.
+    A folder is a plain path, in which a leading ~ is the home folder, or a file URL as in RFC 8089. Any other text that
+    looks like a URL or like a host and port is refused, because used as a path it would create a new, empty store.
+    Raises InvalidName, which never repeats the URL.
     """
     try:
         return _folder(url.strip())
@@ -66,7 +68,7 @@ def _readable(option: str, name: str) -> str:
 
 
 def _path_of_file_url(rest: str) -> str:
-    """Decode `rest`, a file URL after its `file:`. file:/x, file:///x and file://localhost/x name the same folder."""
+    """Decode `rest`, the text after `file:` of a URL. file:/x, file:///x and file://localhost/x are the same folder."""
     form = "expected file:///absolute/folder; write a relative folder as a plain path"
     if "?" in rest or "#" in rest:
         raise ValueError(f"a file URL cannot have '?' or '#'; in a name, write %3F or %23; {form}")
@@ -90,7 +92,7 @@ def _path_of_file_url(rest: str) -> str:
 
 
 def _describe(url: str) -> str:
-    """Name the kind of text that was found, without repeating a password that may be in it."""
+    """Describe the text for an error message, without repeating it, because it may contain a password."""
     scheme, separator, _ = url.partition("://")
     if separator:
         return f"the scheme {scheme!r}" if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) else "an invalid scheme"
@@ -100,7 +102,7 @@ def _describe(url: str) -> str:
 
 
 def _absolute(path: str) -> Path:
-    """The absolute path, in which ~ is the home folder of this user and ~name that of the user `name`."""
+    """The absolute path. A leading ~ is this user's home folder, and ~name is the home folder of the user `name`."""
     if not path:
         raise ValueError("the folder is missing; write file:///absolute/folder or a path")
     try:
@@ -115,7 +117,7 @@ def _absolute(path: str) -> Path:
 
 @dataclass(frozen=True)
 class Address:
-    """A Redis server, or any node of a cluster. Its text form omits user and password."""
+    """The address of a Redis server, or of any node of a cluster. `str` and `repr` omit user and password."""
 
     host: str
     port: int = 6379
@@ -125,9 +127,9 @@ class Address:
     namespace: str = "dr"
     cluster: bool = False
     tls: bool = False
-    ca_file: str | None = None  # certificate authorities that TLS trusts; None: those of the system
+    ca_file: str | None = None  # certificate authorities that TLS trusts; None: the system's authorities
     cert_file: str | None = None  # the client's certificate, for a server that requires one
-    key_file: str | None = None  # the key of that certificate; None: it is in cert_file
+    key_file: str | None = None  # the private key of cert_file; None: the key is in cert_file too
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}" + ("" if self.cluster else f" database {self.db}")

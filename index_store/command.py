@@ -29,12 +29,12 @@ class _Version(argparse.Action):
 
 
 def add_version(parser: argparse.ArgumentParser) -> None:
-    """Add --version."""
+    """Add the option --version."""
     parser.add_argument("--version", action=_Version, nargs=0, help="print the release and exit")
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
-    """Add --store, which is required unless DR_STORE is set."""
+    """Add the option --store, which is required unless DR_STORE is set."""
     url = from_environment("DR_STORE")
     parser.add_argument(
         "--store",

@@ -2,23 +2,23 @@
 
     IndexStoreError
     ├── StoreUnavailable      the store cannot be reached, read or written
-    │   ├── StoreMissing          its folder does not exist
+    │   ├── StoreMissing          the folder of the store does not exist
     │   └── CacheUnavailable      this host's folder for copies of versions cannot be used
-    ├── StoreMisconfigured    it answers, but its set-up is wrong: password, policy, another application's keys
+    ├── StoreMisconfigured    the store answers, but its set-up is wrong: password, eviction policy, foreign keys
     ├── StoreFull             there is no room for the version
     ├── InvalidName           not a version name or not a store URL
     ├── VersionNotFound       the store has no such version
-    ├── VersionDamaged        its bytes are not the ones that were published
-    ├── VersionIncompatible   written in a format this release does not read
+    ├── VersionDamaged        the version's bytes differ from the published bytes, or do not fit each other
+    ├── VersionIncompatible   the version has a format that this release does not read
     ├── VersionInUse          the version is current or held, so it cannot be deleted
-    └── PointerMoved          `current` is not what the caller expected
+    └── PointerMoved          `current` is not the version that the caller expected
 
-Each message says what it is about, what was expected, what was found, and what to do.
+Each message names the store or version, the expected and the found value, and the remedy.
 """
 
 
 class IndexStoreError(Exception):
-    """Base of everything an index store raises."""
+    """The base class of all errors that an index store raises."""
 
 
 class StoreUnavailable(IndexStoreError):
@@ -26,7 +26,7 @@ class StoreUnavailable(IndexStoreError):
 
 
 class StoreMissing(StoreUnavailable):
-    """The folder that the URL names does not exist; publishing would create it."""
+    """The folder that the URL names does not exist. A publish creates the folder."""
 
 
 class CacheUnavailable(StoreUnavailable):
@@ -34,11 +34,11 @@ class CacheUnavailable(StoreUnavailable):
 
 
 class StoreMisconfigured(IndexStoreError):
-    """The store answers, but its set-up is wrong; the message says what to change."""
+    """The store answers, but its set-up is wrong. The message contains the setting to change."""
 
 
 class StoreFull(IndexStoreError):
-    """There is no room for the version; no part of it was kept."""
+    """There is no room for the version, and no part of the version was kept."""
 
 
 class InvalidName(IndexStoreError):
@@ -46,7 +46,7 @@ class InvalidName(IndexStoreError):
 
 
 class VersionNotFound(IndexStoreError):
-    """The store has no version of that name."""
+    """The store has no version with this name."""
 
 
 class VersionDamaged(IndexStoreError):

@@ -1,9 +1,8 @@
 """A version's manifest: fields that every kind of version has, and `structure`, whose content depends on the kind.
 
-The common fields hold what every reader needs: the number of items, the defaults of a request, the digest of each part.
-For the kind "paths", `structure` is `retrieval.paths.structure.PathFacts`. A new kind
-of version needs no change here. `config` and `metrics` are for people and for the trainer; they may have
-any keys.
+Every reader needs the common fields, such as the number of items, the defaults of a request and the digest of each
+part. For the kind "paths", `structure` has the fields of `index_store.path_facts.PathFacts`. A new kind of version
+needs no change in this module. `config` and `metrics` are for people and for the trainer, and may have any keys.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ FORMAT = 4
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}\Z")
 #: The form of the names that stores give to versions: v7-0123456789ab.
 VERSION = re.compile(r"v[1-9]\d*-[0-9a-f]{12}")
-#: The form of a part's name. It is a file's name, and a part of keys, so it can be no path.
+#: The form of a part's name. The name becomes a file name and a segment of Redis keys, so it has no '/' and no ':'.
 PART = r"[a-z][a-z0-9_]*\.[a-z0-9]+"
 
 
@@ -38,7 +37,7 @@ class PartInfo:
 class Manifest:
     """The description of a version, small enough to read without loading the version."""
 
-    kind: str  # of index structure: "paths"
+    kind: str  # the kind of index structure; "paths" is the only one so far
     items: int  # V
     embedding: int  # E, the length of an item vector
     history: int  # number of most recent items that the encoder reads
@@ -53,7 +52,7 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> bytes:
-        """UTF-8 JSON ending in a newline, with `manifest_sha256` over everything else."""
+        """UTF-8 JSON that ends with a newline. `manifest_sha256` is the digest of all other fields."""
         fields = dataclasses.asdict(self)
         fields["manifest_sha256"] = sha256(canonical(fields))
         return json.dumps(fields, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
@@ -62,7 +61,7 @@ class Manifest:
     def from_json(cls, text: bytes, name: str) -> Manifest:
         """Read and check the manifest of version `name`.
 
-        Raises VersionIncompatible for another format, VersionDamaged if anything else is wrong.
+        Raises VersionIncompatible for a format other than FORMAT, VersionDamaged for any other defect.
         """
         try:
             fields = json.loads(text)
@@ -103,11 +102,11 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Bytes of all parts."""
+        """The size of all parts together, in bytes."""
         return sum(part.size for part in self.parts.values())
 
     def summary(self, state: str) -> dict[str, Any]:
-        """What a list of versions says of it. state: current, previous, available, ..."""
+        """The version's entry in a list of versions. state: current, previous, available, ..."""
         return {
             "version": self.version,
             "state": state,
@@ -118,13 +117,13 @@ class Manifest:
         }
 
     def require_part_names(self) -> None:
-        """Raise VersionDamaged if a part has a name that is not a plain file name, or is the manifest's."""
+        """Raise VersionDamaged if a part's name is not a plain file name, or is "manifest.json"."""
         for part in self.parts:
             if not re.fullmatch(PART, part) or part == "manifest.json":
                 raise VersionDamaged(f"{part[:64]!r} is not a name of a part: expected one like item_bias.npy")
 
     def require_counts(self) -> None:
-        """Raise VersionDamaged unless every count is a whole number of at least 1."""
+        """Raise VersionDamaged unless items, embedding, history and k are whole numbers of at least 1."""
         for name in ("items", "embedding", "history", "k"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -137,20 +136,20 @@ def fingerprint(parts: Mapping[str, PartInfo]) -> str:
 
 
 def counter(version: str) -> int:
-    """The number in a version's name: 7 of v7-0123456789ab; 0 for a name of another form."""
+    """The number in a version's name, such as 7 in v7-0123456789ab. 0 if the name does not have this form."""
     digits = version[1:].partition("-")[0]
     return int(digits) if digits.isdecimal() else 0
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it has the form of a version name, which no path or URL has; else raise InvalidName."""
+    """Return `name` if it has the form of a version name, else raise InvalidName. The form has no '/' and no ':'."""
     if not NAME.fullmatch(name):
         raise InvalidName("not a version name: expected lower-case letters, digits, '.', '_' and '-', at most 64")
     return name
 
 
 def canonical(value: Any) -> bytes:
-    """JSON in a canonical form: equal values give equal bytes."""
+    """JSON in a canonical form, so that equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 

@@ -1,4 +1,4 @@
-"""The part of a manifest that belongs to the kind "paths"."""
+"""The content of `Manifest.structure` for a version of kind "paths"."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 from index_store.errors import VersionDamaged
 
-MAX_DEPTH = 62  # 2^62 paths is the largest power of two below 2^63
+MAX_DEPTH = 62  # with two nodes a layer, 62 layers give 2^62 paths, the largest power of two below 2^63
 
 
 @dataclass(frozen=True)
 class PathFacts:
-    """What `Manifest.structure` says of a version of kind "paths"."""
+    """The fields of `Manifest.structure` for a version of kind "paths"."""
 
-    depth: int  # D
-    width: int  # K
-    paths_per_item: int  # J
-    paths: int  # P, in use
+    depth: int  # D, the number of layers
+    width: int  # K, the number of nodes in each layer
+    paths_per_item: int  # J, the number of paths that hold an item
+    paths: int  # P, the number of paths in use
     postings: int  # sum of the path lists' lengths
-    beam: int  # W, paths searched by default
-    per_path: int  # n, items read of a path by default
+    beam: int  # W, the number of paths searched by default
+    per_path: int  # n, the number of items read from a path by default
     max_beam: int  # widest beam that the network accepts
 
     @classmethod
     def of(cls, structure: Mapping[str, Any]) -> PathFacts:
-        """Raises VersionDamaged where a fact is missing, unknown, or not a whole number from 1."""
+        """The facts in `structure`. Raises VersionDamaged if one is missing, unknown, or not a whole number from 1."""
         try:
             facts = cls(**structure)
         except TypeError:
@@ -38,7 +38,7 @@ class PathFacts:
                 raise VersionDamaged(f"{name}: expected a whole number from 1, found {value!r}")
         if facts.beam > facts.max_beam:
             raise VersionDamaged(f"beam: expected at most max_beam, {facts.max_beam}, found {facts.beam}")
-        # A huge depth or width is refused before the power is computed, which could take hours.
+        # Refuse a huge depth or width first: computing its power could take hours.
         if facts.width >= 2**63 or (facts.width > 1 and facts.depth > MAX_DEPTH) or facts.width**facts.depth >= 2**63:
             raise VersionDamaged(f"width, depth: {facts.width}^{facts.depth} paths do not fit in int64")
         return facts

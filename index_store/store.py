@@ -17,19 +17,19 @@ NEWEST = 3  # versions that an error message lists when a version was not found
 
 
 class IndexStore(Protocol):
-    """Write-once versions and one small pointer, `current`. Each method says what a reader may observe.
+    """Write-once versions and one small pointer, `current`. Each docstring describes what a reader may observe.
 
     Every method raises StoreUnavailable when the store cannot be reached.
     """
 
     def require_readable(self) -> None:
-        """Raise StoreMissing if the store does not exist, because that is not the same as an empty store.
+        """Raise StoreMissing if the store does not exist. An existing store without versions is readable.
 
         Raises StoreMissing, StoreUnavailable.
         """
 
     def require_writable(self) -> None:
-        """Check that `publish` could work, before hours of training.
+        """Check before hours of training that the store accepts writes. The room for a version is checked by `publish`.
 
         Raises StoreMisconfigured, StoreFull, StoreUnavailable.
         """
@@ -37,8 +37,8 @@ class IndexStore(Protocol):
     def publish(self, version: Version, progress: ByteProgress | None = None) -> str:
         """Store all of `version` and return its name; `current` does not change.
 
-        Readers see all of it or nothing, even if the publisher dies. If the store already has the same bytes,
-        returns the name of that version. Raises VersionDamaged, StoreFull.
+        Readers see the whole version or nothing, even if the publisher dies. If the store already has a version with
+        the same bytes, returns the name of the stored version. Raises VersionDamaged, StoreFull.
         """
 
     def versions(self) -> list[Manifest]:
@@ -51,10 +51,10 @@ class IndexStore(Protocol):
         """The version that was current before `current`, or None."""
 
     def activate(self, version: str, expected: str | EllipsisType | None = ...) -> str | None:
-        """Make `version` current, atomically, and return what was current before.
+        """Make `version` current, atomically, and return the version that was current before.
 
-        If `expected` is given and is not the current version, raises PointerMoved; None expects no current version.
-        Raises VersionNotFound.
+        If `expected` is given and is not the current version, raises PointerMoved. `expected=None` expects that no
+        version is current. Raises VersionNotFound.
         """
 
     def load(self, version: str) -> Version:
@@ -64,26 +64,26 @@ class IndexStore(Protocol):
         """
 
     def delete(self, version: str) -> None:
-        """Remove `version`. Processes that have loaded all of it keep their copy.
+        """Remove `version`. Processes that have loaded the whole version keep their copy.
 
-        Raises VersionNotFound, and VersionInUse while it is current or held.
+        Raises VersionNotFound, and VersionInUse while the version is current or held.
         """
 
     def hold(self, versions: Collection[str]) -> None:
-        """Protect `versions` from deletion by anyone, and release all other versions that this object held.
+        """Protect `versions` from deletion by any process, and release all other versions that this object held.
 
-        The protection ends when the process exits. Redis cannot see that, so there it ends a minute after the last
-        call: call again before. Versions that do not exist are ignored.
+        In a folder, the protection ends when the process exits. Redis cannot see the exit, so in Redis the protection
+        ends a minute after the last call, and callers renew it by calling again. Missing versions are ignored.
         """
 
     def wait(self, seconds: float) -> bool:
         """Return True as soon as `current` seems to have moved, else False after `seconds`. Never raises.
 
-        The result is only a hint: it may be wrong, and a move may be missed.
+        The result is only a hint. It may be wrong, and a move of `current` may be missed.
         """
 
     def sweep(self) -> None:
-        """Remove what killed publishers and deleters left. Complete versions and running publishes are not touched."""
+        """Remove the leftovers of killed publishers and deleters. Keeps complete versions and running publishes."""
 
 
 def open_store(
@@ -91,11 +91,11 @@ def open_store(
 ) -> IndexStore:
     """The store at `url`: `file:///dir` or a plain path, redis://, rediss:// (TLS), redis+cluster://.
 
-    A plain path may begin with ~, and has no ':' before its first '/'.
+    A plain path may begin with ~, and has no ':' before its first '/'. Opens no connection yet. Raises InvalidName.
 
-    The other arguments are for Redis. password: used if the URL has none. cache: a folder on this host; versions are
-    copied to it and mapped from it. Without it, versions are loaded into memory. remote: leave the path lists in Redis
-    and read those that a request needs, within `timeout` seconds. Opens no connection yet. Raises InvalidName.
+    The other arguments are for Redis. password: used if the URL has no password. cache: a folder on this host, to which
+    versions are copied and from which they are mapped; without a cache, versions are loaded into memory. remote: leave
+    the path lists in Redis and read, for each request, only the lists it needs, within `timeout` seconds.
     """
     folder = folder_of(url)
     if folder is not None:
@@ -115,15 +115,15 @@ def open_store(
 
 
 def find_version(store: IndexStore, given: str) -> str:
-    """The full name of the version that `given` means: a full name, or the beginning of exactly one, such as v2.
+    """The full name for `given`, which is a full name or the beginning of exactly one version's name, such as v2.
 
-    A full name is returned without looking for it; the method that uses it reports a missing version. Raises
-    InvalidName, VersionNotFound.
+    A full name is returned without a search in the store; the method that later uses the name reports a missing
+    version. Raises InvalidName, VersionNotFound.
     """
     if VERSION.fullmatch(check_name(given)):
         return given
     names = [manifest.version for manifest in store.versions()]
-    # A damaged version is not listed, but the pointers may name it; the method that uses it reports the damage.
+    # A damaged version is not listed, but a pointer may name it. The method that uses the name reports the damage.
     names += [name for name in (store.previous(), store.current()) if name and name not in names]
     beginning = given if "-" in given else f"{given}-"
     matches = [name for name in names if name == given or name.startswith(beginning)]
@@ -140,7 +140,7 @@ def find_version(store: IndexStore, given: str) -> str:
 def rollback(store: IndexStore) -> tuple[str, str]:
     """Make the previous version current again. Returns (the version, the version that it replaced).
 
-    A second rollback undoes the first. Raises PointerMoved when there is nothing to go back to.
+    A second rollback undoes the first. Raises PointerMoved if there is no previous version.
     """
     current, previous = rollback_target(store)
     store.activate(previous, expected=current)
@@ -148,7 +148,7 @@ def rollback(store: IndexStore) -> tuple[str, str]:
 
 
 def rollback_target(store: IndexStore) -> tuple[str, str]:
-    """The current version and the one before it. Raises PointerMoved when there is nothing to go back to."""
+    """(current version, previous version). Raises PointerMoved if one of them is missing."""
     current, previous = store.current(), store.previous()
     if current is None or previous is None:
         raise PointerMoved("nothing to roll back to: fewer than two versions have been current")
@@ -156,9 +156,9 @@ def rollback_target(store: IndexStore) -> tuple[str, str]:
 
 
 def prune(store: IndexStore, keep: int) -> list[str]:
-    """Delete all but the newest `keep` versions, the current, the previous and those in use. Returns the deleted names.
+    """Delete old versions and return their names. Also removes the leftovers of killed publishers.
 
-    Also removes what killed publishers left.
+    Keeps the newest `keep` versions, the current and the previous version, and versions in use.
     """
     names = [manifest.version for manifest in store.versions()]
     kept = {*names[max(0, len(names) - keep) :], store.current(), store.previous()}

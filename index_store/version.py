@@ -1,24 +1,24 @@
-"""A version: a manifest and its parts. It is everything that the trainer hands to the service.
+"""A version: a manifest and its parts. A version is everything that the trainer hands to the service.
 
 A version is complete and is written once. Its parts are plain files. Every kind of version has:
 
     model.onnx         the network; its inputs and outputs depend on the kind
     item_ids.npy       int64 (V,)         the caller's ids, ascending; an item's index is its position here
-    item_ids.json      [str, ...]         the same, if ids are strings
-    item_vectors.npy   float16 (V, E)     the encoder's input, and scored against the user vector
-    item_bias.npy      float32 (V,)
+    item_ids.json      [str, ...]         instead of item_ids.npy, if ids are strings
+    item_vectors.npy   float16 (V, E)     the encoder's input; its product with the user vector is part of the score
+    item_bias.npy      float32 (V,)       a constant of each item, added to that product
     context.json       the user's context features and how each is encoded
     golden.json        queries and the answers this version must give
 
 The kind "paths" also has:
 
-    path_ids.npy       int64 (P,)         the paths in use, ascending; opaque numbers
-    path_offsets.npy   int64 (P + 1,)     path p holds path_items[path_offsets[p]:path_offsets[p + 1]]
+    path_ids.npy       int64 (P,)         the paths in use, ascending; a path's nodes are the base-K digits of its id
+    path_offsets.npy   int64 (P + 1,)     path p of path_ids has path_items[path_offsets[p]:path_offsets[p + 1]]
     path_items.npy     int32 (postings,)  item indices; within a path by descending item bias
     reranker.json      {"kind": "lr" | "softmax", "weights": {feature: weight}, "intercept": number}
 
-The manifest has the digest of each part, one fingerprint over all of them, and a digest of itself.
-A version is called `v<counter>-<fingerprint[:12]>`; nothing in it can change without changing its name.
+The manifest has the digest of each part, one fingerprint over all parts, and a digest of itself.
+A version is called `v<counter>-<fingerprint[:12]>`, so a version with different parts has a different name.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from index_store.path_facts import PathFacts
 
 #: Parts that every version has, besides the item ids in `item_ids.npy` or `item_ids.json`.
 PARTS = frozenset({"model.onnx", "item_vectors.npy", "item_bias.npy", "context.json", "golden.json"})
-#: The further parts of the kind "paths".
+#: The additional parts of the kind "paths".
 PATHS = frozenset({"path_ids.npy", "path_offsets.npy", "path_items.npy", "reranker.json"})
-#: The part that may stay in the store, so that each request reads only the lists it needs.
+#: The path lists. This part may be left in the store; then each request reads only the lists it needs.
 LISTS = "path_items.npy"
-BLOCK = 4096  # rows of an array checked at once; they fit in the processor's cache
+BLOCK = 4096  # rows of an array checked at once, few enough for the processor's cache
 
 Buffer = bytes | memoryview
-#: Called while a version is published, with the bytes done and the total bytes.
+#: A callback for the progress of a publish. Arguments: the bytes done and the total bytes.
 ByteProgress = Callable[[int, int], None]
-#: Reads path lists that stayed in the store. Arguments: path_ids int64 (W,), all in use, and lengths int64 (W,).
-#: Returns the first lengths[w] items of each path, concatenated, int32.
+#: A function that reads path lists left in the store. Arguments: path_ids int64 (W,), each of a path in use, and
+#: lengths int64 (W,). Returns the first lengths[w] items of each path w, concatenated, int32.
 PathReader = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int32]]
 
 
@@ -61,14 +61,14 @@ class Version:
 
     manifest: Manifest
     parts: Mapping[str, Buffer]
-    #: The folder that has the parts as files, if any: the ONNX runtime loads a file faster than bytes.
+    #: The folder that has the parts as files, if there is one. ONNX Runtime loads a file faster than bytes.
     folder: str | None = field(default=None, compare=False)
-    #: Reads the path lists if they are not among the parts.
+    #: Reads the path lists from the store; None if they are among the parts.
     read_paths: PathReader | None = field(default=None, compare=False)
 
     @classmethod
     def build(cls, parts: Mapping[str, bytes], **facts: Any) -> Version:
-        """Make and validate an unnamed version of `parts`; `facts` are the other fields of Manifest."""
+        """Make and validate a version of `parts` that has no name yet. `facts` are the other fields of Manifest."""
         infos = {name: PartInfo(len(part), sha256(part)) for name, part in sorted(parts.items())}
         version = cls(Manifest(parts=infos, fingerprint=fingerprint(infos), **facts), dict(parts))
         version.validate()
@@ -80,11 +80,11 @@ class Version:
         return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, version=name))
 
     def array(self, part: str) -> NDArray[Any]:
-        """The array of a `.npy` part, without copying it. Raises VersionDamaged if it is missing or not an array."""
+        """The array of a `.npy` part, not copied. Raises VersionDamaged if the part is missing or is not an array."""
         return _parse_npy(self._part(part), f"{self.manifest.version} {part}")
 
     def document(self, part: str) -> Any:
-        """The value of a `.json` part. Raises VersionDamaged if it is missing or not JSON, which has no NaN."""
+        """The value of a `.json` part. Raises VersionDamaged if the part is missing or not JSON; NaN is not JSON."""
         try:
             return json.loads(bytes(self._part(part)), parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
@@ -92,7 +92,7 @@ class Version:
 
     @functools.cached_property
     def item_ids(self) -> NDArray[np.int64] | list[str]:
-        """The caller's item ids, ascending, by item index."""
+        """The caller's item ids, ascending. The id of item index i is item_ids[i]."""
         if "item_ids.json" in self.parts:
             ids: list[str] = self.document("item_ids.json")
             return ids
@@ -115,8 +115,8 @@ class Version:
     def validate(self) -> None:
         """Raise VersionDamaged unless the parts have the right shapes and fit each other and the manifest.
 
-        Of a kind that is not "paths", only the common parts are checked. Whether the network and the reranker fit is
-        checked when a version is opened, see `retrieval.searcher.Searcher.open`.
+        For a kind that is not "paths", only the common parts are checked. The network and the reranker are checked when
+        a version is opened, see `retrieval.searcher.Searcher.open`.
         """
         with naming(self.manifest.version):
             self.manifest.require_part_names()
@@ -133,7 +133,7 @@ class Version:
             raise VersionDamaged(
                 f"missing parts: {', '.join(missing)}" if missing else "it has both item_ids.npy and item_ids.json"
             )
-        # External data would let a model read other files. It always has this key, which our exports do not have.
+        # With external data, a model could read any file. External data has the key "location"; our exports do not.
         if b"location" in bytes(self.parts["model.onnx"]):
             raise VersionDamaged("model.onnx refers to external data; export it as one file")
         _check(self.array("item_vectors.npy"), "item_vectors", np.float16, (manifest.items, manifest.embedding))
@@ -185,7 +185,7 @@ def naming(version: str) -> Iterator[None]:
 
 
 def parts_here(manifest: Manifest, read_paths: PathReader | None) -> list[str]:
-    """The parts that a loaded version contains: all, except the path lists if `read_paths` reads them."""
+    """The parts that a loaded version contains: all parts, or all but the path lists if `read_paths` is given."""
     return [part for part in manifest.parts if part != LISTS or read_paths is None]
 
 
@@ -225,7 +225,7 @@ def _check(array: NDArray[Any], name: str, dtype: type, shape: tuple[int, ...]) 
 
 
 def _is_finite(array: NDArray[Any]) -> bool:
-    """Whether all values are finite. Works in blocks, and on the bits of float16, which is 20 times faster."""
+    """Whether all values are finite. For float16 the bits are compared, which is 20 times faster than np.isfinite."""
     blocks = (array[start : start + BLOCK] for start in range(0, len(array), BLOCK))
     if array.dtype == np.float16:
         return all(np.max(block.view(np.uint16) & 0x7FFF, initial=0) < 0x7C00 for block in blocks)

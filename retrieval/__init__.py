@@ -1,6 +1,6 @@
-"""Answers requests from one opened version. Never imports torch or fastapi."""
+"""Answers requests from one opened version. This package never imports torch or fastapi."""
 
 import os
 
-# ONNX Runtime from 1.29 on tells Microsoft what it runs, unless told not to before it is imported.
+# Since release 1.29, ONNX Runtime sends usage data to Microsoft, unless this variable is set before its import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,8 +1,8 @@
-"""The user's context features: how a value becomes a number, in one place for trainer and service.
+"""The user's context features: how trainer and service turn a value into a number for the network.
 
-A feature is a category or a number. The trainer fits a `ContextSchema` on its users' values, encodes them with it, and
-stores it in the version as context.json: a list, in the order of the network's inputs. The service reads it back and
-encodes requests with it.
+A feature is a category or a number. The trainer fits a `ContextSchema` on the values of its users, encodes these values
+with the schema, and stores the schema in the version as context.json: a list, in the order of the network's inputs. The
+service reads the schema back and encodes requests with it.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from numpy.typing import NDArray
 
 from retrieval.query import Limits, Value
 
-MAX_CATEGORIES = 100_000  # different values of a category
-LIMIT = 1e6  # standardised numbers are clipped to -LIMIT..LIMIT, so that float32 holds them
+MAX_CATEGORIES = 100_000  # the most different values that a category may have
+LIMIT = 1e6  # standardised numbers are clipped to -LIMIT..LIMIT, so that they fit in float32
 
-#: How a number is written. Not 007, which is a text: a post code, say.
+#: The text form of a number. 007 does not match: leading zeros mark a text, such as a post code.
 NUMBER = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?"
 _NUMBER = re.compile(NUMBER)
 
 
 def is_absent(value: Value) -> bool:
-    """Whether `value` says that the user has no such value."""
+    """Whether the user has no value: None, blank text or NaN."""
     return value is None or (isinstance(value, str) and not value.strip()) or value != value  # noqa: PLR0124 -- NaN
 
 
 def as_number(value: Value) -> float | None:
-    """The finite number that `value` is or says ("3.5"); None if it is none. True is no number."""
+    """`value`, or the number in its text ("3.5"), as a finite float. None for other values, and for True and False."""
     if isinstance(value, str):
         value = float(value) if _NUMBER.fullmatch(value := value.strip()) else None
     if value is None or isinstance(value, bool):
         return None
     try:
         number = float(value)
-    except OverflowError:  # an int beyond what a float holds
+    except OverflowError:  # an int too large for a float
         return None
     return number if math.isfinite(number) else None
 
 
 def as_text(value: str | float | bool) -> str:
-    """A category's name: the text itself without blanks around it, true for True, 2 for 2 and 2.0."""
+    """The value of a category as text: a text without blanks around it, "true" for True, "2" for 2 and 2.0."""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, bool):
@@ -60,20 +60,20 @@ def _by_value(text: str) -> str | float | None:
         return text.lower()
     if not _NUMBER.fullmatch(text):
         return None
-    # Integers exactly: as floats, neighbours beyond 2^53 would be one.
+    # Integers are kept exact, because neighbouring integers beyond 2^53 are equal as floats.
     return int(text) if text.lstrip("-").isdecimal() else float(text)
 
 
 @dataclass(frozen=True)
 class Category:
-    """A feature with one of some values. A value's code is its place in `values` plus 1; 0 is unknown or absent."""
+    """A feature with one of `values`. A value's code is its index in `values` plus 1, or 0 if unknown or absent."""
 
     name: str
     values: tuple[str, ...]
 
     @classmethod
     def fit(cls, name: str, values: Iterable[Value]) -> Category:
-        """The category that has all of `values`. Raises ValueError if there are none, too many, or one too long."""
+        """A category with all of `values`. Raises ValueError for no values, too many, or a value that is too long."""
         texts = sorted({as_text(value) for value in values if value is not None and not is_absent(value)})
         if not texts:
             raise ValueError("no user has a value")
@@ -94,7 +94,7 @@ class Category:
         return {value: code for value, code in known if value is not None}
 
     def encode(self, value: Value) -> int:
-        """The code of `value`, which is looked up as it is written, then by its value (2 is "2.0", true is "True")."""
+        """The code of `value`. Its text is looked up first, then its meaning: 2 is "2.0", and true is "True"."""
         if value is None or is_absent(value):
             return 0
         text = as_text(value)
@@ -106,7 +106,7 @@ class Category:
 
 @dataclass(frozen=True)
 class Number:
-    """A feature that is a number. The network reads it less `mean`, over `std`; absent counts as the mean."""
+    """A feature that is a number. The network reads (number - `mean`) / `std`; an absent number counts as the mean."""
 
     name: str
     mean: float
@@ -114,7 +114,7 @@ class Number:
 
     @classmethod
     def fit(cls, name: str, values: NDArray[np.float64]) -> Number:
-        """Mean and standard deviation of the finite ones of `values` (U,). Raises ValueError where there are none."""
+        """Mean and standard deviation of the finite numbers in `values` (U,). Raises ValueError if there are none."""
         known = values[np.isfinite(values)]
         if not len(known):
             raise ValueError("no user has a finite number")
@@ -125,12 +125,12 @@ class Number:
         return cls(name, mean, std)
 
     def encode(self, value: Value) -> float:
-        """The number that the network reads for `value`: standardised and clipped; 0, the mean, where it is absent."""
+        """The number that the network reads for `value`: standardised and clipped; 0 (the mean) for no number."""
         number = as_number(value)
         return 0.0 if number is None else max(-LIMIT, min(LIMIT, (number - self.mean) / self.std))
 
     def encode_all(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
-        """The same for `values` (U,), NaN where a user has none."""
+        """`encode` for the values of U users, (U,), NaN for a user without a value."""
         with np.errstate(invalid="ignore"):
             encoded = np.clip((values - self.mean) / self.std, -LIMIT, LIMIT)
         return np.where(np.isfinite(values), encoded, 0.0).astype(np.float32)
@@ -139,7 +139,7 @@ class Number:
 class Encoded(NamedTuple):
     """One user's context as the network reads it: codes (C,) and numbers (M,), in the schema's order.
 
-    unknown: how many given features the version does not have, or has never seen with that value.
+    unknown: the number of given features that the version does not have, or has never seen with the given value.
     """
 
     categories: list[int]
@@ -168,7 +168,7 @@ class ContextSchema:
         return frozenset(feature.name for feature in self.features)
 
     def encode(self, context: Mapping[str, Any]) -> Encoded:
-        """Encode a user's features, given by name. Refuses nothing: unknown features and values are counted."""
+        """Encode a user's features, given by name. Unknown features and values are counted, not refused."""
         unknown = sum(name not in self._names and not is_absent(value) for name, value in context.items())
         codes, numbers = [], []
         for category in self.categories:

@@ -1,8 +1,8 @@
 """Golden queries: requests with their answers, recorded when a version is made and replayed before it is served.
 
-They are in a caller's terms (item ids, feature names, raw values) and are answered as every request is. So they show,
-as digests cannot, that ids, context schema, network, paths, vectors and reranker belong together and work on this
-machine.
+Golden queries are written in a caller's terms (item ids, feature names, raw values) and are answered like any request.
+So they prove that ids, context schema, network, paths, vectors and reranker belong together and work on this machine.
+Digests cannot prove this.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from index_store.errors import VersionDamaged
 from retrieval.query import Request
 from retrieval.searcher import Searcher
 
-#: Log-probabilities and scores may differ this much between processors, relative to values above 1.
+#: Largest allowed difference of a log-probability or score from the recorded value, which another processor may have
+#: computed. Absolute plus relative tolerance of numpy.allclose.
 TOLERANCE = 1e-3
 
 
 def record(searcher: Searcher, requests: Sequence[Request]) -> dict[str, Any]:
-    """The content of golden.json: the requests, and what the version answers. Each names k, beam and per_path."""
+    """The content of golden.json: the requests and their answers. Each request must name k, beam and per_path."""
     return {
         "requests": [dataclasses.asdict(request) for request in requests],
         "answers": [_answer(searcher, request) for request in requests],
@@ -32,7 +33,8 @@ def record(searcher: Searcher, requests: Sequence[Request]) -> dict[str, Any]:
 def replay(searcher: Searcher, golden: Any) -> None:
     """Raise VersionDamaged unless the golden queries get their recorded answers.
 
-    Values are compared rank by rank; an item may differ where its score ties with another's.
+    Scores are compared rank by rank, and path log-probabilities item by item, within TOLERANCE. A recorded item may be
+    missing only if its score equals the lowest recorded score, because another item may tie with it.
     """
     name = searcher.manifest.version
     try:

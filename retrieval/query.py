@@ -1,7 +1,7 @@
-"""Requests, queries and answers, and every bound on a request.
+"""Requests, queries and answers, and the limits of a request.
 
-A `Request` is in the caller's terms: item ids, feature names, raw values. A `Query` is the same in a version's own
-terms: item indices, codes, standardised numbers. `Searcher.prepare` makes a query of a request.
+A `Request` is written in the caller's terms: item ids, feature names, raw values. A `Query` is the same request in the
+terms of one version: item indices, codes, standardised numbers. `Searcher.prepare` turns a request into a query.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 ItemId = int | str
-#: A context feature's value as JSON has it. None, "" and NaN mean that the user has none.
+#: The value of a context feature, of a type that JSON has. None, "" and NaN mean that the user has no value.
 Value = str | int | float | bool | None
 
 
 class Limits:
-    """The most that one request may ask for. HTTP models, OpenAPI and the trainer's settings read these numbers.
+    """The largest values in one request. The HTTP models, OpenAPI and the trainer's settings use these numbers.
 
-    A version may allow less: its network searches at most the beam that it was exported for.
+    A version may allow less: its network accepts a beam of at most `max_beam`.
     """
 
     HISTORY: Final = 1000  # item ids of a history
@@ -39,12 +39,12 @@ class Limits:
 
 
 class BadQuery(ValueError):
-    """A request that this version cannot answer. The message goes to the caller: it never has input in it."""
+    """A request that this version cannot answer. The message is sent to the caller and never contains input."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller asks for, as `POST /v1/retrieve` has it. Where a value is None the version has a default."""
+    """One request of a caller, with the fields of `POST /v1/retrieve`. For None, the version's default is used."""
 
     history: Sequence[ItemId] = ()  # oldest first
     context: Mapping[str, Value] = field(default_factory=dict)  # the user's features, by name
@@ -57,7 +57,7 @@ class Request:
 
 
 class Unknown(NamedTuple):
-    """How much of a request the version does not know: history items, and context features or their values."""
+    """The number of history items, and of context features or values, that the version does not know."""
 
     history: int
     context: int
@@ -65,7 +65,7 @@ class Unknown(NamedTuple):
 
 @dataclass(frozen=True)
 class Query:
-    """A request in a version's own terms."""
+    """A request in the terms of one version."""
 
     history: NDArray[np.int64]  # item indices, oldest first; the network reads the last of them
     categories: Sequence[int]  # (C,) codes
@@ -74,24 +74,24 @@ class Query:
     beam: int  # W
     per_path: int  # n
     excluded: NDArray[np.int64]  # item indices
-    rerank: bool = True  # False: ordered by path probability
-    widen: bool = True  # search more paths if fewer than k items come out
+    rerank: bool = True  # False: candidates are ordered by path probability
+    widen: bool = True  # search more paths if fewer than k items are found
 
     @property
     def reads(self) -> int:
-        """The most items that it reads before it is widened."""
+        """The most items that the query reads in its first search, before a wider search."""
         return self.beam * self.per_path
 
 
 class Answer(NamedTuple):
     """The candidates for one query, best first.
 
-    items: int64 (<= k,), item indices. scores, path_log_probs: float32 of the same length. A score orders the
-    candidates of this answer; it cannot be compared with a score in another answer.
-    short: whether there are fewer than k; use this instead of comparing the length of items with k.
+    items: int64 (<= k,), item indices. scores, path_log_probs: float32 of the same length. Scores order the
+    candidates of one answer and cannot be compared between answers.
+    short: whether there are fewer than k candidates; use this instead of comparing the length of items with k.
     paths: the number of paths searched. read: the number of entries read from path lists, in all searches for this
-    query. candidates: the number of different items that the last search scored. narrowed: whether the search had a
-    narrower beam than was asked for.
+    query. candidates: the number of different items that the last search scored. narrowed: whether the search used a
+    narrower beam than the query's.
     """
 
     items: NDArray[np.int64]

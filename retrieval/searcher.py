@@ -1,4 +1,4 @@
-"""Searcher: one opened version that answers. Trainer, service, golden queries and benchmarks all ask it."""
+"""Searcher: an opened version that answers requests, for trainer, service, golden queries and benchmarks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from retrieval.vocabulary import Vocabulary
 
 
 class Searcher:
-    """Answers requests from one version. Never changes, so whoever holds it gets answers of that version alone."""
+    """Answers requests from one version. A searcher never changes, so all its answers are from the same version."""
 
     def __init__(self, version: Version, facts: PathFacts, structure: PathStructure) -> None:
-        """Made by `open`. Raises VersionDamaged if the structure reads other features than the schema has."""
+        """Use `open` instead. Raises VersionDamaged if the features of network and context.json differ in number."""
         self.version, self.manifest = version, version.manifest
         self.facts, self.structure = facts, structure
         try:
@@ -33,9 +33,9 @@ class Searcher:
 
     @classmethod
     def open(cls, version: Version) -> Searcher:
-        """Make a version ready to answer, by its kind. A new kind of structure is opened here.
+        """Open a version, so that it can answer. A new kind of version would be opened here too.
 
-        Raises VersionIncompatible for a kind that this release does not know, VersionDamaged for parts that do not fit.
+        Raises VersionIncompatible for a kind that this release does not know, VersionDamaged if parts do not fit.
         """
         manifest = version.manifest
         require_known_kind(manifest)
@@ -47,17 +47,18 @@ class Searcher:
             return cls(version, facts, PathStructure.open(version, facts))
 
     def default_search(self, k: int) -> tuple[int, int]:
-        """(beam, per_path) for a request of k items that names neither."""
+        """(beam, per_path) for a request of k items with neither beam nor per_path."""
         return default_search(self.facts, k, self.manifest.k)
 
     def prepare(self, request: Request) -> tuple[Query, Unknown]:
-        """The request in the version's own terms, and how much of it is unknown, which is left out.
+        """The request as a query of this version, without unknown ids and values, and the number of these.
 
-        Raises BadQuery for a beam wider than the version searches, or more reads than a request may make.
+        Raises BadQuery if beam is above the version's max_beam, or if beam times per_path is above Limits.READS.
         """
         k = request.k or self.manifest.k
         default_beam, default_per_path = self.default_search(k)
-        # Where one of the two is named, the other gives way: a swap to another default makes no request too large.
+        # If the request names beam or per_path, the default of the other is reduced where needed. So the request does
+        # not become too large when a version with larger defaults is swapped in.
         beam = request.beam or min(default_beam, max(1, Limits.READS // (request.per_path or 1)))
         per_path = request.per_path or min(default_per_path, Limits.READS // beam)
         if beam > self.facts.max_beam:
@@ -83,11 +84,11 @@ class Searcher:
         return query, Unknown(len(request.history) - len(known), unknown)
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Answer queries that agree in `beam` and `rerank`, all at once. A short answer is searched wider."""
+        """Answer queries together; all must have the same `beam` and `rerank`. If an answer is short, search wider."""
         return self.structure.answer(queries)
 
     def answer_once(self, queries: Sequence[Query]) -> list[Answer]:
-        """The same without searching wider; `widen` goes on from there."""
+        """`answer` without a wider search. `widen` continues from these answers."""
         return self.structure.answer_once(queries)
 
     def can_widen(self, query: Query, answer: Answer) -> bool:
@@ -95,12 +96,12 @@ class Searcher:
         return self.structure.can_widen(query, answer)
 
     def widen(self, queries: Sequence[Query], answers: Sequence[Answer]) -> list[Answer]:
-        """The answers after a wider search of those queries that need it and may."""
+        """Search wider for the queries with a short answer and `widen` set. Returns all answers, in order."""
         return self.structure.widen(queries, answers)
 
 
 def require_known_kind(manifest: Manifest) -> None:
-    """Raise VersionIncompatible for a kind of structure that this release does not open."""
+    """Raise VersionIncompatible for a kind of version that this release cannot open."""
     if manifest.kind != "paths":
         raise VersionIncompatible(
             f"{manifest.version}: a structure of kind {manifest.kind!r}, but this release opens paths only; upgrade it"

@@ -1,4 +1,4 @@
-"""The caller's item ids <-> item indices."""
+"""Conversion between the caller's item ids and item indices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INTEGER = re.compile(INTEGER)
 
 
 class Vocabulary:
-    """The ids of V items, ascending: all integers, or all strings. An item's index is the place of its id."""
+    """The ids of V items, ascending: all integers, or all strings. An item's index is the position of its id."""
 
     def __init__(self, ids: NDArray[np.int64] | list[str]) -> None:
         self._ids = ids
@@ -25,11 +25,11 @@ class Vocabulary:
 
     @property
     def kind(self) -> str:
-        """What the ids are: "integer" or "string"."""
+        """The type of the ids: "integer" or "string"."""
         return "integer" if self._places is None else "string"
 
     def indices(self, ids: Sequence[ItemId]) -> NDArray[np.int64]:
-        """The indices of the known ones among `ids`, in their order. "7", 7, "7 " and "7.0" name the same item."""
+        """The indices of the known `ids`, in the given order. "7", 7, "7 " and "7.0" name the same item."""
         if not ids:
             return np.empty(0, np.int64)
         if self._places is not None:
@@ -42,7 +42,7 @@ class Vocabulary:
         return known
 
     def names(self, items: NDArray[np.int64]) -> list[ItemId]:
-        """The caller's ids of item indices."""
+        """The caller's ids for item indices."""
         if isinstance(self._ids, list):
             return [self._ids[i] for i in items.tolist()]
         names: list[ItemId] = self._ids[items].tolist()
@@ -53,7 +53,7 @@ class Vocabulary:
         for item in ids:
             text = item if isinstance(item, str) else str(item)
             place = self._places.get(text)
-            if place is None:  # padded, as in a fixed-width column, or 7.0 where 7 is meant
+            if place is None:  # padded with blanks, as in a fixed-width column, or written 7.0 for 7
                 place = self._places.get(text.strip())
             if place is None and (number := as_integer(text)) is not None:
                 place = self._places.get(str(number))
@@ -62,7 +62,7 @@ class Vocabulary:
 
 
 def as_integer(item: ItemId) -> int | None:
-    """The integer that `item` is or says, if it fits in int64."""
+    """`item`, or the integer in its text, if that fits in int64; else None."""
     if isinstance(item, int):
         return item
     match = _INTEGER.fullmatch(item.strip())

@@ -1,4 +1,4 @@
-"""What each package may import: trainer -> retrieval -> index_store <- retrieval <- service."""
+"""The imports that each package may have: trainer and service import retrieval, and retrieval imports index_store."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("index_store", "retrieval", "trainer", "service")
 
 
-#: The rooms (subpackages) of each package, lowest first, with the rooms that each may import. Files beside the rooms,
-#: such as errors.py and config.py, import no room; only __main__.py and the two files in DOORS do.
+#: The rooms (subpackages) of each package, lowest first, with the rooms that each room may import. Files beside the
+#: rooms, such as errors.py and config.py, import no room, except __main__.py and the two files in DOORS.
 ROOMS: dict[str, dict[str, set[str]]] = {
     "trainer": {
         "data": set(),
@@ -37,7 +37,7 @@ DOORS = {"index_store/store.py", "retrieval/searcher.py"}
 
 
 def modules(package: str) -> dict[str, set[str]]:
-    """The full names of everything that each file imports, anywhere in it."""
+    """For each file of the package, the full names of all its imports, also of imports inside functions."""
     imported = {}
     for file in sorted((ROOT / package).rglob("*.py")):
         names: set[str] = set()
@@ -51,7 +51,7 @@ def modules(package: str) -> dict[str, set[str]]:
 
 
 def imports(package: str) -> dict[str, set[str]]:
-    """The top-level packages that each file imports."""
+    """For each file of the package, the top-level packages that it imports."""
     return {file: {name.split(".")[0] for name in names} for file, names in modules(package).items()}
 
 
@@ -65,14 +65,14 @@ def imports(package: str) -> dict[str, set[str]]:
     ],
 )
 def test_arrows_between_packages_point_one_way(package: str, forbidden: set[str]) -> None:
-    """Each package imports only packages below it; trainer and service never import each other."""
+    """A package imports only packages below it. The trainer and the service never import each other."""
     for file, names in imports(package).items():
         assert not names & forbidden, file
 
 
 @pytest.mark.parametrize("package", ROOMS)
 def test_arrows_between_rooms_point_one_way(package: str) -> None:
-    """A room imports only rooms below it, so no imports are circular; files beside the rooms import none."""
+    """A room imports only rooms below it, so no imports are circular. Files beside the rooms import no room."""
     rooms, order = ROOMS[package], list(ROOMS[package])
     assert set(rooms) == {file.parent.name for file in (ROOT / package).glob("*/__init__.py")}
     assert all(order.index(below) < order.index(room) for room in rooms for below in rooms[room])
@@ -86,14 +86,14 @@ def test_arrows_between_rooms_point_one_way(package: str) -> None:
 
 
 def test_the_store_needs_only_numpy_and_the_standard_library() -> None:
-    """Any program can then read a version; the Redis library is imported in one file alone."""
+    """So any program can read a version. Only one file imports the Redis library."""
     libraries = {"index_store/redis/client.py": "redis"}
     for file, names in imports("index_store").items():
         assert names <= {"numpy", "index_store", libraries.get(file, "numpy"), *sys.stdlib_module_names}, file
 
 
 def test_one_place_opens_the_runtime() -> None:
-    """The trainer measures with the code that the service runs; only the trial of a model is a program of its own."""
+    """The trainer and the service open ONNX Runtime with the same code. Only a model's trial opens it elsewhere."""
     opening = {file for package in PACKAGES for file, names in imports(package).items() if "onnxruntime" in names}
 
     assert opening == {"retrieval/session.py", "service/serving/trial_program.py"}
@@ -101,7 +101,7 @@ def test_one_place_opens_the_runtime() -> None:
 
 @pytest.mark.parametrize("package", ["service.serving.retriever", "trainer.publish.version", "retrieval"])
 def test_the_telemetry_of_the_runtime_is_off(package: str, tmp_path: Path) -> None:
-    """ONNX Runtime would store an id of this machine and a database of events, and send them."""
+    """With telemetry on, ONNX Runtime stores an id of the machine and a database of events, and sends both."""
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     code = f"import {package}, onnxruntime; onnxruntime.get_available_providers()"
 
@@ -111,7 +111,7 @@ def test_the_telemetry_of_the_runtime_is_off(package: str, tmp_path: Path) -> No
 
 
 def test_importing_the_service_leaves_torch_out() -> None:
-    """Neither torch nor onnx nor the trainer is imported, not even indirectly."""
+    """Importing the service imports neither torch nor onnx nor the trainer, not even indirectly."""
     code = "import sys, service.http.app, service.__main__; print({'torch', 'onnx', 'trainer'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
@@ -119,7 +119,7 @@ def test_importing_the_service_leaves_torch_out() -> None:
 
 
 def test_a_folder_store_imports_neither_redis_nor_numba() -> None:
-    """They are imported only when a redis:// URL is opened, and when requests are answered."""
+    """The Redis library is imported only to open a redis:// URL, and numba only to answer requests."""
     code = "import sys, index_store.__main__; print({'redis', 'numba'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
@@ -145,7 +145,7 @@ def test_no_file_is_long() -> None:
 
 
 def test_every_error_has_a_status() -> None:
-    """Each error class of the store and the service has a status, of its own or from a base class below the root."""
+    """Each error class of the store and the service has an HTTP status between 400 and 504."""
     for module, root in (
         (store_errors, store_errors.IndexStoreError),
         (service_errors, service_errors.ServiceError),
@@ -158,7 +158,7 @@ def test_every_error_has_a_status() -> None:
 
 @pytest.mark.parametrize("module", ["index_store", "service", "trainer"])
 def test_the_docstring_of_errors_names_every_error(module: str) -> None:
-    """The tree that is drawn in the docstring of errors.py is complete."""
+    """The tree of errors in the docstring of errors.py is complete."""
     import importlib
 
     errors = importlib.import_module(f"{module}.errors")

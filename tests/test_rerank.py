@@ -1,4 +1,4 @@
-"""The reranker learns what makes a candidate clicked."""
+"""The reranker learns which features of a candidate predict a click."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from trainer.publish.reranker import fit_reranker
 
 
 class FixedSession:
-    """A stand-in for the ONNX session: every user's beam is path 1, and the user vectors are given."""
+    """A stand-in for the ONNX session. Every user's beam is the one path in use, and the user vectors are `users`."""
 
     def __init__(self, users: np.ndarray) -> None:
         self.users, self.done = users, 0
 
     def run(self, _: list[str], feeds: dict[str, np.ndarray]) -> tuple[Any, ...]:
-        """The given vectors of the next users: requests come in order."""
+        """The outputs for the next users, because requests are searched in order."""
         rows = range(self.done, self.done + len(feeds["history"]))
         self.done = rows.stop
         return self.users[rows], np.zeros((len(rows), 1), np.int32), np.zeros((len(rows), 1), np.float32)
 
 
 def requests_of(truths: list[np.ndarray]) -> Requests:
-    """Request r has history [r] and no context."""
+    """Requests with these truths. Request r has the history [r] and no context."""
     count = len(truths)
     histories = [np.array([r]) for r in range(count)]
     return Requests(
@@ -36,7 +36,7 @@ def requests_of(truths: list[np.ndarray]) -> Requests:
 
 
 def structure_of(users: np.ndarray, vectors: np.ndarray, bias: np.ndarray) -> PathStructure:
-    """A structure with all items on path 1, and users with these vectors."""
+    """A structure with all items on one path. `users` are the user vectors."""
     items = len(bias)
     index = PathIndex(
         np.array([1]),
@@ -49,7 +49,7 @@ def structure_of(users: np.ndarray, vectors: np.ndarray, bias: np.ndarray) -> Pa
 
 
 def test_the_feature_that_predicts_clicks_gets_the_weight() -> None:
-    """When clicks follow the logit, its weight is large, and that of the bias, which is noise, stays small."""
+    """If clicks follow the logit, the weight of the logit is large. The bias is noise here, and its weight is small."""
     rng = np.random.default_rng(0)
     users, vectors, bias = rng.normal(size=(60, 4)), rng.normal(size=(60, 4)), rng.normal(size=60) * 0.01
     truths = [np.argsort(-(vectors @ user))[:6] for user in users]
@@ -63,9 +63,10 @@ def test_the_feature_that_predicts_clicks_gets_the_weight() -> None:
 
 
 def test_users_with_many_clicks_do_not_distort_the_weights() -> None:
-    """Users whose logits are high click less here, though within each user clicks follow the logit.
+    """Users with high logits click less here, but the clicks of each single user follow the logit.
 
-    A regression over all candidates at once would give the logit a negative weight and reverse every ranking.
+    A regression over the candidates of all users together would give the logit a negative weight and reverse every
+    ranking.
     """
     rng = np.random.default_rng(1)
     offsets = np.linspace(-5, 5, 60)
@@ -80,7 +81,7 @@ def test_users_with_many_clicks_do_not_distort_the_weights() -> None:
 
 
 def test_items_of_the_history_are_not_learned_from() -> None:
-    """They are never answered, so they count as neither clicked nor skipped; here no other items are clicked."""
+    """Items of the history are never answered, so they count as neither clicked nor skipped. No others are clicked."""
     users = np.ones((3, 2), np.float32)
 
     clicked = [np.array([r]) for r in range(3)]
@@ -90,7 +91,7 @@ def test_items_of_the_history_are_not_learned_from() -> None:
 
 
 def test_clicks_against_the_logit_do_not_reverse_the_ranking() -> None:
-    """A few clicks on the worst items would give the logit a negative weight; the softmax reranker is kept instead."""
+    """Clicks on the worst items would give the logit a negative weight, so the softmax reranker is used instead."""
     vectors = np.linspace(1, -1, 60)[:, None]
     worst = [np.array([58, 59])] * 3
 

@@ -1,1 +1,1 @@
-"""The store in a folder, and the copies that a host keeps of a remote store's versions."""
+"""The store in a folder, and a host's copies of the versions of a remote store."""

@@ -1,4 +1,4 @@
-"""The copies that a host keeps of a remote store's versions, in a folder store."""
+"""A host's copies of the versions of a remote store, kept in a folder store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from index_store.version import Buffer, PathReader, Version, parts_here
 
 
 class Copies(FolderStore):
-    """A folder store for copies. Its errors are CacheUnavailable, because they say nothing about the remote store."""
+    """A folder store for copies. Errors of this folder are CacheUnavailable, because the remote store may be intact."""
 
     def copy(
         self,
@@ -19,10 +19,10 @@ class Copies(FolderStore):
         chunks: Callable[[str], Iterable[Buffer]],
         read_paths: PathReader | None = None,
     ) -> Version:
-        """Map and check the version; copy it first if there is no intact copy. A version copied now is also held.
+        """Map and check the version. Without an intact copy, first copy the version and hold it.
 
-        chunks(part) yields the part piece by piece. If several processes of a host need a version at once, one copies
-        it and the others only check the copy. Raises the same errors as `load`.
+        chunks(part) yields the part piece by piece. If several processes of a host need a version at once, one process
+        copies it and the others only check the copy. Raises the same errors as `load`.
         """
         copied = False
         while True:

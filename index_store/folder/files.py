@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 
 PIECE = 2**20  # bytes of a map that one call reads
-#: Linux 5.14: read a map's pages now and report an error. Without it, a later read error kills the process by a signal.
+#: Since Linux 5.14: reads a map's pages now and reports a read error. Without this call, a read error at the first
+#: access of a page kills the process with a signal.
 MADV_POPULATE_READ = 22
 
 
@@ -28,12 +29,12 @@ def map_file(path: Path) -> bytes | memoryview:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable, not just the bytes of its files."""
+    """Make the names of the files in `folder` survive a power failure. Syncing a file makes only its bytes survive."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # EINVAL: this file system cannot sync folders, such as a read-only one
+        if error.errno != errno.EINVAL:  # EINVAL: the file system cannot sync folders, such as a read-only one
             raise
     finally:
         os.close(descriptor)

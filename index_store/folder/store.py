@@ -1,16 +1,16 @@
-"""file:// -- the embedded store: one folder per version, memory-mapped, and a file CURRENT that is replaced last.
+"""The store in a folder (file://): one memory-mapped folder per version, and a file CURRENT that is replaced last.
 
     DIR/CURRENT                    two lines: the current version and the previous one
     DIR/versions/<version>/        the parts, and manifest.json
-    DIR/versions/.partial-*        a publish under way, or the rest of a killed one, which the next publish removes
-    DIR/versions/.deleted-*        a delete under way, or the rest of a killed one, which the next publish removes
+    DIR/versions/.partial-*        a version being written; the next publish removes what a killed publisher left
+    DIR/versions/.deleted-*        a version being deleted; the next publish removes what a killed deleter left
     DIR/PUBLISH.lock, DIR/CURRENT.lock
 
-A version folder is written under a temporary name, synced, and then renamed, so a reader sees all of it or nothing.
-Publishing and moving CURRENT take different locks, so a rollback never waits for a publish. A process that holds a
-version has a shared lock on its manifest; the system releases it when the process dies.
+A version folder is written under a temporary name, synced, and then renamed, so a reader sees the whole version or
+nothing. Publishing and moving CURRENT use different locks, so a rollback never waits for a publish. A process that
+holds a version has a shared lock on the version's manifest; the system releases the lock when the process dies.
 
-copies.py uses the same layout for a host's copies of a remote store's versions.
+copies.py uses the same layout for a host's copies of the versions of a remote store.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 class FolderStore:
-    """IndexStore in a folder of a local or POSIX network file system. The first publish creates the folder."""
+    """An IndexStore in a folder of a local or POSIX network file system. The first publish creates the folder."""
 
     def __init__(self, folder: str) -> None:
         if not folder:
@@ -89,9 +89,9 @@ class FolderStore:
                 self._remove_leftovers()
                 for manifest in self.versions():
                     if manifest.fingerprint == version.manifest.fingerprint and self._is_whole(manifest):
-                        sync_folder(self._versions)  # its publisher may have died before this
+                        sync_folder(self._versions)  # the version's publisher may have died before this step
                         return manifest.version
-                # Count all folders, so that even a damaged version's number is never used again.
+                # Count the folders of damaged versions too, so that no number is used twice.
                 taken = [counter(entry.name) for entry in self._versions.iterdir()]
                 version = version.named(1 + max(taken, default=0))
                 parts = {name: _pieces(part) for name, part in version.parts.items()}
@@ -105,7 +105,7 @@ class FolderStore:
             names = [entry.name for entry in self._versions.iterdir() if not entry.name.startswith(".")]
         manifests = []
         for name in names:
-            with contextlib.suppress(IndexStoreError):  # deleted meanwhile or damaged: `load` reports it
+            with contextlib.suppress(IndexStoreError):  # the version is damaged, as `load` reports, or was just deleted
                 manifests.append(self._manifest(name))
         return sorted(manifests, key=lambda m: (counter(m.version), m.version))
 
@@ -128,16 +128,16 @@ class FolderStore:
                 raise VersionNotFound(f"{version}: it was deleted meanwhile")
             self._remove_left_pointers()
             if current != version:
-                sync_folder(self._versions)  # durable before the pointer to it; its publisher may have died
+                sync_folder(self._versions)  # make the version durable before the pointer; its publisher may have died
                 self._replace_pointer(version, current)
-            sync_folder(self.folder)  # even if not moved now: an earlier mover may have died before its sync
+            sync_folder(self.folder)  # also if CURRENT did not move: an earlier mover may have died before this step
             return current
 
     def load(self, version: str) -> Version:
         return self.open(self._manifest(version))
 
     def open(self, manifest: Manifest, read_paths: PathReader | None = None) -> Version:
-        """Map the version of `manifest` and check every digest and shape. With `read_paths`, skip the path lists.
+        """Map the version of `manifest` and check every digest and shape. With `read_paths`, leave out the path lists.
 
         Raises the same errors as `load`.
         """
@@ -182,7 +182,7 @@ class FolderStore:
         for lock, remove in (("PUBLISH.lock", self._remove_leftovers), ("CURRENT.lock", self._remove_left_pointers)):
             with (
                 self._errors("sweep"),
-                contextlib.suppress(FileNotFoundError, BlockingIOError),  # the process that has the lock sweeps
+                contextlib.suppress(FileNotFoundError, BlockingIOError),  # a process that holds the lock sweeps itself
                 self._lock(lock, fcntl.LOCK_NB),
             ):
                 remove()
@@ -190,11 +190,11 @@ class FolderStore:
     # -- the steps of a publish --
 
     def _make_folders(self) -> None:
-        """Create the store's folders, and make their names durable before anything is written in them."""
+        """Create the store's folders. Their names survive a power failure before anything is written into them."""
         self._versions.mkdir(parents=True, exist_ok=True)
         if not any(self._versions.iterdir()):
             for folder in self._versions.parents:
-                with contextlib.suppress(PermissionError):  # an unreadable folder was not created here
+                with contextlib.suppress(PermissionError):  # a folder that cannot be opened was not created here
                     sync_folder(folder)
 
     def _is_whole(self, manifest: Manifest) -> bool:
@@ -239,7 +239,7 @@ class FolderStore:
                 file.flush()
                 os.fsync(file.fileno())
             sync_folder(partial)
-            if hold:  # before it gets its final name, so that nobody deletes it first
+            if hold:  # before the rename to the final name, so that no process deletes the version first
                 self._hold_file(manifest.version, partial / MANIFEST)
             if final.exists():  # a damaged copy
                 self._move_away(manifest.version)
@@ -250,7 +250,7 @@ class FolderStore:
             raise
 
     def _hold_file(self, version: str, manifest: Path) -> None:
-        """Take a shared lock. Raises FileNotFoundError, or BlockingIOError while the version is being deleted."""
+        """Take a shared lock on the manifest. Raises FileNotFoundError, or BlockingIOError during a delete."""
         descriptor = os.open(manifest, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -263,27 +263,30 @@ class FolderStore:
         self._held[version] = descriptor
 
     def _inode(self, version: str) -> int | None:
-        """The inode number of the version's folder, which changes when it is written again; None if it is missing."""
+        """The inode number of the version's folder; None if it is missing. A newly written folder has a new number."""
         try:
             return self._path(version).stat().st_ino
         except OSError:
             return None
 
     def _move_away(self, version: str) -> Path:
-        """Rename the version's folder durably, so that no reader finds it; the next sweep removes it."""
+        """Rename the version's folder durably, so that no reader finds the version. A sweep removes the folder."""
         deleted = self._versions / f".deleted-{uuid.uuid4().hex}"
         self._path(version).rename(deleted)
         sync_folder(self._versions)
         return deleted
 
     def _remove_leftovers(self) -> None:
-        """Remove what killed publishers and deleters left. The caller holds the publish lock, so none is alive."""
+        """Remove the leftovers of killed publishers and deleters.
+
+        The caller holds PUBLISH.lock, so no publisher is alive. A deleter may be alive, but removes the same folder.
+        """
         for entry in self._versions.iterdir():
             if entry.name.startswith((".partial-", ".deleted-")):
                 shutil.rmtree(entry, ignore_errors=True)
 
     def _remove_left_pointers(self) -> None:
-        """Remove temporary files of processes killed while they moved CURRENT. The caller holds the lock of CURRENT."""
+        """Remove temporary files of processes that were killed while moving CURRENT. The caller holds CURRENT.lock."""
         for left_over in self.folder.glob(".CURRENT-*"):
             left_over.unlink(missing_ok=True)
 
@@ -332,7 +335,7 @@ class FolderStore:
 
     @contextlib.contextmanager
     def _lock(self, name: str, flags: int = 0) -> Iterator[None]:
-        """Hold an exclusive lock between processes; the system releases it when the process dies."""
+        """Hold an exclusive lock among processes. The system releases the lock when the process dies."""
         with (self.folder / name).open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | flags)
             yield
@@ -347,7 +350,7 @@ class FolderStore:
                 raise self._full_error(f"{reason}; nothing was kept; free some space and repeat") from error
             raise self._disk_error(reason) from error
 
-    def _full_error(self, reason: str) -> IndexStoreError:  # overridden by the cache
+    def _full_error(self, reason: str) -> IndexStoreError:  # overridden in copies.py
         return StoreFull(reason)
 
     def _disk_error(self, reason: str) -> IndexStoreError:

@@ -1,8 +1,8 @@
-"""A Redis 7 or Valkey server or cluster: the commands that a store needs, and how their errors are translated.
+"""A client of a Redis 7 or Valkey server or cluster: the commands that a store needs, and the translation of errors.
 
 Only this module calls the client library. There are two retry policies. Outside of requests, a command gets three tries
-of three seconds, so that nobody notices a restart of the server. During a request it gets one short try, because
-waiting would delay the requests queued behind it.
+of three seconds, so that a restart of the server causes no error. During a request, a command gets one short try,
+because waiting would delay the requests in the queue.
 """
 
 from __future__ import annotations
@@ -25,21 +25,24 @@ from index_store.version import Buffer
 
 OLDEST = 7  # oldest major release that is supported
 TIMEOUT = 3.0  # seconds for one answer, outside of requests
-RETRIES = 2  # after the first try, outside of requests
-CONNECTIONS = 8  # per process; a thread waits if all are in use
+RETRIES = 2  # further tries after the first, outside of requests
+CONNECTIONS = 8  # per process and retry policy; a thread waits while all connections are in use
 SCANNED = 1000  # keys examined in one step of a scan
 
-#: All errors of the library; those of its cluster client have a base class of their own.
+#: All errors of the library. Errors of the cluster client have a separate base class.
 FAILURES = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
 
-#: A cluster node's messages when it rejects the user; the library has no error class for them.
+#: Messages with which a cluster node rejects the user. The library has no error class for these messages.
 REFUSED_USER = ("WRONGPASS", "NOAUTH", "invalid username-password pair", "must be called with the client already")
 
 Command = tuple[str | int | float | Buffer, ...]
 
 
 class Server:
-    """A client that connects on first use. Every method raises StoreUnavailable, StoreMisconfigured or StoreFull."""
+    """A client that connects on first use.
+
+    Every method except `wait` raises StoreUnavailable, StoreMisconfigured or StoreFull.
+    """
 
     def __init__(self, address: Address, request_timeout: float) -> None:
         self.address = address
@@ -61,19 +64,19 @@ class Server:
         return self._pipelined([("GET", key) for key in keys])
 
     def put(self, entries: Sequence[tuple[str, Buffer]]) -> None:
-        """Write keys. Each write is atomic, but not all of them together."""
+        """Write keys. Each single write is atomic, but the group of writes is not."""
         self._pipelined([("SET", key, value) for key, value in entries])
 
     def remove(self, keys: Sequence[str | bytes]) -> None:
-        """Remove keys. The server frees their memory in the background, so that other clients need not wait."""
+        """Remove keys. The server frees the memory in the background, so that other clients need not wait."""
         self._pipelined([("UNLINK", key) for key in keys])
 
     def sizes(self, keys: Sequence[str]) -> list[int]:
-        """The size of each value in bytes, 0 for a missing key."""
+        """The size of each value in bytes; 0 for a missing key."""
         return self._pipelined([("STRLEN", key) for key in keys])
 
     def heads(self, keys: Sequence[str], sizes: Sequence[int]) -> list[bytes]:
-        """The first sizes[i] bytes of each value, empty for a missing key. For requests: one short try."""
+        """The first sizes[i] bytes of value i; empty for a missing key. For use during requests: one short try."""
         with self._errors():
             pipe = self._request_client.pipeline(transaction=False)
             for key, size in zip(keys, sizes, strict=True):
@@ -82,29 +85,30 @@ class Server:
             return values
 
     def scan(self, pattern: str) -> Iterator[bytes]:
-        """All keys that match, from every node; a key created or removed during the scan may be included."""
+        """All keys of every node that match. A key created or removed during the scan may be included."""
         with self._errors():
             yield from self._client.scan_iter(match=pattern, count=SCANNED)
 
     def members(self, *keys: str) -> set[bytes]:
-        """All members of the sets, read atomically. The keys are in one slot."""
+        """The union of the sets, read atomically. The keys must be in one slot of a cluster."""
         with self._errors():
             return set(self._client.sunion(keys) if len(keys) > 1 else self._client.smembers(keys[0]))
 
     def discard(self, key: str, member: str) -> bool:
-        """Remove a member from a set; returns whether it was in the set."""
+        """Remove a member from a set. Returns whether the member was in the set."""
         with self._errors():
             return bool(self._client.srem(key, member))
 
     def move(self, member: str, old: str, new: str) -> bool:
-        """Move a member from the set `old` to the set `new` in the same slot; returns whether it was in `old`."""
+        """Move a member from the set `old` to the set `new` in the same slot. Returns whether it was in `old`."""
         with self._errors():
             return bool(self._client.smove(old, new, member))
 
     def transact(self, keys: Sequence[str], change: Callable[[Any], Sequence[Command] | None]) -> None:
-        """Run the commands that `change(read)` returns as one transaction; if `keys` changed meanwhile, start again.
+        """Run the commands that `change(read)` returns as one transaction. If `keys` changed meanwhile, start again.
 
-        `read` has the client's `get` and `smembers`. All keys are in one slot. If `change` returns None, do nothing.
+        `read` has the client's `get` and `smembers`. All keys must be in one slot. If `change` returns None, nothing is
+        written.
         """
         with self._errors():
             while True:
@@ -123,7 +127,7 @@ class Server:
                     return
 
     def lease(self, key: str, member: str, milliseconds: int) -> None:
-        """Add a lease to the set of leases or renew it; it ends that long after now by the server's clock."""
+        """Add or renew a lease in the set of leases. The lease ends `milliseconds` from now by the server's clock."""
         with self._errors():
             self._client.zadd(key, {member: self._now(key) + milliseconds})
 
@@ -133,7 +137,7 @@ class Server:
             self._client.zrem(key, *members)
 
     def leases(self, key: str) -> dict[bytes, float]:
-        """All leases, and the ms until each ends by the server's clock; 0 or less if it has ended."""
+        """All leases with the ms until each ends by the server's clock; 0 or less for an ended lease."""
         with self._errors():
             now = self._now(key)
             return {member: float(end) - now for member, end in self._client.zrange(key, 0, -1, withscores=True)}
@@ -147,16 +151,16 @@ class Server:
             return [nodes] if "used_memory" in nodes else list(nodes.values())
 
     def full(self) -> bool:
-        """Whether a node has reached its memory limit, so that it refuses commands that need memory."""
+        """Whether a node has reached its memory limit and refuses commands that need memory."""
         return any(0 < memory["maxmemory"] <= memory["used_memory"] for memory in self.memory())
 
     def tell(self, channel: str, message: str) -> None:
-        """Publish a message that wakes all clients waiting on `channel`, if any."""
+        """Publish a message that wakes all clients waiting on `channel`."""
         with self._errors():
             self._client.publish(channel, message)
 
     def wait(self, channel: str, seconds: float) -> bool:
-        """Whether a message arrived on `channel` within that time. Never raises. For one thread at a time."""
+        """Whether a message arrived on `channel` within `seconds`. Never raises. For one thread at a time."""
         end = time.monotonic() + seconds
         try:
             if self._hints is None:
@@ -182,7 +186,7 @@ class Server:
             return answers
 
     def _now(self, key: str) -> int:
-        """The clock in ms of the node that has `key`, because the clocks of nodes and clients may differ."""
+        """The time in ms on the node that has `key`. The clocks of nodes and clients may differ."""
         node = {"target_nodes": self._client.get_node_from_key(key)} if self.address.cluster else {}
         seconds, microseconds = self._client.time(**node)
         return int(seconds) * 1000 + int(microseconds) // 1000
@@ -202,7 +206,7 @@ def _connect(address: Address, timeout: float, retry: Retry) -> Any:
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "retry": retry,
-        "maint_notifications_config": MaintNotificationsConfig(enabled=False),  # only hosted Redis has them
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),  # only hosted Redis sends them
     }
     if address.tls:
         options["ssl_ca_certs"] = address.ca_file
@@ -235,7 +239,7 @@ def _check_release(client: Any, address: Address) -> None:
 
 
 def _translate(error: Exception, address: Address) -> IndexStoreError:  # noqa: PLR0911 -- a table in prose
-    """Translate the library's error into ours. Text that the server wrote is kept: it never contains a password."""
+    """Translate the library's error into ours. The server's own text is kept, because it never contains a password."""
     text = str(error)
     if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError) or any(
         words in text for words in REFUSED_USER

@@ -1,18 +1,18 @@
-"""The keys that a version has on a key-value server.
+"""The keys of a store on a Redis server. {ns} is the namespace.
 
     {ns}:current                    the current version's name
     {ns}:previous:{{ns}:current}    the previous version's name; the hash tag in braces keeps both keys on one node
-    {ns}:mover:{{ns}:current}       id of the last move of both keys: 32 random hexadecimal digits
+    {ns}:mover:{{ns}:current}       id of the last move of both pointers: 32 random hexadecimal digits
     {ns}:versions                   set: the complete versions
     {ns}:publishing:{{ns}:versions} set: the versions being published or deleted
-    {ns}:counter:{{ns}:versions}    "v7": the last number given to a version; never decreases
-    {ns}:leases                     sorted set: "version holder" -> time it ends, in ms of the server's clock
+    {ns}:counter:{{ns}:versions}    the last number given to a version, such as "v7"; never decreases
+    {ns}:leases                     sorted set: "version holder" -> end of the lease, in ms of the server's clock
     {ns}:{version}:manifest
     {ns}:{version}:path:{path_id}   the path's items, packed little-endian int32
     {ns}:{version}:blob:{part}:{i}  the i-th piece of a part
 
-The only blob of `path_items.npy` is its header. Its other bytes are the path lists, concatenated, so they are stored
-once, in the path keys.
+The part `path_items.npy` has one blob, the header of the file. The other bytes of this part are the concatenated path
+lists, which are stored only once, in the path keys.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import numpy as np
 from index_store.manifest import PART, VERSION
 from index_store.version import LISTS, Buffer, Version
 
-#: Bytes of a blob. Small, because the server answers no other client while it sends one.
+#: Largest size of a blob in bytes. It is small, because the server answers no other client while it sends a blob.
 PIECE = 2**20
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The names of all keys in a namespace."""
+    """The names of the keys in a namespace."""
 
     namespace: str
 
@@ -75,11 +75,11 @@ class Keys:
         return [f"{self.namespace}:{version}:blob:{part}:{i}" for i in range(-(-size // PIECE))]
 
     def pattern(self, version: str = "v*") -> str:
-        """A glob that matches all keys of `version`, and perhaps other keys; see `version_of`."""
+        """A glob that matches all keys of `version`. It may match foreign keys too; `version_of` tells them apart."""
         return f"{self.namespace}:{version}:*"
 
     def version_of(self, key: bytes) -> str | None:
-        """The version that `key` belongs to, or None if it is not a key of this store."""
+        """The version that `key` belongs to; None if `key` is not a key of a version in this namespace."""
         match = re.fullmatch(
             rf"{re.escape(self.namespace)}:({VERSION.pattern}):(manifest|path:-?\d+|blob:{PART}:\d+)",
             key.decode("ascii", "replace"),

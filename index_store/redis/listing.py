@@ -1,7 +1,7 @@
 """The few keys of a store that change: the list of versions, the pointers `current` and `previous`, and the leases.
 
 Each change is one transaction on one key, or on a few keys of one node. So any number of publishers, deleters and
-replicas may run at once, and any of them may die.
+replicas can run at once, and any process can die at any moment.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ COUNT = re.compile(r"v\d+")
 
 
 class Listing:
-    """The changing keys of one namespace. Raises StoreMisconfigured if another application wrote them.
+    """The changing keys of one namespace. Raises StoreMisconfigured if a different application wrote these keys.
 
-    A name is in one of two sets, the claimed (`publishing`) or the published (`versions`). A name that has left both
-    is never used again, so the rest of its keys may be removed at any time.
+    A version name is either claimed (in the set `publishing`) or published (in the set `versions`). A name that has
+    left both sets is never used again, so the remaining keys of that version can be removed at any time.
     """
 
     def __init__(self, server: Server, keys: Keys) -> None:
         self._server, self._keys = server, keys
 
     def claim(self, fingerprint: str) -> tuple[str, bool]:
-        """The name of the version with this fingerprint, claimed if it had none, and whether it is published."""
+        """(name, whether it is published) of the version with this fingerprint. Claims a new name if there is none."""
         claimed = "", False
 
         def change(read: Any) -> list[Command] | None:
@@ -52,7 +52,7 @@ class Listing:
         return claimed
 
     def require_ours(self) -> None:
-        """Raise StoreMisconfigured if another application uses the namespace."""
+        """Raise StoreMisconfigured if a different application uses the namespace."""
         self.listed()
         self._leases()
         self.pointer(self._keys.current)
@@ -65,7 +65,7 @@ class Listing:
         return self._names(self._keys.versions, self._server.members(self._keys.versions))
 
     def publishing(self) -> set[str]:
-        """The versions being published or deleted, including those whose publisher or deleter has died."""
+        """The versions being published or deleted, even if their publisher or deleter has died."""
         return self._names(self._keys.publishing, self._server.members(self._keys.publishing))
 
     def listed(self) -> set[str]:
@@ -74,16 +74,16 @@ class Listing:
         return self._names(self._keys.versions, self._server.members(*both))
 
     def seal(self, version: str) -> bool:
-        """Turn a claimed version into a published one. False if the claim was removed meanwhile."""
+        """Turn a claimed version into a published version. Returns False if the claim was removed meanwhile."""
         moved = self._server.move(version, self._keys.publishing, self._keys.versions)
         return moved or version in self.published()
 
     def unclaim(self, version: str) -> bool:
-        """Remove a claim; False if there is none, for example because it was sealed."""
+        """Remove a claim. Returns False if there is no claim, for example because the version is published now."""
         return self._server.discard(self._keys.publishing, version)
 
     def unseal(self, version: str) -> bool:
-        """Undo `seal`, as the first step of a delete; False if the version is not published. Needs no server memory."""
+        """Undo `seal`, as the first step of a delete. False if the version is not published. Needs no server memory."""
         moved = self._server.move(version, self._keys.versions, self._keys.publishing)
         return moved or version in self.publishing()  # the answer to a first try may have been lost
 
@@ -108,7 +108,7 @@ class Listing:
         """Make `version` current; see IndexStore.activate."""
         key, previous = self._keys.current, self._keys.previous
         replaced: str | None = None
-        mover = uuid.uuid4().hex  # if an answer is lost, tells whether this move was carried out
+        mover = uuid.uuid4().hex  # shows, after a lost answer, whether this move was carried out
 
         def change(read: Any) -> list[Command] | None:
             nonlocal replaced
@@ -128,7 +128,7 @@ class Listing:
         return replaced
 
     def lease(self, version: str, holder: str, milliseconds: int) -> None:
-        """Record that `holder`, 32 hexadecimal digits, uses `version` for that long. Ignores names not from `claim`."""
+        """Record that `holder`, 32 hexadecimal digits, uses `version` for that time. Ignores names not from `claim`."""
         if VERSION.fullmatch(version):
             self._server.lease(self._keys.leases, f"{version} {holder}", milliseconds)
 
@@ -137,7 +137,7 @@ class Listing:
         self._server.release(self._keys.leases, [f"{version} {holder}"])
 
     def leased(self) -> set[str]:
-        """The versions in use. A full server cannot renew leases, so on a full server ended leases count too."""
+        """The versions in use. On a full server no lease can be renewed, so there an ended lease counts as well."""
         full = self._server.full()
         return {lease.partition(" ")[0] for lease, left in self._leases().items() if left > 0 or full}
 
@@ -148,14 +148,14 @@ class Listing:
             self._server.release(self._keys.leases, ended)
 
     def _leases(self) -> dict[str, float]:
-        """Every lease with the ms until it ends."""
+        """Every lease with the ms until its end."""
         key = self._keys.leases
         return {self._ours(key, lease, LEASE) or "": left for lease, left in self._server.leases(key).items()}
 
     def abandoned(self, version: str, longest: int) -> bool:
-        """Whether no process is publishing `version`. Waits until its lease is renewed or ends.
+        """Whether no process is publishing `version`. Waits until a lease of `version` is renewed or ends.
 
-        longest: the longest lease in ms. It limits the wait too, in case the server's clock was set back.
+        longest: the longest duration of a lease in ms. It limits the wait too, in case the server's clock was set back.
         """
         end = time.monotonic() + longest / 1000
 

@@ -14,11 +14,14 @@ from index_store.redis.keys import Keys
 
 log = logging.getLogger(__name__)
 
-PAUSE = 0.25  # seconds before the server is asked again after it failed to answer
+PAUSE = 0.25  # seconds without a read after the server failed to answer
 
 
 class RemotePaths:
-    """Reads lists in one round trip, and pauses after the server failed to answer. Safe to use from several threads."""
+    """Reads path lists in one round trip. Safe to use from several threads.
+
+    After the server failed to answer, every read fails at once for PAUSE seconds.
+    """
 
     def __init__(self, server: Server, keys: Keys) -> None:
         self._server, self._keys = server, keys
@@ -40,7 +43,7 @@ class RemotePaths:
             log.error("requests are refused for now: %s", error)
             raise
         if np.any(np.fromiter(map(len, lists), np.int64, len(lists)) != 4 * lengths):
-            # The list cannot be empty: only paths in use are read, and they have items.
+            # A list cannot be empty, because only paths in use are read, and every path in use has items.
             if version not in self._told:  # log once per version, not per request
                 self._told.add(version)
                 log.error(

@@ -1,9 +1,9 @@
-"""redis:// and redis+cluster:// -- the store contract on a key-value server. keys.py describes the keys.
+"""The store contract on a Redis server or cluster (redis://, redis+cluster://). keys.py describes the keys.
 
-A publisher claims a name, writes the parts, reads them all back, writes the manifest, and last adds the name to the
-list of versions. If it dies earlier, readers see nothing of the version, and a repeated publish writes the same keys.
-A delete first turns the published version into a claimed one. Removing keys needs no memory, so even a full server can
-be pruned. Only keys named as in keys.py are ever written or removed.
+A publisher claims a name, writes the parts, reads all parts back, writes the manifest, and last adds the name to the
+list of versions. If the publisher dies before the last step, readers see no part of the version, and a repeated publish
+writes the same keys. A delete first turns the published version into a claimed version. Removing keys needs no memory,
+so even a full server can be pruned. Only keys named as in keys.py are ever written or removed.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ BATCH = 1000  # keys written, read or removed in one round trip
 BATCH_BYTES = 2**20  # a batch of writes ends earlier at this size
 HOLD_MS = 60_000  # how long a replica's lease lasts
 PUBLISH_MS = 5_000  # how long a publisher's lease lasts; every batch renews it
-KEY_BYTES = 130  # memory of a key beyond its name and value; 122 measured on Redis 7.0
-HEADROOM = 1.2  # free memory that a publish needs, as a multiple of its size
-PROBE = "v1-000000000000"  # an invented version, leased to test whether the server accepts writes
+KEY_BYTES = 130  # memory of a key besides its name and value; 122 bytes measured on Redis 7.0
+HEADROOM = 1.2  # free memory that a publish needs, as a multiple of the version's size
+PROBE = "v1-000000000000"  # a version that does not exist, leased to test whether the server accepts writes
 
 
 class ServerStore:
-    """IndexStore on a server. Safe to use from several threads.
+    """An IndexStore on a Redis server or cluster. Safe to use from several threads.
 
-    copies: the folder on this host where `load` keeps copies and maps them; without it, `load` reads into memory.
+    copies: the folder on this host where `load` keeps copies and maps them; if None, `load` reads into memory.
     remote: `load` leaves the path lists on the server.
     """
 
@@ -74,7 +74,7 @@ class ServerStore:
         return f"{self._server.address}, namespace {self._keys.namespace}"
 
     def require_readable(self) -> None:
-        """Nothing to check: every method reports a server that does not answer."""
+        """Do nothing, because every other method reports a server that does not answer."""
 
     def require_writable(self) -> None:
         self._listing.require_ours()
@@ -112,7 +112,7 @@ class ServerStore:
         names = sorted(self._listing.published(), key=counter)
         manifests = []
         for name, text in zip(names, self._get([self._keys.manifest(name) for name in names]), strict=True):
-            with suppress(IndexStoreError):  # damaged or of another format: `load` reports it
+            with suppress(IndexStoreError):  # damaged, or in a different format; `load` reports the defect
                 manifests.append(Manifest.from_json(text or b"", name))
         return manifests
 
@@ -126,10 +126,10 @@ class ServerStore:
         check_name(version)
         holder = uuid.uuid4().hex
         renew = functools.partial(self._listing.lease, version, holder, PUBLISH_MS)
-        renew()  # so that nobody deletes it between the check and the move
+        renew()  # so that no process deletes the version between the check and the move
         try:
             manifest = self._manifest(version)
-            if self._server.address.cluster:  # a single node may have lost its keys, so check all of them
+            if self._server.address.cluster:  # a node may have lost its keys, so check all keys
                 for sizes in (self._blob_sizes(manifest), self._list_sizes(manifest)):
                     self._require_keys(sizes, renew)
                 renew()
@@ -138,7 +138,7 @@ class ServerStore:
         finally:
             with suppress(IndexStoreError):
                 self._listing.release(version, holder)
-        with suppress(IndexStoreError):  # only a hint; services poll as well
+        with suppress(IndexStoreError):  # the message is only a hint, because services poll as well
             self._server.tell(self._keys.current, version)
         return replaced
 
@@ -146,7 +146,7 @@ class ServerStore:
         manifest = self._manifest(version)
         remote = self._remote and LISTS in manifest.parts
         reader = functools.partial(self._remote_paths.read, version) if remote else None
-        if reader:  # path lists that are read later must exist now
+        if reader:  # the path lists are not read now, so check at least that they exist
             self._require_keys(self._list_sizes(manifest))
         chunks = functools.partial(self._chunks, manifest)
         if self._copies is None:
@@ -158,7 +158,7 @@ class ServerStore:
         loaded = self._copies.copy(manifest, chunks, reader)
         for old in self._copies.versions():
             if old.version != version:
-                with suppress(VersionInUse, VersionNotFound):  # another process on this host uses it
+                with suppress(VersionInUse, VersionNotFound):  # another process on this host uses the old version
                     self._copies.delete(old.version)
         return loaded
 
@@ -169,11 +169,11 @@ class ServerStore:
         if not self._listing.unseal(version):
             raise self._not_found(version)
         try:
-            # A process that loads it or makes it current takes the lease before it looks up the name. So either this
-            # check sees the lease, or that process sees that the version is gone.
+            # A process that loads the version or makes it current first records a lease, then looks up the name. So
+            # either this check sees the lease, or the other process finds no such version.
             self._require_unused(version)
         except BaseException:
-            with suppress(IndexStoreError):  # then `sweep` seals it
+            with suppress(IndexStoreError):  # if this fails, a later `sweep` seals the version
                 self._listing.seal(version)
             raise
         self._give_up(version)
@@ -198,9 +198,8 @@ class ServerStore:
     def sweep(self) -> None:
         for name in self._listing.publishing():
             (manifest,) = self._get([self._keys.manifest(name)])  # written last
-            if (
-                manifest and name in self._used()
-            ):  # complete and in use: its delete was refused, or died before sealing it
+            if manifest and name in self._used():
+                # The version is complete and in use: a deleter unsealed it, but died or failed before sealing again.
                 self._listing.seal(name)
             elif self._listing.abandoned(name, HOLD_MS):
                 self._give_up(name)
@@ -211,8 +210,9 @@ class ServerStore:
                 with suppress(VersionInUse, VersionNotFound):
                     self.delete(name)
         stored = {version for key in self._server.scan(self._keys.pattern()) if (version := self._keys.version_of(key))}
-        # Read the lists after the scan: a publisher claims a name before it writes the first key. Keep the current
-        # version even if it is not listed; the previous one, if a dead deleter unlisted it, is lost anyway.
+        # Read the lists after the scan, because a publisher claims a name before it writes the first key. The current
+        # version is kept even if it is not listed. An unlisted previous version is not kept: a deleter had begun to
+        # remove its keys.
         for orphan in sorted(stored - self._listing.listed() - self._listing.leased() - {str(self.current())}):
             self._erase(orphan)
         self._listing.forget_leases()
@@ -220,14 +220,14 @@ class ServerStore:
     # -- the steps of a publish --
 
     def _give_up(self, name: str) -> bool:
-        """Remove all keys of a claimed version; False if the claim was already removed."""
+        """Remove all keys of a claimed version. Returns False if the claim was already removed."""
         unclaimed = self._listing.unclaim(name)
         if unclaimed or name not in self._listing.listed():  # else another process published the same bytes
             self._erase(name)
         return unclaimed
 
     def _write(self, version: Version, renew: Callable[[], None], progress: ByteProgress | None) -> bool:
-        """Write, read back and list a claimed version; False if it was swept meanwhile."""
+        """Write, read back and list a claimed version. Returns False if the version was swept meanwhile."""
         manifest, name = version.manifest, version.manifest.version
         parts = sum(info.size for info in manifest.parts.values())
         names = len(self._keys.path(name, 2**40))
@@ -250,7 +250,7 @@ class ServerStore:
         return self._listing.seal(name)
 
     def _verify(self, manifest: Manifest, step: Callable[[int], None]) -> None:
-        """Read every part back. Raises VersionDamaged unless its digest is the published one."""
+        """Read every part back. Raises VersionDamaged if a part's digest differs from the digest in the manifest."""
         for part, info in manifest.parts.items():
             digest = hashlib.sha256()
             for chunk in self._chunks(manifest, part):
@@ -274,7 +274,10 @@ class ServerStore:
         return True
 
     def _require_room(self, size: int) -> None:
-        """Raise unless every server evicts nothing and has room for its share of `size` bytes."""
+        """Raise if a server may evict keys, or has no room for its share of `size` bytes.
+
+        Raises StoreMisconfigured, StoreFull.
+        """
         servers = self._server.memory()
         needed = HEADROOM * size / len(servers)
         for memory in servers:
@@ -320,13 +323,13 @@ class ServerStore:
             yield b"".join(map(present, self._get(keys)))
 
     def _path_sizes(self, manifest: Manifest) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """path_ids (P,) and path_offsets (P + 1,)."""
+        """The arrays path_ids (P,) and path_offsets (P + 1,)."""
         parts = {part: b"".join(self._chunks(manifest, part)) for part in ("path_ids.npy", "path_offsets.npy")}
         version = Version(manifest, parts)
         return version.array("path_ids.npy"), version.array("path_offsets.npy")
 
     def _list_sizes(self, manifest: Manifest) -> Iterator[tuple[str, int]]:
-        """The keys of the path lists with their sizes in bytes; none if the version has no path lists."""
+        """The key and the size in bytes of each path list. Empty if the version has no path lists."""
         if LISTS not in manifest.parts:
             return
         ids, offsets = self._path_sizes(manifest)
@@ -334,7 +337,7 @@ class ServerStore:
             yield self._keys.path(manifest.version, path_id), size
 
     def _blob_sizes(self, manifest: Manifest) -> Iterator[tuple[str, int]]:
-        """The keys of the other parts with their sizes in bytes."""
+        """The key and the size in bytes of each blob of the parts other than the path lists."""
         for part, info in manifest.parts.items():
             if part != LISTS:
                 for i, key in enumerate(self._keys.blobs(manifest.version, part, info.size)):
@@ -364,7 +367,7 @@ class ServerStore:
                     )
 
     def _erase(self, version: str) -> None:
-        """Remove all keys of an unlisted version."""
+        """Remove all keys of a version that is not listed."""
         ours = (key for key in self._server.scan(self._keys.pattern(version)) if self._keys.version_of(key) == version)
         for keys in _groups(ours):
             self._server.remove(keys)
@@ -380,7 +383,7 @@ def _groups(keys: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def _batches(entries: Iterable[tuple[str, Buffer]]) -> Iterator[list[tuple[str, Buffer]]]:
-    """Entries in batches of at most BATCH keys, which end as soon as they reach BATCH_BYTES."""
+    """The entries in batches. A batch ends at BATCH keys, or as soon as it has BATCH_BYTES bytes."""
     batch: list[tuple[str, Buffer]] = []
     size = 0
     for entry in entries:

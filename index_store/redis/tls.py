@@ -1,4 +1,4 @@
-"""Messages for TLS errors, by OpenSSL's codes: what went wrong and what to change."""
+"""Messages for TLS errors, chosen by OpenSSL's codes. A message names the fault and the remedy."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Iterator
 from index_store.address import Address
 from index_store.errors import StoreMisconfigured
 
-# Result codes of X509_verify_cert.
+# Result codes of OpenSSL's X509_verify_cert.
 NOT_TRUSTED = {2, 18, 19, 20, 21}  # no trusted root, or self-signed
 EXPIRED, NOT_YET_VALID = 10, 9
-OTHER_NAME = {62, 64}  # host name, IP address
+OTHER_NAME = {62, 64}  # the certificate has a different host name, a different IP address
 
 NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"}
 NOTHING_IN_COMMON = {"TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "NO_SHARED_CIPHER", "NO_CIPHERS_AVAILABLE"}
-PEM = "PEM lib"  # Python's reason, without a code, if OpenSSL cannot read a file
+PEM = "PEM lib"  # Python's reason if OpenSSL cannot read a file; there is no code for this error
 CLOSED = ssl.SSLEOFError | ConnectionResetError | BrokenPipeError | ConnectionAbortedError
 GIVE_CERTIFICATE = "give one with ?ssl_certfile=FILE&ssl_keyfile=FILE"
 
 
 def translate(error: BaseException, address: Address) -> StoreMisconfigured | None:
-    """Translate the TLS error that caused `error`; None if there is none, or if it does not say what is wrong."""
+    """Translate the TLS error that caused `error`. None if no TLS error did, or if the TLS error has no reason."""
     cause = next((link for link in _chain(error) if isinstance(link, ssl.SSLError)), None)
     if cause is None or isinstance(cause, ssl.SSLEOFError):
         return None
@@ -33,7 +33,7 @@ def translate(error: BaseException, address: Address) -> StoreMisconfigured | No
 
 
 def question(error: BaseException, address: Address) -> str:
-    """A question that tells users what to check when a connection failed without a reason."""
+    """The question that ends the message of a failed connection without a reason: what the user should check."""
     links = list(_chain(error))
     closed = "closed" in str(error) or any(isinstance(link, CLOSED) for link in links)
     if address.tls and closed:

@@ -1,6 +1,6 @@
-"""The path lists and the item vectors of a version, and reading from them.
+"""The path lists and the item vectors of a version, and the reading of path lists.
 
-Shapes: P paths in use, W paths that are read, V items, E embedding.
+Shapes: P paths in use, W paths that are read, V items, E numbers in an item vector.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from retrieval.paths import kernels
 
 
 class Postings(NamedTuple):
-    """The items of some paths, end to end.
+    """The items of several paths, concatenated.
 
-    items: int32 (total,), the first path's items, then the second's, ...
-    lengths: int64 (W,), or (B, W) for B requests: how many of them belong to each path; 0 for a path not in use.
+    items: int32 (total,), the first path's items, then the second path's items, ...
+    lengths: int64 (W,), or (B, W) for B requests: the number of items of each path; 0 for a path not in use.
     """
 
     items: NDArray[np.int32]
@@ -29,18 +29,18 @@ class Postings(NamedTuple):
 
 @dataclass(frozen=True)
 class PathIndex:
-    """The path lists and what is needed to score an item; `index_store.version` has the arrays."""
+    """The path lists, and the arrays that score an item. `index_store.version` describes all arrays."""
 
     path_ids: NDArray[np.int64]  # (P,) ascending
     path_offsets: NDArray[np.int64]  # (P + 1,)
-    path_items: NDArray[np.int32]  # (postings,); (0,) where `read_paths` reads them
+    path_items: NDArray[np.int32]  # (postings,); (0,) if `read_paths` reads the lists
     item_vectors: NDArray[np.float16]  # (V, E)
     item_bias: NDArray[np.float32]  # (V,)
     read_paths: PathReader | None = None
 
     @classmethod
     def of(cls, version: Version) -> PathIndex:
-        """Views of a version's parts. Raises VersionDamaged where one is missing."""
+        """The index of a version, as views of its parts. Raises VersionDamaged if a part is missing."""
         return cls(
             version.array("path_ids.npy"),
             version.array("path_offsets.npy"),
@@ -52,21 +52,22 @@ class PathIndex:
 
     @property
     def items(self) -> int:
-        """V."""
+        """V, the number of items."""
         return len(self.item_bias)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """How many items each path has, (P,)."""
+        """The number of items of each path, (P,)."""
         return np.diff(self.path_offsets)
 
     def read(self, rows: NDArray[np.integer[Any]], n: int | NDArray[np.int64]) -> Postings:
-        """The first `n` items of the paths in these rows of `path_ids`, (W,); row -1 is no path and has no items.
+        """The first `n` items of each of W paths.
 
-        n: a number for all paths, or (W,). Raises StoreUnavailable where the lists are in a store that does not answer.
+        rows: (W,), indices in `path_ids`; -1 stands for no path, without items. n: a number for all paths, or (W,).
+        Raises StoreUnavailable if the lists are in a store that does not answer.
         """
         if self.read_paths:
-            lengths = np.clip(self.path_offsets[rows + 1] - self.path_offsets[rows], 0, n)  # of row -1: below 0
+            lengths = np.clip(self.path_offsets[rows + 1] - self.path_offsets[rows], 0, n)  # row -1: clipped to 0
             used = lengths > 0
             items = self.read_paths(self.path_ids[rows[used]], lengths[used])
             if len(items) and (items.min() < 0 or items.max() >= self.items):

@@ -1,15 +1,16 @@
-"""The loops over items that a request waits for, compiled by numba.
+"""The loops over items that run during a request, compiled by numba.
 
-They take microseconds a request (5 ms for 50,000 items) and keep the interpreter's lock, because releasing it and
-waiting for it again would take longer. A batch reads at most Limits.READS items together, so the lock is not kept for
-long. (A widened search of remote lists may read more.) A call from Python costs 8 us, mostly for its arguments, so one
-call, `rerank`, does everything after the reading.
+The loops take microseconds per request (5 ms for 50,000 items) and hold the interpreter's lock, because releasing the
+lock and acquiring it again would take longer. A batch reads at most Limits.READS items, so the lock is held only
+briefly. A wider search of remote lists may read more. A call from Python costs 8 us, mostly for its arguments, so the
+single call `rerank` does all the work after the lists are read.
 
-The first import compiles them, which takes seconds; later imports load what numba kept beside Python's own compiled
-files or in NUMBA_CACHE_DIR. Where neither can be written, every process compiles. Their slow twins are in
-tests/test_paths.py.
+The first import compiles the loops, which takes seconds. Numba keeps the compiled code beside Python's own compiled
+files or in NUMBA_CACHE_DIR, and later imports load it from there. If neither folder is writable, every process
+compiles.
+tests/test_paths.py compares the loops with slow versions in plain Python.
 
-Shapes as in structure.py.
+The letters for shapes are those of structure.py.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ import numpy as np
 from numba import njit, types
 from numba.core.types import float32, int32, int64, uint16
 
-#: A float16 whose bits are moved to their places in a float32 is too small by this factor: the exponent's bias is 15
-#: instead of 127.
+#: `features` shifts the bits of a float16 to their positions in a float32. The result is too small by the factor HALF,
+#: because the exponent of a float16 has the bias 15 and the exponent of a float32 the bias 127.
 HALF = np.float32(2.0**112)
 
 
 def _array(kind: Any, dimensions: int = 1) -> Any:
-    """The type of an array that is only read, so that read-only arrays fit too."""
+    """The type of a read-only array. Writable arrays are accepted too."""
     return types.Array(kind, dimensions, "C", readonly=True)
 
 
 def _compiled(*arguments: Any, fastmath: frozenset[str] = frozenset()) -> Callable[[Callable[..., Any]], Any]:
-    """Compile for these argument types, and keep the result where that is possible."""
+    """Compile for these argument types, and cache the result if a folder is writable."""
 
     def compile_one(function: Callable[..., Any]) -> Any:
         try:
             return njit([arguments], cache=True, fastmath=set(fastmath))(function)
-        except RuntimeError:  # no folder that can be written
+        except RuntimeError:  # no cache folder is writable
             return njit([arguments], fastmath=set(fastmath))(function)
 
     return compile_one
@@ -45,7 +46,7 @@ def _compiled(*arguments: Any, fastmath: frozenset[str] = frozenset()) -> Callab
 
 @_compiled(_array(int32, 2), int64, int64)
 def all_within(numbers, least, end):  # type: ignore[no-untyped-def]
-    """Whether every number is at least `least` and below `end`."""
+    """Whether every number is >= `least` and < `end`."""
     inside = True
     for number in numbers.ravel():
         inside &= least <= number < end
@@ -54,9 +55,10 @@ def all_within(numbers, least, end):  # type: ignore[no-untyped-def]
 
 @_compiled(_array(uint16, 2), _array(int64), _array(int64))
 def padded(vectors, items, lengths):  # type: ignore[no-untyped-def]
-    """The item vectors of B histories, (B, T, E), 0 after each history's end; T is the longest length, at least 1.
+    """The item vectors of B histories, (B, T, E), with zeros after each history's end.
 
-    vectors: (V, E). items: the histories' item indices, end to end, below V, which is not checked; lengths: (B,).
+    T: the longest length, at least 1. vectors: (V, E). items: the item indices of all histories, concatenated; each
+    must be below V, which is not checked. lengths: (B,).
     """
     histories = np.zeros((len(lengths), max(1, lengths.max()), vectors.shape[1]), np.uint16)
     start = 0
@@ -69,7 +71,7 @@ def padded(vectors, items, lengths):  # type: ignore[no-untyped-def]
 
 @_compiled(_array(int64), _array(int32), _array(int64), _array(int64))
 def read_lists(offsets, items, rows, n):  # type: ignore[no-untyped-def]
-    """The first n[i] items of the path in rows[i], end to end, and how many each path gave; row -1 is no path."""
+    """The first n[i] items of the path in row rows[i], concatenated, and the number of each path; row -1: no path."""
     lengths = np.zeros(len(rows), np.int64)
     for i in range(len(rows)):
         if rows[i] >= 0:
@@ -85,10 +87,10 @@ def read_lists(offsets, items, rows, n):  # type: ignore[no-untyped-def]
 
 @_compiled(_array(int32), _array(int64, 2), _array(float32, 2))
 def join(items, lengths, log_probs):  # type: ignore[no-untyped-def]
-    """Each request's items once, by ascending request and item, N in all.
+    """The different items of each request, N in all, ordered by request, then item.
 
-    items: (total,), the paths' items end to end. lengths, log_probs: (B, W), of each path. Returns four arrays (N,):
-    request, item, log of the summed probability of the paths that hold the item, and how many those are.
+    items: (total,), the items of all paths, concatenated. lengths, log_probs: (B, W), of each path. Returns four arrays
+    (N,): request, item, log of the summed probability of the paths that hold the item, and the number of these paths.
     """
     batch, width = lengths.shape
     total = len(items)
@@ -96,7 +98,7 @@ def join(items, lengths, log_probs):  # type: ignore[no-untyped-def]
     log_prob, paths = np.empty(total, np.float32), np.empty(total, np.float32)
     count = start = 0
     for b in range(batch):
-        keys = np.empty(lengths[b].sum(), np.int64)  # by item, then by the paths' probability
+        keys = np.empty(lengths[b].sum(), np.int64)  # sort by item, then by path; the most probable path comes first
         place = 0
         for w in range(width):
             for _ in range(lengths[b, w]):
@@ -138,7 +140,7 @@ def features(vectors, bias, user, request, item, log_prob, paths):  # type: igno
     values = np.empty((len(item), 4), np.float32)
     bits = np.empty(size, np.uint32)
     numbers = bits.view(np.float32)
-    # Touches every vector once first: they lie anywhere in memory, and the processor can fetch many at the same time.
+    # Touch every vector first: the vectors are scattered in memory, and the processor can fetch many at once.
     touched = np.uint32(0)
     for i in range(len(item)):
         touched += np.uint32(bias[item[i]] > 0)
@@ -162,7 +164,7 @@ def features(vectors, bias, user, request, item, log_prob, paths):  # type: igno
 
 @_compiled(int32)
 def _descending(bits):  # type: ignore[no-untyped-def]
-    """An int64 that falls as the float32 of these bits rises; the same for 0 and -0."""
+    """An int64 that is smaller for a larger float32. bits: the bits of the float32. Equal for 0 and -0."""
     wide = np.int64(bits)
     return ~(np.int64(-0x80000000) - wide if wide < 0 else wide)
 
@@ -183,12 +185,12 @@ def _descending(bits):  # type: ignore[no-untyped-def]
 def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- by name they would take longer than the work
     items, lengths, log_probs, vectors, bias, user, weights, intercept, k, excluded, bounds
 ):
-    """Each request's k[b] best candidates that are not among excluded[bounds[b] : bounds[b + 1]].
+    """The k[b] best candidates of each request b, without the items in excluded[bounds[b] : bounds[b + 1]].
 
-    items, lengths, log_probs: see `join`; vectors, bias, user: see `features`; weights (4,), intercept: the reranker's.
-    Returns the items, scores and log_probs of the answers, end to end, best first, equal scores by item; and counts
-    (4, B): where each request's answer ends, how many paths with items it searched, how many items it read, and how
-    many different ones those were.
+    items, lengths, log_probs: see `join`. vectors, bias, user: see `features`. weights (4,), intercept: the reranker's.
+    Returns the items, scores and log_probs of all answers, concatenated. An answer is ordered by descending score, then
+    by item. Also returns counts (4, B), four numbers for each request: the end of its answer in these arrays, the paths
+    with items, the items read, and the different items among the items read.
     """
     request, item, log_prob, paths = join(items, lengths, log_probs)
     seen = features(vectors, bias, user, request, item, log_prob, paths)
@@ -206,7 +208,7 @@ def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- by name they wou
         while end < len(request) and request[end] == b:
             end += 1
         keep = np.ones(end - start, np.bool_)
-        for i in range(bounds[b], bounds[b + 1]):  # not sorted: a hostile order makes sorting quadratic
+        for i in range(bounds[b], bounds[b + 1]):  # not sorted, because sorting a hostile order takes quadratic time
             low, high = start, end
             while low < high:
                 middle = (low + high) // 2

@@ -1,6 +1,6 @@
-"""From what was read to an answer: each item once, its features, its score, the best k.
+"""From the items read to an answer: merge equal items, compute features and scores, keep the k best.
 
-Shapes: B requests, W paths a request, N candidates of all requests, E embedding, V items.
+Shapes: B requests, W paths per request, N candidates of all requests, E numbers in an item vector, V items.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from retrieval.paths import kernels
 from retrieval.paths.index import PathIndex, Postings
 from retrieval.query import Answer
 
-#: What the reranker sees of a candidate, in this order: the softmax head's logit, the item's bias, the log of the
-#: summed probability of the searched paths that hold the item, and how many those are.
+#: The features of a candidate, in this order: the softmax head's logit, the item's bias, the log of the summed
+#: probability of the searched paths that hold the item, and the number of these paths.
 FEATURES = ("logit", "bias", "path_log_prob", "paths")
 
 
 @dataclass(frozen=True)
 class Beams:
-    """What the network answers for B requests.
+    """The network's outputs for B requests.
 
-    user: float32 (B, E). paths: int32 (B, W), rows of `path_ids`, and log_probs: float32 (B, W), best first; row -1 is
-    no path.
+    user: float32 (B, E), the user vectors. paths: int32 (B, W), rows of `path_ids`, most probable first; -1 stands for
+    no path. log_probs: float32 (B, W), the log-probabilities of these paths.
     """
 
     user: NDArray[np.float32]
@@ -38,7 +38,7 @@ class Beams:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The items found for B requests, N in all, by ascending request, then item; each item once a request.
+    """The different items found for each of B requests, N in all, ordered by request, then item.
 
     request, item: int64 (N,). features: float32 (N, 4), see FEATURES.
     """
@@ -52,13 +52,14 @@ class Candidates:
 class Reranker:
     """A linear score of a candidate's features; higher is better (Sec. 3.4).
 
-    kind: "lr", fitted by logistic regression on the differences within a request, so a score is the log-odds of a click
-    up to a constant that differs from request to request; "softmax", the head's unnormalised log-probability; "path",
-    the paths' log-probability. Scores order the candidates of one answer and cannot be compared between answers.
+    kind: "lr", "softmax" or "path". "lr" is a logistic regression on the differences between the candidates of a
+    request; its score is the log-odds of a click plus an unknown constant that differs from request to request. The
+    score of "softmax" is the head's unnormalised log-probability, and that of "path" the paths' log-probability. Scores
+    order the candidates of one answer and cannot be compared between answers.
     """
 
     kind: str
-    weights: NDArray[np.float32]  # (4,), of FEATURES
+    weights: NDArray[np.float32]  # (4,), in the order of FEATURES
     intercept: float
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class Reranker:
 
     @classmethod
     def from_json(cls, document: Any) -> Reranker:
-        """Raises VersionDamaged for other features or numbers that are not finite."""
+        """The reranker in reranker.json. Raises VersionDamaged for missing features or numbers that are not finite."""
         try:
             weights = np.array([document["weights"][name] for name in FEATURES], np.float32)
             reranker = cls(document["kind"], weights, float(document["intercept"]))
@@ -79,14 +80,14 @@ class Reranker:
         return reranker
 
 
-#: The softmax head alone: its logit is the score.
+#: The softmax head alone: the logit is the score.
 SOFTMAX = Reranker("softmax", np.array([1, 0, 0, 0], np.float32), 0.0)
-#: No rerank: the most probable paths' items first.
+#: Without a reranker: items of the most probable paths first.
 BY_PATH = Reranker("path", np.array([0, 0, 1, 0], np.float32), 0.0)
 
 
 def candidates(index: PathIndex, beams: Beams, postings: Postings) -> Candidates:
-    """What was read for B beams, each item once a request. postings: lengths (B, W)."""
+    """The candidates among the items read for B beams. postings: with lengths (B, W)."""
     request, item, log_prob, paths = kernels.join(
         postings.items, postings.lengths, np.ascontiguousarray(beams.log_probs)
     )
@@ -102,9 +103,9 @@ def rerank(
     k: Sequence[int],
     excluded: Sequence[NDArray[np.int64]],
 ) -> list[Answer]:
-    """Of what was read, each request's k[b] best items that are not among excluded[b] (item indices).
+    """The k[b] best of the items read for each request b, without the item indices in excluded[b].
 
-    Excluded items are left out before the cut, so they cost no place among the k. Equal scores go by item index.
+    Excluded items are removed before the k best are chosen. Equal scores are ordered by item index.
     """
     assert len(k) == len(excluded) == len(beams.paths)
     items, scores, log_probs, counts = kernels.rerank(

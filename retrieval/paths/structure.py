@@ -1,10 +1,11 @@
-"""PathStructure: one opened structure of kind "paths", from queries to answers (Sec. 3).
+"""PathStructure: an opened structure of kind "paths", which turns queries into answers (Sec. 3 of the paper).
 
-A search is: run the network for the W most probable paths (beam search, Algorithm 1), read the first n items of each,
-score every item once, keep the best k. The trainer measures with this and the service answers with it, so what is
-measured is what is served. All of it works on B queries at once; the loops over items are compiled (kernels.py).
+A search has four steps: run the network for the W most probable paths (beam search, Algorithm 1), read the first n
+items of each path, score every item once, keep the k best. The trainer measures with the same code with which the
+service answers. Each step works on B queries at once; the loops over items are compiled (kernels.py).
 
-Shapes: B queries, W paths a query, n items a path, E embedding, V items, C and M context features.
+Shapes: B queries, W paths per query, n items per path, E numbers in an item vector, V items, C categories and M numbers
+of the context.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ TYPES = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.float32)
 
 
 def default_search(facts: PathFacts, k: int, usual_k: int) -> tuple[int, int]:
-    """(beam, per_path) for a request of k items that names neither.
+    """(beam, per_path) for a request of k items with neither beam nor per_path.
 
-    The defaults in `facts` were measured for `usual_k` items. For more items, the beam widens in proportion, then more
-    items are read of each path, at most Limits.READS in all.
+    The defaults in `facts` were measured for `usual_k` items. For a larger k, the beam grows in proportion to k up to
+    facts.max_beam. Then per_path grows, as long as beam times per_path is at most Limits.READS.
     """
     more = max(1.0, k / usual_k)
     beam = max(facts.beam, min(facts.max_beam, math.ceil(facts.beam * more)))
@@ -46,25 +47,25 @@ def default_search(facts: PathFacts, k: int, usual_k: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class PathStructure:
-    """The network, the trie that its beam follows, and the path lists. Never changes."""
+    """The network, the trie that its beam search follows, and the path lists. A structure never changes."""
 
-    session: Any  # has onnxruntime.InferenceSession's `run`
+    session: Any  # has `run` of onnxruntime.InferenceSession
     index: PathIndex
-    trie: Any  # int32 (R, K), see `path_trie`, where the session wants it
+    trie: Any  # int32 (R, K), see `path_trie`; in GPU memory if the session runs on a GPU
     reranker: Reranker
-    history: int  # most recent items that the network reads
+    history: int  # number of most recent items that the network reads
     max_beam: int
 
     @classmethod
     def open(cls, version: Version, facts: PathFacts) -> PathStructure:
-        """The structure of a version. Raises VersionDamaged where its parts do not fit each other or the facts."""
+        """Open the structure of a version. Raises VersionDamaged if its parts do not fit each other or the facts."""
         if facts.max_beam > Limits.BEAM:
             raise VersionDamaged(f"max_beam: expected at most {Limits.BEAM}, found {facts.max_beam}")
         index = PathIndex.of(version)
         model = Path(version.folder, "model.onnx") if version.folder else bytes(version.parts["model.onnx"])
         try:
             session = open_session(model)
-        except Exception as error:  # noqa: BLE001 -- the runtime has no error class of its own for a bad model
+        except Exception as error:  # noqa: BLE001 -- the runtime has no single error class for a bad model
             raise VersionDamaged(f"model.onnx cannot be loaded ({type(error).__name__})") from None
         if _columns(session, "trie") != facts.width:
             raise VersionDamaged("model.onnx searches another width than the manifest says")
@@ -73,30 +74,31 @@ class PathStructure:
         return cls(session, index, trie, reranker, version.manifest.history, facts.max_beam)
 
     def reads_context(self, categories: int, numbers: int) -> bool:
-        """Whether the network reads so many categories and numbers of a user."""
+        """Whether the network reads exactly this number of categories and of numbers of a user."""
         return (_columns(self.session, "categories"), _columns(self.session, "numbers")) == (categories, numbers)
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Answer queries that agree in `beam` and `rerank`, all at once."""
+        """Answer queries together; all must have the same `beam` and `rerank`. If an answer is short, search wider."""
         return self.widen(queries, self.answer_once(queries))
 
     def answer_once(self, queries: Sequence[Query]) -> list[Answer]:
-        """The same without searching any query wider, however few items come out."""
+        """`answer` without a wider search for short answers."""
         return self._answer(queries, queries[0].beam)
 
     def can_widen(self, query: Query, answer: Answer) -> bool:
-        """Whether `widen` may find more for a query that so far has this answer."""
+        """Whether `widen` can find more items for `query` than `answer` has."""
         wider = min(2 * query.beam, self.max_beam)
         paths_left = wider > query.beam and wider * query.per_path <= Limits.READS
         items_left = answer.candidates < self.index.items <= Limits.READS
         return query.widen and answer.short and (paths_left or items_left)
 
     def widen(self, queries: Sequence[Query], answers: Sequence[Answer]) -> list[Answer]:
-        """Search on for those that may widen and have fewer than k items; the others keep their answers.
+        """Search wider for the queries that allow it and have fewer than k items; other queries keep their answers.
 
-        The beam is doubled as far as `max_beam` and Limits.READS allow. With resident lists, queries are searched in
-        groups that together read at most Limits.READS items. A query that still has fewer than k then reads the whole
-        catalogue, if that has at most Limits.READS items. The new answers' `read` includes earlier reads.
+        The beam is doubled until k items are found, or until `max_beam` or Limits.READS is reached. With resident
+        lists, queries are searched in groups that together read at most Limits.READS items. If a query then still has
+        fewer than k items, the whole catalogue is scored for it, unless the catalogue has more than Limits.READS items.
+        `read` in a new answer includes the earlier searches.
         """
         answers, beam = list(answers), queries[0].beam
         waiting = [i for i, query in enumerate(queries) if query.widen]
@@ -105,7 +107,7 @@ class PathStructure:
             waiting = [i for i in waiting if answers[i].short and beam * queries[i].per_path <= Limits.READS]
             if not waiting:
                 break
-            # Where lists are remote, waiting for them takes longer than reading many together.
+            # Remote lists are read for all queries at once, because each round trip takes longer than the reading.
             for group in [waiting] if self.index.read_paths else _groups(waiting, queries, beam):
                 again = self._answer([queries[i] for i in group], beam)
                 for i, wider in zip(group, again, strict=True):
@@ -126,8 +128,9 @@ class PathStructure:
     ) -> Beams:
         """Run the network for B users.
 
-        histories: item indices, 0 to V - 1, which is not checked here; the last `history` of each are read. categories,
-        numbers: (B, C), (B, M). Raises VersionDamaged if the network names a path that the index does not have.
+        histories: item indices from 0 to V - 1, which is not checked here; the last `history` of each are read.
+        categories: (B, C). numbers: (B, M). Raises VersionDamaged if the outputs have wrong shapes or types, or name a
+        path that the index does not have.
         """
         histories = [history[-self.history :] for history in histories]
         lengths = np.array(list(map(len, histories)))
@@ -155,13 +158,13 @@ class PathStructure:
         return beams
 
     def read(self, beams: Beams, n: int | NDArray[np.int64]) -> Postings:
-        """The first n items of each path of B beams, with lengths (B, W). n: a number for all beams, or (B,)."""
+        """The first n items of each path of B beams; lengths are (B, W). n: a number for all beams, or (B,)."""
         limits = n if isinstance(n, int) else np.repeat(n, beams.paths.shape[1])
         postings = self.index.read(beams.paths.ravel(), limits)
         return Postings(postings.items, postings.lengths.reshape(beams.paths.shape))
 
     def _answer(self, queries: Sequence[Query], beam: int, *, whole_catalogue: bool = False) -> list[Answer]:
-        """whole_catalogue: of one query, also the items that are on no searched path."""
+        """Search once. whole_catalogue: also score the items that were not read; for a single query only."""
         beams = self.search(
             [query.history for query in queries],
             np.array([query.categories for query in queries], np.int64).reshape(len(queries), -1),
@@ -180,12 +183,12 @@ class PathStructure:
 
 
 def _columns(session: Any, name: str) -> object:
-    """The last dimension of the network's input of that name; None if there is no such input."""
+    """The last dimension of the network's input `name`; None if there is no such input."""
     return next((entry.shape[-1] for entry in session.get_inputs() if entry.name == name and entry.shape), None)
 
 
 def _groups(waiting: Sequence[int], queries: Sequence[Query], beam: int) -> Iterator[list[int]]:
-    """The waiting queries, in order, in groups that read at most Limits.READS items together."""
+    """The waiting queries, in order, in groups that together read at most Limits.READS items."""
     group: list[int] = []
     reads = 0
     for i in waiting:
@@ -198,9 +201,10 @@ def _groups(waiting: Sequence[int], queries: Sequence[Query], beam: int) -> Iter
 
 
 def _with_the_rest(postings: Postings, items: int) -> Postings:
-    """The postings of one beam, with all other items added to its last path that has items (the first if none has).
+    """The postings of one beam, with all items that were not read added to the last path that has items.
 
-    The added items lie on less probable paths, so the probability of that path is an upper bound for theirs.
+    If no path has items, the items are added to the first path. For an item on no searched path, the probability of
+    that path is an upper bound, because the searched paths are the most probable.
     """
     on_a_path = np.zeros(items, bool)
     on_a_path[postings.items] = True

@@ -1,7 +1,7 @@
-"""The trie of the paths in use: an input of the network, so that its beam follows only prefixes that lead to an item.
+"""The trie of the paths in use. With this input, the network's beam search follows only prefixes that lead to an item.
 
-It is made when a version is opened and is not part of the ONNX file. So a new path needs no new network, and a trie
-with fewer children keeps the beam, in every layer, to the paths that are left.
+The trie is made when a version is opened and is not part of the ONNX file. So new paths need no new network, and with a
+trie of fewer paths the beam search follows only the paths in that trie.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 
 from index_store.errors import VersionDamaged
 
-#: The most entries of a trie, of 4 bytes each. A version of few paths could ask for much more than its own size.
+#: The most entries of a trie, of 4 bytes each. Without this limit, a version with few paths and a large K could need
+#: much more memory than its own size.
 MAX_ENTRIES = 2**28
 
 
 def path_trie(path_ids: NDArray[np.int64], depth: int, width: int) -> NDArray[np.int32]:
-    """The trie of `path_ids` (P,), ascending, as a table (R, K): a row for each prefix of 0 to D - 1 nodes in use.
+    """The trie of `path_ids` (P,), ascending, as a table (R, K): a row for each prefix in use, of 0 to D - 1 nodes.
 
-    Row 0 is the empty prefix; the prefixes of one node follow, ascending, then those of two, and so on. Entry [r, c]
-    says where prefix r goes with node c: to the row of the longer prefix; for a prefix of D - 1 nodes, to the path's
-    place in `path_ids`; -1 where no item lies. The last row, which is also row -1, stands for no prefix and leads
-    nowhere. Memory: 4 * K bytes a row. Raises VersionDamaged for more than MAX_ENTRIES.
+    Row 0 is the empty prefix. Then follow the prefixes of one node, ascending, the prefixes of two nodes, and so on.
+    Entry [r, c] is the row of prefix r extended by node c. If prefix r has D - 1 nodes, the extension is a path and the
+    entry is its index in `path_ids`. An entry is -1 if no path in use begins with the extension. The last row, which is
+    also row -1, stands for no prefix; all its entries are -1. Memory: 4 * K bytes per row. Raises VersionDamaged for
+    more than MAX_ENTRIES.
     """
     prefixes = [np.unique(path_ids // width ** (depth - layer)) for layer in range(depth + 1)]  # of 0 to D nodes
     starts = np.cumsum([0, *map(len, prefixes[:-1])])
