@@ -1,4 +1,4 @@
-"""The server's HTTP connection: that of uvicorn, with four corrections that a service without a proxy needs.
+"""The server's HTTP connection: uvicorn's class, with four corrections that a service without a proxy needs.
 
 - A request that offers another protocol (`Upgrade`) is answered as if it had no offer, which RFC 9110 (7.8) allows.
   Java's client offers HTTP/2 with every request. uvicorn would read the body of such a request as the next request, so

@@ -22,7 +22,7 @@ LEAST, MOST = -(2**63), 2**63 - 1
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Validates with the first of `choices` that accepts the value. described: its JSON Schema."""
+    """Validates with the first of `choices` that accepts the value. described: the JSON Schema of the choices."""
 
     expected: str
     choices: tuple[CoreSchema, ...]

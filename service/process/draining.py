@@ -1,6 +1,6 @@
-"""Handles SIGTERM in three steps: /readyz fails, so that a proxy chooses other replicas; the socket closes; exit.
+"""Handles SIGTERM: /readyz fails at once, so that a proxy chooses other replicas. Later the server stops.
 
-SIGHUP, which is sent when the terminal is closed, is handled in the same way, unless the process ignores it (nohup).
+SIGHUP, which is sent when the terminal is closed, is handled in the same way, unless SIGHUP is ignored (nohup).
 """
 
 from __future__ import annotations

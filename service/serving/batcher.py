@@ -120,7 +120,7 @@ class Batcher:
         wait too long, ClientGone when the client has hung up, and after `timeout` seconds DeadlineExceeded, or
         StoreUnavailable if path lists are remote. Queries of a client that has hung up are dropped without a search.
         """
-        # An empty queue admits a request of any size, because a large request could never be answered else.
+        # An empty queue admits a request with any number of queries. Otherwise a large request could never be answered.
         if self.overloaded or (self._queue and len(self._queue) + len(queries) > self._max_queue):
             raise Overloaded("too many requests are waiting; try again later, or fewer at once")
         loop = asyncio.get_running_loop()
@@ -181,7 +181,7 @@ class Batcher:
                     self._searching_since = None
                 else:
                     self._arrived.clear()
-                del entries, queries  # else an idle process would keep an old version in memory
+                del entries, queries  # otherwise an idle process would keep an old version in memory
         finally:
             thread.shutdown(wait=False)  # a search that hangs must not keep the process from ending
 
@@ -193,7 +193,7 @@ class Batcher:
             answers = await self._answers(entries[0].retriever, queries, thread)
         except Exception as error:  # noqa: BLE001 -- every waiting request gets the error
             if isinstance(error, IndexStoreError) and len(queries) > 1:
-                # Perhaps one path list is the cause. If so, only the queries that need this list get no answer.
+                # One path list may be the cause. Searched one by one, only the queries that need this list fail.
                 await self._search_each(entries, queries, thread)
             else:
                 _fail(entries, error)
@@ -233,7 +233,7 @@ class Batcher:
                 await self._search([entry], [query], thread)
 
     def _take(self) -> tuple[list[_Entry], list[Query]]:
-        """Remove the next batch from the queue: the oldest entry and all that fit it. Also drops expired entries.
+        """Remove the next batch from the queue: the oldest entry and others that fit it. Also drop expired entries.
 
         Returns the entries and their queries. Together the queries read at most Limits.READS items, because no other
         search runs meanwhile; only a batch of one entry may read more.

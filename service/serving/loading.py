@@ -17,7 +17,7 @@ PASSING = (StoreUnavailable, StoreMisconfigured, StoreFull, VersionNotFound)
 
 
 class Loader:
-    """Loads one version at a time, in a thread. refused: the reason why a version could not be served, by name."""
+    """Loads one version at a time, in a thread. refused: for the name of each refused version, the reason."""
 
     def __init__(self, store: IndexStore, holding: Holding, metrics: Metrics) -> None:
         self._store, self._holding, self._metrics = store, holding, metrics

@@ -49,7 +49,7 @@ from service.serving.retriever import Retriever
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0  # from the refusal of a current version to the next try to load it
-HINT_SECONDS = 0.25  # one wait for a hint from the store; a process that ends must wait for its end
+HINT_SECONDS = 0.25  # longest wait for a hint from the store; the end of the process waits for it too
 
 #: The reasons why no version is served, as any client may read them: paths, hosts and names are only in the log.
 REASONS: dict[type[Exception], str] = {
@@ -222,7 +222,7 @@ class Reloader:
         if name is None:
             if not isinstance(self.state, Refused):  # else the refused version is loaded each time the store recovers
                 self.state = Waiting(_reason(error))
-        elif not isinstance(self.state, Serving):  # if it is, a swap was faster and the pointer has moved
+        elif not isinstance(self.state, Serving):  # if serving, a swap finished first and has moved the pointer
             wait = 0.0 if isinstance(error, PASSING) else RETRY_SECONDS
             self.state = Refused(name, _reason(error), time.monotonic() + wait)
         subject = "the store cannot be followed" if name is None else f"version {name} is not served"
