@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
             log_config=None,
             http=Connection,
             timeout_keep_alive=settings.keep_alive_seconds,
-            ws="none",  # there are no websockets, and uvicorn would log the path of every request for one
+            ws="none",  # there are no websockets; uvicorn would log the path of each request for a websocket
             timeout_graceful_shutdown=Limits.TIMEOUT_MS // 1000,  # the longest timeout of a request
             timeout_worker_healthcheck=60,  # a worker that loads a large version may answer late
         )

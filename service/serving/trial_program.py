@@ -40,7 +40,7 @@ def main(model: str, memory: int, seconds: int, sizes: dict[str, int]) -> int:
         )
         for batch in BATCHES:
             session.run(None, {needed.name: _input(needed, batch, sizes) for needed in session.get_inputs()})
-    except Exception as error:  # noqa: BLE001 -- the runtime has no error class of its own for a bad model
+    except Exception as error:  # noqa: BLE001 -- the runtime has no specific error class for a bad model
         print(type(error).__name__)
         return 1
     return 0
