@@ -1,1 +1,1 @@
-"""The online half: one loaded version, beam search, fetch and rerank behind HTTP. Never imports torch."""
+"""The online half: answers HTTP requests from one loaded version. Never imports torch."""

@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the service until it is told to stop; returns its exit status."""
+    """Run the service until a signal stops it; returns the exit status."""
     options = vars(make_parser().parse_args(arguments))
 
     from pydantic import ValidationError
@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     flags = {name: value for name, value in options.items() if value is not None}
     warnings = unknown(os.environ)
     for name in [name for name in os.environ if name.upper().startswith("DR_") and name != name.upper()]:
-        del os.environ[name]  # it would win over a flag
-    # Workers are processes of their own and read their settings from the environment.
+        del os.environ[name]  # Settings ignores case, so this variable could override a flag
+    # Workers are separate processes and read all settings, also those given as flags, from the environment.
     os.environ.update({f"DR_{name.upper()}": value for name, value in flags.items()})
     try:
         wrong = [f"--{name}: expected a value, found {value!r}" for name, value in flags.items() if not value.strip()]
@@ -78,8 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
     from retrieval.query import Limits
     from service.http.connection import Connection
 
-    # These end the process before uvicorn has installed its own handlers, and when uvicorn is done: it then raises the
-    # signal that stopped it once more. While it serves, service/process/draining.py handles both signals.
+    # These handlers end the process before uvicorn has installed its own handlers. They also end it after uvicorn has
+    # stopped, because uvicorn then raises once more the signal that stopped it. While uvicorn serves,
+    # service/process/draining.py handles both signals.
     for each in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, lambda *_: sys.exit(0))
@@ -95,17 +96,20 @@ def main(arguments: list[str] | None = None) -> int:
             log_config=None,
             http=Connection,
             timeout_keep_alive=settings.keep_alive_seconds,
-            ws="none",  # there are no websockets, and uvicorn would log the path of every request for one
-            timeout_graceful_shutdown=Limits.TIMEOUT_MS // 1000,  # the longest that a request may take
-            timeout_worker_healthcheck=60,  # a worker that loads a large version is alive
+            ws="none",  # there are no websockets; uvicorn would log the path of each request for a websocket
+            timeout_graceful_shutdown=Limits.TIMEOUT_MS // 1000,  # the longest timeout of a request
+            timeout_worker_healthcheck=60,  # a worker that loads a large version may answer late
         )
     except SystemExit as end:
-        return min(int(end.code or 0), 1)  # uvicorn has logged why it could not start, and has statuses of its own
+        return min(int(end.code or 0), 1)  # uvicorn has logged the cause; its own exit statuses are not ours
     return 0
 
 
 def _not_free(host: str, port: int) -> str | None:
-    """Why the service cannot listen there, or None. Asked before a version is loaded, which may take minutes."""
+    """The reason why the service cannot listen at `host` and `port`, or None.
+
+    Checked before a version is loaded, because loading may take minutes.
+    """
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -113,7 +117,7 @@ def _not_free(host: str, port: int) -> str | None:
             try:
                 probe = socket.socket(family, kind, protocol)
             except OSError:
-                continue  # the system has no IPv6; the server leaves it out too
+                continue  # the system has no IPv6; the server skips this address too
             with probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
@@ -128,7 +132,7 @@ def _not_free(host: str, port: int) -> str | None:
 
 
 def app() -> object:
-    """The app of one process, with settings from the environment. uvicorn calls it in every worker."""
+    """The app of one process, with settings from the environment. uvicorn calls this function in every worker."""
     from service.http.app import create_app
     from service.process.settings import Settings
 
@@ -140,13 +144,16 @@ def app() -> object:
 
 
 def _tune() -> None:
-    """Two settings of Python's that cost latency as they are. Called when everything has been imported."""
-    # How long a thread may go on while another waits for the interpreter: Python's 5 ms are ten searches.
+    """Change three settings of Python whose defaults cost latency. Called after all imports."""
+    # Seconds that a thread may run while another thread waits for the interpreter. Python's default of 5 ms is as long
+    # as ten searches.
     sys.setswitchinterval(0.0002)
-    # The 150,000 objects of imported modules are never garbage; each look through them stopped all requests for 40 ms.
+    # The 150,000 objects of imported modules are never garbage. Each collection that went through them stopped all
+    # requests for 40 ms.
     gc.collect()
     gc.freeze()
-    # What a request makes is freed without the collector. Every 700 new objects, its default, cost 6 % of the answers.
+    # A request's objects are freed without the garbage collector. Its default, a collection every 700 new objects, cost
+    # 6 % of the answers a second.
     gc.set_threshold(20_000)
 
 

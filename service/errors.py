@@ -1,9 +1,9 @@
-"""Why the service refuses a request, as one tree. `http/problems.py` maps each class to its HTTP status.
+"""The reasons to refuse a request, as one tree. `http/problems.py` maps each class to its HTTP status.
 
 ServiceError
 ├── NotReady           no version is loaded yet, a search hangs, or the process is shutting down
-├── Overloaded         the queue is full
-├── DeadlineExceeded   no answer within the request's timeout
+├── Overloaded         too many requests are waiting
+├── DeadlineExceeded   there was no answer within the request's timeout
 ├── AdminOff           no admin token is set
 ├── Unauthorized       the admin token is missing or wrong
 └── ClientGone         the client has closed the connection
@@ -11,7 +11,7 @@ ServiceError
 
 
 class ServiceError(Exception):
-    """Base of everything the service refuses. The message goes to the client, so it never contains input."""
+    """Base of all errors for refused requests. The message is sent to the client, so it never contains input."""
 
 
 class NotReady(ServiceError):
@@ -19,11 +19,11 @@ class NotReady(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """The queue is full, or its oldest request has waited too long."""
+    """The queue is full, or a full batch is waiting and its oldest request has waited too long."""
 
 
 class DeadlineExceeded(ServiceError):
-    """No answer within the request's timeout."""
+    """There was no answer within the request's timeout."""
 
 
 class AdminOff(ServiceError):

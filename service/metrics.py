@@ -1,4 +1,4 @@
-"""Prometheus metrics, one registry for each app. Counts and times are metrics; the log has only changes of state."""
+"""Prometheus metrics, one registry for each app. The log has errors and changes of state, but no counts and times."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5
 
 
 class Metrics:
-    """Everything that the service counts, under the prefix `deepretrieval_`."""
+    """All metrics of the service, with the prefix `deepretrieval_`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -55,7 +55,7 @@ class Metrics:
         self.paths = Gauge("deepretrieval_index_paths", "Paths in use in the version served", registry=self.registry)
 
     def serving(self, version: str, items: int, paths: int) -> None:
-        """A version was swapped in."""
+        """Record that a version was swapped in."""
         self.info.clear()
         self.info.labels(version).set(1)
         self.items.set(items)
@@ -63,7 +63,7 @@ class Metrics:
         self.swaps.labels("loaded").inc()
 
     def answered(self, read: int, *, short: bool, narrowed: bool) -> None:
-        """A retrieve request was answered. read: items on its searched paths. short, narrowed: as in its answer."""
+        """Record an answered retrieve request. read: items read from paths. short, narrowed: as in the answer."""
         self.items_read.observe(read)
         if short:
             self.short.inc()

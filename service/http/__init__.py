@@ -1,1 +1,1 @@
-"""What a client sees: routes, bodies, errors, and the limits of a connection."""
+"""The HTTP interface: routes, bodies, errors, and the limits of a connection."""

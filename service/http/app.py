@@ -32,14 +32,14 @@ DESCRIPTION = """Candidates for a user from a learned retrieval structure (Deep 
 Every answer comes from one version and names it. Errors are `application/problem+json`."""
 
 
-FIRST_LOOK_SECONDS = 5.0  # that the start waits for a current version to be loaded
-#: Round trips of one search to a remote store, at most: one for each beam from 1 to 2, 4, 8 ... up to the widest, and
-#: one for the whole catalogue.
+FIRST_LOOK_SECONDS = 5.0  # the longest that the start waits for the current version to be loaded
+#: The most round trips to a remote store that one search makes: one for each beam of 1, 2, 4, ... 256 paths, and one
+#: for the whole catalogue.
 SEARCH_ROUND_TRIPS = Limits.BEAM.bit_length() + 1
 
 
 def create_app(settings: Settings, store: IndexStore) -> FastAPI:
-    """The app that serves `store`'s current version. Opens nothing until its lifespan starts."""
+    """The app that serves `store`'s current version. Does not use the store until its lifespan starts."""
     metrics, draining = Metrics(), Draining()
     reloader = Reloader(store, settings.poll_seconds, metrics)
 
@@ -50,7 +50,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
             settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics, STUCK_SECONDS + store_seconds
         )
         tasks = [asyncio.create_task(run()) for run in (reloader.run, reloader.holding.keep, batcher.run)]
-        # Usually the current version is loaded before the first request comes. But /livez must not wait longer than
+        # Usually the current version is loaded before the first request arrives. But /livez must not wait longer than
         # FIRST_LOOK_SECONDS for a long load, or for a store that does not answer.
         with suppress(TimeoutError):
             await asyncio.wait_for(reloader.looked.wait(), FIRST_LOOK_SECONDS)
@@ -68,7 +68,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
             for task in tasks:
                 task.cancel()
             for ended in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(ended, Exception):  # a bug: none should end before it is cancelled
+                if isinstance(ended, Exception):  # a bug: no task should end before it is cancelled
                     log.error("a task had failed", exc_info=ended)
             await reloader.holding.let_go()
 
@@ -78,7 +78,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
-        redirect_slashes=False,  # a redirect would lead to any Host that the request names
+        redirect_slashes=False,  # a redirect would lead to the Host header's host, which the client chooses
     )
     app.add_middleware(RequestMiddleware, metrics=metrics, draining=draining, max_body_bytes=settings.max_body_bytes)
     app.include_router(api.router)
@@ -97,7 +97,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
 
 
 def _examples(reloader: Reloader) -> dict[str, dict[str, Any]]:
-    """An example of each body that the version served can answer, to be tried on /docs as it is."""
+    """An example of each request body, with item ids of the served version, so that /docs can send it unchanged."""
     request: dict[str, Any] = {"k": 10}
     version = "v1-0123456789ab"
     try:
@@ -107,7 +107,7 @@ def _examples(reloader: Reloader) -> dict[str, dict[str, Any]]:
     else:
         searcher = retriever.searcher
         ids = searcher.vocabulary.names(np.arange(min(2, retriever.manifest.items)))
-        # The page would round larger integers; as text they name the same items.
+        # /docs would round integers above EXACT. Written as strings, they name the same items.
         history = [str(item) if isinstance(item, int) and abs(item) > EXACT else item for item in ids]
         context = {feature.name: None for feature in searcher.schema.features}
         request = {"history": history, "context": context, **request}
@@ -116,7 +116,7 @@ def _examples(reloader: Reloader) -> dict[str, dict[str, Any]]:
 
 
 def _summary(settings: Settings, reloader: Reloader) -> str:
-    residency = settings.residency if folder_of(settings.store) is None else "resident"  # a folder's always are
+    residency = settings.residency if folder_of(settings.store) is None else "resident"  # in a folder they always are
     return (
         f"{reloader}; path lists {residency}; admin {'on' if settings.admin_token else 'off'}; "
         f"docs at /docs; for {settings.host} port {settings.port}"

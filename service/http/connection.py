@@ -1,13 +1,13 @@
-"""The server's HTTP connection: uvicorn's, with four corrections that a service without a proxy needs.
+"""The server's HTTP connection: uvicorn's class, with four corrections that a service without a proxy needs.
 
-- A request that offers another protocol (`Upgrade`) is answered as if the offer had not been made. RFC 9110, 7.8,
-  allows that, and Java's client offers HTTP/2 with every request. uvicorn would read the request's body as the next
-  request, which also lets an attacker hide requests in bodies.
+- A request that offers another protocol (`Upgrade`) is answered as if it had no offer, which RFC 9110 (7.8) allows.
+  Java's client offers HTTP/2 with every request. uvicorn would read the body of such a request as the next request, so
+  an attacker could hide requests in bodies.
 - A request that is not valid HTTP is answered with a problem, as every other error is.
-- The rest of a body that was refused is read for as long as an idle connection is kept, not for ever.
-- Little is read ahead, so that many long bodies together take little memory.
+- The rest of a refused body is read only for the time that an idle connection is kept, not without limit.
+- The server reads little ahead of the application, so that many long bodies together take little memory.
 
-Clients that are slow to send or to read are left to the proxy, see docker/haproxy.cfg.
+The proxy protects the service from clients that send or read slowly, see docker/haproxy.cfg.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-#: Bytes of a connection that the kernel buffers. By default it buffers megabytes, and uvicorn reads 256 KB of them at
-#: once: a hundred connections would then hold more than all long bodies may take together (middleware.py).
+#: Bytes that the kernel buffers for a connection. By default the kernel buffers megabytes, and uvicorn reads 256 KB of
+#: them at once. A hundred connections would then exceed the limit for all long bodies (LONG_BODIES_BYTES).
 READ_AHEAD = 32_768
 
 
 class Connection(HttpToolsProtocol):
-    """Given to uvicorn as its `http` setting."""
+    """The class of a connection, passed to uvicorn as the setting `http`."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called before anything is read."""
@@ -34,10 +34,10 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Called with any part of the stream: part of a request, a whole one, or several.
+        """Called with the next bytes of the stream: a part of a request, a whole request, or several requests.
 
-        After a head with an offer the parser stops, and it cannot be told to go on. A new one takes its place: it
-        parses the head again without the offer, and then what follows the head.
+        After a head with an offer the parser stops and cannot continue. A new parser replaces it. The new parser parses
+        the head again without the offer, and then the bytes that follow the head.
         """
         rest = memoryview(data)
         try:
@@ -56,19 +56,19 @@ class Connection(HttpToolsProtocol):
         line = b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
         headers = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets it
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self.parser.feed_data(b"\r\n".join((line, *headers, b"", b"")))
 
     def on_headers_complete(self) -> None:
-        """Called at the end of a head. One with an offer starts no request: it is parsed again.
+        """Called at the end of a head. A head with an offer starts no request, because it is parsed again.
 
-        Only here the connection stops being idle. For uvicorn any byte ends that, so a client that goes on sending a
-        body which was refused would be kept for ever.
+        A connection counts as idle until a head is complete. For uvicorn it counts as idle until any byte arrives, so
+        the connection of a client that continues to send a refused body would never be closed.
         """
         if not self.parser.should_upgrade():
             self._unset_keepalive_if_required()
             super().on_headers_complete()
-        elif self.parser.get_method() == b"CONNECT":  # which the parser takes for an offer too
+        elif self.parser.get_method() == b"CONNECT":  # for the parser, CONNECT is an offer too
             raise httptools.HttpParserError("there are no tunnels")
 
     def on_message_complete(self) -> None:
@@ -77,7 +77,7 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer with a problem and close the connection: where the next request begins is unknown."""
+        """Answer with a problem and close the connection, because it is unknown where the next request begins."""
         request_id = f"{random.getrandbits(128):032x}"
         body = orjson.dumps(
             {"type": "about:blank", "title": "Bad Request", "status": 400, "detail": msg, "request_id": request_id}

@@ -17,9 +17,9 @@ from service.errors import AdminOff, Unauthorized
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-#: Charsets that a JSON decoder tells apart by the first bytes of a body.
+#: Charsets that a JSON decoder recognises by the first bytes of a body.
 CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii"} | {f"utf-{n}{end}" for n in (16, 32) for end in ("", "le", "be")}
-MAX_TYPE = 256  # characters of a Content-Type that are looked at
+MAX_TYPE = 256  # characters of a Content-Type that are parsed
 WRONG_TYPE = "Content-Type: expected application/json; with curl, add -H 'content-type: application/json'"
 WRONG_CHARSET = "Content-Type: expected JSON in UTF-8, with charset=utf-8 or without a charset"
 ENCODED = "expected a body that is not compressed; send it without this header"
@@ -27,7 +27,7 @@ CODINGS = {"Content-Encoding": {"", "identity"}, "Transfer-Encoding": {"", "iden
 
 
 class Route(APIRoute):
-    """A route whose body, if it takes one, must be JSON."""
+    """A route whose body, if the route has one, must be JSON."""
 
     def get_route_handler(self) -> Handler:
         """Called once, by FastAPI."""
@@ -42,7 +42,7 @@ class Route(APIRoute):
 
 
 class AdminRoute(Route):
-    """A route that needs the admin token. That is checked first, whatever else is wrong."""
+    """A route that needs the admin token. The token is checked before the body."""
 
     def get_route_handler(self) -> Handler:
         """Called once, by FastAPI."""
@@ -60,7 +60,7 @@ def _require_json(request: Request) -> None:
         codings = ",".join(request.headers.getlist(name)).lower().split(",")
         if {coding.strip() for coding in codings} <= known:
             continue
-        # By this header a client tells a wrong coding from a wrong type: RFC 9110, 12.5.3.
+        # The header shows a client that the coding is wrong and not the type (RFC 9110, 12.5.3).
         raise HTTPException(415, f"{name}: {ENCODED}", {"Accept-Encoding": "identity"})
     wrong = _wrong_type(request.headers.get("content-type", "")[:MAX_TYPE])
     if wrong:
@@ -82,7 +82,10 @@ def _wrong_type(content_type: str) -> str | None:
 
 
 def _require_admin(request: Request) -> None:
-    """Compares digests in constant time, so neither the token's length nor a prefix of it can be measured."""
+    """Raise AdminOff or Unauthorized unless the request has the admin token.
+
+    Digests are compared in constant time, so response times do not reveal the token's length or a prefix of it.
+    """
     token = request.state.settings.admin_token
     if token is None:
         raise AdminOff("the admin endpoint is off; set DR_ADMIN_TOKEN to open it")

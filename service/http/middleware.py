@@ -1,4 +1,4 @@
-"""What happens to every request: an id, limits on its body, early refusal under load, and metrics. Plain ASGI."""
+"""Gives every request an id, limits its body, refuses it early under load, and counts it. Plain ASGI."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from service.process.draining import Draining
 
 REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
 BODY_SECONDS = 10.0  # from a request's head to the end of its body; a later body is answered 408
-SHORT_BODY_BYTES = 65_536  # longer than a request with 1,000 items of history and a few hundred to exclude
-LONG_BODIES_BYTES = 4 * 2**20  # of all longer bodies that are under way; beyond it 429
+SHORT_BODY_BYTES = 65_536  # a request with 1,000 items of history and a few hundred to exclude is shorter
+LONG_BODIES_BYTES = 4 * 2**20  # for all longer bodies together, until they are answered; beyond it 429
 RETRIEVALS = {"/v1/retrieve", "/v1/retrieve:batch"}
 BUSY = "too many requests are waiting; try again later"
 BUSY_WITH_LONG = "too many long bodies are under way; try again later"
 
 
 class RequestMiddleware:
-    """Keeps X-Request-ID or makes one, refuses bodies that are too long or too late, and counts and times requests."""
+    """Keeps or makes the X-Request-ID, refuses bodies that are too long or too late, counts and times requests."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, draining: Draining, max_body_bytes: int) -> None:
         self._app, self._metrics, self._draining, self._max_body_bytes = app, metrics, draining, max_body_bytes
         self._too_long = f"the body is longer than {max_body_bytes} bytes; send less, or in several requests"
-        self._room = _Room(max(LONG_BODIES_BYTES, max_body_bytes))  # the longest body has room when it is alone
+        self._room = _Room(max(LONG_BODIES_BYTES, max_body_bytes))  # so the longest body has room if it is alone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,7 +41,7 @@ class RequestMiddleware:
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if REQUEST_ID.match(given) else f"{random.getrandbits(128):032x}"
         scope["request_id"] = request_id
-        if scope["method"] == "HEAD":  # answered as GET; uvicorn, which keeps its own scope, leaves the body out
+        if scope["method"] == "HEAD":  # answered as GET; uvicorn has its own scope and leaves out the body
             scope = {**scope, "method": "GET"}
         status = 500
         stated = headers.get(b"content-length", b"")
@@ -58,7 +58,8 @@ class RequestMiddleware:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
-        # Before the body is read: to parse and check requests that are then refused would leave no time for the others.
+        # Refused before the body is read: to parse and check requests only to refuse them would leave no time for the
+        # other requests.
         asked = scope["path"] in RETRIEVALS and scope["method"] == "POST"
         refused = asked and (413 if too_long else 429 if scope["state"]["batcher"].overloaded else 0)
         try:
@@ -82,7 +83,10 @@ class _Room:
 
 
 class _Body:
-    """A request's body as it arrives: neither longer nor later than allowed. most: bytes; 0 refuses it unread."""
+    """A request's body as it arrives. Refuses a body that is too long or too late.
+
+    most: the most bytes that are allowed; 0 refuses the body without reading it.
+    """
 
     def __init__(self, receive: Receive, started: float, most: int, too_long: str, room: _Room) -> None:
         self._receive, self._end, self._most, self._room = receive, started + BODY_SECONDS, most, room
@@ -90,12 +94,12 @@ class _Body:
         self._received, self._taken, self._whole = 0, 0, False
 
     async def receive(self) -> Message:
-        """The next piece. Raises HTTPException: 408, 413 or 429."""
+        """Return the next piece of the body. Raises HTTPException with status 408, 413 or 429."""
         if not self._most:
             raise HTTPException(413, self._too_long)
         if self._whole:
             return await self._receive()
-        try:  # a slow sender occupies one of the proxy's connections
+        try:  # limited, because a slow sender occupies one of the proxy's connections
             async with asyncio.timeout(max(0.0, self._end - time.perf_counter())):
                 message = await self._receive()
         except TimeoutError:
@@ -114,5 +118,5 @@ class _Body:
         return message
 
     def close(self) -> None:
-        """Called when the request has been answered: its room is free again."""
+        """Give back the room that the body took. Called when the request has been answered."""
         self._room.left += self._taken

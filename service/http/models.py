@@ -1,6 +1,6 @@
-"""The bodies of requests and answers: they validate, and they are what /openapi.json documents.
+"""The bodies of requests and answers. The models validate requests, and /openapi.json documents all of them.
 
-docs/architecture.md, "How do I add a request field?", has the steps to add a field to either.
+docs/architecture.md has the steps to add a field to a request or to an answer ("Changing things").
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from retrieval.query import Answer, Limits, Request, Unknown
 from retrieval.vocabulary import Vocabulary
 from service.http.values import Body, Context, ItemId, integer
 
-#: Fields of a retrieve request that the search needs; the service itself uses the others.
+#: Fields of a retrieve request that the search needs; the service itself uses the other fields.
 SEARCH_FIELDS = [field.name for field in dataclasses.fields(Request)]
 
 
@@ -48,18 +48,18 @@ class RetrieveRequest(Body):
     rerank: bool = Field(True, description="order by the reranker's score; else by path probability")
 
     def to_request(self) -> Request:
-        """The part of it that the search needs."""
+        """The part of the request that the search needs."""
         return Request(**{name: getattr(self, name) for name in SEARCH_FIELDS})
 
     def to_response(self, unknown: Unknown, answer: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
-        """The candidates, coverage and degraded of the RetrieveResponse to this request.
+        """The `candidates`, `coverage` and `degraded` of the RetrieveResponse to this request.
 
-        unknown: how much of it the version does not know. vocabulary: the version's item ids.
+        unknown: how much of the request the version does not know. vocabulary: the version's item ids.
         """
         ids = vocabulary.names(answer.items)
         scores, log_probs = answer.scores.tolist(), answer.path_log_probs.tolist()
         return {
-            # Dicts, not Candidates: to make a model of each would take longer than the search.
+            # Dicts, not Candidates: to make a model of each candidate would take longer than the search.
             "candidates": [
                 {"item_id": item, "score": score, "path_log_prob": log_prob}
                 for item, score, log_prob in zip(ids, scores, log_probs, strict=True)
@@ -77,8 +77,9 @@ class RetrieveRequest(Body):
 class Candidate(BaseModel):
     """An item and its score.
 
-    score: the reranker's; compare it within one answer only. path_log_prob: log of the summed probability of the
-    searched paths that hold the item. An item on none of them has that of the last path.
+    score: the reranker's score; compare scores within one answer only. path_log_prob: natural log of the summed
+    probability of the searched paths that hold the item. An item on no searched path has the path_log_prob of the last
+    searched path.
     """
 
     item_id: ItemId
@@ -89,8 +90,9 @@ class Candidate(BaseModel):
 class Coverage(BaseModel):
     """How much was searched, and how much of the request this version does not know.
 
-    paths: paths searched. items: different items on them. unknown_history: ids of the history. unknown_context:
-    features that are unknown or have an unknown value; they count as absent.
+    paths: how many paths were searched. items: how many different items were scored. unknown_history: how many ids of
+    the history are unknown. unknown_context: how many features are unknown or have an unknown value. Unknown ids and
+    features count as absent.
     """
 
     paths: int
@@ -100,9 +102,9 @@ class Coverage(BaseModel):
 
 
 class Degraded(BaseModel):
-    """Whether the answer is less than what was asked for.
+    """Whether the request got less than it asked for.
 
-    short: it has fewer than k candidates. narrowed: fewer paths were searched, to meet the deadline.
+    short: the answer has fewer than k candidates. narrowed: fewer paths were searched, to meet the deadline.
     """
 
     short: bool

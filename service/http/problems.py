@@ -1,4 +1,4 @@
-"""Errors as `application/problem+json` (RFC 9457). They never repeat input, so they are short and safe to log."""
+"""Errors as `application/problem+json` (RFC 9457). Errors never repeat input, so they are short and safe to log."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from service import errors as service
 
 log = logging.getLogger(__name__)
 
-#: The one table of errors and statuses. A class that is not in it has the status of its base.
+#: The one table of errors and statuses. A class without an entry has the status of its base.
 STATUS: dict[type[Exception], int] = {
     service.NotReady: 503,
     service.Overloaded: 429,
     service.DeadlineExceeded: 504,
-    service.ClientGone: 499,  # as nginx logs it; the client does not see it, metrics do
+    service.ClientGone: 499,  # as in nginx; the client has gone, so only metrics show it
     BadQuery: 422,
     service.AdminOff: 403,
     service.Unauthorized: 401,
@@ -42,9 +42,9 @@ STATUS: dict[type[Exception], int] = {
     store.IndexStoreError: 500,
 }
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
-MAX_ERRORS = 5  # listed of one body
+MAX_ERRORS = 5  # that are listed for one body
 NO_JSON = "the body is not valid JSON"
-#: Errors whose message `values.py` writes, and messages for those of pydantic.
+#: Types of errors whose message `values.py` writes; and the messages for pydantic's own types of errors.
 OWN_MESSAGES = {"expected", "too_many", "unknown_field"}
 MESSAGES = {
     "missing": "expected, but missing",
@@ -71,7 +71,7 @@ class InvalidField(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error's body. `errors` only for a body that does not fit its schema."""
+    """The body of an error. `errors` is only present if the request's body does not fit its schema."""
 
     type: str = "about:blank"
     title: str
@@ -97,7 +97,7 @@ def problem(request: Request, status: int, detail: str, errors: list[dict[str, s
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error as a problem."""
+    """Install handlers that answer every error with a problem."""
     for error in (service.ServiceError, store.IndexStoreError, BadQuery):
         app.add_exception_handler(error, _domain)
     app.add_exception_handler(RequestValidationError, _validation)
@@ -114,9 +114,9 @@ def status_of(error: Exception) -> int:
 async def _domain(request: Request, error: Exception) -> Response:
     status = status_of(error)
     if isinstance(error, store.VersionNotFound):
-        detail = "no such version in the store; /admin/v1/versions lists them"  # its own message repeats the name
+        detail = "no such version in the store; /admin/v1/versions lists them"  # the error's message repeats the name
     elif isinstance(error, store.IndexStoreError) and not request.scope["path"].startswith("/admin/"):
-        detail = "the store cannot be read now; try again later"  # its own message names folders and versions
+        detail = "the store cannot be read now; try again later"  # the error's own message names folders and versions
     else:
         detail = str(error)
     return problem(request, status, detail)
@@ -135,7 +135,7 @@ async def _validation(request: Request, error: Exception) -> Response:
 
 
 def _field(entry: Any) -> str:
-    """Where the error is: names of the schema and positions in lists, but no name that the client made up."""
+    """The place of the error: names of the schema and positions in lists, but no names that the client chose."""
     place = [str(part) for part in entry["loc"][1:]]
     if "context" in place:
         place = place[: place.index("context") + 1]
@@ -174,5 +174,5 @@ async def _gone(_: Request, __: Exception) -> Response:
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("request %s failed", request.scope.get("request_id"), exc_info=error)
     response = problem(request, 500, "an error of the service; its log has the cause under this request_id")
-    response.headers["X-Request-ID"] = request.scope.get("request_id", "")  # this response does not pass the middleware
+    response.headers["X-Request-ID"] = request.scope.get("request_id", "")  # the middleware does not see this response
     return response

@@ -1,4 +1,4 @@
-"""The routes. Their bodies are in models.py; what refuses a request before its body is read is in guards.py."""
+"""The routes. models.py has their bodies; guards.py has the checks that run before a body is read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from service.serving.reloader import Reloader
 
 
 class State(TypedDict):
-    """What the app's lifespan opens; a route reads it from `request.state`."""
+    """The objects that the app's lifespan makes; a route reads them from `request.state`."""
 
     settings: Settings
     metrics: Metrics
@@ -79,7 +79,7 @@ async def retrieve(body: RetrieveRequest, request: Request, reloader: ReloaderDe
     tags=["retrieval"],
 )
 async def retrieve_batch(body: BatchRequest, request: Request, reloader: ReloaderDep) -> Response:
-    """Candidates for several users. The longest timeout_ms among them counts."""
+    """Candidates for several users. The longest timeout_ms of all requests is the deadline."""
     return _json({"responses": await _answer(body.requests, request, reloader)})
 
 
@@ -151,7 +151,7 @@ async def _answer(bodies: Sequence[RetrieveRequest], request: Request, reloader:
     """The contents of a RetrieveResponse for each body, all from one version."""
     started = time.perf_counter()
     settings, counts, batcher = request.state.settings, request.state.metrics, request.state.batcher
-    # Read once: whatever is swapped in meanwhile, this version answers.
+    # Read once, so that this version answers even if another version is swapped in meanwhile.
     retriever = reloader.retriever
     searcher = retriever.searcher
     prepared = [searcher.prepare(body.to_request()) for body in bodies]
@@ -180,5 +180,5 @@ async def _hung_up(request: Request) -> None:
 
 
 def _json(content: dict[str, Any]) -> Response:
-    # Not validated against the response model, which documents it: that would take longer than the search.
+    # The response model only documents the content. To validate the content would take longer than the search.
     return Response(orjson.dumps(content), media_type="application/json")

@@ -1,7 +1,8 @@
-"""The values that a request's body may have, and one message in plain words for each that is wrong.
+"""The values that a request's body may have, and one message in plain words for each wrong value.
 
-Numbers count by value, as in JSON Schema: 3.0, as pandas, Lua and PHP write it, is the integer 3; 3.5 is not an
-integer, and true is not 1. A float beyond 2^53 - 1 is not taken for an integer, because it may stand for several.
+Numbers count by value, as in JSON Schema: 3.0 is the integer 3, because pandas, Lua and PHP write integers in this way.
+3.5 is not an integer, and true is not 1. A float beyond 2^53 - 1 is not accepted as an integer, because it may stand
+for several integers.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from retrieval.query import Limits
 
-EXACT = 2**53 - 1  # the largest integer n that a float tells from n + 1
+EXACT = 2**53 - 1  # the largest integer n that a float can distinguish from n + 1
 LEAST, MOST = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Validates with the first of `choices` that accepts the value. described: the same as JSON Schema."""
+    """Validates with the first of `choices` that accepts the value. described: the JSON Schema of the choices."""
 
     expected: str
     choices: tuple[CoreSchema, ...]
     described: JsonSchemaValue
 
     def __get_pydantic_core_schema__(self, *_: object) -> CoreSchema:
-        """Runs in pydantic's core, without a Python call for each value: a history has up to a thousand."""
+        """Runs in pydantic's core, without a Python call for each value, because a history has up to 1,000 values."""
         union = core_schema.union_schema(list(self.choices), mode="left_to_right")
         return core_schema.custom_error_schema(union, "expected", custom_error_message=f"expected {self.expected}")
 
     def __get_pydantic_json_schema__(self, *_: object) -> JsonSchemaValue:
-        """For the OpenAPI document."""
+        """The schema for the OpenAPI document."""
         return dict(self.described)
 
 
@@ -58,7 +59,7 @@ ItemId = Annotated[
     int | str,
     OneOf(
         f"an item id: an integer or a string of 1 to {Limits.ITEM_ID} characters (integers: 64 bits, as a float 53)",
-        # The rarest comes last.
+        # Tried in this order, so the rarest form is last.
         (_INTEGER, core_schema.str_schema(min_length=1, max_length=Limits.ITEM_ID, strict=True), _WHOLE_FLOAT),
         {"anyOf": [_INTEGER_SCHEMA, {"type": "string", "minLength": 1, "maxLength": Limits.ITEM_ID}]},
     ),
@@ -93,7 +94,7 @@ FeatureValue = Annotated[
 
 
 def _few(context: Any) -> Any:
-    """Refuse too many features before any is validated: a million wrong ones would make a million errors."""
+    """Refuse too many features before any is validated: a million wrong features would make a million errors."""
     if isinstance(context, dict) and len(context) > Limits.FEATURES:
         raise PydanticCustomError("too_many", "expected at most {most} features", {"most": Limits.FEATURES})
     return context
@@ -103,7 +104,7 @@ Context = Annotated[dict[FeatureName, FeatureValue], Field(max_length=Limits.FEA
 
 
 def _is_left_out(value: Any, default: Any) -> bool:
-    """Whether the value is null, or empty like the default: PHP and Lua write [] for {} and the other way round."""
+    """Whether the value is null or, if the default is empty, empty: PHP and Lua write [] for {}, and {} for []."""
     return value is None or (value in ([], {}) and default in ([], {}))
 
 
@@ -118,7 +119,7 @@ class Body(BaseModel):
         if not isinstance(body, dict):
             return body
         fields = cls.model_fields
-        if not body.keys() <= fields.keys():  # their names are input, so they are not repeated
+        if not body.keys() <= fields.keys():  # unknown names are input, so the message does not repeat them
             message = "unknown field; expected only {fields}"
             raise PydanticCustomError("unknown_field", message, {"fields": ", ".join(fields)})
         return {name: value for name, value in body.items() if not _is_left_out(value, fields[name].default)}

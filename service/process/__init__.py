@@ -1,1 +1,1 @@
-"""The settings of a process, and the signals it gets."""
+"""The settings of a process, and the handling of its signals."""

@@ -1,6 +1,6 @@
-"""SIGTERM in three steps: not ready, so that a proxy sends requests elsewhere; then the socket closes; then exit.
+"""Handles SIGTERM: /readyz fails at once, so that a proxy chooses other replicas. Later the server stops.
 
-SIGHUP, which comes when the terminal is closed, likewise, unless it is ignored, as under nohup.
+SIGHUP, which is sent when the terminal is closed, is handled in the same way, unless SIGHUP is ignored (nohup).
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ log = logging.getLogger(__name__)
 
 
 class Draining:
-    """begun: this process will end soon. It is not ready and keeps no connection open, but answers what still comes."""
+    """begun: this process will end soon. It is not ready and keeps no connection open, but answers new requests."""
 
     def __init__(self) -> None:
         self.begun = False
 
     @contextmanager
     def on_signals(self, seconds: float) -> Iterator[None]:
-        """Inside, a signal begins draining and stops the HTTP server `seconds` later; a second signal stops it at once.
+        """In this context, a signal begins draining and stops the HTTP server after `seconds`.
 
-        The HTTP server's own handler of SIGTERM must be installed already, as it is while an app starts.
+        A second signal stops the server at once. The server must have installed its own SIGTERM handler before; uvicorn
+        does so before the app starts.
         """
         stop = signal.getsignal(signal.SIGTERM)
         if threading.current_thread() is not threading.main_thread() or not callable(stop):
-            yield  # no server that could be stopped: a test
+            yield  # there is no server to stop: a test
             return
         loop = asyncio.get_running_loop()
         caught = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
@@ -38,7 +39,7 @@ class Draining:
             stop(signal.SIGTERM, None)
 
         def begin(*_: object) -> None:
-            # This runs between any two steps of the program, perhaps while a line is logged, so it must not log.
+            # A signal handler may interrupt any step of the program, also the logging of a line, so it must not log.
             self.begun = True
             for each in caught:
                 signal.signal(each, end)

@@ -16,15 +16,15 @@ from retrieval.query import Limits
 #: Variables that Kubernetes and Docker set for a Service called `dr` or `dr-...`.
 OF_A_SERVICE = re.compile(r"DR_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 ITS_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
-#: Other variables of docker-compose.yml, .env.example and the Makefile.
+#: Variables of docker-compose.yml, .env.example and the Makefile that are not settings of the service.
 OTHERS = {
     "DR_REDIS_PASSWORD", "DR_SERVICE_PASSWORD", "DR_SERVICE_STORE", "DR_TRAINER_STORE", "DR_CHAOS", "DR_SOAK_SECONDS",
 }  # fmt: skip
-SHOWN = 80  # characters of a wrong value that are shown
+SHOWN = 80  # characters of a wrong value that an error message shows
 
 
 class Settings(BaseSettings):
-    """Flags win over the environment, the environment over these defaults.
+    """Flags override environment variables, and environment variables override the defaults.
 
     White space around a value is stripped; an empty value counts as unset.
     """
@@ -82,7 +82,7 @@ def variable(name: str) -> str:
 
 
 def mistakes(error: ValidationError, flags: Collection[str]) -> list[str]:
-    """A line for each wrong setting: its flag or variable, what was expected and, unless secret, what was found."""
+    """A line for each wrong setting: its flag or variable, the expected and, unless secret, the found value."""
     lines = []
     for entry in error.errors():
         name = str(entry["loc"][0])
@@ -99,7 +99,7 @@ def mistakes(error: ValidationError, flags: Collection[str]) -> list[str]:
 def unknown(environment: Mapping[str, str]) -> list[str]:
     """A warning for each DR_ variable that is neither a setting nor set by Kubernetes or compose.
 
-    Also for a secret in quotation marks, because Docker does not remove those of an env file.
+    Also warns of a secret in quotation marks, because Docker does not remove quotation marks from an env file.
     """
     known = {variable(name): field for name, field in Settings.model_fields.items()}
     lines = []

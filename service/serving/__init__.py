@@ -1,1 +1,1 @@
-"""What answers behind the routes: the loaded version, batching, deadlines, swaps."""
+"""Answers the requests of the routes: the loaded version, batching, deadlines, swaps."""

@@ -1,8 +1,8 @@
-"""Admission and batching without a timer: the next batch is whatever queued while the last one was searched.
+"""Admission and batching without a timer: requests that arrive during one search form the next batch.
 
-A lone request waits for nothing, not even a thread; under load batches fill by themselves. The queue is bounded: when
-it is full, requests are refused. A request predicted to miss its deadline gets half its beam, a quarter, and so on,
-until the search fits; `Pace` predicts, from what searches took.
+A request that is alone is searched at once, usually without a thread; under load, batches become larger. The queue is
+bounded: when the queue is full, requests are refused. A request that is predicted to miss its deadline gets half its
+beam, a quarter, and so on, until the search fits. `Pace` makes the prediction from the times of earlier searches.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from service.serving.retriever import Retriever
 
 log = logging.getLogger(__name__)
 
-#: A lone search that takes no longer is done on the event loop: to wake a thread and be woken by it may take as long.
+#: A single query that is predicted to take at most this time is searched on the event loop. To pass the search to a
+#: thread and the answer back could take the same time again.
 AT_ONCE_SECONDS = 0.002
-#: A search that takes longer counts as hung; a batch takes a tenth of it.
+#: A search that takes longer than this counts as hung. A batch takes about a tenth of this time.
 STUCK_SECONDS = 1.5
-#: Up to so many items a query's time depends on its paths alone. A query that reads more is never searched on the event
-#: loop, and its time is not learned from.
+#: The search time of a query that reads at most this many items depends on the number of paths alone. A query that
+#: reads more items is never searched on the event loop, and `Pace` does not learn from its time.
 LIGHT_READS = 5000
 
 
@@ -37,17 +38,17 @@ LIGHT_READS = 5000
 class _Entry:
     retriever: Retriever
     query: Query
-    since: float  # of time.monotonic
+    since: float  # when the query was queued, by time.monotonic
     deadline: float
     result: asyncio.Future[Answer]
 
     @property
     def left(self) -> float:
-        """Seconds until its deadline; 0 if nobody waits for the result any more."""
+        """Seconds until the deadline; 0 if nobody waits for the result any more."""
         return 0.0 if self.result.done() else self.deadline - time.monotonic()
 
     def fits(self, other: _Entry) -> bool:
-        """Whether the two can be searched together: the same version, beam and order of candidates."""
+        """Whether two entries can be searched together: the same version, beam and order of candidates."""
         return (
             self.retriever is other.retriever
             and self.query.beam == other.query.beam
@@ -55,13 +56,13 @@ class _Entry:
         )
 
     def in_time(self, batch: int) -> Query:
-        """The query in a batch of that size: with a narrower beam, or without widening, if time is short."""
+        """The query for a batch of this size. If time is short, its beam is narrowed or it may not be widened."""
         pace, query = self.retriever.pace, self.query
         beam = pace.affordable(batch, query.beam, self.left)
         if beam < query.beam:
             return replace(query, beam=beam, widen=False)
-        # Over all doublings a query searches fewer paths than twice the widest beam. Time is kept for one query of the
-        # batch, since few need widening.
+        # All doublings of a query's beam together search fewer paths than twice the widest beam. Time is reserved for
+        # one query of the batch, because few queries need widening.
         widest = 2 * self.retriever.max_beam
         afterwards = self.left - pace.seconds(batch, beam)
         if query.widen and pace.affordable(1, widest, afterwards) < widest:
@@ -70,7 +71,10 @@ class _Entry:
 
 
 class Batcher:
-    """Searches one batch at a time, in a thread unless it is one short search. `run` is a task; cancel it to stop."""
+    """Searches one batch at a time, in a thread unless the batch is a single short query.
+
+    Start `run` as a task, and cancel the task to stop.
+    """
 
     def __init__(
         self, max_queue: int, max_batch: int, max_wait: float, metrics: Metrics, longest_search: float = STUCK_SECONDS
@@ -88,9 +92,10 @@ class Batcher:
 
     @property
     def overloaded(self) -> bool:
-        """Whether the next query is refused: the queue is full, or a batch waits and its oldest longer than max_wait.
+        """Whether the next query is refused.
 
-        By count alone, a machine slower than expected would admit more than it can answer in time.
+        It is refused if the queue is full, or if a full batch waits and its oldest query has waited longer than
+        max_wait. By the number of queries alone, a slow machine would admit more than it can answer in time.
         """
         if len(self._queue) < min(self._max_batch, self._max_queue):
             return False
@@ -98,7 +103,7 @@ class Batcher:
 
     @property
     def stuck(self) -> bool:
-        """Whether no answer is to be expected: a search has lasted longer than any should."""
+        """Whether a search hangs: the running search has lasted longer than `longest_search`."""
         since = self._searching_since
         return since is not None and time.monotonic() > since + self._longest_search
 
@@ -109,19 +114,19 @@ class Batcher:
         timeout: float,
         gone: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> list[Answer]:
-        """The answers of `queries`, in their order. All or none are admitted.
+        """Return the answers to `queries`, in the same order. Either all queries are admitted or none.
 
-        gone: returns when the client has hung up. Raises Overloaded when the queue has no room or no time for them,
-        DeadlineExceeded after `timeout` seconds, ClientGone when the client has hung up. A request whose caller
-        has gone is removed from the queue without being searched.
+        gone: returns when the client has hung up. Raises Overloaded if the queries have no room in the queue or would
+        wait too long, ClientGone when the client has hung up, and after `timeout` seconds DeadlineExceeded, or
+        StoreUnavailable if path lists are remote. Queries of a client that has hung up are dropped without a search.
         """
-        # An empty queue admits any request, or a large one could never be answered.
+        # An empty queue admits a request with any number of queries. Otherwise a large request could never be answered.
         if self.overloaded or (self._queue and len(self._queue) + len(queries) > self._max_queue):
             raise Overloaded("too many requests are waiting; try again later, or fewer at once")
         loop = asyncio.get_running_loop()
         now = time.monotonic()
         entries = [_Entry(retriever, query, now, now + timeout, loop.create_future()) for query in queries]
-        # To hear of a client that hangs up takes a task, which is worth it only for a request that has to wait.
+        # A task is needed to notice that a client hangs up. It is worth its cost only for a request that has to wait.
         waits = self._searching_since is not None or self._queue or len(queries) > 1
         watch = loop.create_task(self._cancel_after(gone(), entries)) if gone and waits else None
         self._queue.extend(entries)
@@ -130,7 +135,7 @@ class Batcher:
             async with asyncio.timeout(timeout):
                 return [await entry.result for entry in entries]
         except TimeoutError:
-            if retriever.remote:  # most likely the store is slow: try again later rather than with another deadline
+            if retriever.remote:  # probably the store is slow: a later try helps more than a longer deadline
                 self._metrics.store_faults.inc()
                 raise StoreUnavailable("the path lists were not read within the request's timeout_ms") from None
             raise DeadlineExceeded("no answer within the request's timeout_ms") from None
@@ -138,7 +143,7 @@ class Batcher:
             if watch and watch.done():
                 raise ClientGone from None
             raise
-        except IndexStoreError:  # counted here, where each request passes once, and only if its client still waits
+        except IndexStoreError:  # counted here: each request comes here once, and only if its client still waits
             self._metrics.store_faults.inc()
             raise
         finally:
@@ -147,7 +152,8 @@ class Batcher:
             left = [entry.result.cancel() or entry.result.cancelled() for entry in entries]
             if any(left):
                 self._queue = deque(entry for entry in self._queue if not entry.result.done())
-            # The exception refers to this frame; if the frame referred to it, an old version would stay in memory.
+            # The exception refers to this frame. If the frame also referred to the exception, through the entries, an
+            # old version would stay in memory.
             del entries
 
     async def _cancel_after(self, gone: Coroutine[Any, Any, None], entries: list[_Entry]) -> None:
@@ -163,7 +169,7 @@ class Batcher:
                 await self._arrived.wait()
                 try:
                     entries, queries = self._take()
-                except Exception as error:  # a bug of ours: the waiting requests fail, later ones are searched
+                except Exception as error:  # a bug: the waiting requests fail, later requests are searched
                     log.exception("the queue is emptied")
                     _fail(self._queue, error)
                     self._queue.clear()
@@ -175,7 +181,7 @@ class Batcher:
                     self._searching_since = None
                 else:
                     self._arrived.clear()
-                del entries, queries  # or an idle process would keep an old version alive
+                del entries, queries  # otherwise an idle process would keep an old version in memory
         finally:
             thread.shutdown(wait=False)  # a search that hangs must not keep the process from ending
 
@@ -185,9 +191,9 @@ class Batcher:
         self._searching_since = time.monotonic()
         try:
             answers = await self._answers(entries[0].retriever, queries, thread)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, every waiting request gets it
+        except Exception as error:  # noqa: BLE001 -- every waiting request gets the error
             if isinstance(error, IndexStoreError) and len(queries) > 1:
-                # One path list may be at fault, and then only the requests that need it go without an answer.
+                # One path list may be the cause. Searched one by one, only the queries that need this list fail.
                 await self._search_each(entries, queries, thread)
             else:
                 _fail(entries, error)
@@ -199,9 +205,10 @@ class Batcher:
             del entries, queries  # as in `submit`
 
     async def _answers(self, retriever: Retriever, queries: list[Query], thread: ThreadPoolExecutor) -> list[Answer]:
-        """Search once, then search those wider that are short. A lone light query is searched on the event loop first.
+        """Search all queries once, then search wider for those with a short answer.
 
-        The pace is learned from the first search alone: it is of `beam` paths.
+        The first search of a single query runs on the event loop if it is fast. `Pace` learns only from the first
+        search, because later searches have wider beams.
         """
         searcher, pace, beam = retriever.searcher, retriever.pace, queries[0].beam
         light = max(query.reads for query in queries) <= LIGHT_READS
@@ -221,14 +228,15 @@ class Batcher:
 
     async def _search_each(self, entries: list[_Entry], queries: list[Query], thread: ThreadPoolExecutor) -> None:
         for entry, query in zip(entries, queries, strict=True):
-            await asyncio.sleep(0)  # another query of the same request may just have failed
+            await asyncio.sleep(0)  # lets `submit` cancel this query if another query of its request has just failed
             if entry.left > 0:
                 await self._search([entry], [query], thread)
 
     def _take(self) -> tuple[list[_Entry], list[Query]]:
-        """The oldest entry and those behind it that fit, with their queries; expired entries leave the queue.
+        """Remove the next batch from the queue: the oldest entry and others that fit it. Also drop expired entries.
 
-        Together they may read Limits.READS items, because nothing else is searched meanwhile; one alone may read more.
+        Returns the entries and their queries. Together the queries read at most Limits.READS items, because no other
+        search runs meanwhile; only a batch of one entry may read more.
         """
         self._queue = deque(entry for entry in self._queue if entry.left > 0)
         alike: list[_Entry] = []

@@ -6,7 +6,7 @@ import logging
 
 
 class FailureLog:
-    """Logs the failures of something that is tried again and again: the first, and then only a different one."""
+    """Logs the failures of a repeated action, but not a failure with the same text as the failure before it."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
@@ -19,5 +19,5 @@ class FailureLog:
         self._last = text
 
     def over(self) -> None:
-        """The last try succeeded, so the next failure is logged again."""
+        """Record a success, so that the next failure is logged whatever its text is."""
         self._last = None

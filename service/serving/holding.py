@@ -17,24 +17,24 @@ HOLD_SECONDS = 5.0  # between two renewals of the leases
 
 
 class Holding:
-    """The versions in memory, and the one that is being loaded: all of them are held.
+    """Holds all versions in memory, and the version that is being loaded.
 
-    A version is in memory while it is served, was served before, or a request still uses it.
+    In memory are the version served, the version served before it, and versions that a request still uses.
     """
 
     def __init__(self, store: IndexStore) -> None:
         self._store = store
         self._loaded: weakref.WeakSet[Retriever] = weakref.WeakSet()
         self.loading: str | None = None
-        self._renewing = asyncio.Lock()  # an older set of names must not reach the store after a newer one
+        self._renewing = asyncio.Lock()  # an older set of names must not reach the store after a newer set
         self._failures = FailureLog(log)
 
     def add(self, retriever: Retriever) -> None:
-        """Hold it for as long as anybody refers to it."""
+        """Hold the version until nothing refers to `retriever` any more."""
         self._loaded.add(retriever)
 
     def find(self, name: str) -> Retriever | None:
-        """The version, if it is in memory."""
+        """The version of this name, if it is in memory."""
         return next((retriever for retriever in self._loaded if retriever.name == name), None)
 
     async def renew(self) -> None:
@@ -51,12 +51,12 @@ class Holding:
             self._failures.over()
 
     async def keep(self, seconds: float = HOLD_SECONDS) -> None:
-        """Renew every few seconds until cancelled, also while a long load is under way."""
+        """Renew the leases every `seconds` until cancelled, also during a long load."""
         while True:
             await self.renew()
             await asyncio.sleep(seconds)
 
     async def let_go(self) -> None:
-        """Hold nothing any more, because the process ends. Never raises: leases end by themselves."""
+        """Release all versions, because the process ends. Never raises: without a renewal, leases expire."""
         with suppress(Exception):
             await asyncio.to_thread(self._store.hold, [])

@@ -1,4 +1,4 @@
-"""From a version's name to a Retriever that can answer: its model tried, all of it verified, warmed up."""
+"""Loads a version by name: its model is tried, all parts are verified, and the Retriever is warmed up."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from service.serving.holding import Holding
 from service.serving.retriever import Retriever
 from service.serving.trial import sizes, try_model
 
-#: Failures of a load that say nothing about the version itself: the next load may succeed.
+#: Failures of a load that are no fault of the version: the next load may succeed.
 PASSING = (StoreUnavailable, StoreMisconfigured, StoreFull, VersionNotFound)
 
 
 class Loader:
-    """Loads one version at a time, in a thread. refused: why a version could not be served, by its name."""
+    """Loads one version at a time, in a thread. refused: for the name of each refused version, the reason."""
 
     def __init__(self, store: IndexStore, holding: Holding, metrics: Metrics) -> None:
         self._store, self._holding, self._metrics = store, holding, metrics
         self.refused: dict[str, str] = {}
         self._loading = asyncio.Lock()
-        self._tried: set[tuple[str, ...]] = set()  # digests of models that passed their trial, with the sizes tried
+        self._tried: set[tuple[str, ...]] = set()  # digests of models that passed their trial, with its input sizes
 
     async def load(self, name: str) -> Retriever:
-        """The version; at once if it is in memory. Raises what `IndexStore.load` raises."""
+        """Return the version, at once if it is in memory. Raises the errors of `IndexStore.load`."""
         if retriever := self._holding.find(name):
             return retriever
         async with self._loading:
-            if retriever := self._holding.find(name):  # another caller loaded it while this one waited
+            if retriever := self._holding.find(name):  # another caller loaded the version in the meantime
                 return retriever
             self._holding.loading = name
             try:
@@ -51,7 +51,7 @@ class Loader:
     def _open(self, name: str) -> Retriever:
         version = self._store.load(name)
         manifest = version.manifest
-        require_known_kind(manifest)  # the trial feeds only the inputs of kinds that are known
+        require_known_kind(manifest)  # the trial can run only models of a known kind
         trial = manifest.parts["model.onnx"].sha256, *map(str, sizes(manifest).values())
         if trial not in self._tried:
             try_model(version)

@@ -1,7 +1,7 @@
 """Keeps the version that this process serves equal to the store's `current`.
 
-Every process compares the version it serves with the pointer again and again, so a whole fleet converges even if
-hints get lost. `Reloader.state` is one of four:
+Every process compares its served version with the store's pointer at short intervals. So all replicas follow a move of
+the pointer even if the store's hint of the move is lost. `Reloader.state` is one of four:
 
                    current is v                   loaded, and still current
     WAITING    ------------------>  LOADING(v)  ----------------------------->  SERVING(v)
@@ -14,8 +14,8 @@ hints get lost. `Reloader.state` is one of four:
 
 `POST /admin/v1/swap` and `/rollback` load a version first, then move the pointer and enter SERVING, from any state.
 
-The version that was served before answers until SERVING is entered again, so it answers through every failure. A
-request reads `retriever` once and keeps it, so no answer mixes two versions.
+Until SERVING is entered again, the version served before continues to answer, whatever fails. A request reads
+`Reloader.retriever` once and uses that version to the end, so no answer mixes two versions.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ from service.serving.retriever import Retriever
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 30.0  # until a current version that was refused is loaded again
-HINT_SECONDS = 0.25  # of one wait for a hint of the store; a process that ends waits for it
+RETRY_SECONDS = 30.0  # from the refusal of a current version to the next try to load it
+HINT_SECONDS = 0.25  # longest wait for a hint from the store; the end of the process waits for it too
 
-#: Why no version is served, for any client: without paths, hosts and names, which are in the log.
+#: The reasons why no version is served, as any client may read them: paths, hosts and names are only in the log.
 REASONS: dict[type[Exception], str] = {
     StoreMissing: "the store's folder does not exist",
     CacheUnavailable: "the cache folder (DR_CACHE) cannot be used",
@@ -68,7 +68,7 @@ NONE_CURRENT = "none of the store's versions is current; choose one with dr-inde
 
 @dataclass(frozen=True)
 class Waiting:
-    """The store names no version, or does not answer."""
+    """The store has no current version, or does not answer."""
 
     reason: str = "the store has not answered yet"
 
@@ -83,7 +83,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Refused:
-    """`version` is current, but could not be loaded. until: of time.monotonic; it is loaded again after that."""
+    """`version` is current, but could not be loaded. until: when it is loaded again, by time.monotonic."""
 
     version: str
     reason: str
@@ -98,7 +98,7 @@ class Serving:
 
 
 class Reloader:
-    """What one process serves. All methods run on the event loop; the work is done in threads."""
+    """The version that one process serves. All methods run on the event loop; slow work is done in threads."""
 
     def __init__(self, store: IndexStore, poll_seconds: float, metrics: Metrics) -> None:
         self._store, self._poll_seconds, self._metrics = store, poll_seconds, metrics
@@ -108,18 +108,18 @@ class Reloader:
         self.looked = asyncio.Event()  # set after the first look at the pointer
         self._serving: Retriever | None = None
         self._before: Retriever | None = None  # kept in memory, so that a rollback loads nothing
-        self._moving = asyncio.Lock()  # the pointer and what is served move together
+        self._moving = asyncio.Lock()  # the pointer and the served version change together
         self._following, self._hearing = FailureLog(log), FailureLog(log)
 
     @property
     def retriever(self) -> Retriever:
-        """The version that answers. Raises NotReady before the first."""
+        """The version that answers requests. Raises NotReady until a first version is loaded."""
         if self._serving is None:
             raise NotReady(f"no version is loaded: {self._reason}")
         return self._serving
 
     def __str__(self) -> str:
-        """The store and what is served from it, for the log."""
+        """The store and the served version, for the log."""
         served = f"serving {self._serving.name}" if self._serving else f"nothing to serve: {self._reason}"
         return f"store {self._store}; {served}"
 
@@ -134,7 +134,7 @@ class Reloader:
                     break
 
     async def follow(self) -> None:
-        """Look at the pointer once and serve what it names. Never raises: a failure is logged and becomes the state."""
+        """Read the pointer once and serve its version. Never raises: a failure is logged and becomes the state."""
         name: str | None = None
         try:
             name = await asyncio.to_thread(self._store.current)
@@ -153,14 +153,14 @@ class Reloader:
                     self.state = refused or Loading(name)
                     await self._load_and_serve(name)
             self._following.over()
-        except Exception as error:  # noqa: BLE001 -- whatever is wrong, the version served before answers
+        except Exception as error:  # noqa: BLE001 -- after any error, the version served before answers
             self._fail(name, error)
 
     async def swap(self, name: str, expected: str | EllipsisType | None) -> dict[str, Any]:
-        """Make `name` current in the store and serve it. Loads and verifies before the pointer moves.
+        """Make `name` current in the store and serve it. The version is loaded and verified before the pointer moves.
 
-        expected: swap only if this version is current. Raises InvalidName, VersionNotFound, VersionDamaged,
-        VersionIncompatible, PointerMoved; then nothing has changed.
+        expected: swap only if this version is current; `...` swaps whichever is current. Raises InvalidName,
+        VersionNotFound, VersionDamaged, VersionIncompatible, PointerMoved; after these errors nothing has changed.
         """
         check_name(name)
         current = await asyncio.to_thread(self._store.current)
@@ -204,7 +204,7 @@ class Reloader:
     async def _load_and_serve(self, name: str) -> None:
         retriever = await self.loader.load(name)
         async with self._moving:
-            # If the pointer has moved on meanwhile, the next look follows it.
+            # If the pointer has moved during the load, the next call of `follow` loads its new version.
             if await asyncio.to_thread(self._store.current) == name:
                 self._serve(retriever)
         await self.holding.renew()
@@ -218,23 +218,23 @@ class Reloader:
         log.info("serving %s, before it %s", retriever.name, self._before.name if self._before else "nothing")
 
     def _fail(self, name: str | None, error: Exception) -> None:
-        """The store could not be asked (name: None), or this version could not be loaded."""
+        """Log a failure and keep it as the state. name: the version that was not loaded; None if the store failed."""
         if name is None:
-            if not isinstance(self.state, Refused):  # else the version would be loaded each time the store comes back
+            if not isinstance(self.state, Refused):  # else the refused version is loaded each time the store recovers
                 self.state = Waiting(_reason(error))
-        elif not isinstance(self.state, Serving):  # if it is, a swap came first and the pointer is elsewhere by now
+        elif not isinstance(self.state, Serving):  # if serving, a swap finished first and has moved the pointer
             wait = 0.0 if isinstance(error, PASSING) else RETRY_SECONDS
             self.state = Refused(name, _reason(error), time.monotonic() + wait)
         subject = "the store cannot be followed" if name is None else f"version {name} is not served"
         self._following.failed(f"{subject}: {type(error).__name__}: {error}")
 
     def _why_none(self) -> str:
-        """Why no version is current. Raises StoreMissing and StoreUnavailable if the store is not there."""
+        """The reason why no version is current. Raises StoreMissing or StoreUnavailable if the store cannot be read."""
         self._store.require_readable()
         return NONE_CURRENT if self._store.versions() else NO_VERSIONS
 
     async def _hint(self, seconds: float) -> bool:
-        """Wait for a hint of the store that `current` has moved."""
+        """Wait for a hint from the store, and return whether `current` seems to have moved."""
         try:
             moved = await asyncio.to_thread(self._store.wait, seconds)
         except Exception as error:  # noqa: BLE001 -- for example no thread can be started; the next wait may succeed

@@ -1,4 +1,4 @@
-"""One loaded version: verified, warmed up, and timed. A request that holds it is answered by this version alone."""
+"""One loaded version: verified, warmed up, and timed. A request keeps its Retriever, so one version answers it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.serving.pace import Pace
 
 
 class Retriever:
-    """A version in service: its searcher, and how long its searches take (`pace` learns, all else never changes)."""
+    """A version in service: its searcher, and the predicted time of a search (`pace`). Only `pace` ever changes."""
 
     def __init__(self, version: Version) -> None:
         """Load the model, replay the golden queries and warm up. Raises VersionDamaged."""
@@ -25,18 +25,18 @@ class Retriever:
         self.manifest = version.manifest
         self.name = version.manifest.version
         self.max_beam = self.searcher.facts.max_beam
-        self.remote = version.read_paths is not None  # an answer waits for the store
+        self.remote = version.read_paths is not None  # each answer needs path lists from the store
         with naming(self.name):
             try:
                 replay(self.searcher, version.document("golden.json"))
             except IndexStoreError:
                 raise
-            except Exception as error:  # noqa: BLE001 -- what the runtime raises for a model of another shape
+            except Exception as error:  # noqa: BLE001 -- any error of the runtime, for a model of wrong shape
                 raise VersionDamaged(f"model.onnx cannot be run ({type(error).__name__})") from None
         self.pace = self._warm_up()
 
     def _warm_up(self) -> Pace:
-        """Search batches of 1 and 8, so that no request pays for the runtime's first use; then measure the pace."""
+        """Search batches of 1 and 8, so that no request is slowed by the runtime's first use; then measure the pace."""
         empty = np.empty(0, np.int64)
         longest = np.zeros(self.manifest.history, np.int64)
         categories, numbers, _ = self.searcher.schema.encode({})

@@ -1,7 +1,8 @@
-"""A model first runs in a process of its own, with limited memory and time, so that a bad one cannot hurt the service.
+"""Runs a model first in a separate process, with limited memory and time, so that a bad model cannot harm the service.
 
-An ONNX file of 200 bytes can ask for 16 GB or run for hours; every other part of a version is bounded by its own size.
-This guards against mistakes, not against a malicious publisher: what a model does may depend on its input.
+An ONNX file of 200 bytes can ask for 16 GB or run for hours. No other part of a version can: a part takes memory in
+proportion to its size, and the trie of the paths has a limit (retrieval/paths/trie.py). The trial guards against
+mistakes, not against a malicious publisher, because a model may behave differently on other inputs.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from index_store.manifest import Manifest
 from index_store.version import Version
 from retrieval.query import Limits
 
-MEMORY = 2**30  # bytes of address space, beside four times the model's own size; the runtime alone takes 200 MB
-SECONDS = 20  # of processor time; three times as long in all
+MEMORY = 2**30  # bytes of address space, plus four times the model's size; the runtime alone takes 200 MB
+SECONDS = 20  # limit of processor time; the limit of elapsed time is three times this
 PROGRAM = str(Path(__file__).with_name("trial_program.py"))
-#: Libraries map memory for each thread that they might start.
+#: One thread, because libraries reserve address space for each thread that they might start.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def sizes(manifest: Manifest) -> dict[str, int]:
-    """How large the inputs of the version's model become when the service runs it: history items and beam width."""
+    """The largest inputs that the service gives to the version's model: history items and beam width."""
     return {"history": manifest.history, "beam": Limits.BEAM}
 
 
 def try_model(version: Version) -> None:
-    """Run model.onnx once within the limits; takes 0.2 s and more. Raises VersionDamaged if it fails."""
+    """Run model.onnx once within the limits; takes 0.2 s or more. Raises VersionDamaged if the run fails."""
     manifest = version.manifest
     memory = MEMORY + 4 * manifest.parts["model.onnx"].size
     model = f"{version.folder}/model.onnx" if version.folder else ""
-    # -I ignores PYTHON* variables and the current folder; then the process gets the import path of this one.
+    # -I ignores PYTHON* variables and the current folder. The process gets the service's import path as arguments.
     command = [sys.executable, "-I", PROGRAM, model, str(memory), str(SECONDS), json.dumps(sizes(manifest)), *sys.path]
     try:
         done = subprocess.run(  # noqa: S603 -- our own program
@@ -43,8 +44,8 @@ def try_model(version: Version) -> None:
             capture_output=True,
             timeout=3 * SECONDS,
             check=False,
-            start_new_session=True,  # Ctrl-C and docker's SIGTERM reach the service's whole group, but not this process
-            # DR_ variables may be secrets.
+            start_new_session=True,  # in its own process group, Ctrl-C and docker's SIGTERM do not reach it
+            # Variables with DR_ are left out, because they may be secrets.
             env={name: value for name, value in os.environ.items() if not name.startswith("DR_")} | ENVIRONMENT,
         )
     except subprocess.TimeoutExpired:

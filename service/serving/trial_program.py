@@ -1,11 +1,11 @@
-"""The program of the process that trial.py starts: it runs one model within limits and exits with status 0.
+"""The program that trial.py starts in a separate process. It runs one model within limits; exit status 0 is success.
 
     python -I trial_program.py MODEL MEMORY SECONDS SIZES FOLDER...
 
-MODEL: an ONNX file; if empty, the model is read from standard input. MEMORY: bytes of address space. SECONDS: of
-processor time. SIZES: JSON, see trial.sizes. FOLDER...: where to import from.
+MODEL: an ONNX file; if empty, the model is read from standard input. MEMORY: most bytes of address space. SECONDS: most
+processor time. SIZES: JSON, see trial.sizes. FOLDER...: the import path.
 
-It is run as a file, not as a module, and imports only numpy and ONNX Runtime, so it works wherever the service does.
+It is run as a file, not as a module, and imports only numpy and ONNX Runtime, so it runs wherever the service runs.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-BATCHES = (1, 8)  # queries at once
+BATCHES = (1, 8)  # numbers of queries in one run
 
 
 def main(model: str, memory: int, seconds: int, sizes: dict[str, int]) -> int:
     """Run a model on inputs of `sizes`. Returns the exit status; prints the name of the error, if there is one."""
-    os.nice(10)  # requests come first
+    os.nice(10)  # requests have priority over the trial
     for limit, wanted in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
         allowed = resource.getrlimit(limit)[1]
         most = wanted if allowed == resource.RLIM_INFINITY else min(wanted, allowed)
@@ -40,7 +40,7 @@ def main(model: str, memory: int, seconds: int, sizes: dict[str, int]) -> int:
         )
         for batch in BATCHES:
             session.run(None, {needed.name: _input(needed, batch, sizes) for needed in session.get_inputs()})
-    except Exception as error:  # noqa: BLE001 -- the runtime has no error class of its own for a bad model
+    except Exception as error:  # noqa: BLE001 -- the runtime has no specific error class for a bad model
         print(type(error).__name__)
         return 1
     return 0
@@ -63,7 +63,7 @@ def _input(needed: Any, batch: int, sizes: dict[str, int]) -> np.ndarray[Any, An
             return np.zeros((batch, width), np.int64)
         case "numbers":
             return np.ones((batch, width), np.float32)
-        case "trie":  # every node leads on, so the widest beam is full
+        case "trie":  # every node has children, so the widest beam is full
             return np.zeros((2, width), np.int32)
         case "beam":
             return np.array(sizes["beam"], np.int64)
