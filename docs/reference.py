@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from the code: settings, commands, routes, limits. Run by `make docs`."""
+"""Write docs/reference.md from the code: settings, commands, routes, limits. `make docs` runs this file."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _commands() -> Iterator[str]:
 
 
 def _usage(command: argparse.ArgumentParser) -> str:
-    """The command with what it cannot do without, but for the store."""
+    """The command with its required arguments, except --store."""
     needed = [
         " ".join([*action.option_strings, str(action.metavar)])
         for action in command._actions
@@ -126,7 +126,7 @@ def _usage(command: argparse.ArgumentParser) -> str:
 
 
 def _flags(commands: Mapping[str, argparse.ArgumentParser]) -> str:
-    """A row for each flag; one that several commands have alike has one row."""
+    """A table with one row per flag. A flag that several commands have with the same meaning has one row."""
     having: dict[tuple[str, str], list[str]] = {}
     for name, command in commands.items():
         for option in _options(command):
@@ -141,7 +141,7 @@ def _flags(commands: Mapping[str, argparse.ArgumentParser]) -> str:
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
-    """Each flag with its value's name, and what it does."""
+    """Each flag with the name of its value, and its meaning."""
     for action in parser._actions:
         if action.option_strings and "--help" not in action.option_strings:
             value = f" {action.metavar}" if action.metavar else ""
@@ -178,7 +178,7 @@ def _body(route: str, model: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _limits() -> str:
-    """Values as the code has them; meanings from the comments behind them."""
+    """A table of the limits. Values are those of the code; meanings are the comments on the same lines."""
     meanings = dict(re.findall(r"(\w+)\b.* = .*# (.*)", inspect.getsource(Limits)))
     return _table(
         ["limit", "at most", "meaning"],

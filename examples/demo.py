@@ -1,7 +1,7 @@
-"""From shipped purchases to an HTTP answer: train, publish, serve, ask. Run by `make demo`.
+"""Go from the shipped purchases to an HTTP answer: train, publish, serve, send a request. `make demo` runs this file.
 
-ONCE=1 ends after the answer. DEMO_STORE is where the version goes (default ./demo-store): a version that is there
-already is served without training again.
+With ONCE=1 in the environment, the demo ends after the answer. DEMO_STORE is the folder of the store (default
+./demo-store). If the store has a version already, the demo serves that version without training.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import pyarrow.parquet as pq
 
 DATA = Path(__file__).parent / "online_retail"
 STORE = Path(os.environ.get("DEMO_STORE", "demo-store"))
-RUN = STORE.with_name(STORE.name + "-run")  # the training's checkpoints
+RUN = STORE.with_name(STORE.name + "-run")  # folder with the checkpoints of the training
 COMMANDS = Path(sys.executable).parent
 K = 10
 START_SECONDS = 60
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Run the demo and return the exit status."""
     titles = dict(
         zip(*(pq.read_table(DATA / "items.parquet")[c].to_pylist() for c in ("item_id", "title")), strict=True)
     )
@@ -47,7 +47,7 @@ def main() -> int:
         env={"DR_ADMIN_TOKEN": "demo", "DR_DRAIN_SECONDS": "0"} | os.environ,
     )
     try:
-        # This machine's own service: no proxy of the environment's is asked.
+        # The service is on this machine, so a proxy that the environment names is not used.
         client = httpx.Client(base_url=address, trust_env=False, timeout=10)
         wait_until_ready(service, client)
         customer, body = request()
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def train() -> None:
-    """Run dr-trainer; its progress is on stderr. A run that was interrupted goes on."""
+    """Run dr-trainer, which prints its progress on stderr. An interrupted training continues."""
     files = ["--items", DATA / "items.parquet", "--users", DATA / "users.parquet", "--config", DATA / "config.toml"]
     places = ["--store", STORE, "--resume", RUN]
     command = [COMMANDS / "dr-trainer", "fit", DATA / "interactions.parquet", *files, *places]
@@ -89,7 +89,7 @@ def train() -> None:
 
 
 def request() -> tuple[int, dict[str, Any]]:
-    """A customer from abroad, and the body that asks for them: their latest purchases and their country."""
+    """A customer from outside the UK, and the request body with the customer's latest purchases and country."""
     customer = 12583
     purchases = pq.read_table(DATA / "interactions.parquet")
     history = purchases.filter(pc.equal(purchases["user_id"], customer))["item_id"].to_pylist()[-60:]
@@ -99,7 +99,7 @@ def request() -> tuple[int, dict[str, Any]]:
 
 
 def wait_until_ready(service: subprocess.Popen[bytes], client: httpx.Client) -> None:
-    """Return once /readyz says so; exit if the service ends or takes too long."""
+    """Return when /readyz answers 200; exit if the service ends or is not ready after START_SECONDS."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if service.poll() is not None:
@@ -112,7 +112,7 @@ def wait_until_ready(service: subprocess.Popen[bytes], client: httpx.Client) -> 
 
 
 def free_port(wanted: int) -> int:
-    """`wanted` if nobody listens there, else one that is free."""
+    """The port `wanted` if it is free, else a different free port."""
     for port in (wanted, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -122,7 +122,7 @@ def free_port(wanted: int) -> int:
 
 
 def say(text: str) -> None:
-    """To stdout at once, so that it stays in order with what the commands say."""
+    """Print a line on stdout without buffering, so that it stays in order with the output of the commands."""
     print(text, flush=True)
 
 

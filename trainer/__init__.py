@@ -1,1 +1,1 @@
-"""The offline half: learns the path model and the items' paths by EM and publishes them as one version."""
+"""The offline part: it learns the path model and the items' paths by EM, and publishes both as one version."""

@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             if isinstance(error, BrokenPipeError):  # the reader of the pipe, such as `head`, has closed it
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 0
-            if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # the message of torch
+            if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # in torch's error message
                 tell("dr-trainer: out of memory; choose smaller sizes in the settings, or keep fewer rows")
                 return 1
             if "CUDA out of memory" in str(error):
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not isinstance(error, TrainerError | IndexStoreError | OSError):
                 raise
             message = str(error) or type(error).__name__
-            # Several wrong settings have a line each; the indented lines of a list belong to the line before.
+            # Each wrong setting has its own line. Indented lines are a list that belongs to the line before them.
             tell("\n".join(line if line[:1] == " " else f"dr-trainer: {line}" for line in message.splitlines()))
             return 1
 
@@ -100,7 +100,7 @@ def _fit(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.set, seed=options.seed)
     store = open_store(options.store, password=from_environment("DR_STORE_PASSWORD"))
-    store.require_writable()  # report a store that cannot be used before training
+    store.require_writable()  # before training, so that no training is lost if the store cannot be used
 
     from trainer.data.dataset import load_dataset
     from trainer.data.remarks import remarks
@@ -111,13 +111,13 @@ def _fit(options: argparse.Namespace) -> int:
     from trainer.progress import choose_progress
     from trainer.publish.version import make_version
 
-    choose_device(config.device)  # report a GPU that is not there before the files are read
+    choose_device(config.device)  # before the files are read, to report a missing GPU early
     progress = choose_progress()
     run_folder = options.resume
     dataset = load_dataset(options.interactions, config, options.items, options.users)
     split = split_users(dataset, config)
     run = Run(run_folder, config, dataset)
-    # Do not publish a finished run again: that would replace the version that has been activated since.
+    # Do not publish a finished run again: its version would replace a version that has been activated since.
     done = run.published()
     if done and (done["activated"] or options.no_activate) and _has(store.versions(), done):
         progress.say(f"{run_folder} is finished: {done['version']} is published; dr-index activate can make it current")
@@ -206,7 +206,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     progress = choose_progress()
     if unknown:
         progress.say(f"{name} has settings that this release does not know and ignores: {', '.join(unknown)}")
-    # Encode users as the version does, not as these files alone would suggest.
+    # Use the version's type of item ids and its context schema, not those that would be chosen for these files.
     config = config.replace(item_id="string" if isinstance(version.item_ids, list) else "integer")
     dataset = load_dataset(options.interactions, config, options.items, options.users, searcher.schema)
     require_same_data(version, dataset, progress)

@@ -1,4 +1,4 @@
-"""TrainConfig: every setting of a training run, and how a TOML file, `--set` and a stored version give it.
+"""TrainConfig: every setting of a training run, read from a TOML file, from `--set`, or from a stored version.
 
 Symbols are the paper's (arXiv 2007.07203v2): D layers, K nodes a layer, J paths an item, S candidate paths, V items.
 """
@@ -26,8 +26,9 @@ from retrieval.query import Limits
 from trainer.errors import ConfigError
 from trainer.mistakes import mistake
 
-#: In a catalogue of more items, a gradient step changes only the vectors of the items it has read. Below, Adam moves
-#: all of them: recall is a little higher (50,000 items), but with 1.5 million an epoch would take ten times as long.
+#: In a catalogue of more items than this, a gradient step changes only the vectors of the items that it has read. In a
+#: smaller catalogue, Adam changes all item vectors. With 50,000 items that gives slightly higher recall; with 1.5
+#: million items it would make an epoch ten times longer.
 DENSE_ITEMS = 200_000
 #: The least K that width = "auto" gives.
 MIN_WIDTH = 10
@@ -38,14 +39,14 @@ Auto = Literal["auto"]
 
 
 class _Group(BaseModel):
-    """Settings that belong together. Values are not converted: "3" and 3.0 are no whole numbers, true is not 1."""
+    """Settings that belong together. Values are not converted: "3", 3.0 and true are refused as whole numbers."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="wrap")
     @classmethod
     def _explain(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Every mistake is a line of a ConfigError."""
+        """Turn pydantic's ValidationError into a ConfigError with a line for each mistake."""
         for name, value in values.items():
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 raise ConfigError(f"{name}: expected a number that fits in 64 bits")
@@ -86,8 +87,8 @@ class Structure(_Group):
     def resolve_width(self, items: int) -> int:
         """K for a catalogue of V items.
 
-        auto: the smallest K with K^D >= 5 V J, at least 10. Then random paths seldom collide, and the penalty alone
-        decides how many paths are used. Raises ConfigError where the trie of the paths would be too large.
+        auto: the smallest K with K^D >= 5 V J, and at least 10. Random paths then seldom collide, so only the penalty
+        decides how many paths are used. Raises ConfigError if the trie of the paths would be too large.
         """
         if self.width != "auto":
             width = self.width
@@ -121,7 +122,7 @@ class Network(_Group):
     @field_validator("context", mode="before")
     @classmethod
     def _as_tuple(cls, names: Any) -> Any:
-        """TOML and JSON have lists; `--set context=country,age` is a string."""
+        """Make a tuple: TOML and JSON give a list, `--set context=country,age` gives a string."""
         if isinstance(names, str):
             names = list(filter(None, map(str.strip, names.split(","))))
         return tuple(names) if isinstance(names, list) else names
@@ -195,7 +196,7 @@ class GradientSteps(_Group):
         return self
 
     def resolve_batch(self, interactions: int) -> int:
-        """Interactions per step of the encoder. auto: small data too get about a hundred steps an epoch."""
+        """Interactions per step of the encoder. auto: an epoch of a small data set has about a hundred steps too."""
         return min(2048, max(256, interactions // 100)) if self.batch == "auto" else self.batch
 
     def samples_negatives(self, items: int) -> bool:
@@ -208,18 +209,18 @@ class GradientSteps(_Group):
 
     @property
     def passes(self) -> int:
-        """The number of epochs that are trained: two at least."""
+        """The number of epochs that are trained: at least two."""
         return max(2, self.epochs)
 
     @property
     def warmup(self) -> int:
-        """The number of epochs before there are paths."""
+        """The number of epochs in which the encoder and the head learn, before the path layers."""
         return (
             max(1, self.passes * 2 // 5) if self.warmup_epochs == "auto" else min(self.warmup_epochs, self.passes - 1)
         )
 
     def reassignment_epochs(self) -> set[int]:
-        """The epochs that end with an M-step. The network settles for as long after the last as between two."""
+        """The epochs that end with an M-step. About equally many epochs follow each M-step, the last included."""
         after = self.passes - self.warmup
         count = min(self.reassignments, after - 1)
         return {self.warmup + after * number // (count + 1) for number in range(1, count + 1)}
@@ -299,9 +300,9 @@ class Data(_Group):
 GROUPS = (Structure, Network, GradientSteps, Assignment, Answer, Gate, Data)
 
 
-# pydantic takes the fields of the last base first, so this is the order of GROUPS.
+# pydantic puts the fields of the last base class first, so the fields have the order of GROUPS.
 class TrainConfig(Data, Gate, Answer, Assignment, GradientSteps, Network, Structure):
-    """All settings, checked when it is made. Raises ConfigError with a line for each mistake."""
+    """All settings, checked when the object is created. Raises ConfigError with a line for each mistake."""
 
     @model_validator(mode="after")
     def _own_paths_are_candidates(self) -> Self:
@@ -313,7 +314,7 @@ class TrainConfig(Data, Gate, Answer, Assignment, GradientSteps, Network, Struct
         return self
 
     def without_effect(self, items: int) -> list[str]:
-        """A line for each reason why settings that are not at their defaults change nothing. items: V."""
+        """Messages that list the changed settings without effect, one message for each reason. items: V."""
         changed = [name for name, field in TrainConfig.model_fields.items() if getattr(self, name) != field.default]
         unused = {
             "reassignments = 0": () if self.reassignments else Assignment.model_fields,
@@ -331,25 +332,28 @@ class TrainConfig(Data, Gate, Answer, Assignment, GradientSteps, Network, Struct
         return lines
 
     def replace(self, **changes: Any) -> TrainConfig:
-        """The same settings but for `changes`, checked anew."""
+        """A copy of the settings with `changes`, checked again."""
         return TrainConfig(**dict(self) | changes)
 
     def to_json(self) -> dict[str, Any]:
-        """What a manifest stores and `stored_config` reads."""
+        """The JSON object that a manifest stores and `stored_config` reads."""
         return self.model_dump(mode="json")
 
 
 def load_config(file: Path | None, settings: Iterable[str] = (), **overrides: Any) -> TrainConfig:
-    """TrainConfig of a TOML file, then of `key=value` settings, then of `overrides` that are not None."""
+    """Make a TrainConfig from a TOML file, `key=value` settings and `overrides`; later values replace earlier ones.
+
+    Overrides that are None change nothing.
+    """
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            values = tomllib.loads(file.read_text("utf-8-sig"))  # Windows saves it with a byte order mark
+            values = tomllib.loads(file.read_text("utf-8-sig"))  # some Windows editors write a byte order mark
         except OSError as error:
             raise ConfigError(f"{file}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise ConfigError(f"{file}: not TOML: it is not UTF-8; save it as that") from None
-        except (ValueError, RecursionError) as error:  # also of a number of 5,000 digits, or 5,000 brackets
+        except (ValueError, RecursionError) as error:  # also raised for 5,000 digits or 5,000 nested brackets
             raise ConfigError(f"{file}: not TOML: {error}") from None
     for setting in settings:
         key, separator, text = setting.partition("=")
@@ -360,17 +364,17 @@ def load_config(file: Path | None, settings: Iterable[str] = (), **overrides: An
 
 
 def stored_config(settings: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
-    """The config in a version's manifest, and the names of its settings that this release does not know.
+    """The config in a version's manifest, and the names of the settings there that this release does not know.
 
-    They are ignored, and a setting that the version lacks has its default: a version stays readable when a release
-    adds, renames or removes settings. Raises ConfigError for a value that this release cannot use.
+    Unknown settings are ignored, and settings that the manifest lacks get their defaults. So a version stays readable
+    when a release adds, renames or removes settings. Raises ConfigError for a value that this release cannot use.
     """
     known = {name: value for name, value in settings.items() if name in TrainConfig.model_fields}
     return TrainConfig(**known), sorted(settings.keys() - known.keys())
 
 
 def _parse_value(text: str) -> Any:
-    """`text` as TOML has it (3, 0.5, "lr", ["a"]), or else as the string it is (lr, last-out)."""
+    """The value of `text` if it is TOML (3, 0.5, "lr", ["a"]), else the text itself (lr, last-out)."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):

@@ -1,9 +1,9 @@
 """All errors that the trainer raises, as one tree.
 
 TrainerError
-├── ConfigError     a setting has a value that cannot work; the message names it
+├── ConfigError     a setting has a value that cannot work; the message names the setting
 ├── DataError       an input file cannot be used; the message names file, column and row
-├── ResumeError     a run folder belongs to another run, or is damaged
+├── ResumeError     a run folder belongs to a different run, or is damaged or not writable
 └── ExportRefused   the trained version failed a check and was not published
 """
 

@@ -1,4 +1,4 @@
-"""A wrong setting in a line: its name, what was expected, and what was found instead."""
+"""Describe a wrong setting in one line: its name, the expected values, and the value found."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-#: Characters of a wrong value that a message repeats.
+#: Most characters of a wrong value that a message contains.
 SHOWN = 80
 
 #: A setting's JSON schema.
@@ -14,7 +14,7 @@ Schema = Mapping[str, Any]
 
 
 def mistake(name: str, value: object, settings: Mapping[str, Schema]) -> str:
-    """The line for setting `name`, whose `value` its schema does not allow, or which does not exist."""
+    """The message for a setting `name` that does not exist, or whose schema does not allow `value`."""
     if name in settings:
         shown = repr(value)
         shown = shown if len(shown) <= SHOWN else shown[:SHOWN] + "..."
@@ -41,7 +41,7 @@ def _alternatives(schema: Schema) -> Iterator[str]:
         yield "a list of column names"
     elif kind in {"integer", "number"}:
         yield " ".join(filter(None, ["a whole number" if kind == "integer" else "a number", _bounds(schema)]))
-    elif kind != "null":  # TOML has none: a setting without a value is left out
+    elif kind != "null":  # null is not shown: TOML has no null, and a setting without a value is left out
         yield "text"
 
 

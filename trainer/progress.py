@@ -1,4 +1,4 @@
-"""Report progress to people on stderr: bars on a terminal, plain lines elsewhere."""
+"""Report progress on stderr: bars on a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.stopping import tell
 
 #: Called with the number of units finished since the last call.
 Advance = Callable[[int], None]
-LINE_SECONDS = 10.0  # least time between two lines of a task, without a terminal
+LINE_SECONDS = 10.0  # least time between two lines of a task, if stderr is not a terminal
 
 
 class Progress(Protocol):
@@ -27,7 +27,7 @@ class Progress(Protocol):
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
-        """Show the progress of a task of `total` units. Yields the function to call as units are finished."""
+        """Show the progress of a task of `total` units. Yields the function to call with newly finished units."""
 
 
 class TerminalProgress:

@@ -1,8 +1,8 @@
 """Make the shipped example from the publisher's data: python examples/online_retail/make.py RAW.parquet
 
-RAW is UCI "Online Retail" (doi 10.24432/C5BW33) as Parquet or CSV with the publisher's columns. A row of the result
-is a customer's first purchase of a product in an invoice. Dropped: returns, rows without a customer, and codes
-that are not products (postage, fees, vouchers, samples).
+RAW is UCI "Online Retail" (doi 10.24432/C5BW33) as Parquet or CSV with the publisher's columns. The resulting
+interactions have one row for each product on an invoice. Returns, rows without a customer, and codes that are not
+products (postage, fees, vouchers, samples) are left out.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def main(raw: Path, folder: Path) -> None:
         }
     )
     first = rows.group_by(["user_id", "item_id", "invoice"]).aggregate([("timestamp", "min"), ("row", "min")])
-    # All rows of an invoice have one time; the publisher's order is kept within it.
+    # All rows of an invoice have the same time. Within an invoice, rows keep the publisher's order.
     first = first.sort_by([("user_id", "ascending"), ("timestamp_min", "ascending"), ("row_min", "ascending")])
     first = first.rename_columns({"timestamp_min": "timestamp"}).select(["user_id", "item_id", "timestamp"])
-    # A product's title is its most frequent description, a customer's country the last one.
+    # A product's title is its most frequent description. A customer's country is that of the latest purchase.
     titles = rows.group_by(["item_id", "title"]).aggregate([([], "count_all")])
     titles = titles.sort_by([("count_all", "descending"), ("title", "ascending")])
     items = titles.group_by("item_id", use_threads=False).aggregate([("title", "first")])

@@ -1,6 +1,6 @@
 """Compare Deep Retrieval with the methods that teams use today, on your own data sets: `dr-trainer benchmark`.
 
-All methods answer the same requests of the same users. The version measured is the one that `fit` would publish.
+All methods answer the same requests of the same users. The measured version is made as `fit` makes it.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from trainer.publish.frontier import choose_beam, frontier
 from trainer.publish.version import BEAM_REQUESTS, make_version
 
 BUDGETS = (2, 5, 10)  # items read, as a multiple of k
-MARGIN = 0.9  # share of a budget to aim at: held-out requests read a little more or less than training users'
-WIDER = (2, 10)  # nodes that HNSW keeps while searching (efSearch), as a multiple of k
+MARGIN = 0.9  # share of a budget that the beam is chosen for: held-out users may read more than training users
+WIDER = (2, 10)  # nodes that HNSW keeps during a search (efSearch), as a multiple of k
 GROUPS = 5  # groups of items, from rarely to often clicked
 UNMEASURED = "-"  # shown in tables for a missing figure
 FRONTIER_BEAMS = (5, 10, 15, 25, 35, 50, 75, 100, 150, 256)
@@ -72,14 +72,14 @@ METHODS = {
 def benchmark(
     sources: list[Source], seeds: int, settings: list[str], folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    """The document of `dr-trainer benchmark --json`. settings: `key=value`; they override each data set's protocol."""
+    """The document of `dr-trainer benchmark --json`. settings: `key=value`; these override each data set's protocol."""
     if any(setting.partition("=")[0].strip() == "seed" for setting in settings):
         raise ConfigError("--set seed: not allowed; --seeds N measures the seeds 0 to N - 1")
     results: dict[str, Any] = {}
     for source in sources:
         protocol = [f"{key}={json.dumps(value)}" for key, value in source.settings.items()]
         config = load_config(None, [*protocol, *settings])
-        choose_device(config.device)  # report a GPU that is not there before the files are read
+        choose_device(config.device)  # before the files are read, to report a missing GPU early
         dataset = load_dataset(source.interactions, config, source.items, source.users)
         runs = []
         for seed in range(seeds):
@@ -91,7 +91,7 @@ def benchmark(
 
 
 def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, folder: Path) -> dict[str, Any]:
-    """Train and measure all methods with the seed of `config`. Checkpoints go to `folder`."""
+    """Train and measure all methods with the seed of `config`. Checkpoints are written to `folder`."""
     split = split_users(dataset, config)
     requests = held_out_requests(dataset, split)
     if not requests.histories:
@@ -126,7 +126,7 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     for wider in WIDER:
         add(f"hnsw_{wider}", answer_hnsw(graph, vectors, requests, k, wider), encoder + building, measured.encoding)
 
-    # The same encoder with random, fixed paths shows what the learned assignment is worth.
+    # The same encoder with random, fixed paths shows how much the learned paths contribute.
     fixed = config.replace(start="random", reassignments=0)
     _, random, _ = _version(fixed, dataset, split, folder / "random", progress, trained)
     beam_requests = training_requests(dataset, split, BEAM_REQUESTS, config.seed)
@@ -187,7 +187,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def _version(
     config: TrainConfig, dataset: Dataset, split: Split, folder: Path, progress: Progress, base: Trained | None = None
 ) -> tuple[Trained, Version, float]:
-    """Train a network and make a version of it; also returns the seconds. base: reuse the encoder of this training."""
+    """Train a network and make a version of it. Also returns the seconds. base: a training whose encoder is reused."""
     run = Run(folder, config, dataset)
     trained = fit(config, dataset, split, run, progress, base.model.encoder if base else None)
     started = time.perf_counter()
@@ -199,7 +199,7 @@ def _version(
 def _classics(
     config: TrainConfig, dataset: Dataset, split: Split, progress: Progress
 ) -> list[tuple[str, Scorer, float]]:
-    """Fit each classic baseline: its name, its scorer, and the seconds, including the choice of its setting."""
+    """Fit the classic baselines. Returns the name and scorer of each, and the seconds, with the choice of settings."""
     seen = clicked_items(dataset, split.train_users, split.train_length)
     everything = clicked_items(dataset, split.train_users, split.visible_length)
     tuning = tuning_requests(dataset, split)
@@ -233,7 +233,7 @@ def _mean_and_std(values: list[float | None]) -> dict[str, float | None]:
 
 
 def table(name: str, result: dict[str, Any]) -> str:
-    """The table of a data set for people: percentages, mean and standard deviation over the seeds."""
+    """The results of a data set as a text table: percentages, mean and standard deviation over the seeds."""
     k = result["k"]
     lines = [
         f"{name}: {about(result)}",
@@ -254,13 +254,13 @@ def table(name: str, result: dict[str, Any]) -> str:
 
 
 def about(result: dict[str, Any]) -> str:
-    """The size of a data set."""
+    """The size of a data set, as text."""
     counts = {"users": "held-out user", "items": "item", "interactions": "interaction"}
     return ", ".join(counted(result[key], noun) for key, noun in counts.items())
 
 
 def filtering(result: dict[str, Any]) -> str:
-    """Whether history is filtered from answers, for the figures and for those in brackets."""
+    """Whether the history is filtered, as text: for the figures, and for the figures in brackets."""
     if result["users"]:
         return "history filtered; in brackets: not filtered"
     return f"{no_new_items()}; in brackets: not filtered"

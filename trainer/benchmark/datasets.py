@@ -1,4 +1,4 @@
-"""The data sets of `dr-trainer benchmark`: where their files are, the protocol of each, and how to get them.
+"""The data sets of `dr-trainer benchmark`: the places of their files, their protocols, and how to get them.
 
 A protocol sets which users are kept and held out, and how many items are requested. It never changes how the network
 is trained, which is the same for all data sets.
@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer.errors import DataError
 
-#: The data set in a checkout; an installed package does not contain it.
+#: The shipped data set. It is in a checkout of the repository, but not in an installed package.
 EXAMPLE = Path(__file__).parents[2] / "examples" / "online_retail"
 FILE = re.compile(r"(?P<name>.+?)(\.interactions)?\.(parquet|csv|tsv)\Z")
 
@@ -32,7 +32,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Preset:
-    """A published data set: its file of interactions in --data-dir, its protocol, and where to get it."""
+    """A published data set: its file of interactions in --data-dir, its protocol, and the place to get it from."""
 
     file: str
     settings: Mapping[str, Any]
@@ -41,7 +41,7 @@ class Preset:
 
 _GROUPLENS = "https://files.grouplens.org/datasets/movielens/{}.zip, unzipped into that folder"
 _UCSD = "the ratings of https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html"
-_MOVIES = {"min_rating": 4, "min_interactions": 10, "k": 10}  # the paper's (Sec. 4.1)
+_MOVIES = {"min_rating": 4, "min_interactions": 10, "k": 10}  # the paper's protocol (Sec. 4.1)
 _AMAZON = {"min_interactions": 5, "test_users": 2000, "k": 50}
 _RETAIL = {"context": ("country",), "k": 20}
 
@@ -65,8 +65,8 @@ PRESETS: dict[str, Preset] = {
 def find_datasets(folder: Path, names: list[str] | None) -> list[Source]:
     """The data sets called `names`, or all data sets in `folder`.
 
-    A name is that of a preset or of a file of interactions, such as NAME.parquet or NAME.interactions.csv.
-    Raises DataError, which says how to get a missing data set.
+    A name is the name of a preset, or of a file of interactions such as NAME.parquet or NAME.interactions.csv. Raises
+    DataError with a message about how to get a missing data set.
     """
     if not folder.is_dir():
         raise DataError(f"--data-dir {folder}: no such folder")

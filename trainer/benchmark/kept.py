@@ -1,4 +1,4 @@
-"""Keep measurements, so that they are not repeated: one folder for each combination of data, settings and code."""
+"""Keep measurements, so that none is repeated: one folder for each combination of data, settings and code."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def code_digest(folders: Iterable[Path], but: Iterable[Path] = ()) -> str:
 
 
 _ROOT = Path(__file__).parents[2]
-#: Digest of the code that measures. Computed on import, because a file may be edited while the process runs.
+#: Digest of the code that measures. It is computed on import, because files can be edited while the process runs.
 _CODE = code_digest(
     [_ROOT / package for package in ("trainer", "retrieval", "index_store")],
-    # These files only request measurements and show them.
+    # These files only start measurements and show the results.
     but=[_ROOT / "trainer" / file for file in ("__main__.py", "benchmark/plots.py", "benchmark/report.py")],
 )
 
@@ -48,7 +48,7 @@ def keep(
     progress: Progress,
     measure: Callable[[Path], dict[str, Any]],
 ) -> dict[str, Any]:
-    """The result of an earlier call, or else of `measure`, which gets a folder of its own to work in.
+    """The stored result of an earlier call, else the result of `measure`, whose argument is a folder to work in.
 
     Raises ResumeError if the folder cannot be used.
     """
@@ -60,7 +60,7 @@ def keep(
         progress.say(f"{name}: measuring in {own}")
         with _usable(own):
             own.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(measure(own))  # outside of `_usable`: its OSErrors are not about this folder
+        text = json.dumps(measure(own))  # outside of `_usable`: OSErrors of `measure` are not about this folder
         with _usable(own):
             temporary = file.with_suffix(".partial")
             temporary.write_text(text)

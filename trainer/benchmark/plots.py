@@ -65,7 +65,7 @@ def reads(result: dict[str, Any]) -> bytes:
 
 
 def by_popularity(result: dict[str, Any], names: dict[str, str]) -> bytes:
-    """Recall by how often items are clicked, for several methods."""
+    """Recall by popularity of the items, for several methods."""
 
     def draw(axes: Axes) -> None:
         colours = {"deep_retrieval": OURS, "brute_force": EXACT}
@@ -93,7 +93,7 @@ def methods(result: dict[str, Any], names: dict[str, str]) -> bytes:
     """F-measure of every method, with its standard deviation if there are several seeds."""
 
     def draw(axes: Axes) -> None:
-        kind = "filtered" if result["users"] else "unfiltered"  # without users whose truth has new items
+        kind = "filtered" if result["users"] else "unfiltered"  # users: the number of users with new items to find
         rows = [(name, row[kind]["f_measure"]) for name, row in result["methods"].items()][::-1]
         deviations = [f["std"] for _, f in rows]
         axes.barh(
@@ -111,7 +111,7 @@ def methods(result: dict[str, Any], names: dict[str, str]) -> bytes:
 
 
 def setting(rows: list[dict[str, Any]], name: str, title: str, brute_force: float, k: int, by_chance: float) -> bytes:
-    """Recall by the values of a setting. by_chance: difference between best and worst that chance alone explains."""
+    """Recall for the values of a setting. by_chance: the difference between best and worst that can be chance."""
 
     def draw(axes: Axes) -> None:
         places = range(len(rows))

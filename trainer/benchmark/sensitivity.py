@@ -1,8 +1,8 @@
 """Measure the effect of each setting of the paths on your own data: the paper's Figure 3, Table 4 and Table 5.
 
-Encoder and head are trained once; every variant then trains its own paths on top of them. As in the paper, the beam
-is the same for all variants of K, D, J and alpha. Variants differ only in which items are read: all are ranked by the
-same head, no reranker is fitted, and the network is searched in torch without an export.
+Encoder and head are trained once; every variant then trains its own paths with this encoder. As in the paper, the beam
+is the same for all variants of K, D, J and alpha. Variants differ only in the items that they read: all rank by the
+same head, without a reranker. The network runs in torch, without an export.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from trainer.publish.network import Network
 from trainer.publish.version import BEAM_REQUESTS
 
 BEAMS = (5, 10, 20, 35, 50, 100)
-COUNTS = (1, 2, 3, 4, 5)  # J
-WIDTHS = (0.3, 0.5, 1, 2, 4)  # times K
+COUNTS = (1, 2, 3, 4, 5)  # values of J
+WIDTHS = (0.3, 0.5, 1, 2, 4)  # values of K, as multiples of the K in the settings
 DEPTHS = (2, 3, 4)
-#: Multiples of the alpha that meets the budget. Below it paths are large, as in the paper's Table 5. Above it a path
-#: has only a few items, and such small whole numbers follow no power law.
+#: Multiples of the alpha that meets the budget of reads. With a smaller alpha, paths are large, as in Table 5 of the
+#: paper. With a larger alpha, paths have only a few items, and such small whole numbers follow no power law.
 ALPHAS = (0.001, 0.01, 0.1, 1)
 DEALS = 1000  # permutations in the test of `chance`
 #: Titles of the settings in plots and tables.
@@ -65,13 +65,13 @@ class Variant:
 
 
 class TorchSession:
-    """Offers `run` like an ONNX session, but computes with torch, so that no export is needed."""
+    """Has the method `run` of an ONNX session, but computes with torch, so that no export is needed."""
 
     def __init__(self, model: PathModel) -> None:
         self._network = Network(model).eval()
 
     def run(self, _: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """User vectors, the rows of their paths, log-probabilities."""
+        """User vectors, the positions of their paths among the paths in use, and log-probabilities."""
         names = ("history", "length", "categories", "numbers", "beam", "trie")
         with torch.inference_mode():
             outputs = self._network(*(torch.from_numpy(feeds[name]) for name in names))
@@ -79,7 +79,7 @@ class TorchSession:
 
 
 class MeasuredPaths:
-    """The items that the paths of a training find for the held-out users."""
+    """Measures the items that the paths of a training find for the held-out users."""
 
     def __init__(self, trained: Trained, requests: Requests, config: TrainConfig) -> None:
         self.trained, self.requests, self.config = trained, requests, config
@@ -88,7 +88,7 @@ class MeasuredPaths:
         self.structure = PathStructure(TorchSession(model), index, trie, SOFTMAX, config.history, Limits.BEAM)
 
     def brute_force(self) -> list[Items]:
-        """Each user's k best of all items by the head, except items of the history."""
+        """Each user's k best items by the head's logit, without items of the history."""
         answers: list[Items] = []
         index = self.structure.index
         vectors = index.item_vectors.astype(np.float32)
@@ -101,7 +101,7 @@ class MeasuredPaths:
     def figures(self, beam: int, exact: list[Items]) -> dict[str, Any]:
         """P/R/F@k, and the recall of each user whose truth is not empty. exact: brute force's answers.
 
-        The beam is not widened if it finds fewer than k items, because beams are what is compared.
+        If the beam finds fewer than k items, no wider beam is searched, because equal beams are to be compared.
         """
         requests, k, index = self.requests, self.config.k, self.structure.index
         items: list[Items] = []
@@ -128,7 +128,7 @@ class MeasuredPaths:
 
 
 def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: Progress) -> dict[str, Any]:
-    """The document of `dr-trainer sensitivity --json`; its measurements are kept in `folder`."""
+    """The document of `dr-trainer sensitivity --json`. Its measurements are stored in `folder`."""
     split = split_users(dataset, config)
     requests = held_out_requests(dataset, split)
     if not requests.histories:
@@ -140,7 +140,7 @@ def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: P
             f"epochs: a reassignment needs two epochs after the warm-up; expected at least {config.warmup + 2}"
         )
     width = config.resolve_width(len(dataset.item_ids))
-    config = config.replace(width=width)  # so that a variant equal to the base settings is recognised
+    config = config.replace(width=width)  # a number, so that a variant equal to the base settings is recognised
     variants = possible(structures(width), config, dataset, progress)
     progress.say("base: your settings, unchanged")
     base = fit(config, dataset, split, Run(own_folder(folder, "base", config, dataset), config, dataset), progress)
@@ -159,14 +159,14 @@ def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: P
     def row(variant: Variant) -> dict[str, Any]:
         progress.say(f"{TITLES[variant.setting]}: {variant.value}")
         changed = config.replace(**variant.changes, beam=beam)
-        # All have the same name, so that equal variants of two settings are trained and measured once.
+        # All variants have the same name, so that equal variants of two settings are trained and measured only once.
         figures = keep(folder, "paths", changed, dataset, progress, functools.partial(measure, changed))
         return {"value": variant.value} | figures
 
     rows = {"beam": [{"value": value} | first.figures(value, exact) for value in BEAMS]}
     for setting in ("width", "depth", "paths_per_item"):
         rows[setting] = [row(variant) for variant in variants if variant.setting == setting]
-    # For alpha do as the paper does: start from random paths and reassign.
+    # Alpha is measured as in the paper: with random first paths and a reassignment.
     paper = {"start": "random", "reassignments": max(1, config.reassignments)}
     auto = row(Variant("alpha", "auto", paper | {"alpha": "auto"}))["alpha"]
     alphas = [float(f"{auto * factor:.3g}") for factor in ALPHAS]
@@ -187,8 +187,9 @@ def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: P
 def chance(recalls: NDArray[np.float64]) -> dict[str, Any]:
     """A permutation test of the difference between the best and the worst value. recalls: (values, users).
 
-    standard_error: of the difference, over users. by_chance: the 95th percentile of the difference if the setting had
-    no effect: each user's recalls are shuffled among the values 1,000 times. within: difference <= by_chance.
+    standard_error: the standard error of the difference, over users. by_chance: the 95th percentile of the difference
+    if the setting has no effect; for this, each user's recalls are shuffled among the values 1,000 times. within:
+    whether the difference is at most by_chance.
     """
     means = recalls.mean(axis=1)
     differences = recalls[means.argmax()] - recalls[means.argmin()]
@@ -212,7 +213,10 @@ def effect(document: dict[str, Any], name: str) -> str:
 
 
 def structures(width: int) -> list[Variant]:
-    """Variants of K, D and J, one changed at a time; for D also two layers with as many paths as three layers of K."""
+    """Variants of K, D and J, one changed at a time.
+
+    One more variant of D has two layers, and a K that gives about the same number of paths as three layers.
+    """
     widths = sorted({max(2, round(factor * width)) for factor in WIDTHS})
     depths = [*((depth, width) for depth in DEPTHS), (2, round(width**1.5))]
     return [
@@ -223,7 +227,7 @@ def structures(width: int) -> list[Variant]:
 
 
 def possible(variants: list[Variant], config: TrainConfig, dataset: Dataset, progress: Progress) -> list[Variant]:
-    """The variants that can be trained. Tells the user why the others are left out."""
+    """The variants that can be trained. Prints for each other variant the reason why it is left out."""
     trainable = []
     for variant in variants:
         try:

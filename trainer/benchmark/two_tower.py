@@ -1,4 +1,4 @@
-"""The main rival of Deep Retrieval: a two-tower network after YouTube DNN (Covington et al. 2016), with HNSW."""
+"""The main alternative to Deep Retrieval: a two-tower network as in YouTube DNN (Covington et al. 2016), with HNSW."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class TwoTower(nn.Module):
 
 
 def train_two_tower(config: TrainConfig, dataset: Dataset, split: Split, progress: Progress) -> TwoTower:
-    """Train like our own encoder: the same number of epochs, targets and loss, on all items that are not held out."""
+    """Train with the epochs, targets and loss of our own encoder, on all items that are not held out."""
     torch.manual_seed(config.seed)
     split = dataclasses.replace(split, train_length=split.visible_length)
     clicks = click_counts(dataset, split)
@@ -92,7 +92,7 @@ def train_two_tower(config: TrainConfig, dataset: Dataset, split: Split, progres
 
 
 def encode(model: TwoTower, requests: Requests, history: int) -> tuple[NDArray[np.float32], float]:
-    """The user vector of each request, (R, E), and the seconds it took."""
+    """The user vector of each request, (R, E), and the seconds for computing all of them."""
     users = []
     started = time.perf_counter()
     with torch.inference_mode():
@@ -106,10 +106,10 @@ def encode(model: TwoTower, requests: Requests, history: int) -> tuple[NDArray[n
 
 
 def build_hnsw(vectors: NDArray[np.float32], bias: NDArray[np.float32]) -> tuple[Any, float]:
-    """Build an HNSW graph over items; also returns the seconds. vectors: (V, E), bias: (V,).
+    """Build an HNSW graph over items. Also returns the seconds. vectors: (V, E), bias: (V,).
 
-    HNSW works badly with inner products, so they are turned into distances: an additional coordinate gives all item
-    vectors the same length (Bachrach et al. 2014).
+    HNSW works badly with inner products. So inner products are converted to distances: an additional coordinate gives
+    all item vectors the same length (Bachrach et al. 2014).
     """
     import faiss  # installed only for the benchmark
 
@@ -125,11 +125,11 @@ def build_hnsw(vectors: NDArray[np.float32], bias: NDArray[np.float32]) -> tuple
 def answer_hnsw(graph: Any, users: NDArray[np.float32], requests: Requests, k: int, wider: int) -> Answers:
     """The k items with the largest inner products for each request, one request at a time. users: (R, E).
 
-    wider: nodes kept while searching (efSearch), as a multiple of k. Reads are the distances computed.
+    wider: nodes kept during a search (efSearch), as a multiple of k. Reads are the number of computed distances.
     """
     import faiss
 
-    library: Any = faiss  # its type stubs lack what its Python wrapper adds
+    library: Any = faiss  # the type stubs of faiss lack the names that its Python wrapper adds
     statistics = library.cvar
     answers: dict[bool, list[Items]] = {True: [], False: []}
     reads, seconds = [], 0.0

@@ -1,4 +1,4 @@
 """From files to data sets: tables, columns, user sequences, splits, batches and requests.
 
-Imports no other subpackage of the trainer.
+This package imports no other subpackage of the trainer.
 """

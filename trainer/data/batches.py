@@ -1,4 +1,4 @@
-"""Cut training sequences into batches of windows. One encoder pass over a window predicts each of its items."""
+"""Cut training sequences into batches of windows. One encoder pass over a window predicts every item of the window."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ class Batch:
 class Batches:
     """The training users' sequences, cut into windows; every item is predicted once per epoch.
 
-    Every later window of a sequence begins with the last item of the window before it, which is history but no target.
-    predictions: the number of predictions per epoch.
+    The second and later windows of a sequence begin with the last item of the window before. That item is then only
+    history, not a target. predictions: the number of predictions per epoch.
     """
 
     def __init__(self, dataset: Dataset, split: Split, history: int, batch: int, later: float = 0.0) -> None:
         """history: the longest window, in items. batch: the approximate number of predictions per batch.
 
         later: the share of targets that are a random item of the rest of the window instead of the next item, drawn
-        again each epoch. Retrieval is asked for all items that a user clicks later, in any order.
+        again each epoch. The reason: retrieval should find all items that a user clicks later, in any order.
         """
         self._dataset, self._history, self._batch, self._later = dataset, history, batch, later
         lengths = split.train_length[split.train_users]
-        windows = np.maximum(1, -(-(lengths - 1) // history))  # of T + 1 items, overlapping by one
+        windows = np.maximum(1, -(-(lengths - 1) // history))  # windows of history + 1 items that overlap by one item
         self._user = np.repeat(split.train_users, windows)
         first = np.cumsum(windows) - windows
-        number = np.arange(len(self._user)) - np.repeat(first, windows)  # of the window within its user's sequence
+        number = np.arange(len(self._user)) - np.repeat(first, windows)  # position of the window in its sequence
         self._start = number * history
         self._length = np.minimum(np.repeat(lengths, windows) - self._start, history + 1)
         self._continues = number > 0

@@ -1,4 +1,4 @@
-"""Read columns of ids and numbers. Ids get one type over all files; errors name the first value that does not fit."""
+"""Read columns of ids and numbers. Ids get one type for all files; errors name the first value that is not allowed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SAFE = 2**53  # programs that read JSON numbers as floats, such as JavaScript an
 class EncodedIds:
     """The ids of several columns, encoded together.
 
-    rows: int64 indices into `ids`, one array per column. said: messages for the user about how the ids were read.
+    rows: int64 indices into `ids`, one array per column. said: messages to print about how the ids were read.
     """
 
     rows: list[Indices]
@@ -53,8 +53,8 @@ def required(table: Table, name: str) -> pa.ChunkedArray:
 def encode_ids(tables: Sequence[Table], name: str, wanted: IdType) -> EncodedIds:
     """The ids of column `name` of all `tables`, all as integers or all as strings.
 
-    auto: integers if every id of every table is an integer, by Parquet's type or by its text (7 or 7.0, but not 007).
-    Blanks around an id are removed. Raises DataError naming file, row and value.
+    auto: integers if every id of every table is an integer, either by Parquet's type or because it is written as one (7
+    or 7.0, but not 007). Blanks around an id are removed. Raises DataError naming file, row and value.
     """
     said: list[str] = []
     columns = [_IdColumn.read(table, name, said) for table in tables]
@@ -63,7 +63,8 @@ def encode_ids(tables: Sequence[Table], name: str, wanted: IdType) -> EncodedIds
         raise DataError(f"{strings[0].first_string()}; expected integers (--set {name}=integer)")
     if wanted == "auto" and any(column.has_integers for column in columns):
         said += [f"{name}: read as strings: {column.first_string()}" for column in strings[:1]]
-    # If some column has only integers, 7.0 means 7: pandas writes it so beside missing values. Else it may be a name.
+    # If some table has only integers, 7.0 means 7, because pandas writes 7.0 if a column has missing values. If every
+    # table has ids that are not integers, 7.0 may be a name and is not changed.
     plain_integers = len(strings) < len(columns)
     values = [column.without_fraction(said) if plain_integers else column.values for column in columns]
     if not strings and wanted != "string":
@@ -141,7 +142,7 @@ class _IdColumn:
         return bare
 
     def may_be_integers(self, wanted: IdType) -> bool:
-        """Whether all ids can be read as integers. Parquet strings can only if integers are wanted."""
+        """Whether all ids can be read as integers. Strings of a Parquet file are integers only if `wanted` is."""
         if pa.types.is_integer(self.values.type):
             return True
         if self.name not in self.table.texts and wanted != "integer":
@@ -166,7 +167,7 @@ class _IdColumn:
         return whole
 
     def _first(self, selected: pa.BooleanArray) -> str:
-        """The first row whose id is selected, with the id; empty if there is none. selected: a flag per distinct id."""
+        """Names the first row whose id is selected, and the id; "" if none is. selected: a flag per distinct id."""
         mask = selected.to_numpy(zero_copy_only=False)
         if not mask.any():
             return ""
@@ -174,7 +175,7 @@ class _IdColumn:
         return f"{self.table.row(row)}: {str(self.values[self.rows[row]].as_py())[:60]!r}"
 
     def first_string(self) -> str:
-        """A text that names the first id that is not an integer."""
+        """A message that names the first id that is not an integer."""
         row = self._first(pc.invert(pc.match_substring_regex(self.values, _INTEGER)))
         return f"{self._label}, {row} is not an integer" if row else f"{self._label} has strings"
 

@@ -1,4 +1,4 @@
-"""Read the users' context features from columns of the files. Fit their encoding, or use that of a version."""
+"""Read the users' context features from columns of the files, and encode them with a fitted or a given schema."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from trainer.errors import DataError
 
 @dataclass(frozen=True)
 class UserRows:
-    """A table with facts about users. rows: (U,), the row of each user, or -1 if the user has none."""
+    """A table with facts about users. rows: (U,), the table's row for each user, or -1 if the user has no row."""
 
     table: Table
     rows: Indices
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """The column's value for each user as int64, float64, bool or string; null if there is none.
+        """The column's value for each user as int64, float64, bool or string; null if the user has no value.
 
-        NaN and infinity become null: JSON cannot express them, so no request could have them.
+        NaN and infinity become null: JSON cannot express them, so no request can have them.
         """
         column = plain(self.table.column(name), f"{self.table.file}: column {name}")
         if pa.types.is_floating(column.type):
@@ -38,7 +38,7 @@ class UserRows:
 
 @dataclass(frozen=True)
 class UserContext:
-    """The context of U users, encoded and as a request would give it.
+    """The context of U users: encoded, and as raw values, as in a request.
 
     categories: int64 (U, C) codes; numbers: float32 (U, M), standardised; columns: the raw values (U,) per feature.
     """
@@ -47,7 +47,7 @@ class UserContext:
     categories: Indices
     numbers: NDArray[np.float32]
     columns: Sequence[pa.ChunkedArray] = field(default=(), repr=False)
-    said: tuple[str, ...] = ()  # messages for the user about how the columns were read
+    said: tuple[str, ...] = ()  # messages to print about how the columns were read
 
     @classmethod
     def none(cls, users: int) -> UserContext:
@@ -65,9 +65,9 @@ def read_context(
 ) -> UserContext:
     """Read the columns that `specs` names, each from the first source that has it.
 
-    schema: the schema of the version that is measured; None: fit one. Integers and floats are numbers, and so is a text
-    column if all its values have the form of a number, which 00123 has not. All other columns are categories. A spec
-    that ends in ":number" or ":category" decides the kind itself.
+    schema: the schema of the version that is measured; None: fit a schema. Columns of integers or floats are numeric. A
+    text column is numeric if all its values are written as numbers; 00123 is not. All other columns are categories. A
+    spec that ends in ":number" or ":category" sets the kind.
     """
     columns: list[pa.ChunkedArray] = []
     features: list[Category | Number] = []
@@ -106,7 +106,7 @@ def read_context(
 
 
 def _holds_numbers(column: pa.ChunkedArray, label: str, is_text: bool, said: list[str]) -> bool:
-    """Whether `column` holds numbers, not categories. Tells the user if a text column has both."""
+    """Whether `column` has numbers and is not a category. Adds a message to `said` if a text column has both."""
     if is_text:
         texts = pc.unique(pc.drop_null(pc.utf8_trim_whitespace(column)))
         texts = texts.filter(pc.not_equal(texts, ""))

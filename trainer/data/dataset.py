@@ -28,7 +28,7 @@ class Dataset:
     """The sequences of U users over V items.
 
     item_ids: (V,) and user_ids: (U,), ascending. items: int32 (N,), item indices, user by user, each in time
-    order. offsets: int64 (U + 1,). context: the users' features. said: messages for people about how files were read.
+    order. offsets: int64 (U + 1,). context: the users' features. said: messages to print about how files were read.
     """
 
     item_ids: Ids
@@ -61,7 +61,7 @@ def load_dataset(
 ) -> Dataset:
     """Read and filter the files. Raises DataError naming file, column and row.
 
-    schema: the context schema of the version that is measured; None: fit one on these users.
+    schema: the context schema of the version that is measured; None: fit a schema on these users.
     """
     context = {spec.partition(":")[0] for spec in config.context}
     ratings = set() if config.min_rating is None else {"rating", "weight"}
@@ -99,7 +99,7 @@ def load_dataset(
                 f"both files? The first id is {first_listed!r} there and {first_active!r} in the interactions"
             )
         sources.append(UserRows(by_user, user_rows))
-    # Context columns of the interactions are read at the last row of the history, never from the truth.
+    # Context columns of the interactions are read from the last row of the user's history, never from a held-out row.
     lengths = np.diff(offsets)
     seen = np.maximum(lengths // 2 if config.split == "users" else lengths - 1, 1)
     sources.append(UserRows(table, rows[offsets[:-1] + seen - 1]))
@@ -122,7 +122,7 @@ def load_dataset(
 
 
 def _rows_of(index: Indices, users: Indices, ids: Ids, table: Table) -> Indices:
-    """The row of each of `users` in `table`, or -1. Row r of the table belongs to user index[r]."""
+    """The row of each of `users` in `table`, or -1. Row r of the table is that of user index[r]."""
     rows = np.full(max(index.max(), users.max()) + 1, -1)
     rows[index] = np.arange(len(index))
     if (repeated := np.flatnonzero(rows[index] != np.arange(len(index)))).size:

@@ -1,7 +1,7 @@
 """Read tables from Parquet files or text files with columns, compressed or not, in one file or several.
 
-The first bytes of a file tell its format. From a text file only the wanted columns are kept, and their values stay
-text: `007` is not 7, `NA` is a country, and only an empty cell is a missing value.
+The first bytes of a file tell its format. From a text file, only the wanted columns are kept, and their values stay
+text: `007` is not 7, `NA` is an ordinary value, and only an empty cell is null.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 FORMS = (
     f"Parquet, or UTF-8 text with columns separated by one of {' '.join(map(repr, SEPARATORS))}, optionally compressed"
 )
-HEAD = 2**20  # the first row must end within this many bytes
-SHOWN = 20  # names of columns or files that a message lists at most
+HEAD = 2**20  # the first row must end within this number of bytes
+SHOWN = 20  # most names of columns or files that a message lists
 MISSING_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 _UNPACK: dict[bytes, Callable[[bytes], bytes]] = {
@@ -56,8 +56,9 @@ _OTHERS = {
 class Table:
     """The wanted columns of a file, or of several files that make up one table.
 
-    names: the names of all columns in the file. texts: the columns that come from text, whose types are not known; the
-    others have Parquet types. parts: the files it was joined from, with their row counts. guessed: a line per guess.
+    names: the names of all columns in the file. texts: the wanted columns that were read from text, so their types are
+    not known; the other wanted columns have Parquet types. parts: the files of the table, with their row counts.
+    guessed: one message for each guess about the files.
     """
 
     file: Path
@@ -80,7 +81,7 @@ class Table:
         return self.columns[name]
 
     def row(self, number: int) -> str:
-        """The name of row `number` (from 0) in messages: counted from 1, within its own file if there are several."""
+        """Names row `number` (from 0) in messages: counted from 1, and within its file if there are several files."""
         for file, rows in self.parts:
             if number < rows:
                 return f"row {number + 1} of {file}"
@@ -112,7 +113,7 @@ def _read_parts(place: Path, wanted: set[str]) -> Table:
         try:
             part = _read_file(path, wanted)
         except NoRows:
-            continue  # an empty part has no header either
+            continue  # an empty file has no header that could be compared
         columns = part.columns
         named = {name: value for name, value in _partition(path, place).items() if name not in part.names}
         for name in wanted & set(named):
@@ -157,7 +158,7 @@ def _same_types(parts: list[Table]) -> tuple[list[pa.Table], frozenset[str]]:
             continue
         columns = [plain(part.columns[name], f"{part.file}: column {name}") for part in parts]
         if len({column.type for column in columns}) > 1:
-            # Integers in some files and strings in others: make all text, and find one type for all of them later.
+            # Integers in some files and strings in others: convert all to text; the type of the ids is decided later.
             texts.add(name)
             columns = [column.cast(pa.string()) for column in columns]
         tables = [table.set_column(position, name, column) for table, column in zip(tables, columns, strict=True)]
@@ -170,7 +171,7 @@ def _matching(place: Path) -> list[Path]:
 
 
 def _data_files(place: Path) -> tuple[list[Path], list[str]]:
-    """The data files in a folder, and the names of its other files, except marker files such as Spark's _SUCCESS."""
+    """The data files in a folder, and the names of its other files. Hidden files and Spark's _SUCCESS are left out."""
     if (place / "_delta_log").is_dir():
         raise DataError(f"{place}: a Delta table, whose files include deleted rows; write its rows as plain Parquet")
     paths = [Path(folder, name) for folder, _, names in os.walk(place, followlinks=True) for name in names]

@@ -13,7 +13,8 @@ from trainer.errors import DataError
 def plain(column: pa.ChunkedArray, label: str) -> pa.ChunkedArray:  # noqa: PLR0911 -- a table of types
     """The column as int64, float64, bool or string. UUIDs, dates and times become their text.
 
-    Raises DataError for lists, structs, bytes that are not text, and numbers beyond 64 bits. label: begins its message.
+    Raises DataError for lists, structs, bytes that are not text, and numbers beyond 64 bits. label: the beginning of
+    the error message.
     """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -34,7 +35,7 @@ def plain(column: pa.ChunkedArray, label: str) -> pa.ChunkedArray:  # noqa: PLR0
         if pa.types.is_temporal(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
             return column.cast(pa.string())
         if "binary" in str(kind):
-            return column.cast(pa.binary()).cast(pa.string())  # Hive and Impala write text without marking it as such
+            return column.cast(pa.binary()).cast(pa.string())  # Hive and Impala write text as binary columns
     except pa.ArrowInvalid:
         reason = "bytes that are not UTF-8 text" if "binary" in str(kind) else "a number does not fit in int64"
         raise DataError(f"{label}: {reason}; cast the column to text") from None

@@ -1,4 +1,4 @@
-"""Remarks to print before hours of training: how the files were read, and which inputs are not used."""
+"""Remarks to print before a long training: how the files were read, and which inputs are not used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.progress import counted
 
 
 def remarks(dataset: Dataset, config: TrainConfig, users: Path | None, current: Manifest | None) -> Iterator[str]:
-    """One line per remark. users: the users file, if given. current: the manifest of the current version."""
+    """One message per remark. users: the users file, if given. current: the manifest of the current version."""
     yield from dataset.said
     if dataset.context.schema.features:
         yield "context: " + "; ".join(

@@ -1,4 +1,4 @@
-"""Turn sequences into requests: the history of a user, and the items that came next as truth."""
+"""Turn users' sequences into requests: each has the user's history, and the items that followed it as truth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH_SCORES = 50_000_000  # most scores (requests x items) in memory at once
 
 @dataclass(frozen=True)
 class Requests:
-    """R requests with their truth. items: V, the number of items.
+    """R requests with their truth: the items that the user clicked after the history. items: V, the number of items.
 
     histories, truths: item indices, oldest first; categories (R, C), numbers (R, M); users: (R,) user indices.
     """
@@ -49,7 +49,7 @@ class Requests:
         ]
 
     def parts(self) -> Iterator[slice]:
-        """Slices that cut the requests into batches, so small that a score for each request and item fits in memory."""
+        """Slices that cut the requests into batches, such that the scores of a batch for all items fit in memory."""
         size = max(1, min(BATCH, BATCH_SCORES // self.items))
         for start in range(0, len(self.histories), size):
             yield slice(start, min(start + size, len(self.histories)))
@@ -73,7 +73,7 @@ def held_out_requests(dataset: Dataset, split: Split) -> Requests:
 
 
 def training_requests(dataset: Dataset, split: Split, count: int, seed: int) -> Requests:
-    """Requests of up to `count` training users, each cut at a random position of the items that training saw."""
+    """Requests of at most `count` training users. A random position separates history from truth in the seen items."""
     generator = np.random.default_rng([seed, 4])
     users = split.train_users[split.train_length[split.train_users] >= 2]
     users = np.sort(generator.permutation(users)[:count])
@@ -82,14 +82,14 @@ def training_requests(dataset: Dataset, split: Split, count: int, seed: int) -> 
 
 
 def history_requests(dataset: Dataset, split: Split, count: int, seed: int) -> Requests:
-    """Requests of up to `count` training users. All items that training saw are history; the truth is empty."""
+    """Requests of at most `count` training users. All items that training saw are history; the truth is empty."""
     generator = np.random.default_rng([seed, 7])
     users = np.sort(generator.permutation(split.train_users)[:count])
     return _requests(dataset, users, split.train_length[users], split.train_length)
 
 
 def tuning_requests(dataset: Dataset, split: Split) -> Requests:
-    """One request per tuning user. The items that training saw are history, the withheld ones are the truth."""
+    """One request per tuning user. The items that training saw are history, the withheld items are the truth."""
     users = split.tuning_users
     return _requests(dataset, users, split.train_length[users], split.visible_length)
 
@@ -118,7 +118,7 @@ def pad_histories(histories: Sequence[NDArray[np.int64]], longest: int) -> NDArr
 
 
 def history_matrix(histories: Sequence[NDArray[np.int64]], items: int) -> scipy.sparse.csr_array:
-    """(R, V), 1 if the history has the item at least once."""
+    """A sparse matrix (R, V): 1 if the history has the item, else 0."""
     histories = [np.unique(history) for history in histories]
     offsets = np.cumsum([0, *map(len, histories)])
     columns = np.concatenate([*histories, np.empty(0, np.int64)])

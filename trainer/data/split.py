@@ -13,17 +13,18 @@ from trainer.data.columns import Indices
 from trainer.data.dataset import Dataset
 from trainer.errors import DataError
 
-TUNING_USERS = 1000  # most training users whose later items are withheld; also at most a tenth of them
-MIN_TUNED = 4  # items that a tuning user has at least
+TUNING_USERS = 1000  # most tuning users; their number is also at most a tenth of the training users
+MIN_TUNED = 4  # least number of items of a tuning user
 
 
 @dataclass(frozen=True)
 class Split:
-    """The users to train on and to measure, and how many items of each sequence training sees.
+    """The users to train on and to measure, and the number of items of each sequence that training sees.
 
-    train_users, test_users: int64, user indices. train_length: int64 (U,), the number of first items that training
-    sees. history_length: int64 (U,), the number of first items that are a test user's history; the rest is truth.
-    tuning_users: training users whose later items, up to visible_length (U,), are withheld to fit the reranker.
+    train_users, test_users: int64, user indices. train_length: int64 (U,); the network is trained on the first
+    train_length items of a user. history_length: int64 (U,); the first history_length items of a test user are the
+    history, the rest is truth. tuning_users: training users; their items from train_length to visible_length (U,) are
+    withheld from the network, to fit the reranker.
     """
 
     train_users: Indices
@@ -37,9 +38,9 @@ class Split:
 def split_users(dataset: Dataset, config: TrainConfig) -> Split:
     """The split that `config` names. Its random choices depend only on the seed.
 
-    users: test users are held out; the first half of their items is history, the second half truth (Sec. 4.1).
-    last-out: all users are trained on, and the last item of each is withheld. Raises DataError if too few users are
-    left to train on.
+    split = users: test users are held out; the first half of their items is history, the second half truth (Sec. 4.1).
+    split = last-out: all users are trained on, and the last item of each user is withheld. Raises DataError if no user
+    with two interactions is left to train on.
     """
     lengths = np.diff(dataset.offsets)
     users = len(lengths)
@@ -58,7 +59,7 @@ def split_users(dataset: Dataset, config: TrainConfig) -> Split:
             if config.split == "users"
             else "no user has two interactions left to train on after the last one is held out (split = last-out)"
         )
-    # The network is overconfident on items it was trained on, so the reranker is fitted on items it has not seen.
+    # The network is overconfident on items it was trained on, so the reranker is fitted on items withheld from it.
     shuffled = np.random.default_rng([config.seed, 5]).permutation(train[train_length[train] >= MIN_TUNED])
     tuning = np.sort(shuffled[: min(TUNING_USERS, len(train) // 10)])
     visible_length, train_length = train_length, train_length.copy()
@@ -67,13 +68,13 @@ def split_users(dataset: Dataset, config: TrainConfig) -> Split:
 
 
 def click_counts(dataset: Dataset, split: Split) -> Indices:
-    """How often each item occurs in the items that training sees, (V,)."""
+    """The number of times that each item occurs in the items that training sees, (V,)."""
     _, items = _first_items(dataset, split.train_users, split.train_length)
     return np.bincount(items, minlength=len(dataset.item_ids))
 
 
 def clicked_items(dataset: Dataset, users: Indices, lengths: Indices) -> scipy.sparse.csr_array:
-    """(len(users), V) float32: 1 if the user has the item at least once in the first lengths[user] of the sequence.
+    """A sparse float32 matrix (len(users), V): 1 if the item is among the first lengths[user] items of the user.
 
     users: ascending indices; lengths: (U,), for all users.
     """

@@ -1,4 +1,4 @@
-"""Read text files with columns: find the separator and the names, and check that no quote swallows rows."""
+"""Read text files with columns: find the separator and the column names, and check that no quote merges rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from trainer.errors import DataError
 
 SEPARATORS = (",", "\t", ";", "|", "::")
-QUOTED = (",", ";")  # with these, a value that begins with a quote must end with one; else a quote may be plain text
+QUOTED = (",", ";")  # with these separators a wrong quote is an error; with others it makes quotes ordinary characters
 BLOCK = 16 * 2**20  # bytes parsed at once, and the longest row
 SAMPLE = 1000  # rows examined to identify the columns of a file without header
 
@@ -33,7 +33,7 @@ BLANKS = " \t\u00a0\u200b\ufeff"  # stripped from names: visible and invisible b
 _TYPED_NAME = re.compile(r"(?P<name>.+):(token|float)(_seq)?\Z")  # a name with its type in RecBole's .inter files
 _EXCEL = re.compile(r"sep=(.)\r?\n")  # a first line that names the separator for Excel
 _DATA = re.compile(r"-?[0-9][0-9.,:/ TZ+-]*([AaPp][Mm])?\Z")  # a number or date, so not a column name
-#: Seconds since 1970, 20240131, or a date; a rating has none of these forms.
+#: A time: seconds since 1970, a date, or a date without separators (20240131). A rating has none of these forms.
 _TIME = re.compile(
     r"[0-9]{9,19}(\.[0-9]+)?|(19|20)[0-9]{6}"
     r"|[0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}.*|[0-9]{1,2}[-/.][0-9]{1,2}[-/.][0-9]{4}.*"
@@ -44,7 +44,7 @@ _AT_START, _IN_VALUE, _IN_QUOTES, _BEHIND_QUOTE = range(4)
 
 
 def names_of(header: list[str]) -> list[str]:
-    """Rename the names of a header to ours: USER_ID and `userId` become user_id. RecBole's types are removed."""
+    """The names of a header in our spelling: USER_ID and userId become user_id. RecBole's types are removed."""
     names = [cell.strip(BLANKS) for cell in header]
     names = [match["name"] if (match := _TYPED_NAME.match(name)) else name for name in names]
     original, renamed = set(names), []
@@ -57,7 +57,7 @@ def names_of(header: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Text:
-    """The wanted columns of a text file, as strings; the names of all its columns; a line for each guess."""
+    """The wanted columns of a text file as strings, the names of all its columns, and a message for each guess."""
 
     columns: pa.Table
     names: list[str]
@@ -66,7 +66,7 @@ class Text:
 
 
 def read_text(file: Path, head: str, wanted: set[str], whole: bytes | None) -> Text:
-    """Read the wanted columns. head: the beginning of the file; whole: its content, if that is already in memory.
+    """Read the wanted columns. head: the beginning of the file; whole: the file's content, if it is in memory already.
 
     Raises DataError.
     """
@@ -102,7 +102,7 @@ def read_text(file: Path, head: str, wanted: set[str], whole: bytes | None) -> T
 
 
 class NoRows(DataError):
-    """The file has not even a header. If it is one of several parts, it is skipped."""
+    """The file is empty and has no header. If the file is one of several parts of a table, it is skipped."""
 
 
 def _opened(file: Path, whole: bytes | None) -> BinaryIO:
@@ -168,9 +168,10 @@ def _parse(
 
 
 def _separator(head: str) -> tuple[str, str, int]:
-    """The separator, the text after a first line that names it for Excel, and the number of such lines, 0 or 1.
+    """The separator, the text after an Excel line, and the number of Excel lines: 0 or 1.
 
-    Without such a line, choose the separator that gives the most known names, and then the most cells in the first row.
+    An Excel line is a first line such as `sep=;` that names the separator. Without such a line, choose the separator
+    that gives the most known names in the first row; among equals, the one that gives the most cells.
     """
     if excel := _EXCEL.match(head):
         return excel[1], head[excel.end() :], 1
@@ -178,7 +179,7 @@ def _separator(head: str) -> tuple[str, str, int]:
     def names(separator: str) -> list[str]:
         delimiter = "\t" if len(separator) > 1 else separator
         rows = csv.reader(io.StringIO(head.replace(separator, delimiter), newline=""), delimiter=delimiter)
-        with contextlib.suppress(csv.Error):  # a cell of more than 128 KiB: this is not the separator
+        with contextlib.suppress(csv.Error):  # raised for a cell of more than 128 KiB: the separator is wrong
             return names_of(next((row for row in rows if row), []))
         return []
 
@@ -207,8 +208,9 @@ def _columns_without_header(file: Path, rows: list[list[str]], wanted: set[str])
 def _quotes_that_swallow_rows(content: BinaryIO, separator: str) -> str:
     """Describe a wrong quote that would merge several rows into one value; empty if there is none.
 
-    A value that begins with a quote ends at the next quote that is not doubled. If that quote is not at the end of a
-    cell and the value has a line break, the quote belongs to another value, and the rows between would be lost.
+    A value that begins with a quote ends at the next quote that is not doubled. If this second quote is not at the end
+    of a cell, and the value has a line break, then the two quotes do not belong together, and the rows between them
+    would be lost.
     """
     state = np.array([_AT_START, 1, 0, 0, 0])
     content.seek(len("\ufeff".encode()) if content.read(3) == "\ufeff".encode() else 0)
@@ -220,7 +222,7 @@ def _quotes_that_swallow_rows(content: BinaryIO, separator: str) -> str:
 
 @njit(cache=True)
 def _scan_quotes(block: NDArray[np.uint8], separator: int, state: NDArray[np.int64]) -> bool:
-    """Continue the scan with `block`; returns whether a quote is closed in the middle of a value."""
+    """Continue the scan with `block`. Returns whether a quote is closed in the middle of a value."""
     for byte in block:
         line_break = byte in (10, 13)
         if line_break and not (byte == 10 and state[_LAST] == 13):

@@ -1,4 +1,4 @@
-"""Parse timestamps: epochs, dates, and dates with times and zones. Errors name the first row that is not a time."""
+"""Parse timestamps: numbers, dates, and dates with times and zones. Errors name the first row that is not a time."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _NANOSECONDS_FROM, _NANOSECONDS_TO = 1678, 2262  # years whose nanoseconds since
 def timestamps(table: Table) -> NDArray[Any]:
     """Numbers that sort like the column `timestamp`; only their order within a user is used.
 
-    The column has integers, numbers, dates or times of Parquet, or text of one of these forms. Raises DataError naming
-    the first row that has another form.
+    The column has Parquet's integers, floats, dates or times, or text in which all rows have the same form. Raises
+    DataError naming the first row of a different form.
     """
     column = required(table, "timestamp")
     kind = column.type
@@ -51,7 +51,7 @@ def timestamps(table: Table) -> NDArray[Any]:
 
 
 def _from_texts(texts: pa.ChunkedArray, table: Table) -> NDArray[Any]:
-    """Numbers unchanged, dates and times as time since 1970. All rows must have the form of the first."""
+    """Times as numbers: numeric texts unchanged, dates as time since 1970. All rows must have the first row's form."""
     for pattern in (_NUMERIC, _YEAR_FIRST, _MONTH_FIRST):
         fits = pc.match_substring_regex(texts, pattern)
         if not fits[0].as_py():
@@ -63,7 +63,7 @@ def _from_texts(texts: pa.ChunkedArray, table: Table) -> NDArray[Any]:
         if pattern == _MONTH_FIRST and _is_day_first(texts, table):
             pattern = _DAY_FIRST  # noqa: PLW2901
         years = pc.extract_regex(texts, r"(?P<year>\d{4})")
-        # Nanoseconds only if the texts have them, because they do not fit in 64 bits for distant years.
+        # Use nanoseconds only if the texts have them, because nanoseconds of distant years do not fit in 64 bits.
         fine = pc.any(pc.match_substring_regex(texts, r"\d:\d{2}[.,]\d{7}")).as_py() and all(
             _NANOSECONDS_FROM <= int(pc.min_max(chunk.field("year"))[bound].as_py()) < _NANOSECONDS_TO
             for chunk in years.chunks
@@ -81,7 +81,7 @@ def _from_texts(texts: pa.ChunkedArray, table: Table) -> NDArray[Any]:
 def _from_numbers(texts: pa.ChunkedArray, table: Table) -> NDArray[Any]:
     try:
         return np.asarray(texts.cast(pa.int64()).to_numpy())
-    except pa.ArrowInvalid:  # it has a decimal point, or exceeds 64 bits
+    except pa.ArrowInvalid:  # a number has a decimal point, or exceeds 64 bits
         values = np.asarray(texts.cast(pa.float64()).to_numpy())
     if not np.isfinite(values).all():
         raise _refused(table, texts, int(np.argmin(np.isfinite(values))))
@@ -89,7 +89,7 @@ def _from_numbers(texts: pa.ChunkedArray, table: Table) -> NDArray[Any]:
 
 
 def _is_day_first(texts: pa.ChunkedArray, table: Table) -> bool:
-    """Whether dates have the form 31/01/2024, not 01/31/2024. Raises DataError if no row decides it."""
+    """Whether dates have the form 31/01/2024, not 01/31/2024. Raises DataError if no row shows which."""
     day_first = pc.match_substring_regex(texts, f"^{_ABOVE_12}")
     month_first = pc.match_substring_regex(texts, rf"^\d{{1,2}}[-/.]{_ABOVE_12}")
     days, months = pc.sum(day_first).as_py(), pc.sum(month_first).as_py()
@@ -108,10 +108,10 @@ def _is_day_first(texts: pa.ChunkedArray, table: Table) -> bool:
 def _since_1970(
     fields: pa.StructArray, table: Table, texts: pa.ChunkedArray, start: int, *, fine: bool
 ) -> NDArray[np.int64]:
-    """Microseconds since 1970, or nanoseconds if `fine`, of times split into `fields`; the first is row `start`."""
+    """Microseconds since 1970, or nanoseconds if `fine`. fields: the parsed times, from row `start` of `texts` on."""
 
     def number(name: str) -> NDArray[np.int64]:
-        """The numbers in one field, 0 where it is empty."""
+        """The numbers in one field, 0 if the field is empty."""
         text = fields.field(name)
         return np.asarray(pc.if_else(pc.equal(text, ""), "0", text).cast(pa.int64()).to_numpy(False))
 

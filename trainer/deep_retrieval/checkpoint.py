@@ -1,11 +1,11 @@
 """The folder of a training run: its settings, its metrics, and a checkpoint after each epoch. Nothing is pickled.
 
 run.json                the settings and a digest of the data
-metrics.jsonl           a record an epoch
-checkpoint.safetensors  network, optimisers and paths, and a digest of them; replaced whole after each epoch
-published.json          the version that came of it: name, fingerprint, and whether it was made current
+metrics.jsonl           one record per epoch
+checkpoint.safetensors  network, optimisers, paths, and a digest of these; replaced as a whole after each epoch
+published.json          the published version: name, fingerprint, and whether it was made current
 
-A checkpoint holds tensors of the CPU, wherever training computes.
+A checkpoint has CPU tensors, even if training runs on a GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Run:
     """The folder of one run. Opening it again with the same config and data continues it."""
 
     def __init__(self, folder: Path, config: TrainConfig, dataset: Dataset) -> None:
-        """Raises ResumeError if `folder` holds a run with other settings or of other data."""
+        """Raises ResumeError if `folder` has a run with different settings or different data."""
         self.folder = folder
         self.history: list[dict[str, Any]] = []
         try:
@@ -48,7 +48,7 @@ class Run:
         try:
             stored = json.loads(file.read_bytes())
             names = sorted(settings.keys() ^ stored["config"].keys())
-            # A checkpoint is on the CPU, so a run may continue on another device.
+            # A checkpoint has CPU tensors, so a run can continue on a different device.
             compared = settings.keys() - {"device"}
             differing = sorted(key for key in compared if stored["config"].get(key) != settings[key])
             same_data = stored["data_sha256"] == data
@@ -75,13 +75,13 @@ class Run:
         return facts
 
     def record_published(self, facts: dict[str, Any]) -> None:
-        """Remember that the run is over. facts: version, fingerprint, activated, ..."""
+        """Record that the version of this run is published. facts: version, fingerprint, activated, ..."""
         _replace(self.folder / "published.json", json.dumps(facts).encode())
 
     def restore(self, model: PathModel, optimizers: Sequence[Optimizer]) -> tuple[int, Paths] | None:
-        """Set model and optimisers to the last checkpoint. Returns its epoch and paths (V, J), or None without one.
+        """Load the last checkpoint into model and optimisers, if there is a checkpoint.
 
-        Raises ResumeError if it is damaged.
+        Returns the checkpoint's epoch and paths (V, J), or None. Raises ResumeError if the checkpoint is damaged.
         """
         file = self.folder / "checkpoint.safetensors"
         if not file.exists():
@@ -101,15 +101,16 @@ class Run:
             records = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
             self.history = [record for record in records if record["epoch"] <= epoch]
         except torch.OutOfMemoryError:
-            raise  # a RuntimeError that says nothing about the checkpoint
+            raise  # a RuntimeError too, but not caused by the checkpoint
         except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ResumeError(f"{file}: damaged ({error}); delete it to start over") from None
         return epoch, paths
 
     def save(self, record: dict[str, Any], model: PathModel, optimizers: Sequence[Optimizer], paths: Paths) -> None:
-        """Add an epoch's record and replace the checkpoint. After a kill between the two the epoch is repeated.
+        """Add an epoch's record to metrics.jsonl, then replace the checkpoint.
 
-        paths: (V, J). Raises ResumeError if the files cannot be written.
+        If the process is killed between the two writes, the epoch is repeated. paths: (V, J). Raises ResumeError if the
+        files cannot be written.
         """
         self.history.append(record)
         try:
@@ -135,7 +136,7 @@ class Run:
 
 
 def _digest(epoch: int, tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over all that a checkpoint holds: the epoch, and each tensor's name, type, shape and bytes."""
+    """SHA-256 over the content of a checkpoint: the epoch, and each tensor's name, type, shape and bytes."""
     digest = hashlib.sha256(str(epoch).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f" {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
@@ -144,20 +145,20 @@ def _digest(epoch: int, tensors: dict[str, torch.Tensor]) -> str:
 
 
 def _load_optimizer(optimizer: Optimizer, number: int, tensors: dict[str, torch.Tensor]) -> None:
-    """Set the state of optimiser `number` from a checkpoint's tensors; torch moves it to where the parameters are."""
+    """Set the state of optimiser `number` from a checkpoint's tensors. torch moves it to the parameters' device."""
     state: dict[int, dict[str, torch.Tensor | int]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, owner, index, key = name.split(".")
             if int(owner) != number:
                 continue
-            # SparseAdam counts its steps as an int.
+            # SparseAdam expects its step count as an int, not as a tensor.
             state.setdefault(int(index), {})[key] = int(tensor) if tensor.dtype == torch.int64 else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, and a kill at any moment, sees the old content or the new, whole."""
+    """Replace a file's content. At any moment, even after a kill, the file has all of the old or the new content."""
     temporary = path.with_suffix(".partial")
     try:
         with temporary.open("wb") as file:

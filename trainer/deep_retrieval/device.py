@@ -1,4 +1,4 @@
-"""Where training computes: on the processor or on one GPU."""
+"""Choose the device that training runs on: the processor or one GPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from trainer.errors import ConfigError
 
 
 def choose_device(setting: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device that the setting `device` names; auto is the GPU where there is one.
+    """The device that the setting `device` names; auto is the GPU if there is one.
 
-    Raises ConfigError for cuda where torch can use no GPU.
+    Raises ConfigError for cuda if torch cannot use a GPU.
     """
     if setting == "cpu":
         return torch.device("cpu")

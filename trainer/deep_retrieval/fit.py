@@ -1,8 +1,8 @@
-"""fit(): the EM loop of Deep Retrieval (Sec. 3.2), written out in plain sight.
+"""fit(): the EM loop of Deep Retrieval (Sec. 3.2).
 
-First the encoder and the softmax head learn alone. Their item vectors say which items are alike, and items that are
-alike get paths side by side. Then encoder and head are fixed and the path layers learn: an epoch is a pass of gradient
-steps with the paths fixed (E-step), and some epochs end with a reassignment of paths with the network fixed (M-step).
+First only the encoder and the softmax head learn. Similar items then have similar vectors, and a tree over the vectors
+gives similar items neighbouring paths. Then encoder and head are fixed, and the path layers learn. Each epoch is a pass
+of gradient steps with fixed paths (E-step). Some epochs end with a reassignment of paths with a fixed network (M-step).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from trainer.progress import Progress
 
 @dataclass(frozen=True)
 class Trained:
-    """What fit returns: the network, on the CPU; the paths, (V, J); and the measurements, a record an epoch."""
+    """The result of fit: the network on the CPU, the paths (V, J), and one record of measurements per epoch."""
 
     model: PathModel
     paths: NDArray[np.int64]
@@ -55,9 +55,9 @@ def fit(
 ) -> Trained:
     """Train on `split`'s training users, continuing `run` from its last checkpoint.
 
-    On the CPU the result depends on config and data alone, because each epoch draws from a seed of its own; a GPU adds
-    up in no fixed order. encoder: a trained one, taken instead of the warm-up in order to compare structures. Raises
-    TrainerError when the loss is no longer finite, ConfigError when `config.device` is not there.
+    On the CPU the result depends only on config and data, because each epoch has its own random seed. A GPU adds
+    numbers in varying order. encoder: a trained encoder that replaces the warm-up, so that structures can be compared.
+    Raises TrainerError if the loss is not finite, ConfigError if `config.device` is not available.
     """
     device = choose_device(config.device)
     items = len(dataset.item_ids)
@@ -91,21 +91,22 @@ def fit(
         if epoch == config.warmup + 1 and config.start == "tree":
             progress.say("placing items by their vectors")
             vectors = model.item_vectors.detach().cpu().numpy()
-            # Items per path with which the widest beam reads TRAINED_READS k items. If k is small that is 1: paths of
-            # one item retrieve nearly as much with half the reads (docs/log.md, Where items get their paths).
+            # leaf: the number of items per path, such that the widest beam reads TRAINED_READS k items. For a small k
+            # it is 1. Paths of one item retrieve nearly as much with half the reads (docs/log.md, Where items get
+            # their paths).
             leaf = max(1, round(TRAINED_READS * config.k / Limits.BEAM))
             paths = tree_paths(vectors, config.paths_per_item, config.depth, width, leaf, generator)
 
-        # E-step: gradient steps on the network, the paths fixed.
+        # E-step: gradient steps on the network, with fixed paths.
         warming_up = epoch <= config.warmup
-        model.train(warming_up)  # an encoder that is fixed has no dropout
+        model.train(warming_up)  # no dropout in a fixed encoder
         learner = head if warming_up else PathLoss(head, paths, config.taught)
         with progress.task(f"epoch {epoch}/{config.passes}: learning", batches.predictions) as advance:
             losses = functools.partial(learner.losses, model)
             loss = gradient_epoch(config, losses, optimizers, batches, epoch, generator, advance)
         record: dict[str, Any] = {"epoch": epoch, "head_loss" if warming_up else "path_loss": loss}
 
-        # M-step: score paths for every click, then give each item new ones, the network fixed.
+        # M-step: score paths for every click, then give each item new paths, with a fixed network.
         if epoch in config.reassignment_epochs():
             before = paths
             with progress.task(f"epoch {epoch}/{config.passes}: scoring paths", batches.predictions) as advance:
@@ -127,7 +128,7 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 
 
 def _line(record: dict[str, Any], epochs: int) -> str:
-    """An epoch's record for people."""
+    """An epoch's record as a line of text."""
     start, seconds = f"epoch {record['epoch']}/{epochs}", f"({record['seconds']:.1f} s)"
     if "head_loss" in record:
         return f"{start}: head loss {record['head_loss']:.3f} {seconds}"

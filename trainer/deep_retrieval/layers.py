@@ -1,16 +1,17 @@
 """The path model: user encoder, D path layers, softmax head, and beam search.
 
 What is unusual in this model:
-- a path's probability is a product of D softmaxes over K nodes, each given the nodes before it (Sec. 3.1, eq. 1);
-- each layer has node embeddings of its own: node 7 of layer 1 is not node 7 of layer 2;
-- the first linear map of a path layer is split into a user part and a K x H table for each layer before, so a step of
-  the beam is table look-ups, additions, ReLU and one H x K product;
-- the softmax head shares its item vectors with the encoder, and its bias is fixed;
+- a path's probability is the product of D probabilities, one per layer: a softmax over the layer's K nodes, given the
+  nodes of the earlier layers (Sec. 3.1, eq. 1);
+- each layer has its own embeddings of the nodes of each earlier layer: no two layers share embeddings;
+- the first linear map of a path layer is split into a user part and a K x H table for each earlier layer, so a step of
+  the beam search needs only table look-ups, additions, a ReLU and one H x K product;
+- the softmax head and the encoder share the item vectors, and the head's bias is fixed;
 - a history starts with a learned "start" item, so an empty history has a user vector too (cold start);
-- the beam can be kept to prefixes that lead to an item (`retrieval.paths.trie`).
+- the beam search can be limited to prefixes that lead to an item (`retrieval.paths.trie`).
 
 Shapes: B batch, T time, D layers, K nodes a layer, J paths an item, W beam, E embedding, H hidden, V items,
-C and M categorical and numeric context features. Node and path ids are int64; -1 pads item indices.
+C and M categorical and numeric context features. Node and path ids are int64; item indices are padded with -1.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from trainer.encoders.gru import UserEncoder
 
 
 def _best(joint: Tensor, children: Tensor | None, beam: int, *, enough: bool = False) -> tuple[Tensor, Tensor]:
-    """The `beam` best log-probabilities (N, w) of `joint` (N, n), and their positions, without prefixes of no items.
+    """The `beam` highest log-probabilities (N, w) of `joint` (N, n), and their positions (N, w).
 
-    children: (N, n), -1 where no item lies. enough: n is at least `beam` for every beam up to Limits.BEAM, so the
-    exported graph need not compare them.
+    children: (N, n), -1 for a prefix that leads to no item; such a prefix gets -inf. enough: n is at least `beam` for
+    every allowed beam, so the exported graph need not compare the two.
     """
     if children is not None:
         joint = torch.where(children < 0, -torch.inf, joint)
@@ -53,9 +54,9 @@ def rows(table: Tensor, index: Tensor) -> Tensor:
 
 
 def quotient(numbers: Tensor, divisor: int) -> Tensor:
-    """Whole quotients of numbers that are not negative.
+    """Integer quotients of numbers that are not negative.
 
-    ONNX's Div truncates, which for those is the floor; the exporter's `//` adds nodes for signs.
+    For such numbers ONNX's Div, which truncates, gives the floor; the exporter's `//` adds nodes that handle signs.
     """
     if not torch.compiler.is_exporting():
         return numbers // divisor
@@ -77,35 +78,35 @@ class PathLayer(nn.Module):
             nn.init.normal_(nodes, std=config.embedding**-0.5)
 
     def tables(self) -> list[Tensor]:
-        """One table (K, H) for each earlier layer: what each of its nodes adds to the hidden units of this layer."""
+        """One table (K, H) for each earlier layer: row c is added to this layer's hidden units if node c is chosen."""
         return [linear(nodes) for linear, nodes in zip(self.node, self.nodes, strict=True)]
 
     def forward(self, user: Tensor, chosen: Sequence[Tensor], tables: list[Tensor]) -> Tensor:
         """Log-probabilities of the layer's nodes, (..., K).
 
-        user: (..., H), already mapped by `self.user`. chosen: for each layer before, the nodes (...). tables: of
-        `tables()`, computed once for many calls.
+        user: (..., H), already mapped by `self.user`. chosen: for each earlier layer, the chosen nodes (...). tables:
+        the result of `tables()`, computed once for many calls.
         """
         hidden = user
         for nodes, table in zip(chosen, tables, strict=True):
-            # Added in place to the looked-up rows: to allocate new memory would take longer than to add.
+            # Add in place to the looked-up rows, because allocating memory takes longer than the addition.
             hidden = F.embedding(nodes, table).add_(hidden)
         logits: Tensor = self.out(F.relu(hidden, inplace=bool(chosen)))
         return logits.log_softmax(dim=-1)
 
 
 class PathModel(nn.Module):
-    """All that is learned by gradient: encoder, path layers, and the softmax head over the item vectors."""
+    """The parts that are learned by gradient: encoder, path layers, and the softmax head over the item vectors."""
 
     def __init__(self, config: TrainConfig, width: int, clicks: NDArray[np.int64], schema: ContextSchema) -> None:
-        """width: K. clicks: (V,), of each item in training; the head's bias is the log of their share."""
+        """width: K. clicks: (V,), each item's clicks in training; the head's bias is the log of the item's share."""
         super().__init__()
         items = len(clicks)
         self.depth, self.width = config.depth, width
         self.encoder = UserEncoder(config, items, schema)
         self._layers = nn.ModuleList(PathLayer(config, width, d) for d in range(config.depth))
-        # Fixed, so that it orders a path's items by how often they are clicked; and user and item vectors learn only
-        # how a user differs from the others.
+        # The bias is fixed, so that it orders a path's items by their clicks. The vectors of users and items then learn
+        # only how a user differs from other users.
         self.register_buffer("item_bias", log_share(clicks))
         self.item_bias: Tensor
         nn.init.normal_(self.encoder.item_embedding.weight, std=config.embedding**-0.5)
@@ -120,7 +121,7 @@ class PathModel(nn.Module):
         return self.encoder.item_embedding.weight[: len(self.item_bias)]
 
     def vectors_of(self, items: Tensor) -> Tensor:
-        """The vectors of `items`, (..., E). The gradient reaches these vectors alone."""
+        """The vectors of `items`, (..., E). Only these vectors get a gradient."""
         vectors: Tensor = self.encoder.item_embedding(items)
         return vectors
 
@@ -140,24 +141,24 @@ class PathModel(nn.Module):
         return total
 
     def beam_search(self, user: Tensor, beam: int, trie: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The `beam` most probable paths found for each of N users, and their log-probabilities: both (N, W).
+        """The most probable paths found for each of N users, and their log-probabilities: both (N, W).
 
-        Algorithm 1: each layer keeps the beam's best prefixes by joint probability. Paths are ids. With the trie of the
-        paths in use (R, K), see `retrieval.paths.trie`, only prefixes that lead to an item are kept and paths are their
-        places among those in use; places left over have -1 and log-probability -inf. W is `beam`, or all K^D paths
-        where they are fewer. user: (N, E).
+        Algorithm 1: each layer keeps the W prefixes with the highest joint probability. W is `beam`, or K^D if that is
+        less. user: (N, E). Without `trie`, paths are given by their ids. trie: (R, K), see `retrieval.paths.trie`; the
+        search then keeps only prefixes that lead to an item, and a path is given by its position among the paths in
+        use. If fewer than W such paths are found, the last entries are -1 with log-probability -inf.
         """
         width, (first, *others) = self.width, self.layers
         joint = first(first.user(user), [], [])  # (N, K)
         children = None if trie is None else trie[:1].expand_as(joint)  # rows of the trie
-        log_prob, node = _best(joint, children, beam)  # (N, w), of the prefixes kept
-        path = node if children is None else children.gather(1, node)  # ids, or rows of the trie
-        chosen = [node]  # a (N, w) a layer done
+        log_prob, node = _best(joint, children, beam)  # (N, w), for the w prefixes that are kept
+        path = node if children is None else children.gather(1, node)  # prefix ids, or rows of the trie
+        chosen = [node]  # one tensor (N, w) for each layer searched
         for layer in others:
             log_probs = layer(layer.user(user).unsqueeze(1), chosen, layer.tables())  # (N, w, K)
             joint = (log_prob.unsqueeze(2) + log_probs).reshape(user.shape[0], -1)  # (N, w * K)
             children = None if trie is None else rows(trie, path).reshape(user.shape[0], -1)
-            # From the second layer on there are K^2 prefixes or more, enough for the widest beam unless K is tiny.
+            # If K^2 is at least Limits.BEAM, there are enough prefixes for every beam from the second layer on.
             log_prob, best = _best(joint, children, beam, enough=width * width >= Limits.BEAM)
             parent = quotient(best, width)
             node = best - parent * width
@@ -171,5 +172,5 @@ class PathModel(nn.Module):
 
 
 def log_share(clicks: NDArray[np.int64]) -> Tensor:
-    """The log of each item's share of the clicks, (V,). Each item counts half a click more than it has."""
+    """The log of each item's share of the clicks, (V,). Half a click is added to each item, to avoid log 0."""
     return torch.from_numpy(np.log((clicks + 0.5) / (clicks + 0.5).sum())).float()

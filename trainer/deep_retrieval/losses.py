@@ -1,4 +1,4 @@
-"""The two losses: the softmax head's, from which encoder and item vectors learn, and the paths' (Sec. 3.2, 3.4)."""
+"""The loss of the softmax head, which trains the encoder, and the loss of the path layers (Sec. 3.2, 3.4)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from trainer.config import TrainConfig
 from trainer.data.batches import Batch
 from trainer.deep_retrieval.layers import PathModel
 
-#: Predictions a gradient step of the path layers: many small steps learn more (docs/decisions.md, Paths).
+#: Predictions per gradient step of the path layers. Many small steps give better paths (docs/decisions.md, Paths).
 PATH_STEP = 256
 
 
 class UserModel(Protocol):
-    """What a loss needs of a model: user vectors, item vectors, and the score of every item for every user.
+    """The interface of a model for a loss: user vectors, item vectors, and the score of every item for every user.
 
-    item_bias: (V,); its device is the model's.
+    item_bias: (V,), on the device of the model.
     """
 
     item_bias: Tensor
@@ -37,12 +37,12 @@ class UserModel(Protocol):
 
 
 class SoftmaxHead:
-    """The softmax head over items: full, or over sampled negatives with log-Q correction for large V."""
+    """The loss of the softmax head: over all items, or for large V over sampled negatives with log-Q correction."""
 
     def __init__(
         self, config: TrainConfig, clicks: NDArray[np.int64], device: torch.device | Literal["cpu"] = "cpu"
     ) -> None:
-        """clicks: (V,), of each item in training. device: that of the models whose losses are asked for."""
+        """clicks: (V,), the clicks of each item in training. device: the device of the models."""
         self.device = torch.device(device)
         self._sampled = config.samples_negatives(len(clicks))
         self._negatives = config.negatives
@@ -51,7 +51,7 @@ class SoftmaxHead:
         self._share, self._cumulative = share.float(), share.cumsum(dim=0)
 
     def losses(self, model: UserModel, batch: Batch) -> Iterator[tuple[Tensor, int]]:
-        """One gradient step: the mean loss of the batch, and how many predictions that is of."""
+        """One gradient step: the mean loss of the batch, and its number of predictions."""
         user, targets = predictions(model, batch)
         yield self.loss(model, user, targets), len(targets)
 
@@ -60,23 +60,24 @@ class SoftmaxHead:
         if not self._sampled:
             return F.cross_entropy(model.head_logits(user), targets)
         drawn, negative = self._draw(model, user)
-        # The drawn items stand for all items but the target, which has a column of its own.
+        # The target has its own column; the drawn items represent all other items.
         positive = (user * model.vectors_of(targets)).sum(1) + model.item_bias[targets]
         negative = negative.masked_fill(drawn == targets[:, None], -torch.inf)  # (N, M)
         logits = torch.cat([positive[:, None], negative], dim=1)
         return F.cross_entropy(logits, torch.zeros_like(targets))
 
     def sample(self, model: UserModel, user: Tensor) -> Tensor:
-        """An item for each user, (N,), drawn from the head's softmax; from an estimate of it where V is large."""
+        """An item for each user, (N,), drawn from the head's softmax, or for large V from an estimate of it."""
         if not self._sampled:
             return draw(model.head_logits(user).softmax(dim=1).cumsum(dim=1), 1).squeeze(1)
         drawn, logits = self._draw(model, user)  # sampling importance resampling
         return drawn[draw(logits.softmax(dim=1).cumsum(dim=1), 1).squeeze(1)]
 
     def _draw(self, model: UserModel, user: Tensor) -> tuple[Tensor, Tensor]:
-        """M items drawn by their share, (M,), and logits (N, M) whose exp sum to an estimate of the sum over all items.
+        """M items (M,), drawn by their share of the clicks, and their corrected logits (N, M).
 
-        Bengio and Senecal 2008: log Q is subtracted from the logit of each item in the sum.
+        The sum of exp over the corrected logits estimates the sum of exp over the logits of all items. For this, the
+        log of an item's expected number of draws (log Q) is subtracted from its logit (Bengio and Senecal 2008).
         """
         drawn = draw(self._cumulative, self._negatives)  # (M,)
         correction = self._share[drawn].log() + math.log(self._negatives)
@@ -84,10 +85,10 @@ class SoftmaxHead:
 
 
 def draw(cumulative: Tensor, count: int) -> Tensor:
-    """`count` draws with replacement from each row, (..., count). cumulative: (..., n), probabilities' running sum.
+    """`count` draws with replacement from each row, (..., count). cumulative: (..., n), cumulative probabilities.
 
-    By inversion: torch.multinomial draws a random number for each of the n, which took half of an epoch, and n is
-    limited to 2^24.
+    Random numbers are looked up in `cumulative`. torch.multinomial would draw n random numbers for each row, which took
+    half of an epoch, and it limits n to 2^24.
     """
     total = cumulative[..., -1:]
     at = torch.rand(*cumulative.shape[:-1], count, dtype=cumulative.dtype, device=cumulative.device) * total
@@ -95,11 +96,11 @@ def draw(cumulative: Tensor, count: int) -> Tensor:
 
 
 class PathLoss:
-    """Eq. (2) with encoder and head fixed: the probability of a target is the sum of its paths' probabilities.
+    """Eq. (2) with a fixed encoder and head: the probability of a target is the sum of its paths' probabilities.
 
-    A share of the targets is not the clicked item but one drawn from the head's softmax. A click says nothing of the
-    other items, while the head has a probability for each; and it is the head's ranking that the paths are to reach
-    (after Hinton et al. 2015).
+    A share of the targets are items drawn from the head's softmax, not the clicked items. A click gives no information
+    about items that were not clicked, but the head has a probability for every item. Also, the goal of the paths is to
+    find the items that the head ranks highest (after Hinton et al. 2015).
     """
 
     def __init__(self, head: SoftmaxHead, paths: NDArray[np.int64], taught: float) -> None:
@@ -108,10 +109,10 @@ class PathLoss:
         self._paths = torch.from_numpy(paths).to(head.device)
 
     def losses(self, model: PathModel, batch: Batch) -> Iterator[tuple[Tensor, int]]:
-        """The gradient steps of a batch: the mean loss of each, and how many predictions that is of.
+        """The gradient steps of a batch: for each step, its mean loss and its number of predictions.
 
-        A batch is encoded at once, then shuffled and cut, because the predictions of a step should be of different
-        users. All steps are of like size: a small last step would move the layers as far as a full one.
+        A batch is encoded as a whole, then shuffled and cut into steps, so that a step has predictions of different
+        users. All steps have nearly the same size: a small last step would change the layers as much as a full step.
         """
         with torch.no_grad():
             users, clicked = predictions(model, batch)

@@ -1,9 +1,12 @@
-"""The M-step: score paths for every click, then give each item new paths, the network fixed (Sec. 3.2, Algorithm 2).
+"""The M-step: with a fixed network, score paths for every click, then give each item new paths (Sec. 3.2, Algorithm 2).
 
-The objective is the sum over items of N_v log sum_j s[v, path_j], less the penalty alpha times the sum over paths of
-f(|c|) = |c|^4 / 4, where |c| is how many items the path c has. Time: a pass over the clicks to score, and for each
-descent at most V J S T gains. Memory: 16 (J + S) bytes an item for the scores; a descent takes about
-half as much besides, or three times as much where path ids are large (docs/sizing.md).
+The objective is a sum over items minus a penalty. The term of an item v is N_v log sum_j s[v, path_j]: N_v is the
+number of its clicks and s[v, c] the score of path c for v. The penalty is alpha times the sum over paths c of
+f(|c|) = |c|^4 / 4, where |c| is the number of items on c.
+
+Time: one pass over the clicks to score them, and at most V J S T evaluations of the gain for each descent. Memory: the
+scores need 16 (J + S) bytes per item. A descent needs about 8 (J + S) bytes per item in addition, or about 48 (J + S)
+if path ids are large (docs/sizing.md).
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ from trainer.deep_retrieval.reads import TRAINED_READS, expected_reads
 from trainer.deep_retrieval.scores import Paths, PathScores
 from trainer.progress import Advance
 
-SEARCHED_TOGETHER = 128  # users on a CPU: with more, a layer's numbers no longer fit the caches
-SAMPLED_REQUESTS = 4000  # requests from whose beams the items that a request reads are estimated
+SEARCHED_TOGETHER = 128  # users per beam search on a CPU: with more, a layer's tensors exceed the caches
+SAMPLED_REQUESTS = 4000  # requests whose beams are kept, to estimate the number of items that a request reads
 
 
 def reassign(
     model: PathModel, batches: Batches, paths: Paths, config: TrainConfig, advance: Advance
 ) -> tuple[Paths, float]:
-    """One M-step from the present `paths` (V, J). Returns the new ones, (V, J), and the alpha they were found with."""
+    """One M-step from the present `paths` (V, J). Returns the new paths (V, J) and the alpha used for them."""
     scores = PathScores(paths, config.candidate_paths, config.eta)
     beams = score_paths(model, batches, scores, advance)
     alpha = alpha_for_budget(scores, beams, config) if config.alpha == "auto" else config.alpha
@@ -36,10 +39,10 @@ def reassign(
 
 
 def score_paths(model: PathModel, batches: Batches, scores: PathScores, advance: Advance) -> Paths:
-    """Add every training click to `scores`. Returns the beams of some 4,000 of them, path ids (R, S).
+    """Add every training click to `scores`. Returns the beams of about 4,000 clicks as path ids (R, S).
 
-    For a click the S paths of the user's beam are scored, and the present paths of the clicked item: those of a rare
-    item are seldom in the beam.
+    For a click, the S paths of the user's beam are scored, and also the present paths of the clicked item, because the
+    beam seldom has the paths of a rare item.
     """
     model.eval()
     beams: list[Paths] = []
@@ -66,19 +69,19 @@ def score_paths(model: PathModel, batches: Batches, scores: PathScores, advance:
 
 
 def alpha_for_budget(scores: PathScores, beams: Paths, config: TrainConfig) -> float:
-    """The alpha with which a request would read about TRAINED_READS k items, by bisection over `descend`.
+    """The alpha for which a request would read about TRAINED_READS k items, found by bisection over `descend`.
 
-    It needs no training, as the scores stay the same. The larger alpha, the smaller the paths (Table 5: the largest
-    path goes like alpha^-0.3). beams: (R, S), as `score_paths` returns them.
+    No training is needed, because the scores do not change. A larger alpha makes paths smaller (Table 5: the size of
+    the largest path is proportional to alpha^-0.3). beams: (R, S), the result of `score_paths`.
     """
     beam = min(Limits.BEAM, 5 * config.k) if config.beam == "auto" else config.beam
-    low, high = -9.0, 6.0  # of log10 alpha
+    low, high = -9.0, 6.0  # bounds of log10 alpha
 
     def reads(exponent: float) -> float:
         return expected_reads(descend(scores, 10**exponent, config.sweeps), beams, beam)
 
-    # If few paths are scored, it can happen that no alpha meets the budget. The largest alpha would then overrule every
-    # score for hardly fewer reads, so the smallest alpha is taken whose reads are within 10 % of the largest alpha's.
+    # With few scored paths, even the largest alpha can exceed the budget. The largest alpha would make every score
+    # irrelevant and hardly reduce the reads. So then the budget is 10 % above the reads of the largest alpha.
     budget = max(TRAINED_READS * config.k, 1.1 * reads(high))
     for _ in range(12):
         middle = (low + high) / 2
@@ -87,13 +90,13 @@ def alpha_for_budget(scores: PathScores, beams: Paths, config: TrainConfig) -> f
 
 
 def descend(scores: PathScores, alpha: float, sweeps: int) -> Paths:
-    """New paths (V, J) by penalised coordinate descent on the objective, T = `sweeps` times over all items.
+    """New paths (V, J) by coordinate descent on the penalised objective, in `sweeps` (T) passes over all items.
 
-    An item without clicks keeps its paths. If fewer than J of an item's candidates have a score, the least crowded
-    paths in use fill its remaining places. `scores` does not change.
+    An item without clicks keeps its paths. If fewer than J candidates of an item have a score, the item also gets the
+    least crowded paths in use. `scores` does not change.
     """
     present, candidates = scores.paths, scores.candidates
-    # How many items a path has is kept in an array over path ids, or over their ranks where that would be too long.
+    # The number of items on each path is an array indexed by path id, or by the rank of the id if ids are too large.
     place, size = candidates, int(candidates.max()) + 1
     if size > candidates.size:
         ids, place = np.unique(candidates, return_inverse=True)
@@ -107,22 +110,22 @@ def descend(scores: PathScores, alpha: float, sweeps: int) -> Paths:
     return paths
 
 
-# In the compiled functions `load` is how many items each path has, |c|, and `place` (V, J + S) says where in `load` a
-# candidate is. Paths that are chosen for an item, (J,), are given as positions among its candidates; -1 is none.
+# In the compiled functions, `load` has the number of items on each path, |c|, and `place` (V, J + S) is the index of
+# each candidate in `load`. The paths chosen for an item, (J,), are positions among its candidates; -1 means no path.
 
 
 @njit(cache=True)
 def _descend(candidates, place, size, scores, clicks, count, alpha, sweeps):  # type: ignore[no-untyped-def]
-    """Paths (V, J); -1 where an item has no further path with a score. size: the length of `load`.
+    """Paths (V, J), with -1 if an item has no further path with a score. size: the length of `load`.
 
-    In each sweep an item leaves all its paths and chooses J anew, but keeps the old ones if those are better together.
-    So no sweep lowers the objective. (Algorithm 2 replaces one path at a time. Then an item still counts in the load of
-    its other old paths, and the penalty keeps it from choosing them again.)
+    In each sweep an item leaves all its paths and chooses J paths again, but keeps the old paths if their gain is at
+    least as high. So no sweep lowers the objective. (Algorithm 2 replaces one path at a time. The item then still
+    counts in the load of its other old paths, so the penalty discourages choosing these again.)
     """
     load = np.zeros(size, np.int32)
     chosen = np.full((len(candidates), count), -1, np.int32)
-    order = np.empty(candidates.shape, np.int32)  # positions of the candidates with a score, the highest score first
-    scored = np.zeros(len(candidates), np.int32)  # how many an item has of those
+    order = np.empty(candidates.shape, np.int32)  # positions of the candidates with a score, highest score first
+    scored = np.zeros(len(candidates), np.int32)  # the number of candidates with a score of each item
     for v in range(len(candidates)):
         if clicks[v] > 0:
             scored[v] = _rank(scores[v], order[v])
@@ -159,7 +162,7 @@ def _move(load, place, chosen, by):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _rank(scores, order):  # type: ignore[no-untyped-def]
-    """Write the positions of the positive scores into `order`, the highest first; returns how many there are."""
+    """Write the positions of the positive scores into `order`, highest score first; returns their number."""
     count = 0
     for s in range(len(scores)):
         if scores[s] > 0:
@@ -174,16 +177,16 @@ def _rank(scores, order):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _choose(scores, order, place, load, clicks, count, alpha):  # type: ignore[no-untyped-def]
-    """J paths for one item that has none, one after another, each the best beside those before it.
+    """J paths for one item that has no paths, chosen one after another: each has the highest gain given those before.
 
-    order: as _rank has it, so the search for a path ends where even an empty path would gain less.
+    order: the result of _rank. The search for a path ends when even an empty path would have too small a gain.
     """
     chosen = np.full(count, -1, np.int32)
     total = 0.0
     for j in range(count):
         best = -np.inf
         for s in order:
-            # The paper subtracts N_v log(sum), the same for every candidate; at j = 1 it would be log 0.
+            # The paper's N_v log(total) is left out: it is the same for all candidates, and log 0 for the first path.
             gain = clicks * np.log(total + scores[s])
             if gain - alpha * _marginal(0) <= best:
                 break
@@ -199,7 +202,7 @@ def _choose(scores, order, place, load, clicks, count, alpha):  # type: ignore[n
 
 @njit(cache=True)
 def _gain(chosen, scores, place, load, clicks, alpha):  # type: ignore[no-untyped-def]
-    """What the chosen paths of an item add to the objective when the item has none yet."""
+    """The amount that the chosen paths of an item add to the objective if the item has no paths yet."""
     total, penalty = 0.0, 0.0
     for s in chosen:
         if s >= 0:
@@ -210,13 +213,13 @@ def _gain(chosen, scores, place, load, clicks, alpha):  # type: ignore[no-untype
 
 @njit(cache=True)
 def _marginal(load):  # type: ignore[no-untyped-def]
-    """f(|c| + 1) - f(|c|) of f(|c|) = |c|^4 / 4."""
+    """The penalty of one more item on a path: f(|c| + 1) - f(|c|) with f(|c|) = |c|^4 / 4."""
     return ((load + 1.0) ** 4 - float(load) ** 4) / 4  # as floats: the powers of integers would overflow
 
 
 @njit(cache=True)
 def _contains(values, wanted):  # type: ignore[no-untyped-def]
-    """Whether `wanted` is among `values`. numba's own `in` makes an array for it."""
+    """Whether `wanted` is among `values`. numba's `in` would create an array."""
     for value in values:  # noqa: SIM110 -- compiled, a loop is the fastest
         if value == wanted:
             return True
@@ -225,9 +228,9 @@ def _contains(values, wanted):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _fill(paths, order, sizes):  # type: ignore[no-untyped-def]
-    """Replace each -1 in `paths` by the least crowded of the paths `order` that its item does not have yet.
+    """Replace each -1 in `paths` by the least crowded path of `order` that the item does not have yet.
 
-    order: at least J path ids, by rising size. sizes: how many items each of them has.
+    order: at least J path ids, in ascending order of size. sizes: the number of items on each of these paths.
     """
     level, cursor = sizes[0], 0
     for v in range(len(paths)):

@@ -1,14 +1,13 @@
-"""spread(): each row of a cost matrix gets cheap columns, and no column gets many more rows than another.
+"""spread(): match each row of a cost matrix to cheap columns, so that all columns get similar numbers of rows.
 
-This is immediate acceptance with capacities: in each round every row without a column proposes to its cheapest column
-that has room, and a column accepts the proposals of least cost until it is full. What is accepted stays; a column never
-lets a row go for a cheaper one that proposes later. That is the difference from deferred acceptance (Gale and Shapley
-1962). Rows skip full columns, so it is the adaptive Boston mechanism (Mennle and Seuken, "Trade-offs in School
-Choice"). Where several rows cost a column the same, those with the lower index are accepted; where several columns
-cost a row the same, it proposes to the one with the lower index.
+This is immediate acceptance with capacities. In each round, every row without a column proposes to its cheapest column
+that has room. A column accepts the proposals with the lowest cost until it is full. Accepted rows stay, even if a
+cheaper row proposes in a later round; in deferred acceptance (Gale and Shapley 1962) they would be replaced. Because
+rows skip full columns, this is the adaptive Boston mechanism (Mennle and Seuken, "Trade-offs in School Choice"). At
+equal costs, a column accepts the row with the lower index, and a row proposes to the column with the lower index.
 
-Compiled, because a tree over a large catalogue needs a hundred thousand small matchings, and numpy's calls would take
-most of the time.
+The code is compiled, because a tree over a large catalogue needs a hundred thousand small matchings. With numpy, the
+overhead of its calls would take most of the time.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ import math
 import numpy as np
 from numba import njit
 
-SLACK = 1.3  # a column takes at most so many times its even share of the rows, rounded up
-AHEAD = 16  # columns that a rejected row ranks at once
+SLACK = 1.3  # a column has room for SLACK times its even share of the rows, rounded up
+AHEAD = 16  # number of cheapest columns that are listed at once for a rejected row
 
 
 @njit(cache=True)
 def spread(cost, count):  # type: ignore[no-untyped-def]
-    """Match every row `count` times, each time to another column: columns, int64 (N, count), in the order of matching.
+    """Match every row to `count` different columns. Returns columns, int64 (N, count), in the order of matching.
 
-    cost: float32 (N, k), with count <= k; it is overwritten. A row gets a column twice only if no other has room.
+    cost: float32 (N, k), with count <= k; it is overwritten. A row gets a column twice only if all others are full.
     """
     columns = np.empty((len(cost), count), np.int64)
     for turn in range(count):
         columns[:, turn] = _match(cost)
         for row in range(len(cost)):
-            cost[row, columns[row, turn]] = 1e30  # not infinite, so that the row can still be matched to it at last
+            cost[row, columns[row, turn]] = 1e30  # not infinite, so that a repeated column remains possible
     return columns
 
 
@@ -42,7 +41,7 @@ def _match(cost):  # type: ignore[no-untyped-def]
     rows, columns = cost.shape
     room = np.full(columns, math.ceil(SLACK * rows / columns), np.int64)
     matched, proposal = np.empty(rows, np.int64), np.empty(rows, np.int64)
-    # The next proposals of a row that was rejected: its cheapest columns, how many are listed, how many are used up.
+    # For a rejected row: its cheapest columns (listed), their number (known), and the number already tried (used).
     listed, known, used = np.empty((rows, AHEAD), np.int32), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
     free = np.arange(rows)
     for row in free:
@@ -98,7 +97,7 @@ def _cheapest(costs):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _list_cheapest(costs, room, listed):  # type: ignore[no-untyped-def]
-    """Fill `listed` (AHEAD,) with a row's cheapest columns that have room, cheapest first; returns how many."""
+    """Fill `listed` (AHEAD,) with a row's cheapest columns that have room, cheapest first; returns their number."""
     count = 0
     for column, cost in enumerate(costs):
         if not room[column] or (count == AHEAD and not cost < costs[listed[AHEAD - 1]]):

@@ -1,4 +1,4 @@
-"""How the items are spread over the paths, and whether the index is collapsing (Sec. 3.3)."""
+"""Measure how the items are spread over the paths, and whether the index is collapsing (Sec. 3.3)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from trainer.config import TrainConfig
 
 @dataclass(frozen=True)
 class Occupancy:
-    """How the postings, V J pairs of an item and a path of it, are spread over the paths.
+    """The spread of the V J postings over the paths. A posting is a pair of an item and one of its paths.
 
-    used: paths with items. largest, mean_size: items a path. gini: 0 where all paths have as many, near 1 where one has
-    nearly all. entropy: of a random posting's path, in bits.
+    used: the number of paths with items. largest: the number of items on the largest path. mean_size: the mean number
+    of items on a used path. gini: 0 if all used paths have the same number of items, near 1 if one path has nearly all
+    items. entropy: the entropy of the path of a random posting, in bits.
     """
 
     used: int
@@ -29,12 +30,12 @@ class Occupancy:
 
     @classmethod
     def of(cls, paths: NDArray[np.int64]) -> Occupancy:
-        """Of an assignment (V, J)."""
+        """The occupancy of an assignment (V, J)."""
         return cls.of_sizes(np.unique(paths, return_counts=True)[1])
 
     @classmethod
     def of_sizes(cls, sizes: NDArray[np.int64]) -> Occupancy:
-        """Of the sizes of the paths in use, (P,)."""
+        """The occupancy for the sizes of the paths in use, (P,)."""
         sizes = np.sort(sizes)
         share = sizes / sizes.sum()
         ranks = np.arange(1, len(sizes) + 1)
@@ -46,7 +47,7 @@ class Occupancy:
 
 
 def collapse(occupancy: Occupancy, config: TrainConfig) -> list[str]:
-    """The signs of a collapse, for people: a path that is too large, an entropy that is too low. Empty if healthy."""
+    """Messages about signs of a collapse: a path that is too large, an entropy that is too low. Empty if healthy."""
     faults = []
     postings = occupancy.used * occupancy.mean_size
     items = postings / config.paths_per_item

@@ -1,4 +1,4 @@
-"""Path ids: their nodes, and random ones. path_id = sum of c_d K^(D-1-d)."""
+"""Convert path ids to nodes, and draw random paths. The id of the path c_1 .. c_D is the sum of c_d K^(D-d)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def random_paths(items: int, count: int, depth: int, width: int, generator: np.r
     total = width**depth
     paths = generator.integers(total, size=(items, count))
     while len(repeating := repeating_rows(paths)):
-        # Where there are many paths, few rows repeat one and are drawn again; where there are few, draw without
-        # replacement.
+        # If there are many paths, few rows have a repeated path, and these rows are drawn again. If there are few
+        # paths, draw without replacement.
         if total <= 4 * count:
             paths[repeating] = np.argsort(generator.random((len(repeating), total)), axis=1)[:, :count]
         else:

@@ -1,21 +1,23 @@
-"""How many items a request reads for each of the k candidates that it returns. The paper has 5 to 10."""
+"""The number of items that a request reads for each of the k candidates that it returns. The paper has 5 to 10."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Training makes paths of such a size that a request reads about 7.5 k items, the middle of the paper's range.
+#: Training chooses the size of the paths so that a request reads about 7.5 k items, the middle of the paper's range.
+#: During training the number of reads is only estimated (`expected_reads`).
 TRAINED_READS = 7.5
-#: The default beam and items per path are chosen among those that read at most 9 k items. 9 limits the reads that are
-#: measured after training; 7.5 is the aim during training, when there is only an estimate (`expected_reads`).
+#: After training, the default `beam` and `per_path` are chosen so that a request reads at most 9 k items on average, as
+#: measured on training users.
 SERVED_READS = 9
 
 
 def expected_reads(paths: NDArray[np.int64], beams: NDArray[np.int64], beam: int) -> float:
-    """Items on a beam of `beam` paths: W times the mean size of those paths of the beams that have items.
+    """The expected number of items on a beam of `beam` paths: `beam` times the mean size of the paths in `beams`.
 
-    paths: (V, J), the assignment. beams: (R, S), the path ids of R requests' beams. 0 if no path of them has items.
+    Paths without items are left out of the mean; the result is 0 if no path has items. paths: (V, J), the assignment.
+    beams: (R, S), the path ids of the beams of R requests.
     """
     used, sizes = np.unique(paths, return_counts=True)
     searched = beams.ravel()

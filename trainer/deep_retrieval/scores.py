@@ -1,7 +1,4 @@
-"""PathScores: how well each item's paths suit the users who click it, summed over the clicks of one M-step (Sec. 3.3).
-
-A path id is an opaque int64 here.
-"""
+"""PathScores: for each item, scores of paths that sum the paths' probabilities over the item's clicks (Sec. 3.3)."""
 
 from __future__ import annotations
 
@@ -13,34 +10,35 @@ Paths = NDArray[np.int64]
 
 
 class PathScores:
-    """The scores s[v, c] of the J present paths of each of V items, and of the S best others.
+    """For each of V items, the scores s[v, c] of its J present paths and of the S best other paths.
 
-    Made for one M-step and thrown away after it, because the next network gives other scores. Memory: 16 (J + S) bytes
-    an item.
+    The scores are for one M-step only, because the next network gives different scores. Memory: 16 (J + S) bytes per
+    item.
 
-    paths: (V, J), the present paths. candidates: int64 (V, J + S), the scored paths of each item, the present ones
-    first; -1 where there is none yet. values: float64 (V, J + S), their scores. clicks: int64 (V,), N_v, the clicks
-    observed of each item.
+    paths: (V, J), the present paths. candidates: int64 (V, J + S), the scored paths of each item, present paths first;
+    -1 is an empty place. values: float64 (V, J + S), the scores of the candidates. clicks: int64 (V,), N_v, the number
+    of clicks observed for each item.
     """
 
     def __init__(self, paths: Paths, size: int, eta: float) -> None:
-        """No clicks yet. paths: (V, J). size: S. eta: a score is multiplied by it at each further click of the item."""
+        """Start without clicks. paths: (V, J). size: S. eta: factor on all scores of an item at each of its clicks."""
         items, count = paths.shape
         self.paths, self.size, self.eta = paths, size, eta
-        # The present paths are kept whatever their scores: for a rare item none of them is among the S most probable.
+        # The present paths are kept at any score, because those of a rare item are seldom among the S most probable.
         self.candidates = np.full((items, count + size), -1, np.int64)
         self.candidates[:, :count] = paths
         self.values = np.zeros((items, count + size))
         self.clicks = np.zeros(items, np.int64)
 
     def observe(self, items: NDArray[np.int32], paths: Paths, probs: NDArray[np.float32]) -> None:
-        """Add N clicks. items: (N,), the clicked ones; paths: (N, C), to score for each; probs: (N, C), p(c | x).
+        """Add N clicks, one after another.
 
-        The clicks are taken one after another, so two halves observed in turn equal the whole. At a click all scores of
-        its item decay by eta, then each of the C paths gains its probability. Of the paths that are not present ones
-        the S best are kept. A path that enters starts at eta times the lowest kept score, its upper bound (Sec. 3.3;
-        after Metwally et al. 2005). If a row has the same path
-        twice, only its first entry counts; -1 is no path.
+        items: (N,), the clicked items. paths: (N, C), C paths to score at each click; -1 is no path, and a repeated
+        path counts once. probs: (N, C), p(c | x).
+
+        At a click, all scores of the item are multiplied by eta. Then the probability of each of the C paths is added
+        to the path's score. Besides the present paths, the S best are kept. A path that is new among them starts at
+        eta times the lowest score kept, an upper bound of its unknown score (Sec. 3.3; after Metwally et al. 2005).
         """
         probabilities = probs.astype(np.float64)
         _observe(self.candidates, self.values, self.clicks, items, paths, probabilities, self.eta, self.paths.shape[1])
@@ -53,9 +51,9 @@ def _observe(candidates, scores, clicks, items, paths, probs, eta, present):  # 
     for i in range(len(items)):
         v = items[i]
         clicks[v] += 1
-        floor = eta * scores[v, present:].min()  # 0 while fewer than S are kept
+        floor = eta * scores[v, present:].min()  # 0 as long as fewer than S paths are kept
         scores[v] *= eta
-        # Paths already kept gain first, so that a new one never pushes out one that this click names too.
+        # Raise the scores of kept paths first, so that a new path never replaces a path of the same click.
         count = 0
         for j in range(paths.shape[1]):
             if paths[i, j] < 0 or _position(paths[i, :j], paths[i, j]) >= 0:

@@ -16,13 +16,13 @@ from trainer.data.batches import Batch, Batches
 from trainer.errors import TrainerError
 from trainer.progress import Advance
 
-#: The gradient steps of a batch: for each its mean loss and how many predictions that is of. Each is computed only when
-#: it is asked for, after the step before it.
+#: The gradient steps of a batch: for each step, its mean loss and its number of predictions. Each loss is computed when
+#: the iterator is advanced, after the step before has changed the network.
 Losses = Callable[[Batch], Iterator[tuple[Tensor, int]]]
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
-    """Adam; and SparseAdam for item vectors of which a step reads few (`TrainConfig.steps_are_sparse`)."""
+    """Adam, and SparseAdam for item vectors if a step reads few of them (`TrainConfig.steps_are_sparse`)."""
     sparse = [part.weight for part in model.modules() if isinstance(part, nn.Embedding) and part.sparse]
     chosen = set(map(id, sparse))
     dense = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
@@ -39,9 +39,9 @@ def gradient_epoch(
     generator: np.random.Generator,
     advance: Advance,
 ) -> float:
-    """One pass of gradient steps. Returns the mean loss, in nats a click.
+    """One pass of gradient steps over all batches. Returns the mean loss, in nats per prediction.
 
-    Raises TrainerError at a loss that is not finite.
+    Raises TrainerError if a loss is not finite.
     """
     total, done = 0.0, 0
     for batch in batches.epoch(generator):
@@ -62,9 +62,9 @@ def gradient_epoch(
 
 
 def set_learning_rate(optimizers: Sequence[Optimizer], config: TrainConfig, done: float) -> None:
-    """Set the learning rate after `done` epochs: in each round it falls linearly to a tenth.
+    """Set the learning rate for the time after `done` epochs: in each round the rate falls linearly to a tenth.
 
-    A round is the warm-up, the epochs from there to the first reassignment, or those from a reassignment to the next.
+    The warm-up is a round. The epochs after it are divided into rounds by the reassignments.
     """
     ends = sorted({config.warmup, *config.reassignment_epochs(), config.passes})
     end = next(end for end in ends if done < end)

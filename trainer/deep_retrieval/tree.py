@@ -1,7 +1,7 @@
 """tree_paths(): the first paths, from a tree over the item vectors.
 
-The paper starts from random paths (Sec. 3.2). Then the network must learn by heart which items a path has. With a tree
-it learns which kinds of item a user wants, and what it learns of one item holds for the items beside it (docs/log.md).
+The paper starts from random paths (Sec. 3.2). The network then has to memorise the items of each path. With a tree,
+similar items share prefixes, so whatever the network learns about an item helps for similar items too (docs/log.md).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from trainer.deep_retrieval.paths import random_paths, repeating_rows
 Vectors = NDArray[np.float32]
 Nodes = NDArray[np.int64]
 
-SAMPLE = 256  # vectors a cluster, from which its centre is computed
-ROUNDS = 8  # of k-means
-BLOCK = 50_000_000  # distances held in memory at once
+SAMPLE = 256  # vectors per cluster in the sample that the centres are computed from
+ROUNDS = 8  # rounds of k-means
+BLOCK = 50_000_000  # most distances in memory at once
 
 
 def tree_paths(
@@ -26,20 +26,21 @@ def tree_paths(
 ) -> Nodes:
     """`count` different paths for each of V items, (V, J), from balanced k-means in each layer. vectors: (V, E).
 
-    An item has its `count` nearest clusters as the first nodes of its paths. In each further layer the items that share
-    a prefix are clustered again; in the last layer into so many clusters that each has about `leaf` items, at most K.
-    Time: V J K E for each layer and each round of k-means, the rounds on a sample.
+    The `count` nearest clusters of an item are the first nodes of its paths. In each further layer, the items that
+    share a prefix are clustered again. In the last layer, a prefix gets at most K clusters of about `leaf` items; if
+    `leaf` is 1, its items are assigned to nodes in turn instead. Time: V J K E for each layer and each round of
+    k-means; the rounds use only a sample.
     """
     first = _nearest(vectors, _centres(vectors, width, generator), min(count, width, len(vectors)), generator)
-    first = np.concatenate([first] * count, axis=1)[:, :count]  # with fewer clusters than J some paths start alike
+    first = np.concatenate([first] * count, axis=1)[:, :count]  # repeats first nodes if there are fewer clusters than J
     item = np.repeat(np.arange(len(vectors)), count)
     prefixes = first.ravel()  # (V J,)
     for layer in range(1, depth):
         order = np.lexsort((generator.random(len(prefixes)), prefixes))
         starts = np.flatnonzero(np.diff(prefixes[order], prepend=-1))
         sizes = np.diff(starts, append=len(order))
-        # Items that share a prefix are dealt to the nodes in turn, in a random order and from a random node on, so that
-        # all nodes of a layer are used alike. Where they are clustered, the clusters' nodes replace these.
+        # Items that share a prefix are assigned to the nodes in turn, in random order and starting at a random node, so
+        # that all nodes of a layer are used equally often. If the items are clustered below, these nodes are replaced.
         turn = np.arange(len(order)) + np.repeat(generator.integers(width, size=len(starts)) - starts, sizes)
         nodes = np.empty(len(prefixes), np.int64)
         nodes[order] = turn % width
@@ -58,7 +59,7 @@ def tree_paths(
 
 
 def _centres(vectors: Vectors, width: int, generator: np.random.Generator) -> Vectors:
-    """Centres (k, E) of at most `width` clusters of like sizes: balanced k-means on a sample."""
+    """Centres (k, E) of at most `width` clusters of similar sizes: balanced k-means on a sample."""
     sample = vectors
     if len(vectors) > SAMPLE * width:
         sample = vectors[generator.choice(len(vectors), SAMPLE * width, replace=False)]
@@ -73,7 +74,7 @@ def _centres(vectors: Vectors, width: int, generator: np.random.Generator) -> Ve
 
 
 def _nearest(vectors: Vectors, centres: Vectors, count: int, generator: np.random.Generator) -> Nodes:
-    """The `count` nearest centres of each vector, nearest first, (N, count), as far as these have room for it."""
+    """The `count` nearest centres of each vector that have room for the vector, nearest first, (N, count)."""
     rows = max(1, BLOCK // len(centres))
     nearest = np.empty((len(vectors), count), np.int64)
     for block in np.array_split(generator.permutation(len(vectors)), -(-len(vectors) // rows)):
@@ -84,7 +85,7 @@ def _nearest(vectors: Vectors, centres: Vectors, count: int, generator: np.rando
 
 @njit(cache=True)
 def _sums(vectors, cluster, clusters):  # type: ignore[no-untyped-def]
-    """The sum of each cluster's vectors, (k, E), and how many they are, (k,). cluster: (N,), that of each vector."""
+    """The sum of each cluster's vectors, (k, E), and their number, (k,). cluster: (N,), the cluster of each vector."""
     sums, sizes = np.zeros((clusters, vectors.shape[1])), np.zeros(clusters, np.int64)
     for i in range(len(vectors)):
         sizes[cluster[i]] += 1

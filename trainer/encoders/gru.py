@@ -12,14 +12,14 @@ from trainer.config import TrainConfig
 class UserEncoder(nn.Module):
     """A GRU over the history, joined with the context features (Sec. 4.1), gives a user vector at each position.
 
-    Unlike the paper's, it adds the sum of the history's item vectors in any order, because the GRU alone retrieves less
-    than item-to-item similarity where order says little (docs/decisions.md).
+    Unlike the paper's encoder, this one also adds the sum of the history's item vectors. If the order of a history
+    means little, the GRU alone is worse than item-to-item similarity (docs/decisions.md).
     """
 
     def __init__(self, config: TrainConfig, items: int, schema: ContextSchema) -> None:
         super().__init__()
         size = config.embedding
-        self.start = items  # the row of item_embedding past the items
+        self.start = items  # row of the start item in item_embedding, after the V items
         self.item_embedding = nn.Embedding(items + 1, size, sparse=config.steps_are_sparse(items))
         categories = [nn.Embedding(len(category.values) + 1, min(16, size)) for category in schema.categories]
         self.category_embeddings = nn.ModuleList(categories)
@@ -31,12 +31,12 @@ class UserEncoder(nn.Module):
         nn.init.eye_(self.pooled.weight)
 
     def forward(self, history: Tensor, categories: Tensor, numbers: Tensor) -> Tensor:
-        """User vectors (B, T + 1, E); [:, t] is the user's after the first t items.
+        """User vectors (B, T + 1, E); [:, t] is the user vector after the first t items.
 
         history: (B, T) item indices, -1 after the end. categories: (B, C) codes, numbers: (B, M).
         """
         start = torch.full_like(history[:, :1], self.start)
-        # After a history's end any item will do: positions before the end do not depend on it, later ones are not used.
+        # Padding is replaced by item 0. User vectors within the history do not depend on it; later ones are not used.
         embedded = self.dropout(self.item_embedding(torch.cat([start, history.clamp(min=0)], dim=1)))  # (B, T + 1, E)
         states = self.gru(embedded)[0]  # (B, T + 1, E)
         context = self._context(categories, numbers)
@@ -46,10 +46,10 @@ class UserEncoder(nn.Module):
         return user
 
     def last(self, items: Tensor, length: Tensor, categories: Tensor, numbers: Tensor) -> Tensor:
-        """The user vectors after the whole history, (B, E): `forward` at each user's last position, computed alone.
+        """The user vectors after the whole history, (B, E): only the last position of each user in `forward`.
 
-        items: (B, T + 1, E), the start item's vector, then the history's, 0 after the end. length: (B,), the items of
-        each history, without the start item.
+        items: (B, T + 1, E), the vector of the start item, then those of the history, then 0. length: (B,), the number
+        of items of each history, without the start item.
         """
         state = torch.cat([last_state(self.gru, items, length + 1), self._context(categories, numbers)], dim=1)
         pooled = items[:, 1:].sum(dim=1) / length.clamp(min=1).to(items.dtype).sqrt().unsqueeze(1)
@@ -57,15 +57,15 @@ class UserEncoder(nn.Module):
         return user
 
     def _context(self, categories: Tensor, numbers: Tensor) -> Tensor:
-        """The context features as one vector a user, (B, any width)."""
+        """The context features as one vector per user, (B, width of all features)."""
         embedded = [embed(categories[:, i]) for i, embed in enumerate(self.category_embeddings)]
         return torch.cat([*embedded, numbers], dim=1)
 
 
 def _running_sum(embedded: Tensor) -> Tensor:
-    """At each position the sum of the item vectors so far, divided by the root of their number, (B, T + 1, E).
+    """At each position, the sum of the item vectors so far, divided by the root of their number: (B, T + 1, E).
 
-    embedded: (B, T + 1, E), of the start item, which is left out of the sum, and of the history.
+    embedded: (B, T + 1, E), the vectors of the start item and of the history. The start item is left out of the sum.
     """
     total = torch.cat([torch.zeros_like(embedded[:, :1]), embedded[:, 1:].cumsum(dim=1)], dim=1)
     count = torch.arange(embedded.shape[1], device=embedded.device).clamp(min=1).sqrt()  # (T + 1,)
@@ -75,8 +75,8 @@ def _running_sum(embedded: Tensor) -> Tensor:
 def last_state(gru: nn.GRU, inputs: Tensor, length: Tensor) -> Tensor:
     """The states (B, E) of `gru` after the first `length` (B,) of the inputs (B, T, E).
 
-    The exporter is given ONNX's own GRU operator: by itself it would turn torch's GRU into a loop over a fixed number
-    of steps, from the second export in a process on. ONNX has the gates in the order z, r, h, torch in r, z, n.
+    For the export, the state is computed by ONNX's GRU operator. From the second export in a process on, the exporter
+    would convert torch's GRU to a loop over a fixed number of steps. ONNX orders the gates z, r, h; torch r, z, n.
     """
     if not torch.compiler.is_exporting():
         states: Tensor = gru(inputs)[0]

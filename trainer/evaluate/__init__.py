@@ -1,1 +1,1 @@
-"""How good a version is: measures, brute force, and the simple baselines beside it."""
+"""Measure the quality of a version: measures, brute force, and simple baselines for comparison."""

@@ -1,8 +1,8 @@
 """Recommenders without a network that teams use today: popularity, Item-CF, EASE, ALS.
 
-Each is fitted on who clicked what, (U, V), and scores all items from histories, (R, V), both 0 or 1. They are fitted on
-everything that the split lets training see, including the tuning users' later items, on which our own reranker and
-their settings are chosen.
+Each is fitted on a click matrix (U, V) and scores all items for a history matrix (R, V). Both matrices contain 0 and 1.
+The click matrix has all clicks that are not held out for the test. So it includes the tuning users' later items, which
+are also used to fit our reranker and to choose the settings of EASE and ALS.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from numpy.typing import NDArray
 from trainer.data.requests import Requests, history_matrix
 from trainer.evaluate.measures import Answers, Items, new_items, precision_recall_f, tops
 
-#: From histories (R, V) to scores (R, V).
+#: A function from histories (R, V) to scores (R, V).
 Scorer = Callable[[scipy.sparse.csr_array], NDArray[np.floating]]
 Setting = TypeVar("Setting")
-NEIGHBOURS = 100  # of an item, in Item-CF
-EASE_ITEMS = 10_000  # V up to which EASE is measured: it inverts a V x V matrix, here in 2 GB and a minute
+NEIGHBOURS = 100  # most similar items that Item-CF keeps for an item
+EASE_ITEMS = 10_000  # largest V for EASE, which inverts a V x V matrix: with 10,000 items in 2 GB and a minute
 EASE_PENALTIES = (100.0, 300.0, 1000.0, 3000.0)
-#: (confidence of a click, where no click has 1; penalty).
+#: Pairs (confidence of a click, penalty). An item without a click has confidence 1.
 ALS_SETTINGS = ((1.0, 0.1), (1.0, 10.0), (10.0, 1.0), (10.0, 30.0), (40.0, 10.0), (40.0, 100.0))
 
 
 def popularity(clicked: scipy.sparse.csr_array) -> Scorer:
-    """How many users clicked an item: the same scores for every history."""
+    """Score an item by the number of users who clicked the item: the same scores for every history."""
     users = np.asarray(clicked.sum(axis=0), np.float32)
     return lambda histories: np.tile(users, (histories.shape[0], 1))
 
 
 def item_cf(clicked: scipy.sparse.csr_array) -> Scorer:
-    """The sum of an item's cosines with the history; items without any are ordered by popularity."""
+    """Score an item by the sum of its cosines with the history; items whose sum is 0 are ordered by popularity."""
     similar = item_similarity(clicked)
     users = np.asarray(clicked.sum(axis=0), np.float32)
     popular = 1e-6 * users / users.max()
@@ -44,7 +44,7 @@ def item_cf(clicked: scipy.sparse.csr_array) -> Scorer:
 
 
 def item_similarity(clicked: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
-    """Cosine between items over users, each item's 100 nearest kept. (V, V), sparse."""
+    """Cosines between the items' columns of users, sparse (V, V). Only the 100 nearest of each item are kept."""
     norm = np.sqrt(clicked.sum(axis=0))
     unit = scipy.sparse.csr_array(clicked @ scipy.sparse.diags_array(1 / np.maximum(norm, 1)))
     blocks = []
@@ -54,7 +54,7 @@ def item_similarity(clicked: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
         other = row + start != column
         row, column, cosine = row[other], column[other], cosine[other]
         order = np.lexsort((column, -cosine, row))
-        place = np.arange(len(order)) - np.searchsorted(row[order], row[order])  # within its row
+        place = np.arange(len(order)) - np.searchsorted(row[order], row[order])  # position within the row
         nearest = order[place < NEIGHBOURS]
         entries = (cosine[nearest], (row[nearest], column[nearest]))
         blocks.append(scipy.sparse.csr_array(entries, shape=block.shape))
@@ -62,7 +62,7 @@ def item_similarity(clicked: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
 
 
 def ease(clicked: scipy.sparse.csr_array, penalty: float) -> Scorer:
-    """The closed-form linear autoencoder (Steck 2019): each item predicted from all others, ridge `penalty`."""
+    """The closed-form linear autoencoder (Steck 2019): each item is predicted from all others, with L2 `penalty`."""
     gram = (clicked.T @ clicked).toarray().astype(np.float64)
     gram[np.diag_indices_from(gram)] += penalty
     inverse = scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)
@@ -72,11 +72,11 @@ def ease(clicked: scipy.sparse.csr_array, penalty: float) -> Scorer:
 
 
 def als(clicked: scipy.sparse.csr_array, setting: tuple[float, float], factors: int) -> Scorer:
-    """Implicit-feedback matrix factorisation (Hu et al. 2008), of the library `implicit`; new users are folded in.
+    """Implicit-feedback matrix factorisation (Hu et al. 2008) of the library `implicit`.
 
-    setting: confidence and penalty, see ALS_SETTINGS.
+    The vector of a new user is computed from the history. setting: confidence and penalty, see ALS_SETTINGS.
     """
-    from implicit.cpu.als import AlternatingLeastSquares  # only the benchmark has it
+    from implicit.cpu.als import AlternatingLeastSquares  # installed only for the benchmark
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, "blas"):  # the library runs threads of its own
@@ -99,7 +99,7 @@ def best_setting(
     requests: Requests,
     k: int,
 ) -> Setting:
-    """The setting whose fit on `clicked` has the highest F@k on `requests`; the first if nobody can be measured."""
+    """The setting whose fit on `clicked` has the highest F@k on `requests`; the first if no user can be measured."""
     truths = new_items(requests)
     if not any(map(len, truths)):
         return next(iter(settings))

@@ -1,6 +1,6 @@
-"""Compares a published version with brute force over its own vectors, Item-CF and popularity.
+"""Compare a published version with brute force over the version's vectors, with Item-CF and with popularity.
 
-The answers measured are those of the service: the version's own network, path lists and reranker give them.
+The measured answers are those of the service: they come from the version's own network, path lists and reranker.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainer.progress import Progress, counted
 
 
 def evaluate(searcher: Searcher, dataset: Dataset, split: Split, k: int, progress: Progress) -> dict[str, Any]:
-    """The document of `dr-trainer evaluate --json`: fractions, not percent; None where no user can be measured."""
+    """The document of `dr-trainer evaluate --json`: fractions, not percent; None if no user can be measured."""
     requests = held_out_requests(dataset, split)
     if not requests.histories:
         raise DataError("test_users: nobody was held out, so there is nobody to measure; train with more")
@@ -60,7 +60,7 @@ def evaluate(searcher: Searcher, dataset: Dataset, split: Split, k: int, progres
 
 
 def table(result: dict[str, Any], split: str) -> str:
-    """The document for people, in percent. split: of TrainConfig."""
+    """The document as a text table, in percent. split: the setting `split` of TrainConfig."""
     k = result["k"]
     if result["users"]:
         head = f"{counted(result['users'], 'held-out user')}, history filtered (in brackets: not filtered)"
@@ -92,7 +92,7 @@ def table(result: dict[str, Any], split: str) -> str:
 
 
 def require_same_data(version: Version, dataset: Dataset, progress: Progress) -> None:
-    """Raise DataError unless the data have the version's items; warn if it was trained on other interactions."""
+    """Raise DataError unless the data have the version's items. Warn if training had different interactions."""
     ids = np.asarray(version.item_ids, dtype=None if not isinstance(version.item_ids, list) else object)
     if ids.dtype != dataset.item_ids.dtype or not np.array_equal(ids, dataset.item_ids):
         made_from = version.manifest.metrics.get("files") or {}  # an earlier release did not record it
@@ -107,7 +107,7 @@ def require_same_data(version: Version, dataset: Dataset, progress: Progress) ->
 
 
 class MeasuredVersion:
-    """A version, and what a scan of all its item vectors (brute force) answers to some requests."""
+    """A version, and the answers of brute force (a scan of all its item vectors) to some requests."""
 
     def __init__(self, searcher: Searcher, requests: Requests, k: int, progress: Progress) -> None:
         self.searcher, self.requests, self.k = searcher, requests, k
@@ -115,7 +115,7 @@ class MeasuredVersion:
         index = self.structure.index
         vectors = index.item_vectors.astype(np.float32)
         next(self._beams(1), None)  # the first search of a session takes longer
-        self.users: list[NDArray[np.float32]] = []  # a batch after another
+        self.users: list[NDArray[np.float32]] = []  # user vectors, one array per batch
         filtered: list[Items] = []
         unfiltered: list[Items] = []
         seconds = 0.0
@@ -141,8 +141,8 @@ class MeasuredVersion:
     ) -> tuple[Answers, float | None]:
         """The answers of the service, and the share of brute force's answers that is among the items read.
 
-        The share is None if brute force has no answer because every user has had every item. widen: search more paths
-        if fewer than k items come out. reranker: used instead of the version's.
+        The share is None if brute force has no answers, because every user's history has all items. widen: search more
+        paths if fewer than k items are found. reranker: replaces the version's reranker.
         """
         requests, index = self.requests, self.structure.index
         structure = replace(self.structure, reranker=reranker) if reranker else self.structure

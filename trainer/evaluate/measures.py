@@ -1,7 +1,7 @@
-"""P/R/F@k (Sec. 4.1): per user, then the unweighted mean, so F is the mean of the users' F.
+"""Precision, recall and F at k (P/R/F@k, Sec. 4.1), computed per user and then averaged: F is the mean of users' F.
 
-With history filtered, items of the history are neither answered nor asked for; users who then have nothing left to
-find are not counted. A figure is None where nobody is counted, a ratio where the reference is 0.
+If the history is filtered, items of the history are removed from the answers and from the truths; users whose truth is
+then empty are left out. A figure is None if no user is left. A ratio is None if the reference is 0.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ MEASURES = ("precision", "recall", "f_measure")
 
 @dataclass(frozen=True)
 class Answers:
-    """What a method answers to R requests: with the items of the history left out, and with them.
+    """The answers of a method to R requests: without the items of the history (filtered), and with them (unfiltered).
 
-    reads: items it scored for each, (R,). seconds: for all of the former, from histories to items.
+    reads: (R,), the number of items scored for each request. seconds: the time for all filtered answers, from histories
+    to items.
     """
 
     filtered: list[Items]
@@ -34,7 +35,7 @@ class Answers:
     seconds: float
 
     def figures(self, requests: Requests, k: int) -> dict[str, Figures]:
-        """P/R/F@k, {"filtered": ..., "unfiltered": ...}."""
+        """P/R/F@k as {"filtered": ..., "unfiltered": ...}."""
         return {
             "filtered": precision_recall_f(self.filtered, new_items(requests), k),
             "unfiltered": precision_recall_f(self.unfiltered, requests.truths, k),
@@ -42,14 +43,14 @@ class Answers:
 
 
 def precision_recall_f(answers: Iterable[Items], truths: Iterable[Items], k: int) -> Figures:
-    """Means over the users who have a truth. An answer counts an item once; precision is out of k."""
+    """Mean P/R/F@k over the users whose truth is not empty. A repeated item counts once; precision is hits / k."""
     rows = by_user(answers, truths, k)
     means = rows.mean(axis=0).tolist() if len(rows) else [None] * len(MEASURES)
     return dict(zip(MEASURES, means, strict=True))
 
 
 def by_user(answers: Iterable[Items], truths: Iterable[Items], k: int) -> NDArray[np.float64]:
-    """P/R/F@k of each user who has a truth, (N, 3)."""
+    """P/R/F@k of each user whose truth is not empty, (N, 3)."""
     rows = []
     for answer, truth in zip(answers, truths, strict=True):
         if not len(truth):
@@ -62,7 +63,7 @@ def by_user(answers: Iterable[Items], truths: Iterable[Items], k: int) -> NDArra
 
 
 def ratios(measured: Figures, reference: Figures) -> Figures:
-    """Each of P, R and F over the reference's; None where that found nothing, or nothing was measured."""
+    """P, R and F, each divided by the reference's value; None if that value is 0 or if one of the two is missing."""
 
     def ratio(value: float | None, base: float | None) -> float | None:
         return value / base if value is not None and base else None
@@ -71,20 +72,21 @@ def ratios(measured: Figures, reference: Figures) -> Figures:
 
 
 def no_new_items(split: str = "") -> str:
-    """The message for when no held-out user has a new item. split: of TrainConfig, if it is known."""
+    """The message if no held-out user has a new item. split: the setting `split` of TrainConfig, if it is known."""
     item = {"users": "an item in the second half", "last-out": "a last item"}.get(split, "a held-out item")
     return f"nobody has {item} that is not in the history, so nobody can be measured with the history filtered"
 
 
 def new_items(requests: Requests) -> list[Items]:
-    """The truths without items of the history."""
+    """The truth of each request without the items of its history."""
     return [np.setdiff1d(truth, history) for truth, history in zip(requests.truths, requests.histories, strict=True)]
 
 
 def recall_by_popularity(answers: list[Items], truths: list[Items], clicks: Items, groups: int) -> list[float | None]:
-    """The share of wanted items that was answered, for items of `groups` kinds: rarely to often clicked.
+    """Recall over all users for each of `groups` groups of items, from rarely to often clicked.
 
-    Each kind has as many of the clicks (V,) in training as another. None where nothing of a kind was wanted.
+    It is None if no truth has an item of the group. clicks: (V,), each item's clicks in training. All groups have about
+    the same number of clicks.
     """
     kind = popularity_groups(clicks, groups)
     hits, wanted = np.zeros(groups), np.zeros(groups)
@@ -95,7 +97,7 @@ def recall_by_popularity(answers: list[Items], truths: list[Items], clicks: Item
 
 
 def popularity_groups(clicks: Items, groups: int) -> Items:
-    """The kind of each item, (V,): 0 the most rarely clicked. All kinds have about as many clicks."""
+    """The group of each item, (V,): group 0 has the most rarely clicked items. All groups have about equal clicks."""
     order = np.argsort(clicks, kind="stable")
     before = np.cumsum(clicks[order]) - clicks[order] / 2
     kind = np.empty(len(clicks), np.int64)
@@ -106,7 +108,7 @@ def popularity_groups(clicks: Items, groups: int) -> Items:
 def tops(scores: NDArray[Any], k: int, histories: list[Items] | None = None) -> list[Items]:
     """Each request's k best of all items; items of the history are left out if `histories` is given. scores: (R, V).
 
-    Ties go by item index.
+    Items with equal scores are ordered by item index.
     """
     scores = np.array(scores, np.float32)
     for row, history in zip(scores, histories or (), strict=False):

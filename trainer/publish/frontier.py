@@ -1,4 +1,4 @@
-"""Chooses beam width and items per path together: the pair that reads most of brute force's answer within a budget."""
+"""Choose beam width and items per path together: the pair that reads most of brute force's answer within a budget."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ CAPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 20
 
 
 class Point(NamedTuple):
-    """A beam width and a cap on each path: the items a request reads on average, and the share of brute force's k best
-    that is among them.
+    """The measured effect of a beam width and of a cap on the items read per path.
+
+    reads: the mean number of items that a request reads. share: the share of brute force's k best items among these.
     """
 
     share: float
@@ -36,7 +37,7 @@ def choose_beam(
 ) -> tuple[int, int]:
     """(beam, per_path) with the largest share among the pairs that read at most `budget` k items on average.
 
-    If no pair reads so little, the pair that reads least. A value that the config fixes stays fixed.
+    If no pair is within the budget, the pair that reads least. A value that the config sets is not changed.
     """
     beams = BEAMS if config.beam == "auto" else (config.beam,)
     caps = CAPS if config.per_path == "auto" else (config.per_path,)
@@ -57,10 +58,10 @@ def frontier(
     beams: Iterable[int] = BEAMS,
     caps: Sequence[int] = CAPS,
 ) -> Iterator[Point]:
-    """Points by rising beam, then rising cap; each beam ends with its first point that reads too much.
+    """Points by rising beam, then rising cap. For each beam, the last point is the first that reads too much.
 
-    Too much is more than `reads` items on average, or more than a request may read. The share is of the k best of all
-    items by the softmax head.
+    A point reads too much if it has more than `reads` items on average, or more than a request is allowed to read.
+    Brute force's k best items are those with the highest logits of the softmax head.
     """
     exact: list[NDArray[np.int64]] = []
     index = structure.index
@@ -78,7 +79,7 @@ def frontier(
 
 
 def _keys_read(index: PathIndex, beams: Beams, cap: int) -> NDArray[np.int64]:
-    """A key (request * V + item) for every item that a batch of beams reads, once for each path it is on."""
+    """A key (request * V + item) for every item that a batch of beams reads; an item on two paths has two keys."""
     batch, width = beams.paths.shape
     postings = index.read(beams.paths.ravel(), cap)
     request = np.repeat(np.arange(batch), postings.lengths.reshape(batch, width).sum(axis=1))

@@ -1,7 +1,7 @@
-"""How healthy an index is, and the gate that keeps a collapsed one from being published.
+"""Measure the health of an index, and refuse to publish a collapsed index.
 
-An index collapses when most items end on few paths (Sec. 3.3). Then a request reads most of the catalogue, or, with a
-cap on each path, every request reads the same few items.
+An index has collapsed if most items are on few paths (Sec. 3.3). A request then reads most of the catalogue. If the
+number of items read per path is limited, all requests read the same few items instead.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from trainer.data.requests import Requests
 from trainer.deep_retrieval.occupancy import Occupancy, collapse
 from trainer.deep_retrieval.scores import Paths
 
-PAIRS = 100_000  # of neighbours, drawn to see how many are neighbours still
-REACH_USERS = 10_000  # training users, at most, whose requests tell which items can be reached
+PAIRS = 100_000  # pairs of neighbours that are drawn to estimate the churn
+REACH_USERS = 10_000  # most training users whose requests are used to measure the reach
 
 
 @dataclass(frozen=True)
 class Health:
-    """What `dr-trainer fit` and `dr-index show` report of an index.
+    """The figures on an index that `dr-trainer fit` and `dr-index show` print.
 
-    perplexity: for each layer, the effective number of nodes in use, 1 to K.
-    reach: the share of the clicked items that at least one of `reach_users` training users' requests reads at the
-    default beam; together those requests read `reads` items. churn: see `churn`; None if there is no previous version.
+    perplexity: for each layer, the effective number of nodes in use, 1 to K. reach: the share of the `clicked` items
+    that the requests of `reach_users` training users read at the default beam. reads: the number of items that these
+    requests read in total. churn: see the function `churn`; None if there is no previous version.
     """
 
     occupancy: Occupancy
@@ -57,7 +57,7 @@ class Health:
         }
 
     def describe(self) -> str:
-        """Two lines for people."""
+        """The figures as two lines of text."""
         o, spread = self.occupancy, ", ".join(f"{p:.1f}" for p in self.perplexity)
         moved = "" if self.churn is None else f"; {self.churn:.0%} of the neighbours have changed since {self.previous}"
         return (
@@ -69,8 +69,8 @@ class Health:
     def faults(self, config: TrainConfig) -> list[str]:
         """Why the gate refuses the index; empty if it is healthy."""
         faults = collapse(self.occupancy, config)
-        # The share of the clicked items that the same number of reads would reach if they fell on random items: with
-        # few users it is small, however healthy the index is.
+        # The share of the clicked items that the same number of reads would reach if each read a random item. With few
+        # users this share is small even for a healthy index.
         possible = 1 - math.exp(-self.reads / max(self.clicked, 1))
         if self.reach < config.gate_reach * possible:
             faults.append(
@@ -92,8 +92,8 @@ def measure_health(
 ) -> Health:
     """Measure the index that is about to be published.
 
-    default_search: beam and items per path of a request that names neither. paths: (V, J). width: K. clicks: (V,), of
-    each item in training.
+    default_search: the default beam and items per path. paths: (V, J). width: K. clicks: (V,), each item's clicks in
+    training.
     """
     index, (beam, per_path) = structure.index, default_search
     read, reads = np.zeros(len(paths), bool), 0
@@ -112,10 +112,10 @@ def measure_health(
 
 
 def churn(paths: Paths, item_ids: NDArray[Any], last_layers: int, previous: Version) -> float | None:
-    """The share of neighbours in `previous` that are neighbours no longer, 0 to 1; None if no pair can be compared.
+    """The share of pairs of neighbours in `previous` that are not neighbours now, 0 to 1; None if there are no pairs.
 
-    Two items are neighbours if they share a first node, whatever its number: every training numbers its nodes anew.
-    paths: (V, J). last_layers: K^(D-1), the number of paths below a first node.
+    Two items are neighbours if they share a first node. The node's number is not compared, because every training
+    numbers its nodes differently. paths: (V, J). last_layers: K^(D-1), the number of paths with the same first node.
     """
     if previous.manifest.kind != "paths":
         return None
@@ -124,7 +124,7 @@ def churn(paths: Paths, item_ids: NDArray[Any], last_layers: int, previous: Vers
     facts, index = PathFacts.of(previous.manifest.structure), PathIndex.of(previous)
     item = known[index.path_items]
     node = np.repeat(index.path_ids, np.diff(index.path_offsets)) // facts.width ** (facts.depth - 1)
-    item, node = item[item >= 0], node[item >= 0]  # by rising node, as path ids are
+    item, node = item[item >= 0], node[item >= 0]  # in ascending order of node, because path ids are ascending
     if not len(item):
         return None
     generator = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The path lists and item vectors of a trained network and its assignment."""
+"""Make the path lists and item vectors of a version from a trained network and its assignment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.errors import ExportRefused
 
 
 def make_index(model: PathModel, paths: NDArray[np.int64]) -> PathIndex:
-    """The path lists of an assignment (V, J), each path's items by descending bias."""
+    """The path lists of an assignment (V, J), with each path's items by descending bias, and the item vectors."""
     bias = model.item_bias.detach().numpy()
     return PathIndex(*path_lists(paths, bias), _half(model.item_vectors.detach().numpy()), bias)
 
@@ -28,7 +28,10 @@ def path_lists(
 
 
 def _half(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
-    """The vectors in float16: half the memory; rounding changes less than another seed does. Raises ExportRefused."""
+    """The vectors in float16, to halve the memory. Raises ExportRefused if a value is too large for float16.
+
+    The rounding changes results less than a different seed does.
+    """
     largest = float(np.abs(vectors).max(initial=0))
     if not largest <= float(np.finfo(np.float16).max):
         raise ExportRefused(f"an item vector has {largest:.3g}, float16 holds 65504 at most; lower learning_rate")

@@ -18,9 +18,9 @@ from trainer.deep_retrieval.layers import PathModel
 
 
 class Network(nn.Module):
-    """The exported network. Inputs: item vectors of the history, context, beam width. Outputs: user vector, paths.
+    """The exported network, from a history's item vectors, the context and a beam width to a user vector and paths.
 
-    Nothing in it has the size of the catalogue: the item vectors and the trie of the paths in use are inputs.
+    No part of the network grows with the catalogue, because the item vectors and the trie of the paths are inputs.
     """
 
     def __init__(self, model: PathModel) -> None:
@@ -31,13 +31,14 @@ class Network(nn.Module):
     def forward(
         self, history: Tensor, length: Tensor, categories: Tensor, numbers: Tensor, beam: Tensor, trie: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """User vectors (B, E), the paths' rows among those in use (B, W) and their log-probabilities, best first.
+        """User vectors (B, E), the paths' positions among the paths in use (B, W), and their log-probabilities (B, W).
 
-        history: float16 (B, T, E) item vectors, oldest first, 0 after its end; length: (B,), how many there are.
-        beam: int64 scalar, 1 to Limits.BEAM. trie: int32 (R, K), see `retrieval.paths.trie`.
+        Paths are ordered best first. history: float16 (B, T, E), item vectors, oldest first, padded with 0. length:
+        (B,), the number of items in each history. beam: int64 scalar, 1 to Limits.BEAM. trie: int32 (R, K), see
+        `retrieval.paths.trie`.
         """
-        width: int = beam.item()  # type: ignore[assignment]  # int() would fix it at export
-        torch._check(width >= 1)  # noqa: SLF001 -- how the exporter learns a bound
+        width: int = beam.item()  # type: ignore[assignment]  # int() would make it a constant of the export
+        torch._check(width >= 1)  # noqa: SLF001 -- tells the exporter a bound
         torch._check(width <= Limits.BEAM)  # noqa: SLF001
         items = torch.cat([self.start.expand(history.shape[0], 1, -1), history.float()], dim=1)  # (B, T + 1, E)
         user = self.model.encoder.last(items, length, categories, numbers)  # (B, E)
@@ -45,7 +46,7 @@ class Network(nn.Module):
 
 
 def to_onnx(network: Network, schema: ContextSchema) -> bytes:
-    """The ONNX file: any batch and history length, beam width and trie as inputs; nothing of this machine is in it."""
+    """The ONNX file, for any batch size, history length, beam width and trie. It has no data about this machine."""
     example = (
         torch.zeros(2, 2, network.start.shape[0], dtype=torch.float16),
         torch.tensor([1, 2]),

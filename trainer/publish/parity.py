@@ -1,4 +1,4 @@
-"""The gate between torch and ONNX: what is exported answers as what was trained."""
+"""Check that the exported ONNX network gives the same results as the trained torch network."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from trainer.errors import ExportRefused
 from trainer.publish.network import Network
 
 TOLERANCE = 1e-3  # between torch and ONNX, in log-probabilities and user vectors
-HALF_TOLERANCE = 0.03  # between user vectors of item vectors in float32 and in float16
+HALF_TOLERANCE = 0.03  # between user vectors computed from item vectors in float32 and in float16
 
 
 def check_parity(network: Network, structure: PathStructure, requests: Requests) -> None:
-    """Raise ExportRefused unless ONNX gives what torch gives, at several batch sizes, lengths and beam widths.
+    """Raise ExportRefused unless ONNX and torch agree, at several batch sizes, history lengths and beam widths.
 
-    Equal means: the same user vectors, the same log-probability rank by rank, and each path that ONNX names has
-    in torch the log-probability that ONNX gives it.
+    They agree if user vectors are equal, if the log-probabilities at each rank are equal, and if each path found by
+    ONNX has the same log-probability in torch.
     """
     trie = torch.from_numpy(path_trie(structure.index.path_ids, network.model.depth, network.model.width))
     histories = [*requests.histories, np.empty(0, np.int64)]

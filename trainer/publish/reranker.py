@@ -1,7 +1,7 @@
-"""Fits the reranker: logistic regression over the candidates of tuning users (Sec. 3.4).
+"""Fit the reranker: logistic regression over the candidates of tuning users (Sec. 3.4).
 
 Tuning users are training users whose later items are withheld from the network. A candidate counts as clicked if it is
-among them. The features are retrieval.paths.rerank.FEATURES.
+one of the withheld items. The features are retrieval.paths.rerank.FEATURES.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from retrieval.paths.rerank import SOFTMAX, Reranker, candidates
 from retrieval.paths.structure import PathStructure
 from trainer.data.requests import Requests
 
-PRIOR = 300.0  # clicks: with as many, a weight is about half of what the clicks alone would give
-FREE = 100.0  # the logit's L2 penalty is FREE^2 times weaker
+PRIOR = 300.0  # strength of the L2 penalty in clicks: with 300 clicks, it about halves a weight
+FREE = 100.0  # the L2 penalty on the weight of the logit is FREE^2 times weaker
 
 
 def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_path: int) -> Reranker:
     """Fit on the candidates of `requests`, without the items of their histories.
 
-    Returns SOFTMAX, the head's own score, if nothing was clicked or too little to learn from.
+    Returns SOFTMAX, which scores by the head's logit, if there are no clicks or too few clicks.
     """
     if not requests.histories:
         return SOFTMAX
@@ -37,29 +37,30 @@ def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_pa
         new = ~np.isin(key, _keys([requests.histories[r] for r in batch], items))
         request, x = read.request[new], read.features[new].astype(float)
         y = np.isin(key[new], _keys([requests.truths[r] for r in batch], items))
-        clicks = np.bincount(request, y, len(batch)).astype(float)[request]  # bincount of an empty array has integers
+        clicks = np.bincount(request, y, len(batch)).astype(float)[request]  # bincount of an empty array gives integers
         features.append(_centred(x, request, len(batch)))
         clicked.append(y)
-        # All requests have the same weight, however much was clicked; one without a click teaches nothing.
+        # All requests with clicks have the same total weight of clicks. Requests without a click have weight 0.
         weights.append(np.divide(1, clicks, out=np.zeros_like(clicks), where=clicks > 0))
     x, y, weight = np.concatenate(features), np.concatenate(clicked), np.concatenate(weights)
     taught = weight > 0
     if not y.any() or y[taught].all():
         return SOFTMAX
-    # Standardised for the solver only; the weights are those of the raw features. The logit's weight is nearly free and
-    # the others shrink to 0, so with few clicks to learn from the reranker is the softmax head.
+    # Features are standardised only for the solver; the final weights are for the raw features. The logit's weight has
+    # almost no penalty. The other weights shrink to 0 if there are few clicks; the reranker is then the softmax head.
     std = (x[taught].std(axis=0) + 1e-9) * [1 / FREE, 1, 1, 1]
     regression = LogisticRegression(C=1 / PRIOR, max_iter=1000).fit(x[taught] / std, y[taught], weight[taught])
     fitted = Reranker("lr", (regression.coef_[0] / std).astype(np.float32), float(regression.intercept_[0]))
-    # If a higher logit seems to mean fewer clicks, there were too few clicks to learn from.
+    # A logit weight that is not positive is a sign of too few clicks.
     return fitted if fitted.weights[0] > 0 else SOFTMAX
 
 
 def _centred(features: Any, request: Any, requests: int) -> Any:
-    """Features (N, 4) less their mean over the request's candidates.
+    """Features (N, 4) minus their mean over the candidates of the same request.
 
-    Only the order within a request matters, and users differ in how much they click: without this the weights would
-    explain which users click instead of which items. Subtracting a request's mean shifts all its scores equally.
+    Only the order within a request matters. Some users click more than others; without this step, the weights would
+    explain which users click instead of which items are clicked. Subtracting a request's mean changes all its scores
+    equally.
     """
     count = np.maximum(np.bincount(request, minlength=requests), 1)
     means = [np.bincount(request, column, requests) / count for column in features.T]

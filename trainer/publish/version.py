@@ -1,4 +1,4 @@
-"""From a trained network and its assignment to a Version, step by step."""
+"""Make a Version from a trained network and its assignment of items to paths, step by step."""
 
 from __future__ import annotations
 
@@ -52,10 +52,11 @@ def make_version(
     allow_collapsed: bool = False,
     files: Mapping[str, str] | None = None,
 ) -> Version:
-    """Everything the service needs, measured and verified. Raises ExportRefused when a check fails.
+    """Make a version with everything that the service needs, and check it. Raises ExportRefused if a check fails.
 
-    previous: the version whose paths are compared. allow_collapsed: warn where the gate would refuse (health.py).
-    files: the names of the files that `dataset` was read from, which are recorded.
+    previous: the version to compare the new paths with. allow_collapsed: print a warning instead of raising
+    ExportRefused if the index has collapsed (health.py). files: the names of the files that `dataset` was read from, to
+    record them in the version.
     """
     requests = training_requests(dataset, split, BEAM_REQUESTS, config.seed)
     model = trained.model.eval()
@@ -90,7 +91,7 @@ def make_version(
 
 
 def path_facts(config: TrainConfig, width: int, index: PathIndex, beam: int, per_path: int) -> PathFacts:
-    """The manifest's part of kind "paths". width: K. beam, per_path: of a request that names neither."""
+    """The facts about the paths in the manifest. width: K. beam, per_path: the defaults of a request."""
     return PathFacts(
         depth=config.depth,
         width=width,
@@ -113,10 +114,11 @@ def assemble(
     dataset: Dataset,
     metrics: dict[str, Any],
 ) -> Version:
-    """The version of these parts.
+    """Make a version of these parts.
 
-    requests: compared with what a caller would send for the same users; the answers to the first of them are recorded,
-    and to one without a history. Raises ExportRefused if a caller's request is encoded otherwise than training did.
+    requests: the same requests are also made as a caller would send them. Raises ExportRefused if the service encodes a
+    caller's request differently from training. The first of these requests become golden queries, stored with their
+    answers; the last golden query has an empty history.
     """
     ids = dataset.item_ids
     parts = {
@@ -163,7 +165,7 @@ def _require_finite(model: PathModel) -> None:
 
 
 def _check_encoding(searcher: Searcher, asked: list[Request], trained: Requests, longest: int) -> None:
-    """Raise ExportRefused unless the service encodes `asked` exactly as training encoded those users, `trained`."""
+    """Raise ExportRefused unless the service encodes the requests `asked` as training encoded the users, `trained`."""
     for place, request in enumerate(asked):
         query, unknown = searcher.prepare(request)
         for part, served, learned in (
