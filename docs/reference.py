@@ -33,15 +33,16 @@ INTRODUCTION = """# Reference
 
 ## Settings of a training run
 
-In a TOML file (`--config F.toml`, a line `key = value` for each) or as `--set key=value`, which wins. A version keeps
-the settings it was trained with; `dr-index show V` prints them. V stands for the number of items.
+They come from a TOML file (`--config F.toml`, one line `key = value` each) or from `--set key=value`, which overrides
+it. A version keeps the settings it was trained with; `dr-index show V` prints them. V stands for the number of items.
 """
 
 SERVICE = """
 ## Settings of the service
 
-Environment variables. `--store`, `--host`, `--port` and `--workers` are flags too, and win. An empty variable counts
-as unset, white space around a value is ignored, and an unknown name beginning with `DR_` is reported at the start.
+Environment variables. `--store`, `--host`, `--port` and `--workers` are flags too; a flag overrides the variable. An
+empty variable counts as unset, white space around a value is ignored, and an unknown name beginning with `DR_` is
+reported at the start.
 """
 
 COMMANDS = """
@@ -62,7 +63,7 @@ ROUTES = """
 LIMITS = """
 ## Limits of a request
 
-A request beyond them is answered 422. The settings of a training run keep to them too.
+A request that exceeds one is answered with status 422. Settings of a training run cannot exceed them either.
 """
 
 

@@ -84,7 +84,8 @@ def train() -> None:
     trained = subprocess.run([str(part) for part in command], stdout=subprocess.DEVNULL, check=False)
     if trained.returncode:
         sys.exit(
-            f"demo: training ended with status {trained.returncode}; make demo goes on, or starts over without {RUN}"
+            f"demo: training ended with status {trained.returncode}; run make demo again to continue, or delete "
+            f"{RUN} to start over"
         )
 
 

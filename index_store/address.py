@@ -19,7 +19,7 @@ FORM = "redis://[user:password@]host[:port][/db][?namespace=dr&ssl_ca_certs=FILE
 HINT = f"expected {FORM}, with '#', '/', '?' and '@' of a password percent-encoded"
 
 #: A plain path may not begin like a URL, host:port or user:password@host. Write such a folder as ./name.
-NO_NAME = re.compile(r"(//)?[^/]*:")
+LIKE_A_URL = re.compile(r"(//)?[^/]*:")
 HOST_AND_PORT = re.compile(r"(//)?([^/@]*@)?(\[[0-9a-fA-F:.]+\]|[^/:@]*):\d+(/|\?|$)")
 PLAIN = "write a folder whose name has a ':' as ./name or as an absolute path"
 WINDOWS = re.compile(r"[A-Za-z]:([/\\]|$)|\.{0,2}\\")
@@ -51,7 +51,7 @@ def _folder(url: str) -> Path | None:
         return None
     if separator and scheme == "file":
         return _absolute(_path_of_file_url(rest))
-    if NO_NAME.match(url):
+    if LIKE_A_URL.match(url):
         raise ValueError(f"expected a path, file:///dir or redis://host:port/db, found {_describe(url)}; {PLAIN}")
     return _absolute(url)
 

@@ -76,7 +76,7 @@ class Category:
         """A category with all of `values`. Raises ValueError for no values, too many, or a value that is too long."""
         texts = sorted({as_text(value) for value in values if value is not None and not is_absent(value)})
         if not texts:
-            raise ValueError("no user has a value")
+            raise ValueError("no user has a value for this feature")
         if len(texts) > MAX_CATEGORIES:
             raise ValueError(f"{len(texts)} different values; at most {MAX_CATEGORIES} are learned")
         longest = max(map(len, texts))
@@ -201,7 +201,7 @@ class ContextSchema:
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"not a context schema ({type(error).__name__})") from None
         if len(schema._names) != len(schema.features):
-            raise ValueError("two context features of one name")
+            raise ValueError("two context features have the same name")
         return schema
 
 

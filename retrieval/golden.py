@@ -45,18 +45,18 @@ def replay(searcher: Searcher, golden: Any) -> None:
         for number, (request, expected) in enumerate(zip(requests, recorded, strict=True)):
             answer = _answer(searcher, request)
             if not _close(expected["scores"], answer["scores"]):
-                raise _other(name, number, "scores")
+                raise _mismatch(name, number, "scores")
             log_probs = dict(zip(answer["item_ids"], answer["path_log_probs"], strict=True))
             log_prob_of = dict(zip(expected["item_ids"], expected["path_log_probs"], strict=True))
             both = [item for item in expected["item_ids"] if item in log_probs]
             if not _close([log_prob_of[item] for item in both], [log_probs[item] for item in both]):
-                raise _other(name, number, "path log-probabilities")
+                raise _mismatch(name, number, "path log-probabilities")
             missing = [item not in log_probs for item in expected["item_ids"]]
             last = min(expected["scores"], default=0.0)
             if not _close(np.array(expected["scores"])[missing], np.full(sum(missing), last)):
-                raise _other(name, number, "items")
+                raise _mismatch(name, number, "items")
             if expected["unknown"] != answer["unknown"]:
-                raise _other(name, number, "unknown ids or features")
+                raise _mismatch(name, number, "unknown ids or features")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise VersionDamaged(f"{name}: golden.json cannot be replayed ({type(error).__name__})") from None
 
@@ -72,7 +72,7 @@ def _answer(searcher: Searcher, request: Request) -> dict[str, Any]:
     }
 
 
-def _other(name: str, number: int, field: str) -> VersionDamaged:
+def _mismatch(name: str, number: int, field: str) -> VersionDamaged:
     return VersionDamaged(
         f"{name}: golden query {number} has other {field} than recorded; ids, context, model, paths, vectors and "
         "reranker do not belong together, publish again"

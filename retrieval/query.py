@@ -24,7 +24,7 @@ class Limits:
     A version may allow less: its network accepts a beam of at most `max_beam`.
     """
 
-    HISTORY: Final = 1000  # item ids of a history
+    HISTORY: Final = 1000  # item ids in a history
     EXCLUDE: Final = 10_000  # item ids not to return
     K: Final = 1000  # candidates
     BEAM: Final = 256  # W, paths searched

@@ -29,7 +29,7 @@ class Searcher:
             raise VersionDamaged(f"context.json: {error}") from None
         self.vocabulary = Vocabulary(version.item_ids)
         if not structure.reads_context(len(self.schema.categories), len(self.schema.numbers)):
-            raise VersionDamaged("context.json has other features than model.onnx takes")
+            raise VersionDamaged("context.json and model.onnx differ in the number of features")
 
     @classmethod
     def open(cls, version: Version) -> Searcher:

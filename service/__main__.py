@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     _log_to_stderr()
     for line in warnings:
         log.warning("%s", line)
-    if problem := _not_free(settings.host, settings.port):
+    if problem := _listen_problem(settings.host, settings.port):
         print(f"dr-service: {problem}", file=sys.stderr)
         return 1
 
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _not_free(host: str, port: int) -> str | None:
+def _listen_problem(host: str, port: int) -> str | None:
     """The reason why the service cannot listen at `host` and `port`, or None.
 
     Checked before a version is loaded, because loading may take minutes.

@@ -46,7 +46,7 @@ def test_ids_are_integers_if_all_files_have_only_integers(tmp_path: Path) -> Non
 
     assert ids_of(clicks) == [[7, 10]]
     assert ids_of(clicks, items) == [["7", "10"], ["10", "10030A", "9"]]
-    assert encode_ids([clicks, items], "id", "auto").said == [
+    assert encode_ids([clicks, items], "id", "auto").notes == [
         f"id: read as strings: {items.file}: column id, row 2: '10030A' is not an integer"
     ]
 
@@ -72,7 +72,7 @@ def test_snowflakes_are_integers_in_text_and_parquet(tmp_path: Path) -> None:
     for table in (text(tmp_path, "x.csv", *cells), parquet(tmp_path, "x.parquet", SNOWFLAKES)):
         encoded = encode_ids([table], "id", "auto")
         assert encoded.ids.tolist() == SNOWFLAKES
-        assert encoded.said == ["id: JavaScript rounds integers beyond 2^53; --set id=string makes them strings"]
+        assert encoded.notes == ["id: JavaScript rounds integers beyond 2^53; --set id=string makes them strings"]
     assert ids_of(text(tmp_path, "x.csv", str(2**63 - 1), str(-(2**63)))) == [[2**63 - 1, -(2**63)]]
 
 
@@ -81,7 +81,7 @@ def test_more_than_64_bits_are_strings(tmp_path: Path) -> None:
     encoded = encode_ids([text(tmp_path, "x.csv", "1", str(2**63))], "id", "auto")
 
     assert encoded.ids.tolist() == ["1", str(2**63)]
-    assert encoded.said == ["id: read as strings: an id does not fit in 64 bits"]
+    assert encoded.notes == ["id: read as strings: an id does not fit in 64 bits"]
 
 
 @pytest.mark.parametrize("cell", ["007", "+7", "7e3", "7.5", "0x7", "-0", "1_000"])
@@ -95,7 +95,7 @@ def test_integers_that_pandas_made_floats(tmp_path: Path) -> None:
     other = text(tmp_path, "other.csv", "1")
     for table in (text(tmp_path, "x.csv", "0.0", "1.0"), parquet(tmp_path, "x.parquet", [0.0, 1.0])):
         assert ids_of(table, other) == [[0, 1], [1]]
-        assert encode_ids([table], "id", "auto").said == [
+        assert encode_ids([table], "id", "auto").notes == [
             f"{table.file}: column id: integers written with a decimal point are read as integers"
         ]
     assert ids_of(text(tmp_path, "x.csv", "1.0", "A")) == [["1.0", "A"]]  # 1.0 may be a name here
@@ -120,7 +120,7 @@ def test_blanks_around_ids_are_removed(tmp_path: Path) -> None:
     table = text(tmp_path, "x.csv", "A1", "A1 ", " B2", "A1 ")
 
     assert ids_of(table) == [["A1", "A1", "B2", "A1"]]
-    assert encode_ids([table], "id", "auto").said == [f"{table.file}: column id: removed the blanks around 2 ids"]
+    assert encode_ids([table], "id", "auto").notes == [f"{table.file}: column id: removed the blanks around 2 ids"]
     assert ids_of(text(tmp_path, "x.csv", " 7", "8")) == [[7, 8]]
 
 

@@ -270,7 +270,7 @@ def test_settings_without_effect_are_reported() -> None:
     ) == ["reassignments: 2 instead of 99; there are too few epochs for more"]
     assert TrainConfig(alpha=2, eta=0.5, negatives=9).without_effect(500) == [
         "no effect of eta, alpha: reassignments = 0",
-        "no effect of negatives: all 500 items are scored, up to full_softmax_items = 10000",
+        "no effect of negatives: 500 items are at most full_softmax_items = 10000, so nothing is sampled",
     ]
 
 

@@ -228,7 +228,7 @@ def test_a_users_file_that_does_not_match_is_reported(tmp_path: Path) -> None:
         load_dataset(interactions, config, users=users)
 
     users.write_text("user_id,age\n" + "".join(f"{user},{'NA' if user == 3 else user}\n" for user in range(120)))
-    messages = load_dataset(interactions, config, users=users).said
+    messages = load_dataset(interactions, config, users=users).notes
     assert messages == (f"{users}: column age: a category, not a number, because of 'NA'",)
 
 

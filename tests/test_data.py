@@ -258,7 +258,7 @@ def test_integers_in_one_file_and_strings_in_the_other_are_strings(tmp_path: Pat
     dataset = load_dataset(write(tmp_path, ROWS), CONFIG, items)
 
     assert dataset.item_ids.tolist() == ["10", "20", "30", "40"]
-    assert dataset.said == (f"item_id: read as strings: {items}: column item_id has strings",)
+    assert dataset.notes == (f"item_id: read as strings: {items}: column item_id has strings",)
 
 
 def test_times_far_apart_keep_their_order(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_the_gate_refuses_another_start_of_the_history(planted: Planted) -> None
     structure = with_network(planted.structure, network)
     requests = training_requests(planted.dataset, planted.split, 7, 0)
 
-    with pytest.raises(ExportRefused, match="not the trained one"):
+    with pytest.raises(ExportRefused, match="differs from the trained one"):
         check_parity(network, structure, requests)
 
 

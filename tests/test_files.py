@@ -152,8 +152,8 @@ def test_columns_without_a_header_are_recognised(tmp_path: Path, content: str, c
     table = read_table(file, WANTED)
 
     assert ", ".join(table.names) == columns
-    assert table.guessed == (f"{file}: no header; columns read as {columns}",)
-    assert load_dataset(file, TrainConfig(min_interactions=1)).said[:1] == table.guessed
+    assert table.notes == (f"{file}: no header; columns read as {columns}",)
+    assert load_dataset(file, TrainConfig(min_interactions=1)).notes[:1] == table.notes
 
 
 @pytest.mark.parametrize("content", ["1,a,4,5\n2,b,5,4\n", "1,a,4\n", "1,1700000000\n", "1,a,1700000000,1700000001\n"])
@@ -282,10 +282,10 @@ def test_guessed_columns_of_parts_are_reported(tmp_path: Path) -> None:
     for part in range(3):
         write(tmp_path, f"x/{part}.csv", f"1,a,170000000{part},4\n")
 
-    guessed = read_table(tmp_path / "x", WANTED).guessed
+    notes = read_table(tmp_path / "x", WANTED).notes
 
-    assert guessed[0].endswith("0.csv: no header; columns read as user_id, item_id, timestamp, rating")
-    assert guessed[1:] == (f"{tmp_path / 'x'}: the same in 2 other files",)
+    assert notes[0].endswith("0.csv: no header; columns read as user_id, item_id, timestamp, rating")
+    assert notes[1:] == (f"{tmp_path / 'x'}: the same in 2 other files",)
     write(tmp_path, "x/3.csv", "1,a,4,1700000000\n")
     with pytest.raises(DataError, match=r"3.csv: has no header"):
         read_table(tmp_path / "x", WANTED)
@@ -302,7 +302,7 @@ def test_no_file_of_a_folder_is_ignored_silently(tmp_path: Path) -> None:
     table = read_table(tmp_path / "x", WANTED)
 
     assert table.columns["item_id"].to_pylist() == ["a", "b", "a", "c"]
-    assert table.guessed == (f"{tmp_path / 'x'}: ignored: apr, mar.csv.bak",)
+    assert table.notes == (f"{tmp_path / 'x'}: ignored: apr, mar.csv.bak",)
     pq.write_table(pa.table(COLUMNS), tmp_path / "x" / "may.parquet")
     with pytest.raises(DataError, match=r"has Parquet and text \(jan.csv\); name one kind"):
         read_table(tmp_path / "x", WANTED)
@@ -324,7 +324,7 @@ def test_types_are_decided_over_all_parts_together(tmp_path: Path) -> None:
     dataset = load_dataset(tmp_path / "x", TrainConfig(min_interactions=1))
 
     assert dataset.item_ids.tolist() == ["7", "A7"]
-    assert dataset.said == (
+    assert dataset.notes == (
         f"item_id: read as strings: {tmp_path / 'x'}: column item_id, row 1 of 1.parquet: 'A7' is not an integer",
     )
 

@@ -40,8 +40,8 @@ def test_without_a_version_the_service_is_alive_but_not_ready(tmp_path: Path) ->
 def test_a_service_whose_search_hangs_is_not_ready(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, status: int
 ) -> None:
-    """After STUCK_SECONDS of a search, /readyz answers 503 until the search ends; /livez answers 200 throughout."""
-    monkeypatch.setattr("service.http.app.STUCK_SECONDS", seconds)
+    """After HUNG_SECONDS of a search, /readyz answers 503 until the search ends; /livez answers 200 throughout."""
+    monkeypatch.setattr("service.http.app.HUNG_SECONDS", seconds)
     store = FolderStore(str(tmp_path))
     store.activate(store.publish(planted.version))
     with TestClient(make_app(store)) as client, ThreadPoolExecutor(1) as thread:
@@ -82,6 +82,6 @@ def test_the_service_recovers_from_a_bug_in_batching(
         with pytest.raises(ZeroDivisionError):  # the test client raises the error instead of answering 500
             client.post("/v1/retrieve", json={"timeout_ms": 60_000})
 
-    assert "the queue is emptied" in caplog.text
+    assert "a batch could not be taken from the queue; all waiting requests fail" in caplog.text
     assert client.post("/v1/retrieve", json={}).status_code == 200
     assert client.get("/readyz").status_code == 200

@@ -46,7 +46,7 @@ def test_every_setting_is_in_a_group_and_has_a_meaning() -> None:
         "| `--host H` |",
         "| `POST /v1/retrieve` |",
         "| `exclude_history` |",
-        "| `HISTORY` | 1,000 | item ids of a history |",
+        "| `HISTORY` | 1,000 | item ids in a history |",
     ],
 )
 def test_rows_written_by_hand_are_in_the_reference(reference: str, row: str) -> None:

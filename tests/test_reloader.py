@@ -135,7 +135,7 @@ def test_a_store_that_does_not_answer_leaves_the_version_in_service(store: Steer
         store.activate(names[1])
         store.first["current"] = failing_once(StoreUnavailable("away"))
         await reloader.follow()
-        assert reloader.state == Waiting("the store cannot be read; the log says more")
+        assert reloader.state == Waiting("the store cannot be read; see the log")
         assert reloader.retriever.name == names[0]
         await reloader.follow()
         assert serves(reloader, names[1])
@@ -227,7 +227,7 @@ def test_a_version_is_loaded_again_at_once_after_a_failure_of_the_store(store: S
         store.first["load"] = failing_once(StoreUnavailable("away"))
         await reloader.follow()
         assert isinstance(reloader.state, Refused)
-        assert reloader.state.reason == "the store cannot be read; the log says more"
+        assert reloader.state.reason == "the store cannot be read; see the log"
         assert reloader.loader.refused == {}
         await reloader.follow()
         assert serves(reloader, names[0])
@@ -262,7 +262,7 @@ def test_a_thread_that_cannot_be_started_ends_no_task(store: Steered, names: tup
     async def follow() -> None:
         reloader = Reloader(store, 0.01, Metrics())
         tasks = [asyncio.create_task(reloader.run()), asyncio.create_task(reloader.holding.keep(0.01))]
-        await reloader.looked.wait()
+        await reloader.first_look_done.wait()
         store.activate(names[1])
         async with asyncio.timeout(30):
             while not serves(reloader, names[1]) or names[1] not in store.held[-1]:

@@ -75,7 +75,7 @@ def test_the_address_of_a_kubernetes_service_is_no_port(tmp_path: Path) -> None:
     assert line.startswith(
         "dr-service: DR_PORT: expected a whole number from 0 to 65535, found 'tcp://10.0.0.1:8000'; "
     )
-    assert 'a Service called "dr": name it otherwise or set enableServiceLinks: false' in line
+    assert 'a Service called "dr": give the Service a different name or set enableServiceLinks: false' in line
     assert "Kubernetes" not in refused(tmp_path, DR_WORKERS="tcp://10.0.0.1:8000")[0]
 
 

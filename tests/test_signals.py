@@ -18,7 +18,7 @@ from tests.planted import write_interactions
 from tests.redis_servers import free_port
 from tests.test_commands import BIN, QUICK
 from trainer.__main__ import main as dr_trainer
-from trainer.stopping import POLITE, stopped_by_signals
+from trainer.stopping import STOP_SIGNALS, stopped_by_signals
 
 
 def fitting(folder: Path) -> list[str]:
@@ -44,14 +44,14 @@ class Interrupting(io.StringIO):
 @pytest.fixture
 def heard() -> Iterator[None]:
     """Give all POLITE signals their default handlers; the caller of the tests may ignore some of them."""
-    before = {polite: signal.signal(polite, signal.SIG_DFL) for polite in POLITE}
+    before = {polite: signal.signal(polite, signal.SIG_DFL) for polite in STOP_SIGNALS}
     yield
     for polite, handler in before.items():
         signal.signal(polite, handler)
 
 
 @pytest.mark.usefixtures("heard")
-@pytest.mark.parametrize("number", POLITE)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_stopped_training_prints_how_to_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -100,15 +100,15 @@ def test_a_training_under_nohup_outlives_the_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("heard")
-@pytest.mark.parametrize("number", POLITE)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
     """The first signal restores the default handlers, and they stay in place after the command."""
     with stopped_by_signals() as received:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
         assert received == [number]
-        assert [signal.getsignal(polite) for polite in POLITE] == [signal.SIG_DFL] * len(POLITE)
-    assert [signal.getsignal(polite) for polite in POLITE] == [signal.SIG_DFL] * len(POLITE)
+        assert [signal.getsignal(polite) for polite in STOP_SIGNALS] == [signal.SIG_DFL] * len(STOP_SIGNALS)
+    assert [signal.getsignal(polite) for polite in STOP_SIGNALS] == [signal.SIG_DFL] * len(STOP_SIGNALS)
 
 
 @contextlib.contextmanager

@@ -228,7 +228,7 @@ def test_a_service_without_a_store_says_so(tmp_path: Path, caplog: pytest.LogCap
     """One line of the log has the absolute path; /readyz gives the reason without it."""
     detail = not_ready(open_store("stroe"))
 
-    assert detail == "no version is loaded: the store's folder does not exist; the log says more"
+    assert detail == "no version is loaded: the store's folder does not exist; see the log"
     (line,) = caplog.messages
     assert f"{tmp_path / 'stroe'}: there is no such folder" in line
 
@@ -250,7 +250,7 @@ def test_a_service_whose_current_version_is_damaged_says_so(tmp_path: Path, capl
     store.activate(name)
     (tmp_path / "versions" / name / "path_ids.npy").unlink()
 
-    assert not_ready(store) == "no version is loaded: the current version is damaged; the log says more"
+    assert not_ready(store) == "no version is loaded: the current version is damaged; see the log"
     assert f"{name}: path_ids.npy is missing" in caplog.text
 
 
@@ -269,7 +269,7 @@ def test_readyz_does_not_name_a_server_that_does_not_answer(caplog: pytest.LogCa
     port = free_port()
 
     assert not_ready(open_store(f"redis://127.0.0.1:{port}")) == (
-        "no version is loaded: the store cannot be read; the log says more"
+        "no version is loaded: the store cannot be read; see the log"
     )
     assert str(port) in caplog.text
 

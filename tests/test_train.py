@@ -175,7 +175,8 @@ def test_a_run_of_another_release_is_not_continued(planted: Planted, tmp_path: P
         Run(tmp_path, SMALL, planted.dataset)
 
     assert str(refused.value) == (
-        f"{tmp_path}: that run is of another release, which has other settings (device, shrink); name another folder"
+        f"{tmp_path}: that run is from a different release, which has other settings (device, shrink); "
+        "name another folder"
     )
 
 
@@ -186,7 +187,7 @@ def test_a_run_of_other_data_is_not_continued(planted: Planted, tmp_path: Path) 
     Run(tmp_path, SMALL, planted.dataset)
     changed = dataclasses.replace(planted.dataset, items=planted.dataset.items[::-1].copy())
 
-    with pytest.raises(ResumeError, match="other data"):
+    with pytest.raises(ResumeError, match="used different data"):
         Run(tmp_path, SMALL, changed)
 
 

@@ -47,7 +47,7 @@ Needs pip install 'deep-retrieval[benchmark]'. Interrupted? Run the same command
 SENSITIVITY_EXAMPLE = """example:
   dr-trainer sensitivity examples/online_retail/interactions.parquet --set k=20 --report sensitivity-report
 
-Learns encoder and head once, then paths for each value of K, D, J and alpha: about 17 times half of a training.
+Learns encoder and head once, then paths for each value of K, D, J and alpha: 8.5 times as long as one training.
 Interrupted? Run the same command again; it continues."""
 
 

@@ -151,7 +151,7 @@ class GradientSteps(_Group):
         "auto", description="where training runs; auto: on a GPU if torch sees one"
     )
     epochs: Count = Field(
-        20, description="passes over the interactions, two at least: the encoder's, then the path layers'"
+        20, description="passes over the interactions; at least two: first for the encoder, then for the path layers"
     )
     warmup_epochs: Count | Auto = Field(
         "auto", description="epochs in which the encoder learns, before there are paths; auto: two of five"
@@ -168,12 +168,12 @@ class GradientSteps(_Group):
     batch: Count | Auto = Field(
         "auto",
         description="interactions per step of the encoder; auto: a hundredth of all, from 256 to 2048. "
-        "The path layers take about 256",
+        "Path layers use steps of about 256",
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(
         0.003,
-        description="Adam's learning rate; falls to a tenth over the warm-up, and again over the epochs after it (with "
-        "reassignments: from one to the next)",
+        description="Adam's learning rate; falls linearly to a tenth during the warm-up, and again after it (each "
+        "reassignment starts a new fall)",
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.00001, description=f"L2 penalty; without effect on item vectors in catalogues of over {DENSE_ITEMS:,} items"
@@ -229,7 +229,7 @@ class GradientSteps(_Group):
 class Assignment(_Group):
     """Reassignment. The M-step (Sec. 3.3) moves items to other paths; all of this needs `reassignments` above 0."""
 
-    candidate_paths: Count = Field(80, description="S, paths with a score per item; all K^D where they are fewer")
+    candidate_paths: Count = Field(80, description="S, paths with a score per item; all K^D paths if that is less")
     eta: Annotated[float, Field(gt=0, le=1)] = Field(
         0.999, description="decay of an item's scores at each further observation of the item"
     )
@@ -240,10 +240,10 @@ class Assignment(_Group):
 
 
 class Answer(_Group):
-    """Answers. The defaults of a request that names none."""
+    """Answers. Defaults for requests that do not set k, beam or per_path."""
 
     k: Annotated[int, Field(ge=1, le=Limits.K)] = Field(
-        100, description="candidates returned; on average at most 9 times as many are read"
+        100, description="candidates returned; a request reads at most 9 k items on average"
     )
     beam: Annotated[int, Field(ge=1, le=Limits.BEAM)] | Auto = Field(
         "auto", description="W, paths searched; auto: chosen by measurement after training"
@@ -252,7 +252,7 @@ class Answer(_Group):
         "auto", description="n, items read of a path; auto: chosen together with beam"
     )
     rerank: Literal["lr", "softmax"] = Field(
-        "lr", description="what orders the candidates: logistic regression, or the softmax head alone"
+        "lr", description="method that orders the candidates: logistic regression, or the softmax head alone"
     )
 
     @model_validator(mode="after")
@@ -266,21 +266,23 @@ class Answer(_Group):
 
 
 class Gate(_Group):
-    """Gate. An index that fails a check is not published, except by `fit --allow-collapsed`."""
+    """Gate. An index that fails one of these checks is published only with `fit --allow-collapsed`."""
 
     gate_largest: Share = Field(
         0.05, description="largest share of the items on one path; 10 times k items are always allowed"
     )
-    gate_entropy: Share = Field(0.3, description="least entropy of the paths, relative to that of the items (log2 V)")
+    gate_entropy: Share = Field(
+        0.3, description="smallest allowed entropy of the paths, relative to that of the items (log2 V)"
+    )
     gate_reach: Share = Field(
         0.1,
-        description="least share of the clicked items that training users' requests read, relative to the most that as "
-        "many reads could",
+        description="smallest allowed share of the clicked items that training users' requests read, relative to the "
+        "share that the same number of random reads would reach",
     )
 
 
 class Data(_Group):
-    """Data. How the files are read, and who is held out for `evaluate`."""
+    """Data. How the files are read, and which users are held out for `evaluate`."""
 
     item_id: Literal["auto", "integer", "string"] = Field(
         "auto", description="type of item ids; auto: integer if every id in every file is one"
@@ -318,7 +320,7 @@ class TrainConfig(Data, Gate, Answer, Assignment, GradientSteps, Network, Struct
         changed = [name for name, field in TrainConfig.model_fields.items() if getattr(self, name) != field.default]
         unused = {
             "reassignments = 0": () if self.reassignments else Assignment.model_fields,
-            f"all {items} items are scored, up to full_softmax_items = {self.full_softmax_items}": (
+            f"{items} items are at most full_softmax_items = {self.full_softmax_items}, so nothing is sampled": (
                 () if self.samples_negatives(items) else ("negatives",)
             ),
         }

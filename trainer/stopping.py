@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that ask a process to stop
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that ask a process to stop
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def stopped_by_signals() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
-        before = {n: signal.getsignal(n) for n in POLITE if signal.getsignal(n) is not signal.SIG_IGN}
+        before = {n: signal.getsignal(n) for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
     for stop_signal in before:
         signal.signal(stop_signal, stop)
     try:

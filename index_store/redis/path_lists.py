@@ -26,7 +26,7 @@ class RemotePaths:
     def __init__(self, server: Server, keys: Keys) -> None:
         self._server, self._keys = server, keys
         self._paused_until = 0.0
-        self._told: set[str] = set()  # versions whose damage has been logged
+        self._logged: set[str] = set()  # versions whose damage has been logged
 
     def read(self, version: str, path_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int32]:
         """The first lengths[i] items of each path, concatenated; see PathReader.
@@ -34,7 +34,7 @@ class RemotePaths:
         Raises StoreUnavailable if the server does not answer in time, or if a list is missing.
         """
         if time.monotonic() < self._paused_until:
-            raise StoreUnavailable(f"{self._server.address} did not answer a moment ago; it will be asked again soon")
+            raise StoreUnavailable(f"{self._server.address} did not answer; the next try is within a second")
         try:
             keys = [self._keys.path(version, path_id) for path_id in path_ids.tolist()]
             lists = self._server.heads(keys, (4 * lengths).tolist())
@@ -44,8 +44,8 @@ class RemotePaths:
             raise
         if np.any(np.fromiter(map(len, lists), np.int64, len(lists)) != 4 * lengths):
             # A list cannot be empty, because only paths in use are read, and every path in use has items.
-            if version not in self._told:  # log once per version, not per request
-                self._told.add(version)
+            if version not in self._logged:  # log once per version, not per request
+                self._logged.add(version)
                 log.error(
                     "%s: path lists are missing or cut short in %s; publish it again", version, self._server.address
                 )

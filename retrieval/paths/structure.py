@@ -68,7 +68,7 @@ class PathStructure:
         except Exception as error:  # noqa: BLE001 -- the runtime has no single error class for a bad model
             raise VersionDamaged(f"model.onnx cannot be loaded ({type(error).__name__})") from None
         if _columns(session, "trie") != facts.width:
-            raise VersionDamaged("model.onnx searches another width than the manifest says")
+            raise VersionDamaged("model.onnx and the manifest have different widths K")
         trie = on_its_device(session, path_trie(index.path_ids, facts.depth, facts.width))
         reranker = Reranker.from_json(version.document("reranker.json"))
         return cls(session, index, trie, reranker, version.manifest.history, facts.max_beam)
@@ -152,7 +152,7 @@ class PathStructure:
             or beams.log_probs.shape != beams.paths.shape
             or (beams.user.dtype, beams.paths.dtype, beams.log_probs.dtype) != TYPES
         ):
-            raise VersionDamaged("model.onnx answers in other shapes or types than a version's; publish again")
+            raise VersionDamaged("the outputs of model.onnx have unexpected shapes or types; publish again")
         if not kernels.all_within(beams.paths, -1, len(self.index.path_ids)):
             raise VersionDamaged("model.onnx names a path that the version does not have; publish again")
         return beams
@@ -175,7 +175,7 @@ class PathStructure:
         return rerank(
             self.index,
             beams,
-            _with_the_rest(postings, self.index.items) if whole_catalogue else postings,
+            _with_unread_items(postings, self.index.items) if whole_catalogue else postings,
             self.reranker if queries[0].rerank else BY_PATH,
             [query.k for query in queries],
             [query.excluded for query in queries],
@@ -200,7 +200,7 @@ def _groups(waiting: Sequence[int], queries: Sequence[Query], beam: int) -> Iter
     yield group
 
 
-def _with_the_rest(postings: Postings, items: int) -> Postings:
+def _with_unread_items(postings: Postings, items: int) -> Postings:
     """The postings of one beam, with all items that were not read added to the last path that has items.
 
     If no path has items, the items are added to the first path. For an item on no searched path, the probability of

@@ -23,7 +23,7 @@ from service.http.values import EXACT
 from service.metrics import Metrics
 from service.process.draining import Draining
 from service.process.settings import Settings
-from service.serving.batcher import STUCK_SECONDS, Batcher
+from service.serving.batcher import HUNG_SECONDS, Batcher
 from service.serving.reloader import Reloader
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,13 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[api.State]:
         store_seconds = SEARCH_ROUND_TRIPS * settings.store_timeout_ms / 1000 if settings.residency == "remote" else 0
         batcher = Batcher(
-            settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics, STUCK_SECONDS + store_seconds
+            settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics, HUNG_SECONDS + store_seconds
         )
         tasks = [asyncio.create_task(run()) for run in (reloader.run, reloader.holding.keep, batcher.run)]
         # Usually the current version is loaded before the first request arrives. But /livez must not wait longer than
         # FIRST_LOOK_SECONDS for a long load, or for a store that does not answer.
         with suppress(TimeoutError):
-            await asyncio.wait_for(reloader.looked.wait(), FIRST_LOOK_SECONDS)
+            await asyncio.wait_for(reloader.first_look_done.wait(), FIRST_LOOK_SECONDS)
         log.info("%s", _summary(settings, reloader))
         try:
             with draining.on_signals(settings.drain_seconds):
@@ -69,8 +69,8 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
                 task.cancel()
             for ended in await asyncio.gather(*tasks, return_exceptions=True):
                 if isinstance(ended, Exception):  # a bug: no task should end before it is cancelled
-                    log.error("a task had failed", exc_info=ended)
-            await reloader.holding.let_go()
+                    log.error("a background task failed", exc_info=ended)
+            await reloader.holding.release()
 
     app: FastAPI = FastAPIOffline(
         title="Deep Retrieval",

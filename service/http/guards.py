@@ -22,8 +22,8 @@ CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii"} | {f"utf-{n}{end}" for n in (1
 MAX_TYPE = 256  # characters of a Content-Type that are parsed
 WRONG_TYPE = "Content-Type: expected application/json; with curl, add -H 'content-type: application/json'"
 WRONG_CHARSET = "Content-Type: expected JSON in UTF-8, with charset=utf-8 or without a charset"
-ENCODED = "expected a body that is not compressed; send it without this header"
-CODINGS = {"Content-Encoding": {"", "identity"}, "Transfer-Encoding": {"", "identity", "chunked"}}
+COMPRESSED = "expected a body that is not compressed; send it without this header"
+ALLOWED_CODINGS = {"Content-Encoding": {"", "identity"}, "Transfer-Encoding": {"", "identity", "chunked"}}
 
 
 class Route(APIRoute):
@@ -56,12 +56,12 @@ class AdminRoute(Route):
 
 
 def _require_json(request: Request) -> None:
-    for name, known in CODINGS.items():
+    for name, known in ALLOWED_CODINGS.items():
         codings = ",".join(request.headers.getlist(name)).lower().split(",")
         if {coding.strip() for coding in codings} <= known:
             continue
         # The header shows a client that the coding is wrong and not the type (RFC 9110, 12.5.3).
-        raise HTTPException(415, f"{name}: {ENCODED}", {"Accept-Encoding": "identity"})
+        raise HTTPException(415, f"{name}: {COMPRESSED}", {"Accept-Encoding": "identity"})
     wrong = _wrong_type(request.headers.get("content-type", "")[:MAX_TYPE])
     if wrong:
         raise HTTPException(415, wrong)

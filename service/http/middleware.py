@@ -60,8 +60,8 @@ class RequestMiddleware:
 
         # Refused before the body is read: to parse and check requests only to refuse them would leave no time for the
         # other requests.
-        asked = scope["path"] in RETRIEVALS and scope["method"] == "POST"
-        refused = asked and (413 if too_long else 429 if scope["state"]["batcher"].overloaded else 0)
+        is_retrieval = scope["path"] in RETRIEVALS and scope["method"] == "POST"
+        refused = is_retrieval and (413 if too_long else 429 if scope["state"]["batcher"].overloaded else 0)
         try:
             if refused:
                 response = problem(Request(scope), refused, self._too_long if too_long else BUSY)

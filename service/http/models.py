@@ -33,10 +33,10 @@ class RetrieveRequest(Body):
         None, description="candidates wanted; default: the version's"
     )
     beam: Annotated[int, integer(1, Limits.BEAM)] | None = Field(
-        None, description="paths searched; default: as many as k needs, and more if too few candidates are found"
+        None, description="paths searched; default: chosen for k, and widened if too few candidates are found"
     )
     per_path: Annotated[int, integer(1, Limits.PER_PATH)] | None = Field(
-        None, description="items read of each path; default: as many as k needs"
+        None, description="items read of each path; default: chosen for k"
     )
     exclude: Annotated[list[ItemId], FailFast()] = Field(
         [], max_length=Limits.EXCLUDE, description="item ids not to return"

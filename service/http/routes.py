@@ -111,7 +111,7 @@ async def readyz(request: Request, reloader: ReloaderDep) -> dict[str, str]:
     """A version is loaded, verified and warm, no search hangs, and the process is not shutting down."""
     if request.state.draining.begun:
         raise NotReady("the process is shutting down")
-    if request.state.batcher.stuck:
+    if request.state.batcher.hung:
         raise NotReady("a search hangs")
     return {"status": "ok", "version": reloader.retriever.name}
 

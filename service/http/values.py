@@ -93,14 +93,14 @@ FeatureValue = Annotated[
 ]
 
 
-def _few(context: Any) -> Any:
+def _limited(context: Any) -> Any:
     """Refuse too many features before any is validated: a million wrong features would make a million errors."""
     if isinstance(context, dict) and len(context) > Limits.FEATURES:
         raise PydanticCustomError("too_many", "expected at most {most} features", {"most": Limits.FEATURES})
     return context
 
 
-Context = Annotated[dict[FeatureName, FeatureValue], Field(max_length=Limits.FEATURES), BeforeValidator(_few)]
+Context = Annotated[dict[FeatureName, FeatureValue], Field(max_length=Limits.FEATURES), BeforeValidator(_limited)]
 
 
 def _is_left_out(value: Any, default: Any) -> bool:

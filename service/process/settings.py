@@ -14,10 +14,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from retrieval.query import Limits
 
 #: Variables that Kubernetes and Docker set for a Service called `dr` or `dr-...`.
-OF_A_SERVICE = re.compile(r"DR_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
-ITS_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+KUBERNETES_NAME = re.compile(
+    r"DR_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+KUBERNETES_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 #: Variables of docker-compose.yml, .env.example and the Makefile that are not settings of the service.
-OTHERS = {
+COMPOSE_VARIABLES = {
     "DR_REDIS_PASSWORD", "DR_SERVICE_PASSWORD", "DR_SERVICE_STORE", "DR_TRAINER_STORE", "DR_CHAOS", "DR_SOAK_SECONDS",
 }  # fmt: skip
 SHOWN = 80  # characters of a wrong value that an error message shows
@@ -42,7 +44,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     workers: int = Field(1, ge=1, le=256, description="processes, each with the network in its own memory")
     admin_token: SecretStr | None = Field(None, description="bearer token for /admin; unset: /admin is off")
-    poll_seconds: float = Field(0.5, gt=0, le=60, description="time between two looks at `current`")
+    poll_seconds: float = Field(0.5, gt=0, le=60, description="seconds between two reads of `current`")
     timeout_ms: int = Field(1000, ge=1, le=Limits.TIMEOUT_MS, description="deadline of a request without timeout_ms")
     max_queue: int = Field(
         512,
@@ -105,7 +107,7 @@ def unknown(environment: Mapping[str, str]) -> list[str]:
     lines = []
     for name, value in sorted(environment.items()):
         upper = name.upper()
-        others = upper in OTHERS or OF_A_SERVICE.fullmatch(upper) or ITS_ADDRESS.match(value)
+        others = upper in COMPOSE_VARIABLES or KUBERNETES_NAME.fullmatch(upper) or KUBERNETES_ADDRESS.match(value)
         if not upper.startswith("DR_") or others:
             continue
         if name in known:
@@ -145,6 +147,9 @@ def _shown(value: object) -> str:
 
 
 def _hint(called: str, value: object) -> str:
-    if called != "DR_PORT" or not ITS_ADDRESS.match(str(value)):
+    if called != "DR_PORT" or not KUBERNETES_ADDRESS.match(str(value)):
         return ""
-    return '; Kubernetes sets it for a Service called "dr": name it otherwise or set enableServiceLinks: false'
+    return (
+        '; Kubernetes sets it for a Service called "dr": give the Service a different name or set '
+        "enableServiceLinks: false"
+    )

@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 #: A single query that is predicted to take at most this time is searched on the event loop. To pass the search to a
 #: thread and the answer back could take the same time again.
-AT_ONCE_SECONDS = 0.002
+ON_LOOP_SECONDS = 0.002
 #: A search that takes longer than this counts as hung. A batch takes about a tenth of this time.
-STUCK_SECONDS = 1.5
+HUNG_SECONDS = 1.5
 #: The search time of a query that reads at most this many items depends on the number of paths alone. A query that
 #: reads more items is never searched on the event loop, and `Pace` does not learn from its time.
 LIGHT_READS = 5000
@@ -77,7 +77,7 @@ class Batcher:
     """
 
     def __init__(
-        self, max_queue: int, max_batch: int, max_wait: float, metrics: Metrics, longest_search: float = STUCK_SECONDS
+        self, max_queue: int, max_batch: int, max_wait: float, metrics: Metrics, longest_search: float = HUNG_SECONDS
     ) -> None:
         self._queue: deque[_Entry] = deque()
         self._arrived = asyncio.Event()
@@ -102,7 +102,7 @@ class Batcher:
         return len(self._queue) >= self._max_queue or time.monotonic() > self._queue[0].since + self._max_wait
 
     @property
-    def stuck(self) -> bool:
+    def hung(self) -> bool:
         """Whether a search hangs: the running search has lasted longer than `longest_search`."""
         since = self._searching_since
         return since is not None and time.monotonic() > since + self._longest_search
@@ -170,7 +170,7 @@ class Batcher:
                 try:
                     entries, queries = self._take()
                 except Exception as error:  # a bug: the waiting requests fail, later requests are searched
-                    log.exception("the queue is emptied")
+                    log.exception("a batch could not be taken from the queue; all waiting requests fail")
                     _fail(self._queue, error)
                     self._queue.clear()
                     self._arrived.clear()
@@ -216,7 +216,7 @@ class Batcher:
         in_thread = asyncio.get_running_loop().run_in_executor
 
         started = time.monotonic()
-        if alone and light and pace.seconds(1, beam) <= AT_ONCE_SECONDS:
+        if alone and light and pace.seconds(1, beam) <= ON_LOOP_SECONDS:
             answers = searcher.answer_once(queries)
         else:
             answers = await in_thread(thread, searcher.answer_once, queries)

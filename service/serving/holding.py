@@ -56,7 +56,7 @@ class Holding:
             await self.renew()
             await asyncio.sleep(seconds)
 
-    async def let_go(self) -> None:
+    async def release(self) -> None:
         """Release all versions, because the process ends. Never raises: without a renewal, leases expire."""
         with suppress(Exception):
             await asyncio.to_thread(self._store.hold, [])

@@ -13,7 +13,7 @@ from service.serving.retriever import Retriever
 from service.serving.trial import sizes, try_model
 
 #: Failures of a load that are no fault of the version: the next load may succeed.
-PASSING = (StoreUnavailable, StoreMisconfigured, StoreFull, VersionNotFound)
+TRANSIENT = (StoreUnavailable, StoreMisconfigured, StoreFull, VersionNotFound)
 
 
 class Loader:
@@ -36,7 +36,7 @@ class Loader:
             try:
                 await self._holding.renew()
                 retriever = await asyncio.to_thread(self._open, name)
-            except PASSING:
+            except TRANSIENT:
                 raise
             except Exception as error:
                 self.refused[name] = str(error)

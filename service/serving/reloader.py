@@ -43,7 +43,7 @@ from service.errors import NotReady
 from service.metrics import Metrics
 from service.serving.failure_log import FailureLog
 from service.serving.holding import Holding
-from service.serving.loading import PASSING, Loader
+from service.serving.loading import TRANSIENT, Loader
 from service.serving.retriever import Retriever
 
 log = logging.getLogger(__name__)
@@ -105,11 +105,11 @@ class Reloader:
         self.holding = Holding(store)
         self.loader = Loader(store, self.holding, metrics)
         self.state: Waiting | Loading | Refused | Serving = Waiting()
-        self.looked = asyncio.Event()  # set after the first look at the pointer
+        self.first_look_done = asyncio.Event()  # set after the first look at the pointer
         self._serving: Retriever | None = None
         self._before: Retriever | None = None  # kept in memory, so that a rollback loads nothing
         self._moving = asyncio.Lock()  # the pointer and the served version change together
-        self._following, self._hearing = FailureLog(log), FailureLog(log)
+        self._follow_failures, self._hint_failures = FailureLog(log), FailureLog(log)
 
     @property
     def retriever(self) -> Retriever:
@@ -127,7 +127,7 @@ class Reloader:
         """Follow the store's pointer until cancelled."""
         while True:
             await self.follow()
-            self.looked.set()
+            self.first_look_done.set()
             next_look = time.monotonic() + self._poll_seconds
             while (left := next_look - time.monotonic()) > 0:
                 if await self._hint(min(left, HINT_SECONDS)):
@@ -141,7 +141,7 @@ class Reloader:
             if name is None and self._serving is None:
                 reason = await asyncio.to_thread(self._why_none)
                 self.state = Waiting(reason)
-                self._following.failed(f"nothing to serve from {self._store}: {reason}")
+                self._follow_failures.failed(f"nothing to serve from {self._store}: {reason}")
                 return
             if name is not None:
                 refused = self.state if isinstance(self.state, Refused) and self.state.version == name else None
@@ -152,7 +152,7 @@ class Reloader:
                 else:
                     self.state = refused or Loading(name)
                     await self._load_and_serve(name)
-            self._following.over()
+            self._follow_failures.over()
         except Exception as error:  # noqa: BLE001 -- after any error, the version served before answers
             self._fail(name, error)
 
@@ -165,7 +165,7 @@ class Reloader:
         check_name(name)
         current = await asyncio.to_thread(self._store.current)
         if expected is not ... and expected != current:
-            raise PointerMoved("another version is current than the one expected; look again and repeat")
+            raise PointerMoved("the current version is not the expected one; read it again, then repeat")
         retriever = await self.loader.load(name)
         async with self._moving:
             replaced = await asyncio.to_thread(self._store.activate, name, expected)
@@ -223,10 +223,10 @@ class Reloader:
             if not isinstance(self.state, Refused):  # else the refused version is loaded each time the store recovers
                 self.state = Waiting(_reason(error))
         elif not isinstance(self.state, Serving):  # if serving, a swap finished first and has moved the pointer
-            wait = 0.0 if isinstance(error, PASSING) else RETRY_SECONDS
+            wait = 0.0 if isinstance(error, TRANSIENT) else RETRY_SECONDS
             self.state = Refused(name, _reason(error), time.monotonic() + wait)
         subject = "the store cannot be followed" if name is None else f"version {name} is not served"
-        self._following.failed(f"{subject}: {type(error).__name__}: {error}")
+        self._follow_failures.failed(f"{subject}: {type(error).__name__}: {error}")
 
     def _why_none(self) -> str:
         """The reason why no version is current. Raises StoreMissing or StoreUnavailable if the store cannot be read."""
@@ -238,14 +238,14 @@ class Reloader:
         try:
             moved = await asyncio.to_thread(self._store.wait, seconds)
         except Exception as error:  # noqa: BLE001 -- for example no thread can be started; the next wait may succeed
-            self._hearing.failed(f"the store's hints cannot be heard: {type(error).__name__}: {error}")
+            self._hint_failures.failed(f"the store's hints cannot be received: {type(error).__name__}: {error}")
             await asyncio.sleep(seconds)
             return False
-        self._hearing.over()
+        self._hint_failures.over()
         return moved
 
 
 def _reason(error: Exception) -> str:
     kind = next(kind for kind in type(error).__mro__ if kind in REASONS)
     cause = error.__cause__.strerror if isinstance(error.__cause__, OSError) else None
-    return f"{REASONS[kind]}: {cause}" if cause else f"{REASONS[kind]}; the log says more"
+    return f"{REASONS[kind]}: {cause}" if cause else f"{REASONS[kind]}; see the log"

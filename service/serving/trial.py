@@ -53,8 +53,8 @@ def try_model(version: Version) -> None:
     else:
         if done.returncode == 0:
             return
-        said = (done.stdout or done.stderr[-200:]).decode(errors="replace").strip()
-        reason = f"signal {-done.returncode}" if done.returncode < 0 else said or f"exit status {done.returncode}"
+        output = (done.stdout or done.stderr[-200:]).decode(errors="replace").strip()
+        reason = f"signal {-done.returncode}" if done.returncode < 0 else output or f"exit status {done.returncode}"
     raise VersionDamaged(
         f"{manifest.version}: model.onnx cannot be run in a process of its own with {memory / 2**20:,.0f} MiB of "
         f"memory and {SECONDS} s of processor time ({reason})"

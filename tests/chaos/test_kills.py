@@ -151,7 +151,7 @@ class Follower:
                     self.faults += [] if right else [f"{served.name} answers wrongly"]
                     self.faults += reloader.loader.refused.values()
                     self._news.notify()
-        await reloader.holding.let_go()
+        await reloader.holding.release()
 
 
 def test_killed_at_any_moment(

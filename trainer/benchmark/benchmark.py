@@ -48,7 +48,7 @@ from trainer.publish.version import BEAM_REQUESTS, make_version
 
 BUDGETS = (2, 5, 10)  # items read, as a multiple of k
 MARGIN = 0.9  # share of a budget that the beam is chosen for: held-out users may read more than training users
-WIDER = (2, 10)  # nodes that HNSW keeps during a search (efSearch), as a multiple of k
+HNSW_SEARCH = (2, 10)  # nodes that HNSW keeps during a search (efSearch), as a multiple of k
 GROUPS = 5  # groups of items, from rarely to often clicked
 UNMEASURED = "-"  # shown in tables for a missing figure
 FRONTIER_BEAMS = (5, 10, 15, 25, 35, 50, 75, 100, 150, 256)
@@ -60,8 +60,8 @@ METHODS = {
     **{f"deep_retrieval_{b}k": f"Deep Retrieval, {b} x k read" for b in BUDGETS},
     **{f"random_paths_{b}k": f"random paths, {b} x k read" for b in BUDGETS},
     "brute_force": "brute force, same vectors",
-    **{f"hnsw_{w}": f"HNSW, same vectors, ef {w} x k" for w in WIDER},
-    "two_tower": f"two-tower, HNSW, ef {WIDER[-1]} x k",
+    **{f"hnsw_{w}": f"HNSW, same vectors, ef {w} x k" for w in HNSW_SEARCH},
+    "two_tower": f"two-tower, HNSW, ef {HNSW_SEARCH[-1]} x k",
     "ease": "EASE",
     "als": "ALS",
     "item_cf": "Item-CF",
@@ -123,7 +123,7 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     vectors, bias = index.item_vectors.astype(np.float32), np.asarray(index.item_bias)
     graph, building = build_hnsw(vectors, bias)
     vectors = np.concatenate(measured.users)
-    for wider in WIDER:
+    for wider in HNSW_SEARCH:
         add(f"hnsw_{wider}", answer_hnsw(graph, vectors, requests, k, wider), encoder + building, measured.encoding)
 
     # The same encoder with random, fixed paths shows how much the learned paths contribute.
@@ -141,7 +141,7 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     graph, _ = build_hnsw(tower.item_vectors.detach().numpy(), tower.item_bias.numpy())
     seconds = time.perf_counter() - started
     vectors, encoding = encode(tower, requests, config.history)
-    add("two_tower", answer_hnsw(graph, vectors, requests, k, WIDER[-1]), seconds, encoding)
+    add("two_tower", answer_hnsw(graph, vectors, requests, k, HNSW_SEARCH[-1]), seconds, encoding)
     for name, score, took in _classics(config, dataset, split, progress):
         add(name, answer_all(score, requests, k), took)
 

@@ -44,7 +44,7 @@ DEPTHS = (2, 3, 4)
 #: Multiples of the alpha that meets the budget of reads. With a smaller alpha, paths are large, as in Table 5 of the
 #: paper. With a larger alpha, paths have only a few items, and such small whole numbers follow no power law.
 ALPHAS = (0.001, 0.01, 0.1, 1)
-DEALS = 1000  # permutations in the test of `chance`
+PERMUTATIONS = 1000  # permutations in the test of `chance`
 #: Titles of the settings in plots and tables.
 TITLES = {
     "beam": "beam width B",
@@ -195,7 +195,7 @@ def chance(recalls: NDArray[np.float64]) -> dict[str, Any]:
     differences = recalls[means.argmax()] - recalls[means.argmin()]
     users = len(differences)
     generator = np.random.default_rng(0)
-    shuffled = [np.ptp(generator.permuted(recalls, axis=0).mean(axis=1)) for _ in range(DEALS)]
+    shuffled = [np.ptp(generator.permuted(recalls, axis=0).mean(axis=1)) for _ in range(PERMUTATIONS)]
     by_chance = float(np.quantile(shuffled, 0.95))
     return {
         "standard_error": float(differences.std(ddof=1) / users**0.5) if users > 1 else None,

@@ -26,19 +26,19 @@ IdType = Literal["auto", "integer", "string"]
 
 _INTEGER = f"^{INTEGER}$"
 WITH_POINT = "integers written with a decimal point are read as integers"
-SAFE = 2**53  # programs that read JSON numbers as floats, such as JavaScript and jq, round integers beyond it
+MAX_EXACT_INTEGER = 2**53  # programs that read JSON numbers as floats, such as JavaScript and jq, round larger ones
 
 
 @dataclass(frozen=True)
 class EncodedIds:
     """The ids of several columns, encoded together.
 
-    rows: int64 indices into `ids`, one array per column. said: messages to print about how the ids were read.
+    rows: int64 indices into `ids`, one array per column. notes: messages to print about how the ids were read.
     """
 
     rows: list[Indices]
     ids: Ids
-    said: list[str]
+    notes: list[str]
 
 
 def required(table: Table, name: str) -> pa.ChunkedArray:
@@ -56,34 +56,34 @@ def encode_ids(tables: Sequence[Table], name: str, wanted: IdType) -> EncodedIds
     auto: integers if every id of every table is an integer, either by Parquet's type or because it is written as one (7
     or 7.0, but not 007). Blanks around an id are removed. Raises DataError naming file, row and value.
     """
-    said: list[str] = []
-    columns = [_IdColumn.read(table, name, said) for table in tables]
+    notes: list[str] = []
+    columns = [_IdColumn.read(table, name, notes) for table in tables]
     strings = [column for column in columns if not column.may_be_integers(wanted)]
     if strings and wanted == "integer":
         raise DataError(f"{strings[0].first_string()}; expected integers (--set {name}=integer)")
     if wanted == "auto" and any(column.has_integers for column in columns):
-        said += [f"{name}: read as strings: {column.first_string()}" for column in strings[:1]]
+        notes += [f"{name}: read as strings: {column.first_string()}" for column in strings[:1]]
     # If some table has only integers, 7.0 means 7, because pandas writes 7.0 if a column has missing values. If every
     # table has ids that are not integers, 7.0 may be a name and is not changed.
     plain_integers = len(strings) < len(columns)
-    values = [column.without_fraction(said) if plain_integers else column.values for column in columns]
+    values = [column.without_fraction(notes) if plain_integers else column.values for column in columns]
     if not strings and wanted != "string":
         try:
-            return _encode_integers(columns, [ids.cast(pa.int64()) for ids in values], name, said)
+            return _encode_integers(columns, [ids.cast(pa.int64()) for ids in values], name, notes)
         except pa.ArrowInvalid:
-            said.append(f"{name}: read as strings: an id does not fit in 64 bits")
-    return _encode_strings(columns, [ids.cast(pa.large_string()) for ids in values], said)
+            notes.append(f"{name}: read as strings: an id does not fit in 64 bits")
+    return _encode_strings(columns, [ids.cast(pa.large_string()) for ids in values], notes)
 
 
-def _encode_integers(columns: list[_IdColumn], values: list[pa.Array], name: str, said: list[str]) -> EncodedIds:
+def _encode_integers(columns: list[_IdColumn], values: list[pa.Array], name: str, notes: list[str]) -> EncodedIds:
     numbers = [ids.to_numpy() for ids in values]
     ids = np.unique(np.concatenate(numbers))
-    if max(-int(ids[0]), int(ids[-1])) > SAFE:
-        said.append(f"{name}: JavaScript rounds integers beyond 2^53; --set {name}=string makes them strings")
-    return EncodedIds([ids.searchsorted(n)[c.rows] for n, c in zip(numbers, columns, strict=True)], ids, said)
+    if max(-int(ids[0]), int(ids[-1])) > MAX_EXACT_INTEGER:
+        notes.append(f"{name}: JavaScript rounds integers beyond 2^53; --set {name}=string makes them strings")
+    return EncodedIds([ids.searchsorted(n)[c.rows] for n, c in zip(numbers, columns, strict=True)], ids, notes)
 
 
-def _encode_strings(columns: list[_IdColumn], values: list[pa.Array], said: list[str]) -> EncodedIds:
+def _encode_strings(columns: list[_IdColumn], values: list[pa.Array], notes: list[str]) -> EncodedIds:
     encoded = pa.concat_arrays(values).dictionary_encode()
     distinct = np.array(encoded.dictionary.to_pylist(), dtype=object)
     order = np.argsort(distinct)
@@ -91,7 +91,7 @@ def _encode_strings(columns: list[_IdColumn], values: list[pa.Array], said: list
     rank[order] = np.arange(len(order))
     starts = np.cumsum([len(ids) for ids in values])[:-1]
     ranks = np.split(rank[encoded.indices.to_numpy(zero_copy_only=False)], starts)
-    return EncodedIds([r[c.rows] for r, c in zip(ranks, columns, strict=True)], distinct[order], said)
+    return EncodedIds([r[c.rows] for r, c in zip(ranks, columns, strict=True)], distinct[order], notes)
 
 
 @dataclass(frozen=True)
@@ -104,19 +104,19 @@ class _IdColumn:
     rows: Indices
 
     @classmethod
-    def read(cls, table: Table, name: str, said: list[str]) -> _IdColumn:
+    def read(cls, table: Table, name: str, notes: list[str]) -> _IdColumn:
         column = plain(required(table, name), f"{table.file}: column {name}")
         if pa.types.is_string(column.type):
             column = column.cast(pa.large_string())  # all texts together may exceed 2 GiB
         encoded = column.combine_chunks().dictionary_encode()
         raw = cls(table, name, encoded.dictionary, encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64))
-        return dataclasses.replace(raw, values=raw._checked(said))
+        return dataclasses.replace(raw, values=raw._checked(notes))
 
     @property
     def _label(self) -> str:
         return f"{self.table.file}: column {self.name}"
 
-    def _checked(self, said: list[str]) -> pa.Array:
+    def _checked(self, notes: list[str]) -> pa.Array:
         """The values without surrounding blanks, and with floats converted to integers."""
         values = self.values
         if pa.types.is_boolean(values.type):
@@ -124,16 +124,16 @@ class _IdColumn:
         if pa.types.is_integer(values.type):
             return values
         if pa.types.is_floating(values.type):
-            whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), float(SAFE)))
+            whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), float(MAX_EXACT_INTEGER)))
             if bad := self._first(pc.invert(whole)):
                 raise DataError(
                     f"{self._label}, {bad}: expected integers or strings; cast the column to BIGINT or VARCHAR"
                 )
-            said.append(f"{self._label}: {WITH_POINT}")
+            notes.append(f"{self._label}: {WITH_POINT}")
             return values.cast(pa.int64())
         bare = pc.utf8_trim_whitespace(values)
         if padded := pc.sum(pc.not_equal(bare, values)).as_py():
-            said.append(f"{self._label}: removed the blanks around {padded} ids")
+            notes.append(f"{self._label}: removed the blanks around {padded} ids")
         lengths = pc.utf8_length(bare)
         if bad := self._first(pc.or_(pc.less(lengths, 1), pc.greater(lengths, Limits.ITEM_ID))):
             raise DataError(f"{self._label}, {bad}: expected 1 to {Limits.ITEM_ID} characters")
@@ -157,13 +157,13 @@ class _IdColumn:
         is_text = self.name in self.table.texts
         return is_text and bool(pc.any(pc.match_substring_regex(self.values, _INTEGER)).as_py())
 
-    def without_fraction(self, said: list[str]) -> pa.Array:
+    def without_fraction(self, notes: list[str]) -> pa.Array:
         """The ids, with 7.0 in a text file changed to 7."""
         if pa.types.is_integer(self.values.type) or self.name not in self.table.texts:
             return self.values
         whole = pc.replace_substring_regex(self.values, r"^(0|-?[1-9][0-9]{0,18})\.0+$", r"\1")
         if pc.any(pc.not_equal(whole, self.values)).as_py():
-            said.append(f"{self._label}: {WITH_POINT}")
+            notes.append(f"{self._label}: {WITH_POINT}")
         return whole
 
     def _first(self, selected: pa.BooleanArray) -> str:

@@ -47,7 +47,7 @@ class UserContext:
     categories: Indices
     numbers: NDArray[np.float32]
     columns: Sequence[pa.ChunkedArray] = field(default=(), repr=False)
-    said: tuple[str, ...] = ()  # messages to print about how the columns were read
+    notes: tuple[str, ...] = ()  # messages to print about how the columns were read
 
     @classmethod
     def none(cls, users: int) -> UserContext:
@@ -71,7 +71,7 @@ def read_context(
     """
     columns: list[pa.ChunkedArray] = []
     features: list[Category | Number] = []
-    said: list[str] = []
+    notes: list[str] = []
     for index, spec in enumerate(specs):
         name, _, kind = spec.partition(":")
         source = next((source for source in sources if name in source.table.names), None)
@@ -83,7 +83,7 @@ def read_context(
         try:
             if schema:
                 features.append(schema.features[index])
-            elif kind == "number" or (kind == "" and _holds_numbers(column, label, name in source.table.texts, said)):
+            elif kind == "number" or (kind == "" and _holds_numbers(column, label, name in source.table.texts, notes)):
                 features.append(Number.fit(name, _numbers(column, label)))
             else:
                 features.append(Category.fit(name, pc.unique(column).to_pylist()))
@@ -101,11 +101,11 @@ def read_context(
         np.stack(codes, 1) if codes else np.zeros((users, 0), np.int64),
         np.stack(numbers, 1) if numbers else np.zeros((users, 0), np.float32),
         columns,
-        tuple(said),
+        tuple(notes),
     )
 
 
-def _holds_numbers(column: pa.ChunkedArray, label: str, is_text: bool, said: list[str]) -> bool:
+def _holds_numbers(column: pa.ChunkedArray, label: str, is_text: bool, notes: list[str]) -> bool:
     """Whether `column` has numbers and is not a category. Adds a message to `said` if a text column has both."""
     if is_text:
         texts = pc.unique(pc.drop_null(pc.utf8_trim_whitespace(column)))
@@ -113,7 +113,7 @@ def _holds_numbers(column: pa.ChunkedArray, label: str, is_text: bool, said: lis
         is_number = pc.match_substring_regex(texts, f"^{NUMBER}$")
         if pc.any(is_number).as_py() and not pc.all(is_number).as_py():
             first = texts[pc.index(is_number, False).as_py()].as_py()
-            said.append(f"{label}: a category, not a number, because of {first[:60]!r}")
+            notes.append(f"{label}: a category, not a number, because of {first[:60]!r}")
         return bool(pc.all(is_number).as_py() and len(texts))
     return bool(pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
 

@@ -28,7 +28,7 @@ class Dataset:
     """The sequences of U users over V items.
 
     item_ids: (V,) and user_ids: (U,), ascending. items: int32 (N,), item indices, user by user, each in time
-    order. offsets: int64 (U + 1,). context: the users' features. said: messages to print about how files were read.
+    order. offsets: int64 (U + 1,). context: the users' features. notes: messages to print about how files were read.
     """
 
     item_ids: Ids
@@ -36,7 +36,7 @@ class Dataset:
     items: NDArray[np.int32]
     offsets: NDArray[np.int64]
     context: UserContext
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """SHA-256 over all arrays; different data sets have different digests."""
@@ -104,20 +104,20 @@ def load_dataset(
     seen = np.maximum(lengths // 2 if config.split == "users" else lengths - 1, 1)
     sources.append(UserRows(table, rows[offsets[:-1] + seen - 1]))
     context_of = read_context(config.context, sources, len(kept_users), schema)
-    said = [line for part in (table, catalogue, by_user) if part for line in part.guessed]
-    said += [*encoded_items.said, *encoded_users.said, *context_of.said]
+    notes = [line for part in (table, catalogue, by_user) if part for line in part.notes]
+    notes += [*encoded_items.notes, *encoded_users.notes, *context_of.notes]
     if len(kept_users) < before:
         dropped = f"{before - len(kept_users)} of {before} users have fewer than {config.min_interactions} interactions"
-        said.append(f"{dropped} and are left out (min_interactions)")
+        notes.append(f"{dropped} and are left out (min_interactions)")
     if catalogue and not np.isin(item_of[rows], encoded_items.rows[1]).any():
-        said.append(f"warning: no item of the interactions is in {items}; are ids written the same way in both files?")
+        notes.append(f"warning: no item of the interactions is in {items}; are ids written the same way in both files?")
     return Dataset(
         encoded_items.ids[kept_items],
         user_ids[kept_users],
         np.searchsorted(kept_items, item_of[rows]).astype(np.int32),
         offsets,
         context_of,
-        tuple(said),
+        tuple(notes),
     )
 
 

@@ -58,14 +58,14 @@ class Table:
 
     names: the names of all columns in the file. texts: the wanted columns that were read from text, so their types are
     not known; the other wanted columns have Parquet types. parts: the files of the table, with their row counts.
-    guessed: one message for each guess about the files.
+    notes: one message for each guess about the files.
     """
 
     file: Path
     columns: pa.Table
     names: tuple[str, ...]
     texts: frozenset[str]
-    guessed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     parts: tuple[tuple[Path, int], ...] = field(default=(), repr=False)
     has_header: bool = True
 
@@ -120,7 +120,7 @@ def _read_parts(place: Path, wanted: set[str]) -> Table:
             columns = columns.append_column(name, pa.array([named[name]] * len(columns), pa.string()))
         texts = part.texts | (wanted & set(named))
         names = (*part.names, *named)
-        parts.append(Table(path, columns, names, texts, part.guessed, has_header=part.has_header))
+        parts.append(Table(path, columns, names, texts, part.notes, has_header=part.has_header))
     if not parts:
         raise DataError(f"{place}: has no data file; expected Parquet, or text whose name ends in {' '.join(ENDINGS)}")
     first = parts[0]
@@ -133,13 +133,13 @@ def _read_parts(place: Path, wanted: set[str]) -> Table:
                 f"{part.file}: {_header(part)}, but {first.file} {_header(first)}; give all of them the same header"
             )
     tables, texts = _same_types(parts)
-    guessed = [f"{place}: ignored: {_listed(ignored)}"] if ignored else []
-    guesses = [part.guessed for part in parts if part.guessed]
+    notes = [f"{place}: ignored: {_listed(ignored)}"] if ignored else []
+    guesses = [part.notes for part in parts if part.notes]
     if guesses:
-        guessed += [*guesses[0], *([f"{place}: the same in {len(guesses) - 1} other files"] if guesses[1:] else [])]
+        notes += [*guesses[0], *([f"{place}: the same in {len(guesses) - 1} other files"] if guesses[1:] else [])]
     counts = tuple((part.file.relative_to(place) if place.is_dir() else part.file, len(part.columns)) for part in parts)
     whole = pa.concat_tables(tables, promote_options="permissive")
-    return Table(place, whole, first.names, texts, tuple(guessed), counts)
+    return Table(place, whole, first.names, texts, tuple(notes), counts)
 
 
 def _header(part: Table) -> str:
@@ -240,7 +240,7 @@ def _read_file(file: Path, wanted: set[str]) -> Table:
         raise DataError(f"{file}: neither Parquet nor text: it has zero bytes. Supported are {FORMS}")
     text = read_text(file, head.decode("utf-8-sig", "replace"), wanted, whole)
     texts = frozenset(text.columns.column_names)
-    return Table(file, text.columns, tuple(text.names), texts, tuple(text.guessed), has_header=text.has_header)
+    return Table(file, text.columns, tuple(text.names), texts, tuple(text.notes), has_header=text.has_header)
 
 
 def _read_parquet(file: Path, wanted: set[str], whole: bytes | None) -> Table:

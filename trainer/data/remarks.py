@@ -15,7 +15,7 @@ from trainer.progress import counted
 
 def remarks(dataset: Dataset, config: TrainConfig, users: Path | None, current: Manifest | None) -> Iterator[str]:
     """One message per remark. users: the users file, if given. current: the manifest of the current version."""
-    yield from dataset.said
+    yield from dataset.notes
     if dataset.context.schema.features:
         yield "context: " + "; ".join(
             f"{feature.name} is a category of {counted(len(feature.values), 'value')}"

@@ -62,7 +62,7 @@ class Text:
     columns: pa.Table
     names: list[str]
     has_header: bool
-    guessed: list[str]
+    notes: list[str]
 
 
 def read_text(file: Path, head: str, wanted: set[str], whole: bytes | None) -> Text:
@@ -76,7 +76,7 @@ def read_text(file: Path, head: str, wanted: set[str], whole: bytes | None) -> T
         head, separator = head.replace(separator, "\t"), "\t"
     read_as = f"{file}: read as text with columns separated by {separator!r}"
     has_header = True
-    guessed: list[str] = []
+    notes: list[str] = []
     rows = csv.reader(io.StringIO(head, newline=""), delimiter=separator)
     try:
         first = next((row for row in rows if row), [])
@@ -84,7 +84,7 @@ def read_text(file: Path, head: str, wanted: set[str], whole: bytes | None) -> T
         names = names_of(first)
         if not {"user_id", "item_id"} & set(names) and any(_DATA.match(cell.strip()) for cell in first):
             names = _columns_without_header(file, [first, *itertools.islice(filter(None, rows), SAMPLE)], wanted)
-            has_header, skipped, guessed = False, 0, [f"{file}: no header; columns read as {', '.join(names)}"]
+            has_header, skipped, notes = False, 0, [f"{file}: no header; columns read as {', '.join(names)}"]
     except csv.Error:
         raise DataError(
             f"{read_as}, but a value is longer than 128 KiB; is a quote left open, or is it not a table?"
@@ -96,9 +96,9 @@ def read_text(file: Path, head: str, wanted: set[str], whole: bytes | None) -> T
     if problem and separator in QUOTED:
         raise DataError(f"{read_as}, but {problem}")
     if problem:
-        guessed.append(f"{file}: quotes are read as ordinary characters, because {problem}")
+        notes.append(f"{file}: quotes are read as ordinary characters, because {problem}")
     table = _parse(file, whole, read_as, names, wanted, separator, skipped, quoted=not problem)
-    return Text(table, names, has_header, guessed)
+    return Text(table, names, has_header, notes)
 
 
 class NoRows(DataError):

@@ -56,7 +56,7 @@ class Run:
             raise ResumeError(f"{file}: damaged; name another folder") from None
         if names:
             raise ResumeError(
-                f"{folder}: that run is of another release, which has other settings ({', '.join(names)}); "
+                f"{folder}: that run is from a different release, which has other settings ({', '.join(names)}); "
                 "name another folder"
             )
         if differing:
@@ -64,7 +64,7 @@ class Run:
                 f"{folder}: that run was started with other values of {', '.join(differing)}; name another folder"
             )
         if not same_data:
-            raise ResumeError(f"{folder}: that run was of other data; name another folder")
+            raise ResumeError(f"{folder}: that run used different data; name another folder")
 
     def published(self) -> dict[str, Any] | None:
         """The facts that `record_published` wrote last, or None."""

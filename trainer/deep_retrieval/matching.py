@@ -18,7 +18,7 @@ import numpy as np
 from numba import njit
 
 SLACK = 1.3  # a column has room for SLACK times its even share of the rows, rounded up
-AHEAD = 16  # number of cheapest columns that are listed at once for a rejected row
+LISTED = 16  # number of cheapest columns that are listed at once for a rejected row
 
 
 @njit(cache=True)
@@ -42,7 +42,7 @@ def _match(cost):  # type: ignore[no-untyped-def]
     room = np.full(columns, math.ceil(SLACK * rows / columns), np.int64)
     matched, proposal = np.empty(rows, np.int64), np.empty(rows, np.int64)
     # For a rejected row: its cheapest columns (listed), their number (known), and the number already tried (used).
-    listed, known, used = np.empty((rows, AHEAD), np.int32), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    listed, known, used = np.empty((rows, LISTED), np.int32), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
     free = np.arange(rows)
     for row in free:
         proposal[row] = _cheapest(cost[row])
@@ -100,9 +100,9 @@ def _list_cheapest(costs, room, listed):  # type: ignore[no-untyped-def]
     """Fill `listed` (AHEAD,) with a row's cheapest columns that have room, cheapest first; returns their number."""
     count = 0
     for column, cost in enumerate(costs):
-        if not room[column] or (count == AHEAD and not cost < costs[listed[AHEAD - 1]]):
+        if not room[column] or (count == LISTED and not cost < costs[listed[LISTED - 1]]):
             continue
-        count = min(count + 1, AHEAD)
+        count = min(count + 1, LISTED)
         place = count - 1
         while place and cost < costs[listed[place - 1]]:
             listed[place] = listed[place - 1]

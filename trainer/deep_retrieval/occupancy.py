@@ -54,13 +54,13 @@ def collapse(occupancy: Occupancy, config: TrainConfig) -> list[str]:
     most = max(10 * config.k, config.gate_largest * items)
     if occupancy.largest > most:
         faults.append(
-            f"the largest path holds {occupancy.largest} of {items:.0f} items, expected {most:.0f} at most "
+            f"the largest path holds {occupancy.largest} of {items:.0f} items, expected at most {most:.0f} "
             f"(10 k, or gate_largest = {config.gate_largest:.1%} of them)"
         )
     least = config.gate_entropy * math.log2(items)
     if occupancy.entropy < least:
         faults.append(
-            f"the paths have an entropy of {occupancy.entropy:.1f} bits, expected {least:.1f} at least "
+            f"the paths have an entropy of {occupancy.entropy:.1f} bits, expected at least {least:.1f} "
             f"(gate_entropy = {config.gate_entropy} of the items' {math.log2(items):.1f})"
         )
     return faults

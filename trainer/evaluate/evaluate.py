@@ -81,10 +81,10 @@ def table(result: dict[str, Any], split: str) -> str:
     lines += [
         "",
         f"ratio to brute force: {', '.join(shown)}",
-        f"items read: {deep['candidates_mean']:.1f} a request on average, {deep['candidates_p99']:.0f} at most in 99 %",
+        f"items read: {deep['candidates_mean']:.1f} a request on average, 99th percentile {deep['candidates_p99']:.0f}",
     ]
     if result["structural_recall"] is not None:
-        lines.append(f"of brute force's answer, {100 * result['structural_recall']:.1f} % was among them")
+        lines.append(f"of brute force's answer, {100 * result['structural_recall']:.1f} % was among the items read")
     lines.append(
         f"paths used: {paths['used']}, the largest holds {paths['largest']}, the mean {paths['mean_size']:.2f}"
     )

@@ -75,8 +75,8 @@ class Health:
         if self.reach < config.gate_reach * possible:
             faults.append(
                 f"{self.reach:.1%} of the clicked items are in reach of {self.reach_users} training users at the "
-                f"default beam, expected {config.gate_reach * possible:.1%} at least (gate_reach = "
-                f"{config.gate_reach:.1%} of what as many reads could reach)"
+                f"default beam, expected at least {config.gate_reach * possible:.1%} (gate_reach = "
+                f"{config.gate_reach:.1%} of what the same number of random reads would reach)"
             )
         return faults
 

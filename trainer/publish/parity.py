@@ -45,7 +45,7 @@ def check_parity(network: Network, structure: PathStructure, requests: Requests)
                 last = trained[torch.arange(batch), inputs[1]]
             if not np.allclose(last.numpy(), beams.user, rtol=HALF_TOLERANCE, atol=HALF_TOLERANCE):
                 raise ExportRefused(
-                    f"the exported encoder is not the trained one, at batch {batch}; nothing was published"
+                    f"the exported encoder differs from the trained one at batch size {batch}; nothing was published"
                 )
             alive = np.isfinite(beams.log_probs)
             for name, expected, actual in (

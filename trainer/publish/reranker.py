@@ -16,7 +16,7 @@ from retrieval.paths.structure import PathStructure
 from trainer.data.requests import Requests
 
 PRIOR = 300.0  # strength of the L2 penalty in clicks: with 300 clicks, it about halves a weight
-FREE = 100.0  # the L2 penalty on the weight of the logit is FREE^2 times weaker
+LOGIT_FREEDOM = 100.0  # the L2 penalty on the weight of the logit is FREE^2 times weaker
 
 
 def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_path: int) -> Reranker:
@@ -48,7 +48,7 @@ def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_pa
         return SOFTMAX
     # Features are standardised only for the solver; the final weights are for the raw features. The logit's weight has
     # almost no penalty. The other weights shrink to 0 if there are few clicks; the reranker is then the softmax head.
-    std = (x[taught].std(axis=0) + 1e-9) * [1 / FREE, 1, 1, 1]
+    std = (x[taught].std(axis=0) + 1e-9) * [1 / LOGIT_FREEDOM, 1, 1, 1]
     regression = LogisticRegression(C=1 / PRIOR, max_iter=1000).fit(x[taught] / std, y[taught], weight[taught])
     fitted = Reranker("lr", (regression.coef_[0] / std).astype(np.float32), float(regression.intercept_[0]))
     # A logit weight that is not positive is a sign of too few clicks.
