@@ -80,6 +80,7 @@ class _Room:
 
     def __init__(self, left: int) -> None:
         self.left = left
+        self.turn = asyncio.Lock()
 
 
 class _Body:
@@ -115,6 +116,9 @@ class _Body:
             self._taken += size
             if self._room.left < 0:
                 raise HTTPException(429, BUSY_WITH_LONG)
+            if not self._whole:
+                async with self._room.turn:  # one long body is read in each round of the event loop, so others do not wait
+                    await asyncio.sleep(0)
         return message
 
     def close(self) -> None:
