@@ -35,7 +35,7 @@ def main() -> int:
         zip(*(pq.read_table(DATA / "items.parquet")[c].to_pylist() for c in ("item_id", "title")), strict=True)
     )
     if (STORE / "CURRENT").exists():
-        say(f"1. {STORE} has a trained version already; delete it to train again")
+        say(f"1. {STORE} has a trained version already; delete it and {RUN} to train again")
     else:
         say("1. training on the purchases of 4,335 customers (at most two minutes on 2 cores)")
         train()

@@ -13,7 +13,8 @@
     ├── VersionInUse          the version is current or held, so it cannot be deleted
     └── PointerMoved          `current` is not the version that the caller expected
 
-Each message names the store or version, the expected and the found value, and the remedy.
+A message names the store or version and what was expected, and the remedy if there is one. It repeats the value that
+was found unless that may be a secret.
 """
 
 

@@ -19,7 +19,7 @@ NEWEST = 3  # versions that an error message lists when a version was not found
 class IndexStore(Protocol):
     """Write-once versions and one small pointer, `current`. Each docstring describes what a reader may observe.
 
-    Every method raises StoreUnavailable when the store cannot be reached.
+    Every method but `wait` raises StoreUnavailable when the store cannot be reached.
     """
 
     def require_readable(self) -> None:

@@ -89,9 +89,9 @@ class Answer(NamedTuple):
     items: int64 (<= k,), item indices. scores, path_log_probs: float32 of the same length. Scores order the
     candidates of one answer and cannot be compared between answers.
     short: whether there are fewer than k candidates; use this instead of comparing the length of items with k.
-    paths: the number of paths searched. read: the number of entries read from path lists, in all searches for this
-    query. candidates: the number of different items that the last search scored. narrowed: whether the search used a
-    narrower beam than the query's.
+    paths: the number of paths searched. read: the number of items read in all searches for this query; an item counts
+    once for each path that it is read from. candidates: the number of different items that the last search scored.
+    narrowed: whether the search used a narrower beam than the query's.
     """
 
     items: NDArray[np.int64]

@@ -1,6 +1,7 @@
 """Opens ONNX Runtime sessions, with the same options for the trainer's measurements and for the service.
 
-Only one other file opens a session: service/serving/trial_program.py, which tries a model in a process with limits.
+Of the packages, only one other file opens a session: service/serving/trial_program.py, which tries a model in a
+process with limits.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ PACKAGES = ("index_store", "retrieval", "trainer", "service")
 
 
 #: The rooms (subpackages) of each package, lowest first, with the rooms that each room may import. Files beside the
-#: rooms, such as errors.py and config.py, import no room, except __main__.py and the two files in DOORS.
+#: rooms, such as errors.py and config.py, import no room, except __main__.py and the two files in MAY_IMPORT_ROOMS.
 ROOMS: dict[str, dict[str, set[str]]] = {
     "trainer": {
         "data": set(),

@@ -64,7 +64,7 @@ def test_a_masked_trie_restricts_the_beam(planted: Planted) -> None:
 
 
 def test_a_trie_much_larger_than_its_paths_is_refused() -> None:
-    """800 paths of 64 kB could ask for a table of 4 GB: 1,601 rows of a million nodes."""
+    """800 paths in 6.4 kB could ask for a table of 6.7 GB: 1,602 rows of a million nodes."""
     path_ids = np.arange(800) * 2**40
 
     with pytest.raises(VersionDamaged, match=r"1602 rows of 1048576"):

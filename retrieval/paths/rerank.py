@@ -19,7 +19,7 @@ from retrieval.paths.index import PathIndex, Postings
 from retrieval.query import Answer
 
 #: The features of a candidate, in this order: the softmax head's logit, the item's bias, the log of the summed
-#: probability of the searched paths that hold the item, and the number of these paths.
+#: probability of the searched paths from which the item was read, and the number of these paths.
 FEATURES = ("logit", "bias", "path_log_prob", "paths")
 
 

@@ -203,8 +203,8 @@ def _groups(waiting: Sequence[int], queries: Sequence[Query], beam: int) -> Iter
 def _with_unread_items(postings: Postings, items: int) -> Postings:
     """The postings of one beam, with all items that were not read added to the last path that has items.
 
-    If no path has items, the items are added to the first path. For an item on no searched path, the probability of
-    that path is an upper bound, because the searched paths are the most probable.
+    If no path has items, the items are added to the first path. So an unread item gets the probability of the last
+    searched path with items, which none of its unsearched paths exceeds.
     """
     on_a_path = np.zeros(items, bool)
     on_a_path[postings.items] = True

@@ -21,9 +21,9 @@ def path_trie(path_ids: NDArray[np.int64], depth: int, width: int) -> NDArray[np
 
     Row 0 is the empty prefix. Then follow the prefixes of one node, ascending, the prefixes of two nodes, and so on.
     Entry [r, c] is the row of prefix r extended by node c. If prefix r has D - 1 nodes, the extension is a path and the
-    entry is its index in `path_ids`. An entry is -1 if no path in use begins with the extension. The last row, which is
-    also row -1, stands for no prefix; all its entries are -1. Memory: 4 * K bytes per row. Raises VersionDamaged for
-    more than MAX_ENTRIES.
+    entry is its index in `path_ids`. An entry is -1 if no path in use begins with the extension; used as a row index,
+    -1 selects the last row, whose entries are all -1, so the search never leaves it. Memory: 4 * K bytes per row.
+    Raises VersionDamaged for more than MAX_ENTRIES.
     """
     prefixes = [np.unique(path_ids // width ** (depth - layer)) for layer in range(depth + 1)]  # of 0 to D nodes
     starts = np.cumsum([0, *map(len, prefixes[:-1])])

@@ -117,7 +117,9 @@ class _Body:
             if self._room.left < 0:
                 raise HTTPException(429, BUSY_WITH_LONG)
             if not self._whole:
-                async with self._room.turn:  # one long body is read in each round of the event loop, so others do not wait
+                async with (
+                    self._room.turn
+                ):  # one long body is read in each round of the event loop, so others do not wait
                     await asyncio.sleep(0)
         return message
 

@@ -43,7 +43,9 @@ class RetrieveRequest(Body):
     )
     exclude_history: bool = Field(True, description="do not return items of the history")
     timeout_ms: Annotated[int, integer(1, Limits.TIMEOUT_MS)] | None = Field(
-        None, description="deadline: the search is narrowed to meet it; a request that misses it is answered 504"
+        None,
+        description="deadline: the search is narrowed to meet it; a request that misses it is answered 504 (503 with "
+        "remote path lists)",
     )
     rerank: bool = Field(True, description="order by the reranker's score; else by path probability")
 
@@ -78,8 +80,8 @@ class Candidate(BaseModel):
     """An item and its score.
 
     score: the reranker's score; compare scores within one answer only. path_log_prob: natural log of the summed
-    probability of the searched paths that hold the item. An item on no searched path has the path_log_prob of the last
-    searched path.
+    probability of the searched paths from which the item was read. An item that was not read from a path has the
+    path_log_prob of the last searched path with items.
     """
 
     item_id: ItemId

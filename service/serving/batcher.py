@@ -235,8 +235,8 @@ class Batcher:
     def _take(self) -> tuple[list[_Entry], list[Query]]:
         """Remove the next batch from the queue: the oldest entry and others that fit it. Also drop expired entries.
 
-        Returns the entries and their queries. Together the queries read at most Limits.READS items, because no other
-        search runs meanwhile; only a batch of one entry may read more.
+        Returns the entries and their queries. A batch reads at most Limits.READS items, because it blocks all other
+        searches until it ends.
         """
         self._queue = deque(entry for entry in self._queue if entry.left > 0)
         alike: list[_Entry] = []

@@ -1,4 +1,4 @@
-"""Loads a version by name: its model is tried, all parts are verified, and the Retriever is warmed up."""
+"""Loads a version by name: the store verifies all parts, the model is tried, and the Retriever is warmed up."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ class Pace:
     """Predicts how many seconds a search takes.
 
     A search takes a fixed time, a time for each query, and a time for each path of a query. All three are measured when
-    the version is loaded. Their sum is multiplied by a factor that changes with every search, because the machine may
-    be busy.
+    the version is loaded. Their sum is multiplied by a factor that follows the searches, because the machine may be
+    busy.
     """
 
     def __init__(self, per_search: float, per_query: float, per_path: float) -> None:

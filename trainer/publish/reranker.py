@@ -16,7 +16,7 @@ from retrieval.paths.structure import PathStructure
 from trainer.data.requests import Requests
 
 PRIOR = 300.0  # strength of the L2 penalty in clicks: with 300 clicks, it about halves a weight
-LOGIT_FREEDOM = 100.0  # the L2 penalty on the weight of the logit is FREE^2 times weaker
+LOGIT_FREEDOM = 100.0  # the L2 penalty on the weight of the logit is LOGIT_FREEDOM^2 times weaker
 
 
 def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_path: int) -> Reranker:

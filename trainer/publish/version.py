@@ -116,9 +116,9 @@ def assemble(
 ) -> Version:
     """Make a version of these parts.
 
-    requests: the same requests are also made as a caller would send them. Raises ExportRefused if the service encodes a
-    caller's request differently from training. The first of these requests become golden queries, stored with their
-    answers; the last golden query has an empty history.
+    requests: of training users, as item indices. Each is also written as a caller would send it, and ExportRefused is
+    raised if the service encodes that differently from training. The first requests become golden queries, stored with
+    their answers; the last golden query has an empty history.
     """
     ids = dataset.item_ids
     parts = {
