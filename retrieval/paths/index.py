@@ -6,6 +6,7 @@ Shapes: P paths in use, W paths that are read, V items, E numbers in an item vec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +55,15 @@ class PathIndex:
     def items(self) -> int:
         """V, the number of items."""
         return len(self.item_bias)
+
+    @cached_property
+    def _vectors(self) -> NDArray[np.float32]:
+        return self.item_vectors.astype(np.float32)
+
+    def logits(self, user: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The softmax head's logit of every item, (N, V): brute force. user: (N, E)."""
+        logits: NDArray[np.float32] = user @ self._vectors.T + self.item_bias
+        return logits
 
     @property
     def sizes(self) -> NDArray[np.int64]:

@@ -30,7 +30,16 @@ from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.fit import Trained, fit
 from trainer.deep_retrieval.layers import PathModel
 from trainer.errors import ConfigError, DataError
-from trainer.evaluate.measures import MEASURES, Items, by_user, new_items, no_new_items, precision_recall_f, tops
+from trainer.evaluate.measures import (
+    MEASURES,
+    Items,
+    by_user,
+    count_read,
+    new_items,
+    no_new_items,
+    precision_recall_f,
+    tops,
+)
 from trainer.progress import Progress, counted
 from trainer.publish.frontier import choose_beam
 from trainer.publish.index import make_index
@@ -90,12 +99,9 @@ class MeasuredPaths:
     def brute_force(self) -> list[Items]:
         """Each user's k best items by the head's logit, without items of the history."""
         answers: list[Items] = []
-        index = self.structure.index
-        vectors = index.item_vectors.astype(np.float32)
-        beams = self.requests.beams(self.structure, 1)
-        for part, searched in zip(self.requests.parts(), beams, strict=True):
-            scores = searched.user @ vectors.T + index.item_bias
-            answers += tops(scores, self.config.k, self.requests.histories[part])
+        for part, beams in zip(self.requests.parts(), self.requests.beams(self.structure, 1), strict=True):
+            logits = self.structure.index.logits(beams.user)
+            answers += tops(logits, self.config.k, self.requests.histories[part])
         return answers
 
     def figures(self, beam: int, exact: list[Items]) -> dict[str, Any]:
@@ -113,9 +119,7 @@ class MeasuredPaths:
             answers = rerank(index, searched, postings, SOFTMAX, [k] * len(histories), histories)
             items += [answer.items for answer in answers]
             reads += sum(answer.read for answer in answers)
-            read = candidates(index, searched, postings)
-            keys = np.concatenate([row * index.items + top for row, top in enumerate(exact[part])])
-            held += int(np.isin(keys, read.request * index.items + read.item).sum())
+            held += count_read(exact[part], candidates(index, searched, postings), index.items)
         rows = by_user(items, new_items(requests), k)
         return {
             **dict(zip(MEASURES, rows.mean(axis=0).tolist(), strict=True)),

@@ -23,7 +23,7 @@ from trainer.data.split import Split, clicked_items
 from trainer.deep_retrieval.occupancy import Occupancy
 from trainer.errors import DataError
 from trainer.evaluate.baselines import answer_all, item_cf, popularity
-from trainer.evaluate.measures import MEASURES, Answers, Items, new_items, no_new_items, ratios, tops
+from trainer.evaluate.measures import MEASURES, Answers, Items, count_read, new_items, no_new_items, ratios, tops
 from trainer.progress import Progress, counted
 
 
@@ -113,7 +113,6 @@ class MeasuredVersion:
         self.searcher, self.requests, self.k = searcher, requests, k
         self.structure = self.searcher.structure
         index = self.structure.index
-        vectors = index.item_vectors.astype(np.float32)
         next(self._beams(1), None)  # the first search of a session takes longer
         self.users: list[NDArray[np.float32]] = []  # user vectors, one array per batch
         filtered: list[Items] = []
@@ -126,7 +125,7 @@ class MeasuredVersion:
                 self.encoding += time.perf_counter() - started
                 histories = requests.histories[part]
                 started = time.perf_counter()
-                scores = beams.user @ vectors.T + index.item_bias
+                scores = index.logits(beams.user)
                 filtered += tops(scores, k, histories)
                 seconds += time.perf_counter() - started
                 unfiltered += tops(scores, k)
@@ -160,9 +159,8 @@ class MeasuredVersion:
                 free_answers += structure.answer([replace(query, excluded=nothing) for query in queries])
                 read = candidates(index, beams, structure.read(beams, per_path))
                 exact = self.brute_force.filtered[part]
-                keys = np.concatenate([row * index.items + top for row, top in enumerate(exact)])
-                held += int(np.isin(keys, read.request * index.items + read.item).sum())
-                wanted += len(keys)
+                held += count_read(exact, read, index.items)
+                wanted += sum(map(len, exact))
                 advance(len(queries))
         reads = np.array([answer.read for answer in answers])
         measured = Answers([a.items for a in answers], [a.items for a in free_answers], reads, seconds)

@@ -6,13 +6,14 @@ then empty are left out. A figure is None if no user is left. A ratio is None if
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.paths.rerank import Candidates
 from trainer.data.requests import Requests
 
 Items = NDArray[np.int64]
@@ -103,6 +104,12 @@ def popularity_groups(clicks: Items, groups: int) -> Items:
     kind = np.empty(len(clicks), np.int64)
     kind[order] = np.minimum(before * groups / max(clicks.sum(), 1), groups - 1).astype(np.int64)
     return kind
+
+
+def count_read(answers: Sequence[Items], read: Candidates, items: int) -> int:
+    """The number of answers that are among the items that the same requests read. items: V."""
+    keys = np.concatenate([row * items + answer for row, answer in enumerate(answers)])
+    return int(np.isin(keys, read.request * items + read.item).sum())
 
 
 def tops(scores: NDArray[Any], k: int, histories: list[Items] | None = None) -> list[Items]:

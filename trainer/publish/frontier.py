@@ -65,10 +65,9 @@ def frontier(
     """
     exact: list[NDArray[np.int64]] = []
     index = structure.index
-    vectors = index.item_vectors.astype(np.float32)
     for beam in beams:
         searched = list(requests.beams(structure, beam))
-        exact = exact or [_exact_top(part.user, vectors, index.item_bias, k) for part in searched]
+        exact = exact or [_exact_top(index.logits(part.user), k) for part in searched]
         for cap in caps:
             keys = [_keys_read(index, part, cap) for part in searched]
             read = sum(map(len, keys)) / len(requests.histories)
@@ -87,11 +86,8 @@ def _keys_read(index: PathIndex, beams: Beams, cap: int) -> NDArray[np.int64]:
     return keys
 
 
-def _exact_top(
-    user: NDArray[np.float32], vectors: NDArray[np.float32], bias: NDArray[np.float32], k: int
-) -> NDArray[np.int64]:
+def _exact_top(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """A key (request * V + item) for each of a user's k best items by the softmax head."""
-    logits = user @ vectors.T + bias
     k = min(k, logits.shape[1])
     top = np.argpartition(-logits, k - 1, axis=1)[:, :k]
     keys: NDArray[np.int64] = np.arange(len(top))[:, None] * logits.shape[1] + top
