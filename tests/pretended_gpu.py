@@ -1,4 +1,8 @@
-"""A GPU for machines without one: torch computes on the CPU, and fails where a real GPU would."""
+"""A GPU for machines without one: torch computes on the CPU, and fails if code mixes the two devices.
+
+This is stricter than a real GPU in one point, CPU indices into a GPU tensor, and laxer in another, a GPU scalar in an
+operation with a CPU tensor.
+"""
 
 from __future__ import annotations
 
