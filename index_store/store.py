@@ -19,7 +19,7 @@ NEWEST = 3  # versions that an error message lists when a version was not found
 class IndexStore(Protocol):
     """Write-once versions and one small pointer, `current`. Each docstring describes what a reader may observe.
 
-    Every method but `wait` raises StoreUnavailable when the store cannot be reached.
+    A method raises StoreUnavailable when it cannot reach the store; only `wait` never raises.
     """
 
     def require_readable(self) -> None:

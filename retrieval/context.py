@@ -94,7 +94,7 @@ class Category:
         return {value: code for value, code in known if value is not None}
 
     def encode(self, value: Value) -> int:
-        """The code of `value`. Its text is looked up first, then its meaning: 2 is "2.0", and true is "True"."""
+        """The code of the known value with the same text, else of one with the same meaning (2 matches "2.0")."""
         if value is None or is_absent(value):
             return 0
         text = as_text(value)

@@ -37,7 +37,7 @@ def test_requests_that_arrive_during_a_search_are_the_next_batch() -> None:
 
 
 def test_only_queries_that_agree_are_searched_together() -> None:
-    """A query with another beam, score or version waits for its own batch; none is lost, and the order is kept."""
+    """A query with another beam, `rerank` flag or version waits for its own batch, and no query is lost."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
         other = GatedRetriever()

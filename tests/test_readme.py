@@ -50,7 +50,7 @@ def test_links_have_a_target(page: Path) -> None:
 
 
 def test_the_map_lists_every_file_of_the_packages_once() -> None:
-    """The map in docs/architecture.md lists every Python file exactly once, and no file that does not exist."""
+    """The map in docs/files.md lists every Python file exactly once, and no file that does not exist."""
     listed = listed_files((ROOT / "docs" / "files.md").read_text())
     existing = {
         str(file.relative_to(ROOT))

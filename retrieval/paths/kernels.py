@@ -90,7 +90,8 @@ def join(items, lengths, log_probs):  # type: ignore[no-untyped-def]
     """The different items of each request, N in all, ordered by request, then item.
 
     items: (total,), the items of all paths, concatenated. lengths, log_probs: (B, W), of each path. Returns four arrays
-    (N,): request, item, log of the summed probability of the item's paths among these, and their number.
+    (N,): request, item, and for those of the request's W paths that the item was read from the log of their summed
+    probability and their number.
     """
     batch, width = lengths.shape
     total = len(items)

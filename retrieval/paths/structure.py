@@ -204,7 +204,7 @@ def _with_unread_items(postings: Postings, items: int) -> Postings:
     """The postings of one beam, with all items that were not read added to the last path that has items.
 
     If no path has items, the items are added to the first path. So an unread item gets the probability of the last
-    searched path with items, which none of its unsearched paths exceeds.
+    searched path with items, a rough upper bound for its own paths.
     """
     on_a_path = np.zeros(items, bool)
     on_a_path[postings.items] = True

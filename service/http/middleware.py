@@ -117,9 +117,8 @@ class _Body:
             if self._room.left < 0:
                 raise HTTPException(429, BUSY_WITH_LONG)
             if not self._whole:
-                async with (
-                    self._room.turn
-                ):  # one long body is read in each round of the event loop, so others do not wait
+                # Each round of the event loop reads the next piece of only one long body, so that other requests go on.
+                async with self._room.turn:
                     await asyncio.sleep(0)
         return message
 

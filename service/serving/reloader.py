@@ -1,21 +1,22 @@
 """Keeps the version that this process serves equal to the store's `current`.
 
-Every process compares its served version with the store's pointer at short intervals. So all replicas follow a move of
-the pointer even if the store's hint of the move is lost. `Reloader.state` is one of four:
+Every process compares the version it serves with the pointer again and again, so a whole fleet converges even if
+hints get lost. `Reloader.state` is one of four:
 
-                   current is v                   loaded, and still current
-    WAITING    ------------------>  LOADING(v)  ----------------------------->  SERVING(v)
-    (reason)                            |                                           |
-       ^                                | fails                                     | current is w
-       | the store does not answer,     v                                           v
-       | or names no version while   REFUSED(v, reason, until)                  LOADING(w)
-       | none is served                 |  ^
-    any state but REFUSED               +--+  `until` has passed: loaded again
+    state        event                                          next state
+    WAITING      v is current                                   LOADING(v)
+    LOADING(v)   v is loaded and still current                  SERVING(v)
+    LOADING(v)   the load fails                                 REFUSED(v, reason, until)
+    SERVING(v)   another version, w, is current                 LOADING(w)
+    REFUSED(v)   `until` has passed, and v is still current     v is loaded again
+    REFUSED(v)   another version, w, is current                 LOADING(w)
+    not REFUSED  the store does not answer                      WAITING(reason)
+    any          no version is current, and none is served      WAITING(reason)
+    any          a swap or rollback has loaded w and moved      SERVING(w)
+                 the pointer to it
 
-`POST /admin/v1/swap` and `/rollback` load a version first, then move the pointer and enter SERVING, from any state.
-
-Until SERVING is entered again, the version served before continues to answer, whatever fails. A request reads
-`Reloader.retriever` once and uses that version to the end, so no answer mixes two versions.
+The version that was served before answers until SERVING is entered again, so it answers through every failure. A
+request reads `retriever` once and keeps it, so no answer mixes two versions.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def read_context(
 
 
 def _holds_numbers(column: pa.ChunkedArray, label: str, is_text: bool, notes: list[str]) -> bool:
-    """Whether `column` has numbers and is not a category. Adds a message to `said` if a text column has both."""
+    """Whether `column` has numbers and is not a category. Adds a message to `notes` if a text column has both."""
     if is_text:
         texts = pc.unique(pc.drop_null(pc.utf8_trim_whitespace(column)))
         texts = texts.filter(pc.not_equal(texts, ""))

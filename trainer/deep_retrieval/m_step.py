@@ -80,8 +80,8 @@ def alpha_for_budget(scores: PathScores, beams: Paths, config: TrainConfig) -> f
     def reads(exponent: float) -> float:
         return expected_reads(descend(scores, 10**exponent, config.sweeps), beams, beam)
 
-    # With few scored paths, a request may read more than the budget even with the largest alpha. That alpha would make
-    # the scores irrelevant for hardly fewer reads, so the budget is then 10 % above the reads with the largest alpha.
+    # With few scored paths, a request may read more than the budget even with the largest alpha. That alpha would
+    # ignore the scores and still save almost no reads, so the budget is then 10 % above the reads with that alpha.
     budget = max(TRAINED_READS * config.k, 1.1 * reads(high))
     for _ in range(12):
         middle = (low + high) / 2
@@ -186,7 +186,7 @@ def _choose(scores, order, place, load, clicks, count, alpha):  # type: ignore[n
     for j in range(count):
         best = -np.inf
         for s in order:
-            # The paper subtracts N_v log(total). We do not: it is the same for all candidates, and log 0 at j = 0.
+            # The paper subtracts N_v log(total). We do not: it is the same for all candidates, and at j = 0 total is 0.
             gain = clicks * np.log(total + scores[s])
             if gain - alpha * _marginal(0) <= best:
                 break

@@ -97,7 +97,7 @@ def _cheapest(costs):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _list_cheapest(costs, room, listed):  # type: ignore[no-untyped-def]
-    """Fill `listed` (AHEAD,) with a row's cheapest columns that have room, cheapest first; returns their number."""
+    """Fill `listed` (LISTED,) with a row's cheapest columns that have room, cheapest first; returns their number."""
     count = 0
     for column, cost in enumerate(costs):
         if not room[column] or (count == LISTED and not cost < costs[listed[LISTED - 1]]):
