@@ -50,6 +50,7 @@ class TwoTower(nn.Module):
 
     @property
     def item_vectors(self) -> Tensor:
+        """The vectors of all items, (V, E)."""
         return self.item_embedding.weight
 
     def vectors_of(self, items: Tensor) -> Tensor:

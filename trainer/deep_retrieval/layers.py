@@ -113,6 +113,7 @@ class PathModel(nn.Module):
 
     @property
     def layers(self) -> list[PathLayer]:
+        """The D path layers."""
         return [layer for layer in self._layers if isinstance(layer, PathLayer)]
 
     @property

@@ -29,11 +29,14 @@ class UserModel(Protocol):
     item_bias: Tensor
 
     @property
-    def encoder(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]: ...
+    def encoder(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """User vectors (B, T + 1, E) from items (B, T), categories (B, C) and numbers (B, M)."""
 
-    def vectors_of(self, items: Tensor) -> Tensor: ...
+    def vectors_of(self, items: Tensor) -> Tensor:
+        """The vectors of `items`, (..., E)."""
 
-    def head_logits(self, user: Tensor) -> Tensor: ...
+    def head_logits(self, user: Tensor) -> Tensor:
+        """The softmax head's logit of every item, (N, V). user: (N, E)."""
 
 
 class SoftmaxHead:

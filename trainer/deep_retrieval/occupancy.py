@@ -43,6 +43,7 @@ class Occupancy:
         return cls(len(sizes), int(sizes[-1]), float(sizes.mean()), gini, float(-(share * np.log2(share)).sum()))
 
     def to_json(self) -> dict[str, Any]:
+        """The fields, for metrics.jsonl and the manifest."""
         return dataclasses.asdict(self)
 
 

@@ -45,6 +45,7 @@ class Health:
     previous: str | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """The fields and those of `occupancy`, for the manifest."""
         return {
             **self.occupancy.to_json(),
             "perplexity": self.perplexity,
