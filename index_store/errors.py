@@ -9,7 +9,7 @@
     ├── InvalidName           not a version name or not a store URL
     ├── VersionNotFound       the store has no such version
     ├── VersionDamaged        the version's bytes differ from the published bytes, or do not fit each other
-    ├── VersionIncompatible   the version has a format that this release does not read
+    ├── VersionIncompatible   the version has a format or a kind that this release does not read
     ├── VersionInUse          the version is current or held, so it cannot be deleted
     └── PointerMoved          `current` is not the version that the caller expected
 

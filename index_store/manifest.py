@@ -142,7 +142,9 @@ def counter(version: str) -> int:
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it has the form of a version name, else raise InvalidName. The form has no '/' and no ':'."""
+    """Return `name` if it has the form NAME, which is safe in paths and keys, else raise InvalidName. The form has no
+    '/' and no ':'.
+    """
     if not NAME.fullmatch(name):
         raise InvalidName("not a version name: expected lower-case letters, digits, '.', '_' and '-', at most 64")
     return name

@@ -58,7 +58,8 @@ class IndexStore(Protocol):
         """
 
     def load(self, version: str) -> Version:
-        """Load the version and check every digest and shape. The result stays valid even if the version is deleted.
+        """Load the version and check every digest and shape. The result stays valid even if the version is deleted
+        (with `remote=True` only until its path lists are gone).
 
         Raises VersionNotFound, VersionDamaged, VersionIncompatible.
         """

@@ -67,7 +67,7 @@ class Unknown(NamedTuple):
 class Query:
     """A request in the terms of one version."""
 
-    history: NDArray[np.int64]  # item indices, oldest first; the network reads the last of them
+    history: NDArray[np.int64]  # item indices, oldest first; the network reads at most the last `history` of them
     categories: Sequence[int]  # (C,) codes
     numbers: Sequence[float]  # (M,) standardised
     k: int

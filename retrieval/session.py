@@ -1,7 +1,7 @@
 """Opens ONNX Runtime sessions, with the same options for the trainer's measurements and for the service.
 
-Of the packages, only one other file opens a session: service/serving/trial_program.py, which tries a model in a
-process with limits.
+In the four packages of this project, only one other file opens a session: service/serving/trial_program.py, which
+tries a model in a process with limits.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The offline part: it learns the path model and the items' paths by EM, and publishes both as one version."""
+"""The offline part: it learns the path model and the items' paths, and publishes both as one version."""

@@ -87,8 +87,9 @@ class Structure(_Group):
     def resolve_width(self, items: int) -> int:
         """K for a catalogue of V items.
 
-        auto: the smallest K with K^D >= 5 V J, and at least 10. Random paths then seldom collide, so only the penalty
-        decides how many paths are used. Raises ConfigError if the trie of the paths would be too large.
+        auto: the smallest K with K^D >= 5 V J, and at least 10. Random paths then seldom collide, so the tree, or the
+        penalty of a reassignment, decides how many paths are used. Raises ConfigError if the trie of the paths would
+        be too large.
         """
         if self.width != "auto":
             width = self.width
@@ -196,7 +197,9 @@ class GradientSteps(_Group):
         return self
 
     def resolve_batch(self, interactions: int) -> int:
-        """Interactions per step of the encoder. auto: an epoch of a small data set has about a hundred steps too."""
+        """Interactions per step of the encoder. auto: an epoch of a small data set has about a hundred steps, if that
+        is between 256 and 2048 interactions per step.
+        """
         return min(2048, max(256, interactions // 100)) if self.batch == "auto" else self.batch
 
     def samples_negatives(self, items: int) -> bool:

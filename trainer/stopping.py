@@ -16,7 +16,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that as
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt at the first signal of POLITE; a second signal ends the process at once.
+    """Raise KeyboardInterrupt at the first signal of STOP_SIGNALS; a second signal ends the process at once.
 
     Yields a list that receives the signal's number, even if another exception replaces KeyboardInterrupt. An ignored
     signal, such as SIGHUP under nohup, stays ignored.

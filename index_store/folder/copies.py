@@ -19,7 +19,7 @@ class Copies(FolderStore):
         chunks: Callable[[str], Iterable[Buffer]],
         read_paths: PathReader | None = None,
     ) -> Version:
-        """Map and check the version. Without an intact copy, first copy the version and hold it.
+        """If there is no intact copy, first copy the version and hold it.
 
         chunks(part) yields the part piece by piece. If several processes of a host need a version at once, one process
         copies it and the others only check the copy. Raises the same errors as `load`.

@@ -190,7 +190,7 @@ class FolderStore:
     # -- the steps of a publish --
 
     def _make_folders(self) -> None:
-        """Create the store's folders. Their names survive a power failure before anything is written into them."""
+        """Create the store's folders. The names are made durable before anything is written into the folders."""
         self._versions.mkdir(parents=True, exist_ok=True)
         if not any(self._versions.iterdir()):
             for folder in self._versions.parents:
@@ -279,7 +279,8 @@ class FolderStore:
     def _remove_leftovers(self) -> None:
         """Remove the leftovers of killed publishers and deleters.
 
-        The caller holds PUBLISH.lock, so no publisher is alive. A deleter may be alive, but removes the same folder.
+        The caller holds PUBLISH.lock, so no other publisher is writing. A deleter may be alive, but removes the same
+        folder.
         """
         for entry in self._versions.iterdir():
             if entry.name.startswith((".partial-", ".deleted-")):

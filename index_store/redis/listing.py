@@ -128,7 +128,9 @@ class Listing:
         return replaced
 
     def lease(self, version: str, holder: str, milliseconds: int) -> None:
-        """Record that `holder`, 32 hexadecimal digits, uses `version` for that time. Ignores names not from `claim`."""
+        """Record that `holder`, 32 hexadecimal digits, uses `version` for that time. Ignores names without the form of
+        VERSION.
+        """
         if VERSION.fullmatch(version):
             self._server.lease(self._keys.leases, f"{version} {holder}", milliseconds)
 
@@ -155,7 +157,8 @@ class Listing:
     def abandoned(self, version: str, longest: int) -> bool:
         """Whether no process is publishing `version`. Waits until a lease of `version` is renewed or ends.
 
-        longest: the longest duration of a lease in ms. It limits the wait too, in case the server's clock was set back.
+        longest: the longest duration of a lease in ms. The wait ends after this time at the latest, in case the
+        server's clock was set back.
         """
         end = time.monotonic() + longest / 1000
 

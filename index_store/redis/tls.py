@@ -33,7 +33,9 @@ def translate(error: BaseException, address: Address) -> StoreMisconfigured | No
 
 
 def question(error: BaseException, address: Address) -> str:
-    """The question that ends the message of a failed connection without a reason: what the user should check."""
+    """The question that ends the message for a failed connection whose error does not give the cause: what the user
+    should check.
+    """
     links = list(_chain(error))
     closed = "closed" in str(error) or any(isinstance(link, CLOSED) for link in links)
     if address.tls and closed:

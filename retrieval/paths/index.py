@@ -77,7 +77,8 @@ class PathIndex:
         Raises StoreUnavailable if the lists are in a store that does not answer.
         """
         if self.read_paths:
-            lengths = np.clip(self.path_offsets[rows + 1] - self.path_offsets[rows], 0, n)  # row -1: clipped to 0
+            # For row -1 the difference is negative, so its length is 0.
+            lengths = np.clip(self.path_offsets[rows + 1] - self.path_offsets[rows], 0, n)
             used = lengths > 0
             items = self.read_paths(self.path_ids[rows[used]], lengths[used])
             if len(items) and (items.min() < 0 or items.max() >= self.items):

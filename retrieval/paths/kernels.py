@@ -90,8 +90,8 @@ def join(items, lengths, log_probs):  # type: ignore[no-untyped-def]
     """The different items of each request, N in all, ordered by request, then item.
 
     items: (total,), the items of all paths, concatenated. lengths, log_probs: (B, W), of each path. Returns four arrays
-    (N,): request, item, and for those of the request's W paths that the item was read from the log of their summed
-    probability and their number.
+    (N,): request, item, log_prob, paths. The last two are of the searched paths from which the item was read: the log
+    of their summed probability, and their number.
     """
     batch, width = lengths.shape
     total = len(items)

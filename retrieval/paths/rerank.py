@@ -52,10 +52,10 @@ class Candidates:
 class Reranker:
     """A linear score of a candidate's features; higher is better (Sec. 3.4).
 
-    kind: "lr", "softmax" or "path". "lr" is a logistic regression on the differences between the candidates of a
-    request; its score is the log-odds of a click plus an unknown constant that differs from request to request. The
-    score of "softmax" is the head's unnormalised log-probability, and that of "path" the paths' log-probability. Scores
-    order the candidates of one answer and cannot be compared between answers.
+    kind: "lr", "softmax" or "path". "lr" is a logistic regression on features minus their mean over the candidates of
+    a request; its score is the log-odds of a click plus an unknown constant that differs from request to request. The
+    score of "softmax" is the head's unnormalised log-probability, and that of "path" the paths' log-probability.
+    Scores order the candidates of one answer and cannot be compared between answers.
     """
 
     kind: str

@@ -95,10 +95,10 @@ class PathStructure:
     def widen(self, queries: Sequence[Query], answers: Sequence[Answer]) -> list[Answer]:
         """Search wider for the queries that allow it and have fewer than k items; other queries keep their answers.
 
-        The beam is doubled until k items are found, or until `max_beam` or Limits.READS is reached. With resident
-        lists, queries are searched in groups that together read at most Limits.READS items. If a query then still has
-        fewer than k items, the whole catalogue is scored for it, unless the catalogue has more than Limits.READS items.
-        `read` in a new answer includes the earlier searches.
+        The beam is doubled until k items are found, or until `max_beam` or Limits.READS is reached. If the path lists
+        are on this host, queries are searched in groups that together read at most Limits.READS items. If a query then
+        still has fewer than k items, the whole catalogue is scored for it, unless the catalogue has more than
+        Limits.READS items. `read` in a new answer includes the earlier searches.
         """
         answers, beam = list(answers), queries[0].beam
         waiting = [i for i, query in enumerate(queries) if query.widen]

@@ -17,7 +17,8 @@ MAX_ENTRIES = 2**28
 
 
 def path_trie(path_ids: NDArray[np.int64], depth: int, width: int) -> NDArray[np.int32]:
-    """The trie of `path_ids` (P,), ascending, as a table (R, K): a row for each prefix in use, of 0 to D - 1 nodes.
+    """The trie of `path_ids` (P,), ascending, as a table (R, K): a row for each prefix in use, of 0 to D - 1 nodes,
+    and a last row of -1.
 
     Row 0 is the empty prefix. Then follow the prefixes of one node, ascending, the prefixes of two nodes, and so on.
     Entry [r, c] is the row of prefix r extended by node c. If prefix r has D - 1 nodes, the extension is a path and the

@@ -62,8 +62,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Called at the end of a head. A head with an offer starts no request, because it is parsed again.
 
-        A connection counts as idle until a head is complete. For uvicorn it counts as idle until any byte arrives, so
-        the connection of a client that continues to send a refused body would never be closed.
+        A connection counts as idle until a head is complete. In uvicorn any byte stops the idle timer, so a client
+        could keep a connection open by sending more of a refused body.
         """
         if not self.parser.should_upgrade():
             self._unset_keepalive_if_required()

@@ -60,7 +60,8 @@ def _require_json(request: Request) -> None:
         codings = ",".join(request.headers.getlist(name)).lower().split(",")
         if {coding.strip() for coding in codings} <= known:
             continue
-        # The header shows a client that the coding is wrong and not the type (RFC 9110, 12.5.3).
+        # The answer's header Accept-Encoding shows a client that the coding is wrong and not the type (RFC 9110,
+        # 12.5.3).
         raise HTTPException(415, f"{name}: {COMPRESSED}", {"Accept-Encoding": "identity"})
     wrong = _wrong_type(request.headers.get("content-type", "")[:MAX_TYPE])
     if wrong:

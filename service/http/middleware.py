@@ -41,7 +41,7 @@ class RequestMiddleware:
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if REQUEST_ID.match(given) else f"{random.getrandbits(128):032x}"
         scope["request_id"] = request_id
-        if scope["method"] == "HEAD":  # answered as GET; uvicorn has its own scope and leaves out the body
+        if scope["method"] == "HEAD":  # answered as GET; uvicorn keeps the scope with HEAD, so it sends no body
             scope = {**scope, "method": "GET"}
         status = 500
         stated = headers.get(b"content-length", b"")
@@ -58,8 +58,7 @@ class RequestMiddleware:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
-        # Refused before the body is read: to parse and check requests only to refuse them would leave no time for the
-        # other requests.
+        # Refused before the body is read: parsing and checking a request takes time that the other requests need.
         is_retrieval = scope["path"] in RETRIEVALS and scope["method"] == "POST"
         refused = is_retrieval and (413 if too_long else 429 if scope["state"]["batcher"].overloaded else 0)
         try:

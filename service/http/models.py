@@ -80,8 +80,8 @@ class Candidate(BaseModel):
     """An item and its score.
 
     score: the reranker's score; compare scores within one answer only. path_log_prob: natural log of the summed
-    probability of the searched paths from which the item was read. An item that was not read from a path has the
-    path_log_prob of the last searched path with items.
+    probability of the searched paths from which the item was read. If too few items are found, the whole catalogue is
+    scored; an item that only this finds has the path_log_prob of the last searched path with items.
     """
 
     item_id: ItemId

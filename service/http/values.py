@@ -104,7 +104,9 @@ Context = Annotated[dict[FeatureName, FeatureValue], Field(max_length=Limits.FEA
 
 
 def _is_left_out(value: Any, default: Any) -> bool:
-    """Whether the value is null or, if the default is empty, empty: PHP and Lua write [] for {}, and {} for []."""
+    """Whether the value is null, or is [] or {} while the default is [] or {}: PHP and Lua write [] for {}, and {} for
+    [].
+    """
     return value is None or (value in ([], {}) and default in ([], {}))
 
 

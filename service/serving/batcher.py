@@ -95,7 +95,7 @@ class Batcher:
         """Whether the next query is refused.
 
         It is refused if the queue is full, or if a full batch waits and its oldest query has waited longer than
-        max_wait. By the number of queries alone, a slow machine would admit more than it can answer in time.
+        max_wait. If only the number of queries counted, a slow machine would admit more than it can answer in time.
         """
         if len(self._queue) < min(self._max_batch, self._max_queue):
             return False

@@ -17,7 +17,7 @@ HOLD_SECONDS = 5.0  # between two renewals of the leases
 
 
 class Holding:
-    """Holds all versions in memory, and the version that is being loaded.
+    """Protects from deletion all versions that are in memory, and the version that is being loaded.
 
     In memory are the version served, the version served before it, and versions that a request still uses.
     """

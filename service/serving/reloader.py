@@ -12,6 +12,7 @@ hints get lost. `Reloader.state` is one of four:
     REFUSED(v)   another version, w, is current                 LOADING(w)
     not REFUSED  the store does not answer                      WAITING(reason)
     any          no version is current, and none is served      WAITING(reason)
+    not SERVING  the version that is still served is current    SERVING(served)
     any          a swap or rollback has loaded w and moved      SERVING(w)
                  the pointer to it
 

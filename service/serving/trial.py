@@ -31,7 +31,9 @@ def sizes(manifest: Manifest) -> dict[str, int]:
 
 
 def try_model(version: Version) -> None:
-    """Run model.onnx once within the limits; takes 0.2 s or more. Raises VersionDamaged if the run fails."""
+    """Run model.onnx with batches of 1 and 8 within the limits; takes 0.2 s or more. Raises VersionDamaged if the run
+    fails.
+    """
     manifest = version.manifest
     memory = MEMORY + 4 * manifest.parts["model.onnx"].size
     model = f"{version.folder}/model.onnx" if version.folder else ""

@@ -199,7 +199,9 @@ def _version(
 def _classics(
     config: TrainConfig, dataset: Dataset, split: Split, progress: Progress
 ) -> list[tuple[str, Scorer, float]]:
-    """Fit the classic baselines. Returns the name and scorer of each, and the seconds, with the choice of settings."""
+    """Fit the classic baselines. Returns the name and scorer of each, and the seconds, including the choice of its
+    setting.
+    """
     seen = clicked_items(dataset, split.train_users, split.train_length)
     everything = clicked_items(dataset, split.train_users, split.visible_length)
     tuning = tuning_requests(dataset, split)

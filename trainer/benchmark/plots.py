@@ -53,7 +53,7 @@ def reads(result: dict[str, Any]) -> bytes:
         beams = sorted({beam for _, _, beam in points})
         for beam, colour in zip(beams, mpl.colormaps["viridis_r"](np.linspace(0.1, 1, len(beams))), strict=True):
             x, y = zip(*[(read, share) for read, share, width in points if width == beam], strict=True)
-            axes.plot(x, y, "o-", color=colour, label=f"B = {beam}")
+            axes.plot(x, y, "o-", color=colour, label=f"W = {beam}")
         for budget in (2, 5, 10):
             axes.axvline(budget * result["k"], color=RIVAL, linestyle=":")
             axes.annotate(f" {budget} x k", (budget * result["k"], 0.02), color=RIVAL)

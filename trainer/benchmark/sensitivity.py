@@ -56,7 +56,7 @@ ALPHAS = (0.001, 0.01, 0.1, 1)
 PERMUTATIONS = 1000  # permutations in the test of `chance`
 #: Titles of the settings in plots and tables.
 TITLES = {
-    "beam": "beam width B",
+    "beam": "beam width W",
     "width": "nodes a layer K",
     "depth": "layers D (and K)",
     "paths_per_item": "paths an item J",
@@ -163,7 +163,8 @@ def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: P
     def row(variant: Variant) -> dict[str, Any]:
         progress.say(f"{TITLES[variant.setting]}: {variant.value}")
         changed = config.replace(**variant.changes, beam=beam)
-        # All variants have the same name, so that equal variants of two settings are trained and measured only once.
+        # `keep` gets the same name for all variants, so equal variants of two settings share a folder and are trained
+        # and measured only once.
         figures = keep(folder, "paths", changed, dataset, progress, functools.partial(measure, changed))
         return {"value": variant.value} | figures
 

@@ -29,7 +29,9 @@ LINKS = 32  # links per node of the HNSW graph
 
 
 class TwoTower(nn.Module):
-    """User tower: two layers on the mean embedding of the history and the context. Item tower: a vector per item."""
+    """User tower: two layers on the mean of the history's embeddings, concatenated with the context. Item tower: a
+    vector per item.
+    """
 
     def __init__(self, config: TrainConfig, clicks: NDArray[np.int64], schema: ContextSchema) -> None:
         super().__init__()

@@ -57,7 +57,9 @@ class Batches:
         self.predictions = int(lengths.sum())
 
     def epoch(self, generator: np.random.Generator | None) -> Iterator[Batch]:
-        """Batches of windows of similar length, on the CPU, in random order; without `generator`, the longest first."""
+        """Batches of windows of similar length, on the CPU, in random order with `generator`, else the longest windows
+        first.
+        """
         noise = generator.random(len(self._user)) if generator else np.zeros(len(self._user))
         # Windows of similar length need little padding; the noise groups different windows in each epoch.
         order = np.argsort(-self._length * (1 + 0.2 * noise), kind="stable")

@@ -65,9 +65,9 @@ def read_context(
 ) -> UserContext:
     """Read the columns that `specs` names, each from the first source that has it.
 
-    schema: the schema of the version that is measured; None: fit a schema. Columns of integers or floats are numeric. A
-    text column is numeric if all its values are written as numbers; 00123 is not. All other columns are categories. A
-    spec that ends in ":number" or ":category" sets the kind.
+    schema: the schema of the version that is measured; None: fit a schema. Columns of integers or floats are numeric.
+    A column of a text file is numeric if all its values are written as numbers; 00123 is not. All other columns are
+    categories. A spec that ends in ":number" or ":category" sets the kind.
     """
     columns: list[pa.ChunkedArray] = []
     features: list[Category | Number] = []

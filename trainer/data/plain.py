@@ -1,4 +1,4 @@
-"""Convert a column to one of four plain types that JSON, CSV and Parquet all have."""
+"""Convert a column to one of int64, float64, bool or string."""
 
 from __future__ import annotations
 

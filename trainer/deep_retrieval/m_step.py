@@ -80,8 +80,9 @@ def alpha_for_budget(scores: PathScores, beams: Paths, config: TrainConfig) -> f
     def reads(exponent: float) -> float:
         return expected_reads(descend(scores, 10**exponent, config.sweeps), beams, beam)
 
-    # With few scored paths, a request may read more than the budget even with the largest alpha. That alpha would
-    # ignore the scores and still save almost no reads, so the budget is then 10 % above the reads with that alpha.
+    # With few scored paths, a request may read more than the budget even with the largest alpha. Bisection would then
+    # choose it, although it ignores the scores and saves almost no reads. So the budget is at least 10 % above the
+    # reads with that alpha.
     budget = max(TRAINED_READS * config.k, 1.1 * reads(high))
     for _ in range(12):
         middle = (low + high) / 2

@@ -12,8 +12,9 @@ from trainer.config import TrainConfig
 class UserEncoder(nn.Module):
     """A GRU over the history, joined with the context features (Sec. 4.1), gives a user vector at each position.
 
-    Unlike the paper's encoder, this one also adds the sum of the history's item vectors. If the order of a history
-    means little, the GRU alone is worse than item-to-item similarity (docs/decisions.md).
+    Unlike the paper's encoder, this one also adds the sum of the history's item vectors, over the root of their number
+    and through a linear map. If the order of a history means little, the GRU alone is worse than item-to-item
+    similarity (docs/decisions.md).
     """
 
     def __init__(self, config: TrainConfig, items: int, schema: ContextSchema) -> None:

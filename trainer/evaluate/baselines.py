@@ -44,7 +44,9 @@ def item_cf(clicked: scipy.sparse.csr_array) -> Scorer:
 
 
 def item_similarity(clicked: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
-    """Cosines between the items' columns of users, sparse (V, V). Only the 100 nearest of each item are kept."""
+    """Cosines between the items' columns of the click matrix, sparse (V, V). Only the 100 nearest of each item are
+    kept.
+    """
     norm = np.sqrt(clicked.sum(axis=0))
     unit = scipy.sparse.csr_array(clicked @ scipy.sparse.diags_array(1 / np.maximum(norm, 1)))
     blocks = []

@@ -28,7 +28,9 @@ from trainer.progress import Progress, counted
 
 
 def evaluate(searcher: Searcher, dataset: Dataset, split: Split, k: int, progress: Progress) -> dict[str, Any]:
-    """The document of `dr-trainer evaluate --json`: fractions, not percent; None if no user can be measured."""
+    """The document of `dr-trainer evaluate --json`: fractions, not percent; a figure is None if no user can be
+    measured.
+    """
     requests = held_out_requests(dataset, split)
     if not requests.histories:
         raise DataError("test_users: nobody was held out, so there is nobody to measure; train with more")

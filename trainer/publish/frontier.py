@@ -1,4 +1,6 @@
-"""Choose beam width and items per path together: the pair that reads most of brute force's answer within a budget."""
+"""Choose beam width and items per path together: the pair that reads the largest share of brute force's answer within
+a budget.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from trainer.deep_retrieval.layers import PathModel
 class Network(nn.Module):
     """The exported network, from a history's item vectors, the context and a beam width to a user vector and paths.
 
-    No part of the network grows with the catalogue, because the item vectors and the trie of the paths are inputs.
+    No part of the network has a row for each item, because the item vectors and the trie of the paths are inputs.
     """
 
     def __init__(self, model: PathModel) -> None:
