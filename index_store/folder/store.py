@@ -182,7 +182,9 @@ class FolderStore:
         for lock, remove in (("PUBLISH.lock", self._remove_leftovers), ("CURRENT.lock", self._remove_left_pointers)):
             with (
                 self._errors("sweep"),
-                contextlib.suppress(FileNotFoundError, BlockingIOError),  # a process that holds the lock sweeps itself
+                contextlib.suppress(
+                    FileNotFoundError, BlockingIOError
+                ),  # locked by another process: swept the next time
                 self._lock(lock, fcntl.LOCK_NB),
             ):
                 remove()

@@ -85,7 +85,7 @@ class Listing:
     def unseal(self, version: str) -> bool:
         """Undo `seal`, as the first step of a delete. False if the version is not published. Needs no server memory."""
         moved = self._server.move(version, self._keys.versions, self._keys.publishing)
-        return moved or version in self.publishing()  # the answer to a first try may have been lost
+        return moved or version in self.publishing()  # a repeated command: the first one moved it
 
     def _names(self, key: str, members: set[bytes]) -> set[str]:
         return {name for member in members if (name := self._ours(key, member, VERSION))}

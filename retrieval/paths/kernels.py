@@ -183,7 +183,7 @@ def _descending(bits):  # type: ignore[no-untyped-def]
     _array(int64),
     _array(int64),
 )
-def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- by name they would take longer than the work
+def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them by name would take too long
     items, lengths, log_probs, vectors, bias, user, weights, intercept, k, excluded, bounds
 ):
     """The k[b] best candidates of each request b, without the items in excluded[bounds[b] : bounds[b + 1]].
@@ -209,7 +209,8 @@ def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- by name they wou
         while end < len(request) and request[end] == b:
             end += 1
         keep = np.ones(end - start, np.bool_)
-        for i in range(bounds[b], bounds[b + 1]):  # not sorted, because sorting a hostile order takes quadratic time
+        # Looked up one by one: sorting the excluded items in an order that an attacker chose can take quadratic time.
+        for i in range(bounds[b], bounds[b + 1]):
             low, high = start, end
             while low < high:
                 middle = (low + high) // 2

@@ -18,7 +18,7 @@ from service.process.draining import Draining
 REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
 BODY_SECONDS = 10.0  # from a request's head to the end of its body; a later body is answered 408
 SHORT_BODY_BYTES = 65_536  # a request with 1,000 items of history and a few hundred to exclude is shorter
-LONG_BODIES_BYTES = 4 * 2**20  # for all longer bodies together, until they are answered; beyond it 429
+LONG_BODIES_BYTES = 4 * 2**20  # that all longer bodies share; a body that does not fit is refused with 429
 RETRIEVALS = {"/v1/retrieve", "/v1/retrieve:batch"}
 BUSY = "too many requests are waiting; try again later"
 BUSY_WITH_LONG = "too many long bodies are under way; try again later"

@@ -1,4 +1,6 @@
-"""Errors as `application/problem+json` (RFC 9457). Errors never repeat input, so they are short and safe to log."""
+"""Errors as `application/problem+json` (RFC 9457). Errors repeat no input but
+version names, so they are short and safe to log.
+"""
 
 from __future__ import annotations
 

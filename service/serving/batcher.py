@@ -61,8 +61,8 @@ class _Entry:
         beam = pace.affordable(batch, query.beam, self.left)
         if beam < query.beam:
             return replace(query, beam=beam, widen=False)
-        # All doublings of a query's beam together search fewer paths than twice the widest beam. Time is reserved for
-        # one query of the batch, because few queries need widening.
+        # Widening a query searches fewer than 2 * max_beam paths in all its doublings, and a query is widened only if
+        # the time left allows that. One query of the batch is counted, because few queries need widening.
         widest = 2 * self.retriever.max_beam
         afterwards = self.left - pace.seconds(batch, beam)
         if query.widen and pace.affordable(1, widest, afterwards) < widest:
@@ -152,8 +152,8 @@ class Batcher:
             left = [entry.result.cancel() or entry.result.cancelled() for entry in entries]
             if any(left):
                 self._queue = deque(entry for entry in self._queue if not entry.result.done())
-            # The exception refers to this frame. If the frame also referred to the exception, through the entries, an
-            # old version would stay in memory.
+            # The exception refers to this frame. If the frame also referred to the exception, through the entries, the
+            # cycle would keep an old version in memory until the next garbage collection.
             del entries
 
     async def _cancel_after(self, gone: Coroutine[Any, Any, None], entries: list[_Entry]) -> None:

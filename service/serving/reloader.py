@@ -222,7 +222,8 @@ class Reloader:
     def _fail(self, name: str | None, error: Exception) -> None:
         """Log a failure and keep it as the state. name: the version that was not loaded; None if the store failed."""
         if name is None:
-            if not isinstance(self.state, Refused):  # else the refused version is loaded each time the store recovers
+            # Keep Refused, or the refused version would be loaded again each time the store recovers.
+            if not isinstance(self.state, Refused):
                 self.state = Waiting(_reason(error))
         elif not isinstance(self.state, Serving):  # if serving, a swap finished first and has moved the pointer
             wait = 0.0 if isinstance(error, TRANSIENT) else RETRY_SECONDS

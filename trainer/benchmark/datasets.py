@@ -1,7 +1,7 @@
 """The data sets of `dr-trainer benchmark`: the places of their files, their protocols, and how to get them.
 
-A protocol sets which users are kept and held out, and how many items are requested. It never changes how the network
-is trained, which is the same for all data sets.
+A protocol sets which users are kept and held out, and how many items are requested. Apart from context features, it
+does not change how the network is trained.
 """
 
 from __future__ import annotations

@@ -92,8 +92,9 @@ def fit(
             progress.say("placing items by their vectors")
             vectors = model.item_vectors.detach().cpu().numpy()
             # leaf: the number of items per path, such that the widest beam reads TRAINED_READS k items. For a small k
-            # it is 1. Smaller leaves cost little: with one item per path, a request that reads half as many items
-            # finds nearly as many of brute force's items (docs/log.md, Where items get their paths).
+            # the leaf is 1, which reads fewer items than that. This costs little: paths of one item that read half of
+            # the items that larger leaves read find nearly as many of brute force's items (docs/log.md, Where items
+            # get their paths).
             leaf = max(1, round(TRAINED_READS * config.k / Limits.BEAM))
             paths = tree_paths(vectors, config.paths_per_item, config.depth, width, leaf, generator)
 

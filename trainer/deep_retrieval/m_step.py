@@ -4,9 +4,9 @@ The objective is a sum over items minus a penalty. The term of an item v is N_v 
 number of its clicks and s[v, c] the score of path c for v. The penalty is alpha times the sum over paths c of
 f(|c|) = |c|^4 / 4, where |c| is the number of items on c.
 
-Time: one pass over the clicks to score them, and at most V J S T evaluations of the gain for each descent. Memory: the
-scores need 16 (J + S) bytes per item. A descent needs about 8 (J + S) bytes per item in addition, or about 48 (J + S)
-if path ids are large (docs/sizing.md).
+Time: one pass over the clicks to score them, and at most V J (J + S) T evaluations of the gain for each descent.
+Memory: the scores need 16 (J + S) bytes per item. A descent needs about 8 (J + S) bytes per item in addition, or about
+48 (J + S) if path ids are large (docs/sizing.md).
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def alpha_for_budget(scores: PathScores, beams: Paths, config: TrainConfig) -> f
         return expected_reads(descend(scores, 10**exponent, config.sweeps), beams, beam)
 
     # With few scored paths, a request may read more than the budget even with the largest alpha. Bisection would then
-    # choose it, although it ignores the scores and saves almost no reads. So the budget is at least 10 % above the
-    # reads with that alpha.
+    # choose the largest alpha, which ignores the scores and saves almost no reads. So the budget is at least 10 %
+    # above the reads with that alpha.
     budget = max(TRAINED_READS * config.k, 1.1 * reads(high))
     for _ in range(12):
         middle = (low + high) / 2

@@ -40,7 +40,8 @@ def tree_paths(
         starts = np.flatnonzero(np.diff(prefixes[order], prepend=-1))
         sizes = np.diff(starts, append=len(order))
         # Items that share a prefix are assigned to the nodes in turn, in random order and starting at a random node, so
-        # that all nodes of a layer are used equally often. If the items are clustered below, these nodes are replaced.
+        # that all nodes of a layer are used equally often. If the loop below clusters the items, it overwrites these
+        # nodes.
         turn = np.arange(len(order)) + np.repeat(generator.integers(width, size=len(starts)) - starts, sizes)
         nodes = np.empty(len(prefixes), np.int64)
         nodes[order] = turn % width
