@@ -182,9 +182,7 @@ class FolderStore:
         for lock, remove in (("PUBLISH.lock", self._remove_leftovers), ("CURRENT.lock", self._remove_left_pointers)):
             with (
                 self._errors("sweep"),
-                contextlib.suppress(
-                    FileNotFoundError, BlockingIOError
-                ),  # locked by another process: swept the next time
+                contextlib.suppress(FileNotFoundError, BlockingIOError),  # another process has the lock: swept later
                 self._lock(lock, fcntl.LOCK_NB),
             ):
                 remove()
