@@ -1,4 +1,4 @@
-"""Errors as `application/problem+json` (RFC 9457). Of the input they repeat only version names, so they are safe to log."""
+"""Errors as `application/problem+json` (RFC 9457). Of the input they repeat only version names: safe to log."""
 
 from __future__ import annotations
 
