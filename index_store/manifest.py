@@ -7,11 +7,12 @@ needs no change in this module. `config` and `metrics` are for people and for th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,8 @@ class Manifest:
             parts = {part: PartInfo(**info) for part, info in fields.pop("parts").items()}
             manifest = cls(parts=parts, **fields)
             manifest._require_types()
-            manifest.require_part_names()
+            with naming(name):
+                manifest.require_part_names()
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise VersionDamaged(f"{name}: manifest.json has missing, unknown or wrong fields ({error})") from None
         if stated != digest:
@@ -139,6 +141,15 @@ def counter(version: str) -> int:
     """The number in a version's name, such as 7 in v7-0123456789ab. 0 if the name does not have this form."""
     digits = version[1:].partition("-")[0]
     return int(digits) if digits.isdecimal() else 0
+
+
+@contextlib.contextmanager
+def naming(version: str) -> Iterator[None]:
+    """Add the version's name to the message of a VersionDamaged that lacks it."""
+    try:
+        yield
+    except VersionDamaged as error:
+        raise VersionDamaged(str(error) if version in str(error) else f"{version}: {error}") from None
 
 
 def check_name(name: str) -> str:

@@ -39,6 +39,6 @@ class PathFacts:
         if facts.beam > facts.max_beam:
             raise VersionDamaged(f"beam: expected at most max_beam, {facts.max_beam}, found {facts.beam}")
         # Refuse a huge depth or width first: computing its power could take hours.
-        if facts.width >= 2**63 or (facts.width > 1 and facts.depth > MAX_DEPTH) or facts.width**facts.depth >= 2**63:
+        if facts.width >= 2**63 or facts.depth > MAX_DEPTH or facts.width**facts.depth >= 2**63:
             raise VersionDamaged(f"width, depth: {facts.width}^{facts.depth} paths do not fit in int64")
         return facts

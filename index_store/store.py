@@ -152,7 +152,7 @@ def rollback_target(store: IndexStore) -> tuple[str, str]:
     """(current version, previous version). Raises PointerMoved if one of them is missing."""
     current, previous = store.current(), store.previous()
     if current is None or previous is None:
-        raise PointerMoved("nothing to roll back to: fewer than two versions have been current")
+        raise PointerMoved("nothing to roll back to: there is no current or no previous version")
     return current, previous
 
 

@@ -23,12 +23,11 @@ A version is called `v<counter>-<fingerprint[:12]>`, so a version with different
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import VersionDamaged
-from index_store.manifest import Manifest, PartInfo, fingerprint, sha256
+from index_store.manifest import Manifest, PartInfo, fingerprint, naming, sha256
 from index_store.path_facts import PathFacts
 
 #: Parts that every version has, besides the item ids in `item_ids.npy` or `item_ids.json`.
@@ -159,7 +158,7 @@ class Version:
         _check_ascending(path_ids, "path_ids")
         if path_ids[0] < 0 or path_ids[-1] >= facts.width**facts.depth:
             raise VersionDamaged("path_ids: a path outside 0..width^depth - 1")
-        if offsets[0] != 0 or np.any(np.diff(offsets) < 1) or offsets[-1] != facts.postings:
+        if offsets[0] != 0 or np.any(offsets[1:] <= offsets[:-1]) or offsets[-1] != facts.postings:
             raise VersionDamaged("path_offsets: expected to rise from 0 to the number of postings, with no empty path")
         self.document("reranker.json")
         if self.read_paths is None:
@@ -173,15 +172,6 @@ class Version:
             return self.parts[part]
         except KeyError:
             raise VersionDamaged(f"{self.manifest.version}: the part {part} is missing; publish again") from None
-
-
-@contextlib.contextmanager
-def naming(version: str) -> Iterator[None]:
-    """Add the version's name to the message of a VersionDamaged that lacks it."""
-    try:
-        yield
-    except VersionDamaged as error:
-        raise VersionDamaged(str(error) if version in str(error) else f"{version}: {error}") from None
 
 
 def parts_here(manifest: Manifest, read_paths: PathReader | None) -> list[str]:
@@ -233,5 +223,5 @@ def _is_finite(array: NDArray[Any]) -> bool:
 
 
 def _check_ascending(array: NDArray[Any], name: str) -> None:
-    if np.any(np.diff(array) <= 0):
+    if np.any(array[1:] <= array[:-1]):
         raise VersionDamaged(f"{name}: expected strictly ascending values")

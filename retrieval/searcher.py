@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from index_store.errors import VersionDamaged, VersionIncompatible
-from index_store.manifest import Manifest
+from index_store.manifest import Manifest, naming
 from index_store.path_facts import PathFacts
-from index_store.version import Version, naming
+from index_store.version import Version
 from retrieval.context import ContextSchema
 from retrieval.paths.structure import PathStructure, default_search
 from retrieval.query import Answer, BadQuery, Limits, Query, Request, Unknown

@@ -31,7 +31,7 @@ from queue import SimpleQueue
 ROOT = Path(__file__).parent.parent
 #: Patterns of the modules where a silent bug would do most harm, each with the tests that should notice it.
 TESTS: dict[str, list[str]] = {
-    "retrieval/*.py": ["test_context.py", "test_paths.py", "test_export.py", "test_api.py"],
+    "retrieval/*.py": ["test_searcher.py", "test_context.py", "test_paths.py", "test_export.py", "test_api.py"],
     "retrieval/paths/*.py": ["test_paths.py", "test_trie.py", "test_rerank.py", "test_export.py", "test_api.py"],
     "index_store/[mpv]*.py": ["test_version.py", "test_trie.py"],
     "index_store/store.py": ["test_store.py", "test_store_urls.py"],

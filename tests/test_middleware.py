@@ -94,3 +94,33 @@ def test_long_bodies_share_a_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         assert (b"retry-after", b"1") in refused[0]["headers"]
 
     with_app(tmp_path, test, max_body_bytes=1024)
+
+
+def test_long_bodies_take_turns(tmp_path: Path) -> None:
+    """Of three long bodies that have arrived, each round of the event loop reads the next piece of only one."""
+    rounds: list[int] = []
+    now = 0
+
+    class Logged(list[bytes]):
+        def pop(self, index: Any = -1) -> bytes:
+            rounds.append(now)
+            return super().pop(index)
+
+    async def count() -> None:
+        nonlocal now
+        while True:
+            now += 1
+            await asyncio.sleep(0)
+
+    async def test(ask: Ask) -> None:
+        hung_up = asyncio.Event()
+        hung_up.set()
+        counting = asyncio.create_task(count())
+        await asyncio.gather(*(ask(Logged([b" " * 70_000] * 5), hung_up) for _ in range(3)))
+        counting.cancel()
+
+    with_app(tmp_path, test)
+
+    after_the_first = rounds[3:]  # the first piece shows that a body is long
+    assert len(after_the_first) == 12
+    assert len(set(after_the_first)) == 12

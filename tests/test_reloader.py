@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import shutil
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -198,6 +199,23 @@ def test_a_refused_version_is_not_loaded_each_time_the_store_comes_back(store: S
 
         assert loads == [names[1]]
         assert isinstance(reloader.state, Refused)
+
+    asyncio.run(follow())
+
+
+def test_a_refusal_ends_when_the_store_has_gone(planted: Planted, tmp_path: Path) -> None:
+    """Nothing is served and the store's folder vanishes: the state gives that reason, not the old refusal."""
+    store = Steered(str(tmp_path / "store"))
+    store.activate(store.publish(planted.version))
+    store.first["load"] = failing_once(VersionDamaged("half of it is missing"))
+
+    async def follow() -> None:
+        reloader = Reloader(store, 60, Metrics())
+        await reloader.follow()
+        assert isinstance(reloader.state, Refused)
+        shutil.rmtree(store.folder)
+        await reloader.follow()
+        assert str(reloader).endswith("nothing to serve: the store's folder does not exist; see the log")
 
     asyncio.run(follow())
 

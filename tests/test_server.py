@@ -23,8 +23,9 @@ from index_store.errors import (
 )
 from index_store.manifest import FORMAT
 from index_store.store import open_store, prune
+from index_store.version import Version
 from retrieval.paths.index import PathIndex
-from tests.planted import large_version, small_version
+from tests.planted import facts_of_version, large_version, parts_of_version, small_version
 from tests.redis_servers import RedisServer, free_port, program, running
 
 
@@ -56,6 +57,19 @@ def test_the_keys_are_those_of_the_contract(url: str, client: Any, namespace: st
         f"{namespace}:{key}"
         for key in ("current", f"mover:{{{namespace}:current}}", "versions", f"counter:{{{namespace}:versions}}")
     }
+
+
+def test_a_version_of_an_unknown_kind_leaves_no_keys_behind(url: str, client: Any, namespace: str) -> None:
+    """Keys of parts that this release does not know are deleted with their version."""
+    parts = {"graph2.npy": b"x", **parts_of_version({3: [0, 2]}, item_ids=[10, 20, 30])}
+    parts = {name: part for name, part in parts.items() if not name.startswith("path_")}
+    store = open_store(url)
+    name = store.publish(Version.build(parts, **facts_of_version(3, 1, 2, kind="graph")))
+    assert client.get(f"{namespace}:{name}:blob:graph2.npy:0") == b"x"
+
+    store.delete(name)
+
+    assert not [key for key in keys_of(client, namespace) if name in key]
 
 
 def test_large_parts_are_cut_into_pieces(url: str, client: Any, namespace: str) -> None:

@@ -103,6 +103,7 @@ FACTS = {
         ({"colour": 1}, "structure: expected depth, width"),
         ({"depth": 40}, "do not fit in int64"),
         ({"depth": 10**12}, "do not fit in int64"),
+        ({"width": 1, "depth": 63}, "do not fit in int64"),
         ({"width": 10**30}, "do not fit in int64"),
     ],
 )

@@ -96,7 +96,7 @@ class Structure(_Group):
         else:
             width = max(MIN_WIDTH, math.ceil((5 * items * self.paths_per_item) ** (1 / self.depth)))
             self._check_paths(width)
-        rows = sum(min(width**d, items * self.paths_per_item) for d in range(self.depth))
+        rows = 1 + sum(min(width**d, items * self.paths_per_item) for d in range(self.depth))
         if rows * width > MAX_ENTRIES:
             raise ConfigError(
                 f"width: the trie of the paths of {items} items would have {rows * width} entries at K = {width}; "

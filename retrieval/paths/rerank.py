@@ -73,7 +73,7 @@ class Reranker:
         try:
             weights = np.array([document["weights"][name] for name in FEATURES], np.float32)
             reranker = cls(document["kind"], weights, float(document["intercept"]))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise VersionDamaged(f"reranker.json: expected weights of {', '.join(FEATURES)}") from None
         if not np.isfinite(weights).all() or not np.isfinite(reranker.intercept):
             raise VersionDamaged("reranker.json: a weight is not finite")

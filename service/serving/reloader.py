@@ -141,6 +141,7 @@ class Reloader:
         try:
             name = await asyncio.to_thread(self._store.current)
             if name is None and self._serving is None:
+                self.state = Waiting()  # a version that was refused is not current any more
                 reason = await asyncio.to_thread(self._why_none)
                 self.state = Waiting(reason)
                 self._follow_failures.failed(f"nothing to serve from {self._store}: {reason}")

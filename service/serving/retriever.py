@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import IndexStoreError, VersionDamaged
-from index_store.version import Version, naming
+from index_store.manifest import naming
+from index_store.version import Version
 from retrieval.golden import replay
 from retrieval.query import Query
 from retrieval.searcher import Searcher
@@ -29,11 +30,11 @@ class Retriever:
         with naming(self.name):
             try:
                 replay(self.searcher, version.document("golden.json"))
+                self.pace = self._warm_up()
             except IndexStoreError:
                 raise
             except Exception as error:  # noqa: BLE001 -- any error of the runtime, for a model of wrong shape
                 raise VersionDamaged(f"model.onnx cannot be run ({type(error).__name__})") from None
-        self.pace = self._warm_up()
 
     def _warm_up(self) -> Pace:
         """Search batches of 1 and 8, so that no request is slowed by the runtime's first use; then measure the pace."""

@@ -5,6 +5,7 @@ The measured answers are those of the service: they come from the version's own 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -115,7 +116,8 @@ class MeasuredVersion:
         self.searcher, self.requests, self.k = searcher, requests, k
         self.structure = self.searcher.structure
         index = self.structure.index
-        next(self._beams(1), None)  # the first search of a session takes longer
+        for beams in itertools.islice(self._beams(1), 1):
+            index.logits(beams.user)  # the first search and the first scan take longer than later ones
         self.users: list[NDArray[np.float32]] = []  # user vectors, one array per batch
         filtered: list[Items] = []
         unfiltered: list[Items] = []
