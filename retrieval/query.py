@@ -67,7 +67,7 @@ class Unknown(NamedTuple):
 class Query:
     """A request in the terms of one version."""
 
-    history: NDArray[np.int64]  # item indices, oldest first; the network reads at most the last `history` of them
+    history: NDArray[np.int64]  # item indices, oldest first; the network reads the last `Manifest.history` of them
     categories: Sequence[int]  # (C,) codes
     numbers: Sequence[float]  # (M,) standardised
     k: int
@@ -102,3 +102,12 @@ class Answer(NamedTuple):
     read: int
     candidates: int
     narrowed: bool = False
+
+
+def wider_beams(beam: int, widest: int) -> list[int]:
+    """The beams of the wider searches that may follow a search of `beam` paths: doubled, up to `widest`."""
+    beams = []
+    while beam < widest:
+        beam = min(2 * beam, widest)
+        beams.append(beam)
+    return beams

@@ -295,6 +295,17 @@ def test_widening_later_gives_the_answers_of_one_search(planted: Planted) -> Non
     assert not any(structure.can_widen(*pair) for pair in zip(queries, wider, strict=True))
 
 
+def test_the_whole_catalogue_is_scored_with_the_widest_beam_that_may_be_read(planted: Planted) -> None:
+    """Two paths of 25,000 items are the most that may be read, so four are not searched, not even at the end."""
+    watched = Watched(planted.structure.session)
+    structure = replace(planted.structure, session=watched, max_beam=8)
+
+    (answer,) = structure.answer([Query(np.array([1]), [], [], 40, 1, 25_000, np.array([1]))])
+
+    assert watched.searches == [(1, 1), (1, 2), (1, 2)]
+    assert (answer.paths, answer.candidates, answer.short) == (2, 40, True)
+
+
 def test_every_item_is_returned_if_as_many_are_asked_for(planted: Planted) -> None:
     """39 of 40 items with one read per path: items on no searched path are scored as if on the beam's last path."""
     structure, index = replace(planted.structure, max_beam=4), planted.index

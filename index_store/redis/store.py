@@ -211,8 +211,8 @@ class ServerStore:
                     self.delete(name)
         stored = {version for key in self._server.scan(self._keys.pattern()) if (version := self._keys.version_of(key))}
         # Read the sets of names after the scan, because a publisher claims a name before it writes the first key. The
-        # current version is kept even if it is not listed. An unlisted previous version is not kept: a deleter had
-        # begun to remove its keys.
+        # current version is kept even if it is not listed. A previous version in neither set is removed: it left the
+        # sets because a `delete` had begun to remove its keys.
         for orphan in sorted(stored - self._listing.listed() - self._listing.leased() - {str(self.current())}):
             self._erase(orphan)
         self._listing.forget_leases()

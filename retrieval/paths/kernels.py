@@ -71,7 +71,9 @@ def padded(vectors, items, lengths):  # type: ignore[no-untyped-def]
 
 @_compiled(_array(int64), _array(int32), _array(int64), _array(int64))
 def read_lists(offsets, items, rows, n):  # type: ignore[no-untyped-def]
-    """The first n[i] items of the path in row rows[i], concatenated, and the number of each path; row -1: no path."""
+    """The first n[i] items of each path rows[i], concatenated, and how many were taken from each path; none for row
+    -1.
+    """
     lengths = np.zeros(len(rows), np.int64)
     for i in range(len(rows)):
         if rows[i] >= 0:

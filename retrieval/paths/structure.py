@@ -26,7 +26,7 @@ from retrieval.paths import kernels
 from retrieval.paths.index import PathIndex, Postings
 from retrieval.paths.rerank import BY_PATH, Beams, Reranker, rerank
 from retrieval.paths.trie import path_trie
-from retrieval.query import Answer, Limits, Query
+from retrieval.query import Answer, Limits, Query, wider_beams
 from retrieval.session import on_its_device, open_session
 
 #: The types of the network's outputs: user, paths and path_log_probs.
@@ -100,10 +100,9 @@ class PathStructure:
         still has fewer than k items, the whole catalogue is scored for it, unless the catalogue has more than
         Limits.READS items. `read` in a new answer includes the earlier searches.
         """
-        answers, beam = list(answers), queries[0].beam
+        answers, searched = list(answers), [query.beam for query in queries]
         waiting = [i for i, query in enumerate(queries) if query.widen]
-        while beam < self.max_beam:
-            beam = min(2 * beam, self.max_beam)
+        for beam in wider_beams(queries[0].beam, self.max_beam):
             waiting = [i for i in waiting if answers[i].short and beam * queries[i].per_path <= Limits.READS]
             if not waiting:
                 break
@@ -111,11 +110,11 @@ class PathStructure:
             for group in [waiting] if self.index.read_paths else _groups(waiting, queries, beam):
                 again = self._answer([queries[i] for i in group], beam)
                 for i, wider in zip(group, again, strict=True):
-                    answers[i] = wider._replace(read=answers[i].read + wider.read)
+                    answers[i], searched[i] = wider._replace(read=answers[i].read + wider.read), beam
         if self.index.items <= Limits.READS:
             for i, query in enumerate(queries):
                 if query.widen and answers[i].short and answers[i].candidates < self.index.items:
-                    (whole,) = self._answer([query], beam, whole_catalogue=True)
+                    (whole,) = self._answer([query], searched[i], whole_catalogue=True)
                     answers[i] = whole._replace(read=answers[i].read + whole.read)
         return answers
 
@@ -203,8 +202,8 @@ def _groups(waiting: Sequence[int], queries: Sequence[Query], beam: int) -> Iter
 def _with_unread_items(postings: Postings, items: int) -> Postings:
     """The postings of one beam, with all items that were not read added to the last path that has items.
 
-    If no path has items, the items are added to the first path. So an unread item gets the probability of the last
-    searched path with items, a rough upper bound for its own paths.
+    If no path has items, the items are added to the first path. So an unread item counts as if it were on the last
+    searched path that has items, although it may be further down the list of any searched path.
     """
     on_a_path = np.zeros(items, bool)
     on_a_path[postings.items] = True

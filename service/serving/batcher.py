@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from index_store.errors import IndexStoreError, StoreUnavailable
-from retrieval.query import Answer, Limits, Query
+from retrieval.query import Answer, Limits, Query, wider_beams
 from service.errors import ClientGone, DeadlineExceeded, Overloaded
 from service.metrics import Metrics
 from service.serving.retriever import Retriever
@@ -61,11 +61,11 @@ class _Entry:
         beam = pace.affordable(batch, query.beam, self.left)
         if beam < query.beam:
             return replace(query, beam=beam, widen=False)
-        # Widening a query searches fewer than 2 * max_beam paths in all its doublings, and a query is widened only if
-        # the time left allows that. One query of the batch is counted, because few queries need widening.
-        widest = 2 * self.retriever.max_beam
+        # A query may be widened only if the paths of all its wider searches fit in the time that the first search
+        # leaves. One query of the batch is counted, because few queries need widening.
+        paths = sum(wider_beams(beam, self.retriever.max_beam))
         afterwards = self.left - pace.seconds(batch, beam)
-        if query.widen and pace.affordable(1, widest, afterwards) < widest:
+        if query.widen and pace.affordable(1, paths, afterwards) < paths:
             return replace(query, widen=False)
         return query
 

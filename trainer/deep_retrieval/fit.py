@@ -91,10 +91,10 @@ def fit(
         if epoch == config.warmup + 1 and config.start == "tree":
             progress.say("placing items by their vectors")
             vectors = model.item_vectors.detach().cpu().numpy()
-            # leaf: the number of items per path, such that the widest beam reads TRAINED_READS k items. For a small k
-            # the leaf is 1, which reads fewer items than that. This costs little: paths of one item that read half of
-            # the items that larger leaves read find nearly as many of brute force's items (docs/log.md, Where items
-            # get their paths).
+            # leaf: the number of items per path, such that the widest beam reads TRAINED_READS k items. For a k up to
+            # 51 the leaf is 1. That costs little where it reads less: with paths of one item, a request that reads
+            # half as many items as with larger leaves finds nearly as many of brute force's items (docs/log.md, Where
+            # items get their paths).
             leaf = max(1, round(TRAINED_READS * config.k / Limits.BEAM))
             paths = tree_paths(vectors, config.paths_per_item, config.depth, width, leaf, generator)
 

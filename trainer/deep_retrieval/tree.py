@@ -28,8 +28,8 @@ def tree_paths(
 
     The `count` nearest clusters of an item are the first nodes of its paths. In each further layer, the items that
     share a prefix are clustered again. In the last layer, a prefix gets at most K clusters of about `leaf` items; if
-    `leaf` is 1, its items are assigned to nodes in turn instead. Time: V J K E for each layer and each round of
-    k-means; the rounds use only a sample.
+    `leaf` is 1, its items are assigned to nodes in turn instead. Time: at most V J K E for each layer, to assign items
+    to clusters. The rounds of k-means run on a sample.
     """
     first = _nearest(vectors, _centres(vectors, width, generator), min(count, width, len(vectors)), generator)
     first = np.concatenate([first] * count, axis=1)[:, :count]  # repeats first nodes if there are fewer clusters than J
