@@ -263,12 +263,12 @@ def test_a_request_that_would_be_late_gets_a_narrower_beam() -> None:
 
 
 def test_a_request_without_time_for_widening_is_not_widened() -> None:
-    """At 1 s a path, widening from 4 paths to 8, 16 ... 256 takes 504 s, more than 80 % of 500 s allow."""
+    """At 10 s a path, 4 paths take 40 s and widening to 8, 16 ... 256 takes 5040 s, which is 80 % of 6300 s."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
-        gated.pace = Pace(0.0, 0.0, 1.0)
+        gated.pace = Pace(0.0, 0.0, 10.0)
         gated.gate.set()
-        for seconds, widened in ((500.0, False), (1000.0, True)):
+        for seconds, widened in ((6280.0, False), (6400.0, True)):
             await submit(batcher, gated, query(1, beam=4), timeout=seconds)
             assert gated.widen[-1] == [widened]
 

@@ -298,6 +298,11 @@ def test_a_trie_too_large_for_the_network_is_refused() -> None:
     assert TrainConfig(width=100).resolve_width(10_000_000) == 100
     with pytest.raises(ConfigError, match="width: the trie"):
         TrainConfig(width=100_000, depth=3).resolve_width(1_000_000)
+    # The limit is 268,435 rows of 1,000: 267,433 prefixes of two nodes, 1,000 of one, the empty one, and the last row.
+    config = TrainConfig(width=1000, depth=3, paths_per_item=1)
+    assert config.resolve_width(267_433) == 1000
+    with pytest.raises(ConfigError, match="width: the trie"):
+        config.resolve_width(267_434)
 
 
 def test_reassignments_leave_time_to_settle() -> None:

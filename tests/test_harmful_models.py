@@ -11,9 +11,11 @@ import pytest
 
 from index_store.errors import VersionDamaged
 from index_store.folder.store import FolderStore
+from retrieval.paths.structure import PathStructure
 from service.metrics import Metrics
 from service.serving import trial
 from service.serving.reloader import Reloader
+from service.serving.retriever import Retriever
 from service.serving.trial import try_model
 from tests.chaos.damage import endless
 from tests.conftest import Planted
@@ -61,3 +63,22 @@ def test_a_model_is_tried_once(
     asyncio.run(swap())
 
     assert tried == [str(store.folder / "versions" / name / "model.onnx") for name in names]
+
+
+@pytest.mark.parametrize("error", [VersionDamaged("other shapes"), RuntimeError("no memory")])
+def test_a_model_that_fails_at_a_batch_is_refused_by_name(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Golden queries are replayed one by one; a failure with eight queries shows when the version is warmed up."""
+    search = PathStructure.search
+
+    def failing(self: PathStructure, histories: Any, *rest: Any) -> Any:
+        if len(histories) == 8:
+            raise error
+        return search(self, histories, *rest)
+
+    monkeypatch.setattr(PathStructure, "search", failing)
+
+    version = planted.version.named(1)
+    with pytest.raises(VersionDamaged, match=f"^{version.manifest.version}: "):
+        Retriever(version)

@@ -15,7 +15,7 @@ from index_store.errors import VersionDamaged
 from retrieval.paths.index import PathIndex, Postings
 from retrieval.paths.rerank import SOFTMAX, Beams, Reranker, candidates, rerank
 from retrieval.paths.structure import PathStructure
-from retrieval.query import Limits, Query
+from retrieval.query import Limits, Query, wider_beams
 from tests.conftest import Planted
 
 ITEMS, SIZE = 12, 3
@@ -226,6 +226,8 @@ def test_a_reranker_with_nan_is_refused() -> None:
 
     with pytest.raises(VersionDamaged, match="finite"):
         Reranker.from_json(document)
+    with pytest.raises(VersionDamaged, match="expected weights"):
+        Reranker.from_json(document | {"intercept": 10**400})
 
 
 @pytest.mark.parametrize(
@@ -255,6 +257,12 @@ class Watched:
         """Record the search and run it."""
         self.searches.append((len(feeds["length"]), int(feeds["beam"])))
         return self.session.run(names, feeds)
+
+
+@pytest.mark.parametrize(("beam", "wider"), [(4, [8, 16, 20]), (5, [10, 20]), (19, [20]), (20, [])])
+def test_a_wider_beam_is_twice_the_one_before(beam: int, wider: list[int]) -> None:
+    """The last one is the widest beam."""
+    assert wider_beams(beam, 20) == wider
 
 
 def test_short_queries_are_widened_in_groups(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,18 @@ def failing_once(error: Exception) -> Callable[[Any], None]:
     return fail
 
 
+def refuse_loads(store: Steered) -> list[str]:
+    """Let every load from now on find a damaged version. Returns the names that are then loaded, as they come."""
+    loads: list[str] = []
+
+    def damaged(name: str) -> None:
+        loads.append(name)
+        raise VersionDamaged("half of it is missing")
+
+    store.first["load"] = damaged
+    return loads
+
+
 @pytest.fixture
 def store(planted: Planted, other: Planted, tmp_path: Path) -> Steered:
     """A store with two versions, the first current."""
@@ -146,17 +158,12 @@ def test_a_store_that_does_not_answer_leaves_the_version_in_service(store: Steer
 
 def test_a_refused_version_is_loaded_again_after_a_while(store: Steered, names: tuple[str, str]) -> None:
     """It is not loaded at every look; meanwhile the previous version answers, and the list has the reason."""
-    loads: list[str] = []
-
-    def damaged(name: str) -> None:
-        loads.append(name)
-        raise VersionDamaged("half of it is missing")
 
     async def follow() -> None:
         reloader = Reloader(store, 60, Metrics())
         await reloader.follow()
         store.activate(names[1])
-        store.first["load"] = damaged
+        loads = refuse_loads(store)
         await reloader.follow()
         await reloader.follow()
         assert loads == [names[1]]
@@ -180,17 +187,12 @@ def test_a_refused_version_is_loaded_again_after_a_while(store: Steered, names: 
 
 def test_a_refused_version_is_not_loaded_each_time_the_store_comes_back(store: Steered, names: tuple[str, str]) -> None:
     """The refusal outlasts a store that does not answer: one load, although the store comes and goes three times."""
-    loads: list[str] = []
-
-    def damaged(name: str) -> None:
-        loads.append(name)
-        raise VersionDamaged("half of it is missing")
 
     async def follow() -> None:
         reloader = Reloader(store, 60, Metrics())
         await reloader.follow()
         store.activate(names[1])
-        store.first["load"] = damaged
+        loads = refuse_loads(store)
         await reloader.follow()
         for _ in range(3):
             store.first["current"] = failing_once(StoreUnavailable("away"))

@@ -43,7 +43,7 @@ class Interrupting(io.StringIO):
 
 @pytest.fixture
 def heard() -> Iterator[None]:
-    """Give all STOP_SIGNALS signals their default handlers; the caller of the tests may ignore some of them."""
+    """Give all STOP_SIGNALS their default handlers; the caller of the tests may ignore some of them."""
     before = {polite: signal.signal(polite, signal.SIG_DFL) for polite in STOP_SIGNALS}
     yield
     for polite, handler in before.items():
