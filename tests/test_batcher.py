@@ -266,9 +266,9 @@ def test_a_request_without_time_for_widening_is_not_widened() -> None:
     """At 10 s a path, 4 paths take 40 s and widening to 8, 16 ... 256 takes 5040 s, which is 80 % of 6300 s."""
 
     async def test(batcher: Batcher, gated: GatedRetriever) -> None:
-        gated.pace = Pace(0.0, 0.0, 10.0)
         gated.gate.set()
         for seconds, widened in ((6280.0, False), (6400.0, True)):
+            gated.pace = Pace(0.0, 0.0, 10.0)  # a pace learns, so each request has a new one
             await submit(batcher, gated, query(1, beam=4), timeout=seconds)
             assert gated.widen[-1] == [widened]
 
