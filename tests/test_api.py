@@ -200,7 +200,7 @@ def test_the_service_gives_the_answers_that_were_measured(client: TestClient, pl
 
     requests, facts = held_out_requests(planted.dataset, planted.split), planted.searcher.facts
     measured = MeasuredVersion(planted.searcher, requests, 5, SilentProgress())
-    expected, _ = measured.retrieval(facts.beam, facts.per_path, SilentProgress())
+    expected = measured.retrieval(5, facts.beam, facts.per_path, SilentProgress())
     for history, items in zip(requests.histories, expected.filtered, strict=True):
         body = {"history": planted.dataset.item_ids[history].tolist(), "k": 5}
 

@@ -23,7 +23,7 @@ from trainer.evaluate.baselines import (
     item_similarity,
     popularity,
 )
-from trainer.evaluate.measures import new_items, precision_recall_f
+from trainer.evaluate.measures import mean_figures, new_items
 
 DATASET = Dataset(
     np.arange(3),
@@ -96,7 +96,7 @@ def test_planted_groups_are_found(planted: Planted, name: str) -> None:
 
     answers = answer_all(fits[name](clicked), requests, 5)
 
-    assert precision_recall_f(answers.filtered, new_items(requests), 5)["precision"] > 0.75
+    assert mean_figures(answers.filtered, new_items(requests), 5)["precision"] > 0.75
     assert (answers.reads == 40).all()
 
 

@@ -20,9 +20,9 @@ from tests.test_commands import QUICK
 from trainer.__main__ import main as dr_trainer
 from trainer.benchmark import benchmark as benchmark_module
 from trainer.benchmark import sensitivity as sensitivity_module
-from trainer.benchmark.benchmark import METHODS, summarise
 from trainer.benchmark.kept import keep
 from trainer.benchmark.sensitivity import slope
+from trainer.benchmark.summary import METHODS, summarise
 from trainer.data.dataset import Dataset
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.fit import fit
@@ -79,9 +79,8 @@ def test_benchmark_measures_every_method_once(
     exact = results["methods"]["brute_force"]["filtered"]["ratio_to_brute_force"]
     assert all(ratio == {"mean": 1.0, "std": None} for ratio in exact.values())
     assert results["methods"]["item_cf"]["filtered"]["f_measure"]["mean"] > 0.7
-    require_page(
-        shop / "report", {f"shop-{name}" for name in ("methods", "reads", "popularity", "learning", "occupancy")}
-    )
+    plots = ("methods", "curves", "reads", "popularity", "learning", "occupancy")
+    require_page(shop / "report", {f"shop-{name}" for name in plots})
     page = (shop / "report" / "index.html").read_text()
     assert "One seed, on held-out users" in page
     assert "1 seeds" not in page
@@ -142,18 +141,24 @@ def test_mean_and_deviation_by_hand() -> None:
 
     def result(f: float, exact: float) -> dict[str, Any]:
         def row(value: float) -> dict[str, Any]:
-            measures = {"precision": value, "recall": value, "f_measure": value}
-            costs = {"reads": 10.0, "fit_seconds": 2.0, "answer_ms": 1.0, "recall_by_popularity": [None]}
+            measures = {"precision": value, "recall": value, "f_measure": value, "hit_rate": value, "ndcg": value}
+            costs = {"reads": 10.0, "fit_seconds": 2.0, "answer_ms": 1.0, "recall_by_popularity": [None], "at": {}}
             return {"filtered": measures, "unfiltered": measures} | costs
 
         rest = {"k": 1, "users": 1, "items": 1, "interactions": 1, "structural_recall": 1.0, "frontier": []}
-        rest |= {"path_sizes": [], "paths": {}, "epochs": []}
+        rest |= {"path_sizes": [], "paths": {}, "epochs": [], "split": "users"}
+        rest["curves"] = {"deep_retrieval": [{"reads": 20, "brute_force": f, "truths": None}]}
         return {"methods": {"deep_retrieval": row(f), "brute_force": row(exact)}} | rest
 
-    filtered = summarise([result(0.2, 0.4), result(0.4, 0.5)])["methods"]["deep_retrieval"]["filtered"]
+    summary = summarise([result(0.2, 0.4), result(0.4, 0.5)])
+    filtered = summary["methods"]["deep_retrieval"]["filtered"]
 
     assert filtered["f_measure"] == pytest.approx({"mean": 0.3, "std": 0.02**0.5})
     assert filtered["ratio_to_brute_force"]["f_measure"] == pytest.approx({"mean": 0.65, "std": 0.045**0.5})
+    (point,) = summary["curves"]["deep_retrieval"]
+    assert point["reads"] == 20
+    assert point["brute_force"] == pytest.approx({"mean": 0.3, "std": 0.02**0.5})
+    assert point["truths"] == {"mean": None, "std": None}
 
 
 def test_sensitivity_varies_every_setting(

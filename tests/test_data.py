@@ -15,7 +15,7 @@ import pytest
 from retrieval.context import Category, Number
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset, load_dataset
-from trainer.data.requests import tuning_requests
+from trainer.data.requests import held_out_requests, tuning_requests
 from trainer.data.split import split_users
 from trainer.errors import DataError
 
@@ -149,8 +149,23 @@ def test_unusable_columns_are_named(tmp_path: Path, changes: dict[str, Any], mes
 
 def test_nothing_left_names_the_filters(tmp_path: Path) -> None:
     """If the filters leave no row, the error has their values."""
-    with pytest.raises(DataError, match="none of the 6 rows is left after min_rating = None and min_interactions = 9"):
+    with pytest.raises(DataError, match=r"none of the 6 rows .* = None, .* min_interactions = 9; lower them"):
         load_dataset(write(tmp_path, ROWS), TrainConfig(min_interactions=9))
+
+
+def test_rare_items_are_dropped_before_users(tmp_path: Path) -> None:
+    """Item 3 has one click. Without it, user 1 has too few. The items file brings item 4, but not item 3 again."""
+    rows = {"user_id": [0, 0, 0, 1, 1, 1], "item_id": [1, 2, 1, 1, 2, 3], "timestamp": [1, 2, 3, 1, 2, 3]}
+    items = write(tmp_path, {"item_id": [3, 4]}, "items.parquet")
+
+    dataset = load_dataset(write(tmp_path, rows), TrainConfig(min_item_interactions=2), items)
+
+    assert sequences(dataset) == {0: [1, 2, 1]}
+    assert dataset.item_ids.tolist() == [1, 2, 4]
+    assert dataset.notes[:2] == (
+        "1 of 3 items have fewer than 2 interactions and are left out (min_item_interactions)",
+        "1 of 2 users have fewer than 3 interactions and are left out (min_interactions)",
+    )
 
 
 def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
@@ -206,8 +221,25 @@ def test_last_out_keeps_the_last_item_from_training(tmp_path: Path) -> None:
     split = split_users(dataset, TrainConfig(split="last-out", test_users=9))
 
     assert split.train_users.tolist() == [0, 1, 2]
-    assert split.train_length.tolist() == [1, 2, 1]
-    assert split.test_users.tolist() == [0, 1]  # the third user has one item and nothing to find
+    assert split.train_length.tolist() == [1, 1, 1]  # the item before the last is withheld from user 1 of three items
+    assert split.tuning_users.tolist() == split.test_users.tolist() == [1]
+    assert (split.history_length[1], split.visible_length[1]) == (2, 2)
+
+
+def test_last_out_as_published(tmp_path: Path) -> None:
+    """The last item is the truth. The one before it is withheld from training, but is in the history of the request."""
+    rows = {"user_id": [0] * 4 + [1] * 3, "item_id": [5, 6, 7, 8, 8, 5, 6], "timestamp": [1, 2, 3, 3, 1, 2, 2]}
+    dataset = load_dataset(write(tmp_path, rows), CONFIG)
+    split = split_users(dataset, TrainConfig(split="last-out"))
+
+    requests, tuning = held_out_requests(dataset, split), tuning_requests(dataset, split)
+    assert [dataset.item_ids[truth].tolist() for truth in requests.truths] == [[8], [6]]  # ties keep the file's order
+    assert [dataset.item_ids[history].tolist() for history in requests.histories] == [[5, 6, 7], [8, 5]]
+    assert [dataset.item_ids[truth].tolist() for truth in tuning.truths] == [[7], [5]]
+    assert split.train_length.tolist() == [2, 1]
+
+    everything = split_users(dataset, TrainConfig(split="last-out", tuning_users=0))
+    assert everything.train_length.tolist() == [3, 2]  # the item before the last is trained on
 
 
 def test_nothing_left_to_train_on_names_the_split(tmp_path: Path) -> None:
@@ -226,7 +258,7 @@ def test_training_sees_only_the_history_of_tuning_users(tmp_path: Path, protocol
     rows = [(user, user + place, place) for user in range(60) for place in range(3 + user % 5)]
     file = tmp_path / "interactions.csv"
     file.write_text("user_id,item_id,timestamp\n" + "\n".join(",".join(map(str, row)) for row in rows))
-    config = TrainConfig.replace(TrainConfig(), split=protocol, test_users=6)
+    config = TrainConfig().replace(split=protocol, test_users=6, tuning_users="auto" if protocol == "users" else 6)
     dataset = load_dataset(file, config)
     split = split_users(dataset, config)
 
@@ -236,7 +268,7 @@ def test_training_sees_only_the_history_of_tuning_users(tmp_path: Path, protocol
     for user, history, truth in zip(split.tuning_users, requests.histories, requests.truths, strict=True):
         sequence = dataset.sequence(user).tolist()
         visible = sequence if protocol == "users" else sequence[:-1]
-        assert len(visible) >= 4
+        assert len(visible) >= (4 if protocol == "users" else 2)
         assert [*history, *truth] == visible
         assert (
             len(history) == split.train_length[user] == (len(visible) // 2 if protocol == "users" else len(visible) - 1)

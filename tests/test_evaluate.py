@@ -32,7 +32,8 @@ def test_planted_groups_are_found(planted: Planted) -> None:
 def test_the_document_has_exactly_the_documented_keys(planted: Planted) -> None:
     """Other programs read the document."""
     result = evaluate(planted.searcher, planted.dataset, planted.split, 5, SilentProgress())
-    measures = {"precision", "recall", "f_measure"}
+    ratios = {"precision", "recall", "f_measure"}
+    measures = ratios | {"hit_rate", "ndcg"}
 
     assert set(result) == {
         "k", "users", "version", "deep_retrieval", "brute_force", "item_cf", "popularity", "ratio_to_brute_force",
@@ -41,7 +42,8 @@ def test_the_document_has_exactly_the_documented_keys(planted: Planted) -> None:
     assert set(result["deep_retrieval"]) == measures | {"candidates_mean", "candidates_p99"}
     assert set(result["paths"]) == {"used", "largest", "mean_size", "gini"}
     for document in (result, result["unfiltered"]):
-        for name in ("brute_force", "item_cf", "popularity", "ratio_to_brute_force"):
+        assert set(document["ratio_to_brute_force"]) == ratios
+        for name in ("brute_force", "item_cf", "popularity"):
             assert set(document[name]) == measures
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.evaluate.measures import popularity_groups, precision_recall_f, ratios, recall_by_popularity, tops
+from trainer.evaluate.measures import mean_figures, popularity_groups, ratios, recall_by_popularity, tops
 
 
 def test_precision_recall_f_by_hand() -> None:
@@ -15,7 +15,7 @@ def test_precision_recall_f_by_hand() -> None:
     answers = [np.array([1, 2]), np.array([3, 3]), np.array([9, 8])]
     truths = [np.array([1, 2, 5, 6]), np.array([3, 3]), np.array([], np.int64)]
 
-    measured = precision_recall_f(answers, truths, k=2)
+    measured = mean_figures(answers, truths, k=2)
 
     assert measured["precision"] == pytest.approx((1.0 + 0.5) / 2)
     assert measured["recall"] == pytest.approx((0.5 + 1.0) / 2)
@@ -29,8 +29,23 @@ def test_ratios_to_zero() -> None:
     )
 
     assert shares == {"precision": 0.5, "recall": None, "f_measure": 1.0}
-    unmeasured = precision_recall_f([np.array([1])], [np.array([], np.int64)], k=1)
-    assert unmeasured == ratios(unmeasured, unmeasured) == {"precision": None, "recall": None, "f_measure": None}
+    unmeasured = mean_figures([np.array([1])], [np.array([], np.int64)], k=1)
+    assert unmeasured == dict.fromkeys(("precision", "recall", "f_measure", "hit_rate", "ndcg"))
+    assert ratios(unmeasured, unmeasured) == {"precision": None, "recall": None, "f_measure": None}
+
+
+def test_hit_rate_and_ndcg_by_hand() -> None:
+    """Ranks 2 and 4 are true of three: DCG 1/log2(3) + 1/log2(5), at best 1 + 1/log2(3) + 1/log2(4)."""
+    answers, truths = [np.array([7, 1, 8, 2, 9])] * 2, [np.array([1, 2, 3]), np.array([5])]
+
+    measured = mean_figures(answers, truths, k=4)
+
+    gain = 1 / np.log2(3) + 1 / np.log2(5)
+    assert measured["hit_rate"] == 1 / 2
+    assert measured["ndcg"] == pytest.approx(gain / (1 + 1 / np.log2(3) + 1 / 2) / 2)
+    # The first item alone is wrong; of two, the second is right, and two true items would have been possible.
+    assert mean_figures(answers[:1], truths[:1], k=1)["ndcg"] == 0
+    assert mean_figures(answers[:1], truths[:1], k=2)["ndcg"] == pytest.approx(1 / np.log2(3) / (1 + 1 / np.log2(3)))
 
 
 def test_recall_by_popularity_by_hand() -> None:

@@ -12,7 +12,7 @@ from tests.silent_progress import SilentProgress
 from trainer.benchmark.two_tower import TwoTower, answer_hnsw, build_hnsw, encode, train_two_tower
 from trainer.data.requests import held_out_requests, pad_histories
 from trainer.data.split import click_counts
-from trainer.evaluate.measures import new_items, precision_recall_f, tops
+from trainer.evaluate.measures import mean_figures, new_items, tops
 
 
 def test_the_network_learns_the_planted_groups(planted: Planted) -> None:
@@ -26,7 +26,7 @@ def test_the_network_learns_the_planted_groups(planted: Planted) -> None:
     answers = answer_hnsw(graph, users, requests, 5, 10)
 
     assert seconds > 0
-    assert precision_recall_f(answers.filtered, new_items(requests), 5)["precision"] > 0.6
+    assert mean_figures(answers.filtered, new_items(requests), 5)["precision"] > 0.6
 
 
 def test_histories_are_cut_to_the_latest_and_padded() -> None:

@@ -225,7 +225,8 @@ def _benchmark(options: argparse.Namespace) -> int:
     sources = find_datasets(options.data_dir, options.datasets.split(",") if options.datasets else None)
     _require("faiss", "implicit", *(["matplotlib"] if options.report else []))
 
-    from trainer.benchmark.benchmark import benchmark, table
+    from trainer.benchmark.benchmark import benchmark
+    from trainer.benchmark.table import table
     from trainer.progress import choose_progress
 
     if options.report:

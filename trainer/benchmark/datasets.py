@@ -1,7 +1,7 @@
 """The data sets of `dr-trainer benchmark`: the places of their files, their protocols, and how to get them.
 
-A protocol sets which users are kept and held out, and how many items are requested. Apart from context features, it
-does not change how the network is trained.
+A protocol sets which users are kept and held out, and how many items are requested. Apart from context features and
+the length of a history, it does not change how the network is trained.
 """
 
 from __future__ import annotations
@@ -32,17 +32,23 @@ class Source:
 
 @dataclass(frozen=True)
 class Preset:
-    """A published data set: its file of interactions in --data-dir, its protocol, and the place to get it from."""
+    """A published data set: its file of interactions in --data-dir, its protocol, and the place to get it from.
+
+    data: the name in --data-dir under which the data set is also found; None: the name of the preset.
+    """
 
     file: str
     settings: Mapping[str, Any]
     source: str
+    data: str | None = None
 
 
 _GROUPLENS = "https://files.grouplens.org/datasets/movielens/{}.zip, unzipped into that folder"
 _UCSD = "the ratings of https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html"
 _MOVIES = {"min_rating": 4, "min_interactions": 10, "k": 10}  # the paper's protocol (Sec. 4.1)
 _AMAZON = {"min_interactions": 5, "test_users": 2000, "k": 50}
+#: The last item of every user, as in most publications on sequences (docs/results.md has their figures).
+_LAST_OUT = {"split": "last-out", "k": 10}
 _RETAIL = {"context": ("country",), "k": 20}
 
 PRESETS: dict[str, Preset] = {
@@ -58,6 +64,20 @@ PRESETS: dict[str, Preset] = {
     "amazon-beauty": Preset("ratings_Beauty.csv", _AMAZON, _UCSD),
     "amazon-books": Preset(
         "ratings_Books.csv", {**_AMAZON, "min_interactions": 10, "test_users": 5000, "k": 200}, _UCSD
+    ),
+    # 3,416 items, as in BERT4Rec, LRURec and "Turning Dross Into Gold Loss".
+    "ml-1m-last-out": Preset(
+        "ml-1m/ratings.dat",
+        {**_LAST_OUT, "min_item_interactions": 5, "history": 200},
+        _GROUPLENS.format("ml-1m"),
+        "ml-1m",
+    ),
+    # 3,706 items, as in HSTU and eSASRec: there the item before the last is trained on.
+    "ml-1m-last-out-3706": Preset(
+        "ml-1m/ratings.dat", {**_LAST_OUT, "tuning_users": 600, "history": 200}, _GROUPLENS.format("ml-1m"), "ml-1m"
+    ),
+    "amazon-beauty-last-out": Preset(
+        "ratings_Beauty.csv", {**_LAST_OUT, "min_interactions": 5, "history": 50}, _UCSD, "amazon-beauty"
     ),
 }
 
@@ -76,7 +96,8 @@ def find_datasets(folder: Path, names: list[str] | None) -> list[Source]:
     )
     files = {match["name"]: path for path in paths if (match := FILE.match(path.name))}
     if names is None:
-        names = [name for name, preset in PRESETS.items() if name in files or (folder / preset.file).exists()]
+        protocols = {name: preset for name, preset in PRESETS.items() if preset.data is None}
+        names = [name for name, preset in protocols.items() if name in files or (folder / preset.file).exists()]
         names += [name for name, path in files.items() if name not in PRESETS and ".interactions." in path.name]
         if not names:
             raise DataError(
@@ -91,7 +112,8 @@ def _find(name: str, folder: Path, files: Mapping[str, Path]) -> Source:
     settings = preset.settings if preset else _AMAZON if name.startswith("amazon-") else {}
     if Path(name).name != name:
         raise DataError(f"--datasets {name}: expected a name, found a path; files must be in --data-dir")
-    candidates = [folder / name, *([files[name]] if name in files else []), *([folder / preset.file] if preset else [])]
+    data = (preset and preset.data) or name
+    candidates = [folder / data, *([files[data]] if data in files else []), *([folder / preset.file] if preset else [])]
     if name == "online-retail":
         candidates.append(EXAMPLE / "interactions.parquet")
     path = next(filter(Path.is_file, candidates), None)

@@ -12,6 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from trainer.benchmark.table import CURVES, main_measure
+from trainer.evaluate.measures import TITLES
+
 OURS, EXACT, RIVAL = "#1f6fb4", "#222222", "#9aa5b1"
 
 
@@ -64,6 +67,25 @@ def reads(result: dict[str, Any]) -> bytes:
     return _png(draw)
 
 
+def curves(result: dict[str, Any]) -> bytes:
+    """Shares of brute force's answer and of the true items among the items read, for the tree and for random paths."""
+
+    def draw(axes: Axes) -> None:
+        for name, colour in (("deep_retrieval", OURS), ("random_paths", RIVAL)):
+            for share, style, label in (("brute_force", "-", "brute force's answer"), ("truths", "--", "true items")):
+                points = [(p["reads"], p[share]) for p in result["curves"][name] if p[share]["mean"] is not None]
+                axes.errorbar(
+                    [reads for reads, _ in points],
+                    [figure["mean"] for _, figure in points],
+                    yerr=[figure["std"] or 0 for _, figure in points],
+                    color=colour, linestyle=style, marker="o", capsize=3, label=f"{CURVES[name]}: {label}",
+                )  # fmt: skip
+        axes.set(xscale="log", xlabel="items read per request", ylabel="share among the items read", ylim=(0, 1.02))
+        axes.legend()
+
+    return _png(draw)
+
+
 def by_popularity(result: dict[str, Any], names: dict[str, str]) -> bytes:
     """Recall by popularity of the items, for several methods."""
 
@@ -90,11 +112,12 @@ def by_popularity(result: dict[str, Any], names: dict[str, str]) -> bytes:
 
 
 def methods(result: dict[str, Any], names: dict[str, str]) -> bytes:
-    """F-measure of every method, with its standard deviation if there are several seeds."""
+    """The main measure of every method, with its standard deviation if there are several seeds."""
 
     def draw(axes: Axes) -> None:
         kind = "filtered" if result["users"] else "unfiltered"  # users: the number of users with new items to find
-        rows = [(name, row[kind]["f_measure"]) for name, row in result["methods"].items()][::-1]
+        measure = main_measure(result)
+        rows = [(name, row[kind][measure]) for name, row in result["methods"].items()][::-1]
         deviations = [f["std"] for _, f in rows]
         axes.barh(
             [names[name] for name, _ in rows],
@@ -105,7 +128,8 @@ def methods(result: dict[str, Any], names: dict[str, str]) -> bytes:
                 for name, _ in rows
             ],
         )
-        axes.set(xlabel=f"F@{result['k']}, %" + ("" if result["users"] else ", history not filtered"))
+        filtered = "" if result["users"] else ", history not filtered"
+        axes.set(xlabel=f"{TITLES[measure]}@{result['k']}, %{filtered}")
 
     return _png(draw)
 

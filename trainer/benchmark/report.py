@@ -10,10 +10,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer.benchmark import plots
-from trainer.benchmark.benchmark import METHODS, UNMEASURED, about, filtering, mean, percent
 from trainer.benchmark.sensitivity import TITLES, effect
+from trainer.benchmark.summary import METHODS
+from trainer.benchmark.table import UNMEASURED, about, figure_cells, filtering, heads, main_measure, mean
 from trainer.errors import TrainerError
-from trainer.evaluate.measures import MEASURES
+from trainer.evaluate import measures
 from trainer.progress import counted
 
 PLOTTED = ("deep_retrieval", "brute_force", "two_tower", "ease", "als", "item_cf", "popularity")
@@ -25,8 +26,13 @@ def write_benchmark(folder: Path, document: dict[str, Any]) -> Path:
     whiskers = "; whiskers show the standard deviation" if document["seeds"] > 1 else ""
     for name, result in document["datasets"].items():
         names = {method: METHODS[method] for method in PLOTTED}
+        main = measures.TITLES[main_measure(result)]
         pictures = {
-            "methods": (f"F of every method{whiskers}", plots.methods(result, METHODS)),
+            "methods": (f"{main} of every method{whiskers}", plots.methods(result, METHODS)),
+            "curves": (
+                f"Shares among the items read, for tree and random paths{whiskers}",
+                plots.curves(result),
+            ),
             "reads": ("Share of brute force's answer by items read and beam width, seed 0", plots.reads(result)),
             "popularity": ("Recall by how often an item is clicked, seed 0", plots.by_popularity(result, names)),
             "learning": ("Loss by epoch, seed 0", plots.learning(result)),
@@ -38,8 +44,8 @@ def write_benchmark(folder: Path, document: dict[str, Any]) -> Path:
             {
                 "title": name,
                 "note": f"{about(result)}; {counted(result['k'], 'item')} requested; {filtering(result)}.",
-                "head": ["", "P %", "R %", "F %", "F / brute force", "items read", "fit, s", "answer, ms"],
-                "rows": [_row(method, row) for method, row in result["methods"].items()],
+                "head": ["", *heads(result), "/ brute force", "items read", "fit, s", "answer, ms"],
+                "rows": [_row(method, row, result) for method, row in result["methods"].items()],
                 "plots": _save(folder, name, pictures),
             }
         )
@@ -77,12 +83,10 @@ def write_sensitivity(folder: Path, document: dict[str, Any]) -> Path:
     return _write(folder, "sensitivity", document, "What each setting is worth", note, [section])
 
 
-def _row(method: str, row: dict[str, Any]) -> dict[str, Any]:
-    filtered, unfiltered = row["filtered"], row["unfiltered"]
+def _row(method: str, row: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     cells = [
         METHODS[method],
-        *(f"{percent(filtered[measure])} ({mean(unfiltered[measure], 2, 100)})" for measure in MEASURES),
-        mean(filtered["ratio_to_brute_force"]["f_measure"], 3),
+        *figure_cells(row, result),
         mean(row["reads"], 0),
         mean(row["fit_seconds"], 0).replace(UNMEASURED, ""),
         mean(row["answer_ms"], 2),

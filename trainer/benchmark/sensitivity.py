@@ -35,9 +35,9 @@ from trainer.evaluate.measures import (
     Items,
     by_user,
     count_read,
+    mean_figures,
     new_items,
     no_new_items,
-    precision_recall_f,
     tops,
 )
 from trainer.progress import Progress, counted
@@ -181,7 +181,7 @@ def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: P
         "k": config.k,
         "users": recalls["beam"].shape[1],
         "settings": {"beam": beam, "width": width, "depth": config.depth, "paths_per_item": config.paths_per_item},
-        "brute_force": precision_recall_f(exact, new_items(requests), config.k),
+        "brute_force": mean_figures(exact, new_items(requests), config.k),
         **rows,
         "largest_path_slope": slope(alphas, [row["largest"] for row in rows["alpha"]]),
         "effects": {name: float(np.ptp(recall.mean(axis=1))) for name, recall in recalls.items()},

@@ -72,22 +72,18 @@ def load_dataset(
     encoded_users = encode_ids([table, by_user] if by_user else [table], "user_id", config.user_id)
     item_of, user_of = encoded_items.rows[0], encoded_users.rows[0]  # per row of the interactions
     times = timestamps(table)
-    rows = np.arange(len(times))
-    if config.min_rating is not None:
-        column = "weight" if "rating" not in table.names and "weight" in table.names else "rating"
-        rows = rows[numbers(table, column) >= config.min_rating]
-    user_ids = encoded_users.ids
-    before = len(np.unique(user_of[rows]))
-    rows = rows[np.bincount(user_of[rows], minlength=len(user_ids))[user_of[rows]] >= config.min_interactions]
+    rows, rare, dropped = _kept_rows(table, item_of, user_of, config)
     if not len(rows):
         raise DataError(
-            f"{interactions}: none of the {len(times)} rows is left after min_rating = {config.min_rating} "
-            f"and min_interactions = {config.min_interactions}; lower them"
+            f"{interactions}: none of the {len(times)} rows is left after min_rating = {config.min_rating}, "
+            f"min_item_interactions = {config.min_item_interactions} and min_interactions = {config.min_interactions}; "
+            "lower them"
         )
+    user_ids = encoded_users.ids
     rows = rows[np.lexsort((times[rows], user_of[rows]))]
     kept_users, user_of = np.unique(user_of[rows], return_inverse=True)
     # The catalogue has every item of the items file, even those that nobody clicked.
-    kept_items = np.unique(np.concatenate([item_of[rows], *encoded_items.rows[1:]]))
+    kept_items = np.setdiff1d(np.concatenate([item_of[rows], *encoded_items.rows[1:]]), rare)
     offsets = np.searchsorted(user_of, np.arange(len(kept_users) + 1)).astype(np.int64)
     sources: list[UserRows] = []
     if by_user:
@@ -106,9 +102,7 @@ def load_dataset(
     context_of = read_context(config.context, sources, len(kept_users), schema)
     notes = [line for part in (table, catalogue, by_user) if part for line in part.notes]
     notes += [*encoded_items.notes, *encoded_users.notes, *context_of.notes]
-    if len(kept_users) < before:
-        dropped = f"{before - len(kept_users)} of {before} users have fewer than {config.min_interactions} interactions"
-        notes.append(f"{dropped} and are left out (min_interactions)")
+    notes += dropped
     if catalogue and not np.isin(item_of[rows], encoded_items.rows[1]).any():
         notes.append(f"warning: no item of the interactions is in {items}; are ids written the same way in both files?")
     return Dataset(
@@ -119,6 +113,32 @@ def load_dataset(
         context_of,
         tuple(notes),
     )
+
+
+def _kept_rows(
+    table: Table, item_of: Indices, user_of: Indices, config: TrainConfig
+) -> tuple[Indices, Indices, list[str]]:
+    """The rows of the interactions that the filters keep, the items that are dropped as rare, and messages about both.
+
+    item_of, user_of: each row's item and user. The rating is filtered first, then the items, then the users.
+    """
+    rows = np.arange(len(item_of))
+    if config.min_rating is not None:
+        column = "weight" if "rating" not in table.names and "weight" in table.names else "rating"
+        rows = rows[numbers(table, column) >= config.min_rating]
+    notes = []
+    clicks = np.bincount(item_of[rows])
+    rare = np.flatnonzero((clicks > 0) & (clicks < config.min_item_interactions))
+    if len(rare):
+        dropped = f"{len(rare)} of {(clicks > 0).sum()} items have fewer than {config.min_item_interactions}"
+        notes.append(f"{dropped} interactions and are left out (min_item_interactions)")
+        rows = rows[~np.isin(item_of[rows], rare)]
+    visits = np.bincount(user_of[rows])
+    few = int(((visits > 0) & (visits < config.min_interactions)).sum())
+    if few:
+        dropped = f"{few} of {(visits > 0).sum()} users have fewer than {config.min_interactions} interactions"
+        notes.append(f"{dropped} and are left out (min_interactions)")
+    return rows[visits[user_of[rows]] >= config.min_interactions], rare, notes
 
 
 def _rows_of(index: Indices, users: Indices, ids: Ids, table: Table) -> Indices:

@@ -13,8 +13,10 @@ from trainer.data.columns import Indices
 from trainer.data.dataset import Dataset
 from trainer.errors import DataError
 
-TUNING_USERS = 1000  # most tuning users; their number is also at most a tenth of the training users
-MIN_TUNED = 4  # least number of items of a tuning user
+#: Most users of each kind if the config says "auto". With split = users they are also at most a tenth of the users.
+AUTO_USERS = {"users": 1000, "last-out": 50_000}
+#: Least number of items of a tuning user that are not held out for the test.
+MIN_TUNED = {"users": 4, "last-out": 2}
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,15 @@ def split_users(dataset: Dataset, config: TrainConfig) -> Split:
     """The split that `config` names. Its random choices depend only on the seed.
 
     split = users: test users are held out; the first half of their items is history, the second half truth (Sec. 4.1).
-    split = last-out: all users are trained on, and the last item of each user is withheld. Raises DataError if no user
-    with two interactions is left to train on.
+    split = last-out: all users are trained on. The last item of each user is the truth, and the items before it are the
+    history; the last of these is withheld from the network if the user is a tuning user. Users with fewer than three
+    items are not measured. Raises DataError if no user with two interactions is left to train on.
     """
     lengths = np.diff(dataset.offsets)
     users = len(lengths)
-    wanted = min(1000, max(1, users // 10)) if config.test_users == "auto" else config.test_users
-    shuffled = np.random.default_rng(config.seed).permutation(np.flatnonzero(lengths >= 2))
+    fewest = 2 if config.split == "users" else 3
+    shuffled = np.random.default_rng(config.seed).permutation(np.flatnonzero(lengths >= fewest))
+    wanted = _number(config.test_users, config, users)
     test = np.sort(shuffled[:wanted])
     if config.split == "users":
         train = np.setdiff1d(np.arange(users), test)
@@ -60,11 +64,19 @@ def split_users(dataset: Dataset, config: TrainConfig) -> Split:
             else "no user has two interactions left to train on after the last one is held out (split = last-out)"
         )
     # The network is overconfident on items it was trained on, so the reranker is fitted on items withheld from it.
-    shuffled = np.random.default_rng([config.seed, 5]).permutation(train[train_length[train] >= MIN_TUNED])
-    tuning = np.sort(shuffled[: min(TUNING_USERS, len(train) // 10)])
+    tuned = train[train_length[train] >= MIN_TUNED[config.split]]
+    shuffled = np.random.default_rng([config.seed, 5]).permutation(tuned)
+    tuning = np.sort(shuffled[: _number(config.tuning_users, config, len(train), least=0)])
     visible_length, train_length = train_length, train_length.copy()
     train_length[tuning] = history_length[tuning] if config.split == "users" else train_length[tuning] - 1
     return Split(train, test, train_length, history_length, tuning, visible_length)
+
+
+def _number(setting: int | str, config: TrainConfig, users: int, least: int = 1) -> int:
+    """The number of users that `setting` asks for: itself, or for "auto" a share of `users` that the split decides."""
+    if isinstance(setting, int):
+        return setting
+    return min(AUTO_USERS[config.split], max(least, users // 10) if config.split == "users" else users)
 
 
 def click_counts(dataset: Dataset, split: Split) -> Indices:

@@ -17,7 +17,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from trainer.data.requests import Requests, history_matrix
-from trainer.evaluate.measures import Answers, Items, new_items, precision_recall_f, tops
+from trainer.evaluate.measures import Answers, Items, mean_figures, new_items, tops
 
 #: A function from histories (R, V) to scores (R, V).
 Scorer = Callable[[scipy.sparse.csr_array], NDArray[np.floating]]
@@ -108,7 +108,7 @@ def best_setting(
 
     def f_measure(setting: Setting) -> float:
         answers = answer_all(fit(clicked, setting), requests, k)
-        return precision_recall_f(answers.filtered, truths, k)["f_measure"] or 0.0
+        return mean_figures(answers.filtered, truths, k)["f_measure"] or 0.0
 
     return max(settings, key=f_measure)
 

@@ -9,7 +9,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,18 @@ from trainer.data.split import Split, clicked_items
 from trainer.deep_retrieval.occupancy import Occupancy
 from trainer.errors import DataError
 from trainer.evaluate.baselines import answer_all, item_cf, popularity
-from trainer.evaluate.measures import MEASURES, Answers, Items, count_read, new_items, no_new_items, ratios, tops
+from trainer.evaluate.measures import (
+    RATIOS,
+    SHOWN,
+    TITLES,
+    Answers,
+    Items,
+    count_read,
+    new_items,
+    no_new_items,
+    ratios,
+    tops,
+)
 from trainer.progress import Progress, counted
 
 
@@ -36,7 +47,8 @@ def evaluate(searcher: Searcher, dataset: Dataset, split: Split, k: int, progres
     if not requests.histories:
         raise DataError("test_users: nobody was held out, so there is nobody to measure; train with more")
     measured = MeasuredVersion(searcher, requests, k, progress)
-    deep, share = measured.retrieval(*searcher.default_search(k), progress)
+    search = searcher.default_search(k)
+    deep = measured.retrieval(k, *search, progress)
     clicked = clicked_items(dataset, split.train_users, split.visible_length)
     figures = {"deep_retrieval": deep.figures(requests, k), "brute_force": measured.brute_force.figures(requests, k)}
     for name, fit in {"item_cf": item_cf, "popularity": popularity}.items():
@@ -56,7 +68,7 @@ def evaluate(searcher: Searcher, dataset: Dataset, split: Split, k: int, progres
         "users": sum(len(truth) > 0 for truth in new_items(requests)),
         "version": searcher.manifest.version,
         **document("filtered"),
-        "structural_recall": share,
+        "structural_recall": measured.reads(k, *search).exact,
         "paths": {name: occupancy[name] for name in ("used", "largest", "mean_size", "gini")},
         "unfiltered": document("unfiltered"),
     }
@@ -70,17 +82,17 @@ def table(result: dict[str, Any], split: str) -> str:
     else:
         head = f"{no_new_items(split)}; these figures are not filtered"
     lines = [f"{result['version']}: {head}", ""]
-    lines.append(f"{'':16}{f'P@{k} %':>16}{f'R@{k} %':>16}{f'F@{k} %':>16}")
+    lines.append(f"{'':16}" + "".join(f"{f'{TITLES[m]}@{k} %':>16}" for m in SHOWN[split]))
     for name in ("deep_retrieval", "brute_force", "item_cf", "popularity"):
         filtered, free = result[name], result["unfiltered"][name]
         cells = (
             f"{100 * filtered[m]:.2f} ({100 * free[m]:.2f})" if result["users"] else f"{100 * free[m]:.2f}"
-            for m in MEASURES
+            for m in SHOWN[split]
         )
         lines.append(f"{name.replace('_', ' '):16}" + "".join(f"{cell:>16}" for cell in cells))
     deep, paths = result["deep_retrieval"], result["paths"]
     ratio = (result if result["users"] else result["unfiltered"])["ratio_to_brute_force"]
-    shown = (f"{m[0].upper()} " + ("-" if ratio[m] is None else f"{ratio[m]:.3f}") for m in MEASURES)
+    shown = (f"{m[0].upper()} " + ("-" if ratio[m] is None else f"{ratio[m]:.3f}") for m in RATIOS)
     lines += [
         "",
         f"ratio to brute force: {', '.join(shown)}",
@@ -109,11 +121,24 @@ def require_same_data(version: Version, dataset: Dataset, progress: Progress) ->
         progress.say("warning: trained on other interactions; users measured here may have been trained on")
 
 
+class Reads(NamedTuple):
+    """What the requests of a search have read. A share is None if there is nothing to find.
+
+    mean: items per request. exact: share of brute force's k best items that were read. truths: share of the true items,
+    without items of the history, that were read.
+    """
+
+    mean: float
+    exact: float | None
+    truths: float | None
+
+
 class MeasuredVersion:
     """A version, and the answers of brute force (a scan of all its item vectors) to some requests."""
 
-    def __init__(self, searcher: Searcher, requests: Requests, k: int, progress: Progress) -> None:
-        self.searcher, self.requests, self.k = searcher, requests, k
+    def __init__(self, searcher: Searcher, requests: Requests, longest: int, progress: Progress) -> None:
+        """longest: the number of items in brute force's answers, and the largest k that can be measured."""
+        self.searcher, self.requests = searcher, requests
         self.structure = self.searcher.structure
         index = self.structure.index
         for beams in itertools.islice(self._beams(1), 1):
@@ -130,9 +155,9 @@ class MeasuredVersion:
                 histories = requests.histories[part]
                 started = time.perf_counter()
                 scores = index.logits(beams.user)
-                filtered += tops(scores, k, histories)
+                filtered += tops(scores, longest, histories)
                 seconds += time.perf_counter() - started
-                unfiltered += tops(scores, k)
+                unfiltered += tops(scores, longest)
                 self.users.append(beams.user)
                 advance(len(histories))
                 started = time.perf_counter()
@@ -140,35 +165,53 @@ class MeasuredVersion:
         self.brute_force = Answers(filtered, unfiltered, reads, self.encoding + seconds)
 
     def retrieval(
-        self, beam: int, per_path: int, progress: Progress, *, widen: bool = True, reranker: Reranker | None = None
-    ) -> tuple[Answers, float | None]:
-        """The answers of the service, and the share of brute force's answers that is among the items read.
+        self,
+        k: int,
+        beam: int,
+        per_path: int,
+        progress: Progress,
+        *,
+        widen: bool = True,
+        reranker: Reranker | None = None,
+    ) -> Answers:
+        """The answers of the service. widen: search more paths if fewer than k items are found.
 
-        The share is None if brute force has no answers, because every user's history has all items. widen: search more
-        paths if fewer than k items are found. reranker: replaces the version's reranker.
+        reranker: replaces the version's reranker.
         """
-        requests, index = self.requests, self.structure.index
+        requests = self.requests
         structure = replace(self.structure, reranker=reranker) if reranker else self.structure
         answers: list[Answer] = []
         free_answers: list[Answer] = []
-        held = wanted = 0
         seconds = 0.0
         with progress.task("measuring deep retrieval", len(requests.histories)) as advance:
-            for part, beams in zip(requests.parts(), self._beams(beam), strict=True):
-                queries = requests.queries(part, self.k, beam, per_path, widen=widen)
+            for part in requests.parts():
+                queries = requests.queries(part, k, beam, per_path, widen=widen)
                 started = time.perf_counter()
                 answers += structure.answer(queries)
                 seconds += time.perf_counter() - started
                 nothing = np.empty(0, np.int64)
                 free_answers += structure.answer([replace(query, excluded=nothing) for query in queries])
-                read = candidates(index, beams, structure.read(beams, per_path))
-                exact = self.brute_force.filtered[part]
-                held += count_read(exact, read, index.items)
-                wanted += sum(map(len, exact))
                 advance(len(queries))
         reads = np.array([answer.read for answer in answers])
-        measured = Answers([a.items for a in answers], [a.items for a in free_answers], reads, seconds)
-        return measured, held / wanted if wanted else None
+        return Answers([a.items for a in answers], [a.items for a in free_answers], reads, seconds)
+
+    def reads(self, k: int, beam: int, per_path: int) -> Reads:
+        """The items that a search reads, without searching wider for short answers."""
+        requests, index = self.requests, self.structure.index
+        truths, exact = new_items(requests), [answer[:k] for answer in self.brute_force.filtered]
+        postings, held, found = 0, 0, 0
+        for part, beams in zip(requests.parts(), self._beams(beam), strict=True):
+            lists = self.structure.read(beams, per_path)
+            read = candidates(index, beams, lists)
+            postings += len(lists.items)
+            held += count_read(exact[part], read, index.items)
+            found += count_read(truths[part], read, index.items)
+
+        def share(count: int, wanted: list[Items]) -> float | None:
+            total = sum(map(len, wanted))
+            return count / total if total else None
+
+        return Reads(postings / len(requests.histories), share(held, exact), share(found, truths))
 
     def _beams(self, beam: int) -> Iterator[Beams]:
         return self.requests.beams(self.structure, beam)

@@ -1,4 +1,7 @@
-"""Precision, recall and F at k (P/R/F@k, Sec. 4.1), computed per user and then averaged: F is the mean of users' F.
+"""Measures of answers at k, computed per user and then averaged: P, R and F (Sec. 4.1), hit rate (HR) and NDCG.
+
+F is the mean of users' F. The hit rate is the share of users with at least one true item in their answer. NDCG is the
+sum of 1 / log2(1 + rank) over the true items in the answer (best item: rank 1), divided by the largest possible sum.
 
 If the history is filtered, items of the history are removed from the answers and from the truths; users whose truth is
 then empty are left out. A figure is None if no user is left. A ratio is None if the reference is 0.
@@ -19,7 +22,11 @@ from trainer.data.requests import Requests
 Items = NDArray[np.int64]
 #: A float for each of MEASURES, or None.
 Figures = dict[str, Any]
-MEASURES = ("precision", "recall", "f_measure")
+MEASURES = ("precision", "recall", "f_measure", "hit_rate", "ndcg")
+RATIOS = MEASURES[:3]  # measures whose ratio to brute force is reported
+TITLES = {"precision": "P", "recall": "R", "f_measure": "F", "hit_rate": "HR", "ndcg": "NDCG"}
+#: The measures that the tables show for each value of the setting `split`: those of the publications that use it.
+SHOWN = {"users": RATIOS, "last-out": ("hit_rate", "ndcg")}
 
 
 @dataclass(frozen=True)
@@ -36,40 +43,46 @@ class Answers:
     seconds: float
 
     def figures(self, requests: Requests, k: int) -> dict[str, Figures]:
-        """P/R/F@k as {"filtered": ..., "unfiltered": ...}."""
+        """The measures of the first k items of each answer, as {"filtered": ..., "unfiltered": ...}."""
         return {
-            "filtered": precision_recall_f(self.filtered, new_items(requests), k),
-            "unfiltered": precision_recall_f(self.unfiltered, requests.truths, k),
+            "filtered": mean_figures(self.filtered, new_items(requests), k),
+            "unfiltered": mean_figures(self.unfiltered, requests.truths, k),
         }
 
 
-def precision_recall_f(answers: Iterable[Items], truths: Iterable[Items], k: int) -> Figures:
-    """Mean P/R/F@k over the users whose truth is not empty. A repeated item counts once; precision is hits / k."""
+def mean_figures(answers: Iterable[Items], truths: Iterable[Items], k: int) -> Figures:
+    """The mean of each measure over the users whose truth is not empty; see `by_user`."""
     rows = by_user(answers, truths, k)
-    means = rows.mean(axis=0).tolist() if len(rows) else [None] * len(MEASURES)
-    return dict(zip(MEASURES, means, strict=True))
+    return dict(zip(MEASURES, rows.mean(axis=0).tolist() if len(rows) else [None] * len(MEASURES), strict=True))
 
 
 def by_user(answers: Iterable[Items], truths: Iterable[Items], k: int) -> NDArray[np.float64]:
-    """P/R/F@k of each user whose truth is not empty, (N, 3)."""
+    """MEASURES of the first k items of each answer, for each user whose truth is not empty, (N, 5).
+
+    A repeated item counts once; precision is hits / k, also for answers of fewer items.
+    """
+    gains = 1 / np.log2(np.arange(k) + 2)
     rows = []
     for answer, truth in zip(answers, truths, strict=True):
         if not len(truth):
             continue
         wanted = np.unique(truth)
-        hits = len(np.intersect1d(answer, wanted))
+        items, ranks = np.unique(answer[:k], return_index=True)
+        found = ranks[np.isin(items, wanted)]
+        hits = len(found)
         precision, recall = hits / k, hits / len(wanted)
-        rows.append((precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0))
+        f_measure = 2 * precision * recall / (precision + recall) if hits else 0.0
+        rows.append((precision, recall, f_measure, min(hits, 1), gains[found].sum() / gains[: len(wanted)].sum()))
     return np.array(rows, float).reshape(-1, len(MEASURES))
 
 
 def ratios(measured: Figures, reference: Figures) -> Figures:
-    """P, R and F, each divided by the reference's value; None if that value is 0 or if one of the two is missing."""
+    """P, R and F divided by the reference's values; None if the reference is 0 or if one of the two is missing."""
 
     def ratio(value: float | None, base: float | None) -> float | None:
         return value / base if value is not None and base else None
 
-    return {key: ratio(measured[key], reference[key]) for key in MEASURES}
+    return {key: ratio(measured[key], reference[key]) for key in RATIOS}
 
 
 def no_new_items(split: str = "") -> str:

@@ -43,13 +43,20 @@ def choose_beam(
     """
     beams = BEAMS if config.beam == "auto" else (config.beam,)
     caps = CAPS if config.per_path == "auto" else (config.per_path,)
-    points = list(frontier(structure, requests, config.k, budget * config.k, beams, caps))
-    affordable = [p for p in points if p.reads <= budget * config.k and p.beam * p.per_path <= Limits.READS]
-    if affordable:
-        best = max(affordable, key=lambda point: (point.share, -point.reads, point.beam, point.per_path))
-    else:
-        best = min(points, key=lambda point: (point.reads, point.beam, point.per_path))
+    best = best_within(frontier(structure, requests, config.k, budget * config.k, beams, caps), budget * config.k)
     return best.beam, best.per_path
+
+
+def best_within(points: Iterable[Point], reads: float) -> Point:
+    """The point with the largest share among those with at most `reads` reads; if none has, the one that reads least.
+
+    Points with more reads than a request is allowed are not chosen either.
+    """
+    points = list(points)
+    affordable = [p for p in points if p.reads <= reads and p.beam * p.per_path <= Limits.READS]
+    if affordable:
+        return max(affordable, key=lambda point: (point.share, -point.reads, point.beam, point.per_path))
+    return min(points, key=lambda point: (point.reads, point.beam, point.per_path))
 
 
 def frontier(
