@@ -54,7 +54,7 @@ SMALL = TrainConfig(
     warmup_epochs=3,
     reassignments=1,
     batch=128,
-    learning_rate=0.02,
+    learning_rate=0.06,
     k=5,
     test_users=20,
 )

@@ -11,6 +11,7 @@ import scipy.sparse
 from tests.conftest import Planted
 from trainer.data.context import UserContext
 from trainer.data.dataset import Dataset
+from trainer.data.measures import mean_figures, new_items
 from trainer.data.requests import held_out_requests
 from trainer.data.split import clicked_items
 from trainer.evaluate.baselines import (
@@ -23,7 +24,6 @@ from trainer.evaluate.baselines import (
     item_similarity,
     popularity,
 )
-from trainer.evaluate.measures import mean_figures, new_items
 
 DATASET = Dataset(
     np.arange(3),

@@ -39,8 +39,8 @@ COUNT = "expected a whole number of at least 1"
         ({"min_rating": float("inf")}, "min_rating: expected a number, found inf"),
         ({"eta": 0}, "eta: expected a number above 0 and up to 1, found 0"),
         ({"eta": 1.1}, "eta: expected a number above 0 and up to 1, found 1.1"),
-        ({"dropout": 1.0}, "dropout: expected a number of at least 0 and below 1, found 1.0"),
-        ({"dropout": "0.5"}, "dropout: expected a number of at least 0 and below 1, found '0.5'"),
+        ({"dropout": 1.0}, "dropout: expected a number of at least 0 and below 1 or 'auto', found 1.0"),
+        ({"dropout": "0.5"}, "dropout: expected a number of at least 0 and below 1 or 'auto', found '0.5'"),
         ({"taught": 2}, "taught: expected a number from 0 to 1, found 2"),
         ({"taught": True}, "taught: expected a number from 0 to 1, found True"),
         ({"learning_rate": 0}, "learning_rate: expected a number above 0, found 0"),
@@ -49,7 +49,7 @@ COUNT = "expected a whole number of at least 1"
         ({"device": "tpu"}, "device: expected 'auto', 'cpu' or 'cuda', found 'tpu'"),
         ({"candidate_paths": 2}, "candidate_paths: expected at least paths_per_item = 3, found 2"),
         ({"seed": -1}, "seed: expected a whole number of at least 0, found -1"),
-        ({"warmup_epochs": 20}, "warmup_epochs: expected less than epochs = 20"),
+        ({"epochs": 20, "warmup_epochs": 20}, "warmup_epochs: expected less than epochs = 20"),
         ({"warmup_epochs": 0}, f"warmup_epochs: {COUNT} or 'auto', found 0"),
         ({"depth": 40}, "width, depth: 10^40 paths do not fit"),
         ({"depth": 30_000_000, "width": 1000}, "width, depth"),
@@ -305,15 +305,41 @@ def test_a_trie_too_large_for_the_network_is_refused() -> None:
         config.resolve_width(267_434)
 
 
+@pytest.mark.parametrize(
+    ("settings", "encoder", "paths"),
+    [
+        ({}, 100, 12),  # the encoder stops when the answers to tuning users no longer improve
+        ({"warmup_epochs": 3}, 3, 12),
+        ({"epochs": 20}, 8, 12),
+        ({"epochs": 8, "warmup_epochs": 5}, 5, 3),
+        ({"epochs": 1}, 1, 1),
+        ({"epochs": 1, "warmup_epochs": 9}, 1, 1),
+    ],
+)
+def test_epochs_are_divided_between_encoder_and_paths(settings: dict[str, Any], encoder: int, paths: int) -> None:
+    """Two of five epochs are the encoder's; both learn for at least one epoch."""
+    config = TrainConfig(**settings)
+
+    assert (config.encoder_epochs, config.path_epochs) == (encoder, paths)
+
+
+def test_settings_that_follow_from_the_data() -> None:
+    """Dropout falls with the clicks per item from 0.5 to 0.2; targets are the next items if these are measured."""
+    rates = [TrainConfig().resolve_dropout(clicks, 10) for clicks in (0, 100, 447, 2000, 99999)]
+    assert rates == pytest.approx([0.5, 0.5, 0.35, 0.2, 0.2], abs=1e-3)
+    assert TrainConfig(dropout=0.1).resolve_dropout(5, 10) == 0.1
+    assert [TrainConfig(split=split).resolve_later() for split in ("users", "last-out")] == [0.5, 0]
+    assert TrainConfig(later=0.2).resolve_later() == 0.2
+
+
 def test_reassignments_leave_time_to_settle() -> None:
-    """They are spread evenly after the warm-up, with as many epochs after the last as between two."""
+    """They are spread evenly over the path layers' epochs, with as many epochs after the last as between two."""
     config = TrainConfig(epochs=12, warmup_epochs=4)
 
     assert config.replace(reassignments=0).reassignment_epochs() == set()
-    assert config.replace(reassignments=1).reassignment_epochs() == {8}
-    assert config.replace(reassignments=3).reassignment_epochs() == {6, 8, 10}
-    assert config.replace(reassignments=99).reassignment_epochs() == set(range(5, 12))
-    assert TrainConfig(epochs=6, reassignments=1).reassignment_epochs() == {4}  # half are warm-up by default
-    assert (TrainConfig(epochs=1).passes, TrainConfig(epochs=1).warmup) == (2, 1)
+    assert config.replace(reassignments=1).reassignment_epochs() == {4}
+    assert config.replace(reassignments=3).reassignment_epochs() == {2, 4, 6}
+    assert config.replace(reassignments=99).reassignment_epochs() == set(range(1, 8))
+    assert TrainConfig(epochs=6, reassignments=1).reassignment_epochs() == {2}  # two are warm-up by default
     for epochs in (1, 2):
         assert TrainConfig(epochs=epochs).reassignment_epochs() == set()

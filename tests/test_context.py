@@ -54,7 +54,8 @@ def ask(folder: Path, version: Version, bodies: Sequence[Any]) -> list[Any]:
     """The answers of a service of this version."""
     store = FolderStore(str(folder / "store"))
     store.activate(store.publish(version))
-    app = create_app(Settings.model_validate({"store": str(folder / "store")}), store)
+    settings = {"store": str(folder / "store"), "timeout_ms": 60_000}  # a busy machine misses the default deadline
+    app = create_app(Settings.model_validate(settings), store)
     with TestClient(app) as client:
         replies = [client.post("/v1/retrieve", json=body) for body in bodies]
         assert {reply.status_code for reply in replies} == {200}, [reply.text for reply in replies]

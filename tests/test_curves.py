@@ -7,11 +7,11 @@ import pytest
 
 from tests.conftest import Planted
 from tests.silent_progress import SilentProgress
+from trainer.data.measures import new_items
 from trainer.data.requests import held_out_requests, training_requests
 from trainer.evaluate import curves
 from trainer.evaluate.curves import READS, shares_by_reads
 from trainer.evaluate.evaluate import MeasuredVersion, Reads
-from trainer.evaluate.measures import new_items
 from trainer.publish.frontier import Point
 
 

@@ -13,7 +13,7 @@ from tests.conftest import SMALL, Planted
 from tests.pretended_gpu import PretendedGpu, is_on_gpu
 from tests.silent_progress import SilentProgress
 from tests.test_train import Interrupt, assert_same_training
-from trainer import config as config_module
+from trainer import settings as settings_module
 from trainer.__main__ import main as dr_trainer
 from trainer.benchmark.two_tower import train_two_tower
 from trainer.config import TrainConfig
@@ -54,7 +54,7 @@ def test_sampled_and_sparse_training_on_a_gpu_has_every_tensor_there(
     planted: Planted, tmp_path: Path, gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A large catalogue is trained with other losses and another optimiser."""
-    monkeypatch.setattr(config_module, "DENSE_ITEMS", 10)
+    monkeypatch.setattr(settings_module, "DENSE_ITEMS", 10)
     config = SMALL.replace(full_softmax_items=1, negatives=20, epochs=4, warmup_epochs=2, device="cpu")
     expected = train(planted, config, tmp_path / "cpu")
 

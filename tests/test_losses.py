@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from retrieval.context import ContextSchema
-from trainer import config as config_module
+from trainer import settings as settings_module
 from trainer.config import TrainConfig
 from trainer.data.batches import Batch
 from trainer.deep_retrieval.layers import PathModel
@@ -49,7 +49,7 @@ def test_sampled_softmax_tends_to_the_full_one() -> None:
 
 def test_a_sparse_step_moves_only_the_items_of_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sparse gradient equals the dense one, and all other items stay where they are."""
-    monkeypatch.setattr(config_module, "DENSE_ITEMS", 10)
+    monkeypatch.setattr(settings_module, "DENSE_ITEMS", 10)
     clicks = np.ones(50, np.int64)
     config = TrainConfig(embedding=4, hidden=4, dropout=0.0, full_softmax_items=1, negatives=5)
     whole = config.replace(full_softmax_items=50)
@@ -70,14 +70,14 @@ def test_a_sparse_step_moves_only_the_items_of_its_batch(monkeypatch: pytest.Mon
     before = tables[0].detach().clone()
     read = dense.abs().sum(dim=1) > 0  # the start item is the last
 
-    for optimizer in make_optimizers(models[0], config):
+    for optimizer in make_optimizers([models[0]], 0.01, 0.0):
         optimizer.step()
 
     assert sparse.is_sparse
     assert torch.allclose(sparse.to_dense(), dense, atol=1e-7)
     assert 6 <= read.sum() <= 5 + 5 + 1
     assert torch.equal((tables[0] != before).any(dim=1), read)
-    assert [len(make_optimizers(model, config)) for model in models] == [2, 1]
+    assert [len(make_optimizers([model], 0.01, 0.0)) for model in models] == [2, 1]
 
 
 def test_draws_follow_the_probabilities_of_their_row() -> None:

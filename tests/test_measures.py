@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.evaluate.measures import mean_figures, popularity_groups, ratios, recall_by_popularity, tops
+from trainer.data.measures import mean_figures, popularity_groups, ratios, recall_by_popularity, tops
 
 
 def test_precision_recall_f_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,10 +20,16 @@ from trainer.deep_retrieval.paths import path_nodes, random_paths
 SCHEMA = ContextSchema((Category("country", ("AT", "NL")), Number("age", 40.0, 10.0)))
 
 
-def make_model(depth: int, width: int, seed: int = 0) -> PathModel:
+Encoder = Literal["lru", "gru"]
+ENCODERS: tuple[Encoder, ...] = ("lru", "gru")
+
+
+def make_model(depth: int, width: int, seed: int = 0, encoder: Encoder = "lru") -> PathModel:
     """A small random network whose probabilities are far from uniform."""
     torch.manual_seed(seed)
-    config = TrainConfig(depth=depth, embedding=6, hidden=8, width=width, candidate_paths=1, paths_per_item=1)
+    config = TrainConfig(
+        encoder=encoder, depth=depth, embedding=6, hidden=8, width=width, candidate_paths=1, paths_per_item=1
+    )
     model = PathModel(config, width, np.ones(9, np.int64), SCHEMA).eval()
     with torch.no_grad():
         for layer in model.layers:
@@ -121,10 +128,11 @@ def test_the_beam_spends_no_place_on_a_dead_prefix(seed: int, beam: int, live: i
             assert len(reached) == live
 
 
+@pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize("length", [0, 1, 3])
-def test_the_last_user_vector_is_that_of_the_whole_encoder(length: int) -> None:
+def test_the_last_user_vector_is_that_of_the_whole_encoder(length: int, kind: Encoder) -> None:
     """encoder.last, which is exported, gives for the last position the vector that the whole encoder gives there."""
-    encoder = make_model(2, 5).encoder.eval()
+    encoder = make_model(2, 5, encoder=kind).encoder.eval()
     history = torch.tensor([[3, 4, 1]]).where(torch.arange(3) < length, -1)
     categories, numbers = torch.tensor([[2]]), torch.tensor([[0.5]])
     rows = torch.cat([torch.tensor([[encoder.start]]), history], dim=1)
@@ -135,9 +143,10 @@ def test_the_last_user_vector_is_that_of_the_whole_encoder(length: int) -> None:
         assert torch.allclose(last, encoder(history, categories, numbers)[:, length], atol=1e-6)
 
 
-def test_an_empty_history_has_a_user_vector() -> None:
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_an_empty_history_has_a_user_vector(kind: Encoder) -> None:
     """An empty history is the start item alone; batched with a full one, both keep the vectors they have alone."""
-    encoder = make_model(2, 5).encoder
+    encoder = make_model(2, 5, encoder=kind).encoder
     categories, numbers = torch.tensor([[0], [2]]), torch.tensor([[0.0], [1.0]])
     history = torch.tensor([[-1, -1], [3, 4]])
     with torch.no_grad():
@@ -150,9 +159,10 @@ def test_an_empty_history_has_a_user_vector() -> None:
     assert torch.isfinite(both).all()
 
 
-def test_a_user_vector_depends_only_on_earlier_items() -> None:
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_user_vector_depends_only_on_earlier_items(kind: Encoder) -> None:
     """Items appended to a sequence change none of the vectors at the positions before them."""
-    encoder = make_model(2, 5).encoder
+    encoder = make_model(2, 5, encoder=kind).encoder
     context = torch.tensor([[1]]), torch.tensor([[0.5]])
     with torch.no_grad():
         short = encoder(torch.tensor([[1, 2]]), *context)
@@ -161,9 +171,10 @@ def test_a_user_vector_depends_only_on_earlier_items() -> None:
     assert torch.allclose(short, long[:, :3], atol=1e-6)
 
 
-def test_context_reaches_the_user_vector() -> None:
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_context_reaches_the_user_vector(kind: Encoder) -> None:
     """A different country or age gives a different vector."""
-    encoder = make_model(2, 5).encoder
+    encoder = make_model(2, 5, encoder=kind).encoder
     history = torch.tensor([[1, 2]])
     with torch.no_grad():
         vectors = [

@@ -56,7 +56,7 @@ def test_a_stopped_training_prints_how_to_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     """After a checkpoint, any of the signals makes it print the flag to continue with, and exit with 128 + N."""
-    stderr = Interrupting("epoch 2/", number)
+    stderr = Interrupting("epoch 2:", number)
     monkeypatch.setattr(sys, "stderr", stderr)
 
     assert dr_trainer(fitting(tmp_path)) == 128 + number
@@ -87,9 +87,9 @@ def test_a_training_under_nohup_outlives_the_terminal(tmp_path: Path) -> None:
     command = ["nohup", "env", "--default-signal=INT,TERM", str(BIN / "dr-trainer"), *fitting(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
         try:
-            read_until("epoch 2/")
+            read_until("epoch 2:")
             process.send_signal(signal.SIGHUP)
-            read_until("epoch 4/")
+            read_until("epoch 4:")
             process.send_signal(signal.SIGTERM)
             _, err = process.communicate(timeout=60)
         finally:

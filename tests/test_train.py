@@ -18,13 +18,13 @@ from index_store.version import Version
 from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
 from tests.silent_progress import SilentProgress
-from trainer import config as config_module
+from trainer import settings as settings_module
 from trainer.data.dataset import load_dataset
 from trainer.data.split import click_counts, split_users
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.fit import Trained, fit
 from trainer.deep_retrieval.layers import PathModel
-from trainer.deep_retrieval.steps import set_learning_rate
+from trainer.deep_retrieval.steps import falling_rate
 from trainer.errors import ResumeError, TrainerError
 from trainer.publish.version import make_version
 
@@ -33,7 +33,7 @@ class Interrupt(SilentProgress):
     """Raises KeyboardInterrupt when the line of an epoch is printed, as Ctrl-C would at that moment."""
 
     def __init__(self, epoch: int) -> None:
-        self._wanted = f"epoch {epoch}/"
+        self._wanted = f"epoch {epoch}:"
 
     def say(self, text: str) -> None:
         if text.startswith(self._wanted):
@@ -56,7 +56,7 @@ def test_an_interrupted_run_of_sparse_steps_continues(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With sparse steps the item vectors have an optimiser of their own, whose state must be restored."""
-    monkeypatch.setattr(config_module, "DENSE_ITEMS", 10)
+    monkeypatch.setattr(settings_module, "DENSE_ITEMS", 10)
     config = SMALL.replace(full_softmax_items=1, negatives=20, epochs=4, warmup_epochs=2)
     with pytest.raises(KeyboardInterrupt):
         fit(config, planted.dataset, planted.split, Run(tmp_path / "a", config, planted.dataset), Interrupt(1))
@@ -72,8 +72,8 @@ def test_an_interrupted_run_of_sparse_steps_continues(
 def test_two_reassignments_interrupted_at_every_epoch_end_in_the_same_version(planted: Planted, tmp_path: Path) -> None:
     """Paths, weights and every part of the version equal those of a run that was not interrupted."""
     config = SMALL.replace(epochs=7, warmup_epochs=2, reassignments=2)
-    assert config.reassignment_epochs() == {3, 5}
-    for epoch in range(1, config.epochs + 1):
+    assert config.reassignment_epochs() == {1, 3}
+    for epoch in range(1, 7 + 1):
         with pytest.raises(KeyboardInterrupt):
             fit(config, planted.dataset, planted.split, Run(tmp_path / "a", config, planted.dataset), Interrupt(epoch))
 
@@ -89,7 +89,7 @@ def test_two_reassignments_interrupted_at_every_epoch_end_in_the_same_version(pl
     ]
     assert digests(versions[0]) == digests(versions[1])
     lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, config.epochs + 1))
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 7 + 1))
 
 
 def test_items_without_clicks_keep_the_paths_of_the_tree_through_a_reassignment(
@@ -101,7 +101,7 @@ def test_items_without_clicks_keep_the_paths_of_the_tree_through_a_reassignment(
     pq.write_table(pa.table({"item_id": [*planted.dataset.item_ids.tolist(), *without_clicks]}), catalogue)
     dataset = load_dataset(planted.file, SMALL, items=catalogue)
     split = split_users(dataset, SMALL)
-    (reassigned,) = SMALL.reassignment_epochs()
+    (reassigned,) = (SMALL.encoder_epochs + epoch for epoch in SMALL.reassignment_epochs())
     run = Run(tmp_path / "tree", SMALL, dataset)
     with pytest.raises(KeyboardInterrupt):
         fit(SMALL, dataset, split, run, Interrupt(reassigned - 1))
@@ -255,15 +255,10 @@ def test_paths_are_learned_with_the_encoder_fixed(planted: Planted, tmp_path: Pa
 
 
 def test_the_learning_rate_falls_in_each_round() -> None:
-    """It falls from the full rate to a tenth in the warm-up, and again in each round up to the next reassignment."""
-    config = SMALL.replace(epochs=8, warmup_epochs=4, reassignments=1, learning_rate=1.0)
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
-    rates = []
-    for done in (0, 2, 4, 5, 6, 7.5):
-        set_learning_rate([optimizer], config, done)
-        rates.append(optimizer.param_groups[0]["lr"])
+    """Rounds of 4, 2 and 2 epochs: in each the rate falls from the full rate to a tenth."""
+    rates = [falling_rate(2.0, done, [4, 6, 8]) for done in (0, 2, 4, 5, 6, 7.5)]
 
-    assert rates == pytest.approx([1, 0.55, 1, 0.55, 1, 0.325])
+    assert rates == pytest.approx([2, 1.1, 2, 1.1, 2, 0.65])
 
 
 def test_a_diverging_loss_names_the_remedy(planted: Planted, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from tests.conftest import Planted
 from tests.silent_progress import SilentProgress
 from trainer.benchmark.two_tower import TwoTower, answer_hnsw, build_hnsw, encode, train_two_tower
+from trainer.data.measures import mean_figures, new_items, tops
 from trainer.data.requests import held_out_requests, pad_histories
 from trainer.data.split import click_counts
-from trainer.evaluate.measures import mean_figures, new_items, tops
 
 
 def test_the_network_learns_the_planted_groups(planted: Planted) -> None:

@@ -28,6 +28,12 @@ class TrainConfig(Data, Gate, Answer, Assignment, GradientSteps, Network, Struct
             )
         return self
 
+    def resolve_later(self) -> float:
+        """The share of targets that are a later item. auto: it follows from what is measured, see `split`."""
+        if self.later != "auto":
+            return self.later
+        return 0.5 if self.split == "users" else 0.0
+
     def without_effect(self, items: int) -> list[str]:
         """Messages that list the changed settings without effect, one message for each reason. items: V."""
         changed = [name for name, field in TrainConfig.model_fields.items() if getattr(self, name) != field.default]

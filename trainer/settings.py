@@ -27,6 +27,8 @@ from trainer.mistakes import mistake
 #: smaller catalogue, Adam changes all item vectors. With 50,000 items that gives slightly higher recall; with 1.5
 #: million items it would make an epoch ten times longer.
 DENSE_ITEMS = 200_000
+#: Epochs with epochs = auto: the most of the encoder, and those of the path layers.
+ENCODER_EPOCHS, PATH_EPOCHS = 100, 12
 #: The least K that width = "auto" gives.
 MIN_WIDTH = 10
 
@@ -105,17 +107,27 @@ class Structure(Group):
 class Network(Group):
     """Network. The encoder turns a user's history into a vector; the path layers give every path a probability."""
 
-    embedding: Count = Field(64, description="E, length of item and user vectors; units of the encoder's GRU")
+    encoder: Literal["lru", "gru"] = Field(
+        "lru", description="how the encoder reads a history: lru, gated linear recurrences; gru, a GRU (Sec. 4.1)"
+    )
+    embedding: Count = Field(64, description="E, length of item and user vectors; units of the encoder")
     hidden: Count = Field(256, description="hidden units of each path layer's MLP")
     history: Annotated[int, Field(ge=1, le=Limits.HISTORY)] = Field(
         69, description="how many of the most recent items the encoder reads (Sec. 4.1)"
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.5, description="dropout rate of the encoder's inputs and output"
+    dropout: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
+        "auto", description="dropout rate of the encoder; auto: from 0.2 with many clicks an item to 0.5 with few"
     )
     context: tuple[str, ...] = Field(
         (), description='columns of user features for the encoder: "name", "name:category" or "name:number"'
     )
+
+    def resolve_dropout(self, clicks: int, items: int) -> float:
+        """The dropout rate. auto: 0.5 up to 10 clicks an item, 0.2 from 200 on; linear in their logarithm between."""
+        if self.dropout != "auto":
+            return self.dropout
+        density = min(200.0, max(10.0, clicks / items))
+        return 0.5 - 0.3 * math.log(density / 10) / math.log(200 / 10)
 
     @field_validator("context", mode="before")
     @classmethod
@@ -148,11 +160,17 @@ class GradientSteps(Group):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where training runs; auto: on a GPU if torch sees one"
     )
-    epochs: Count = Field(
-        20, description="passes over the interactions; at least two: first for the encoder, then for the path layers"
+    epochs: Count | Auto = Field(
+        "auto",
+        description="most passes over the interactions, at least two: first the encoder learns, then the path layers; "
+        f"auto: {PATH_EPOCHS} for the path layers, at most {ENCODER_EPOCHS} for the encoder",
     )
     warmup_epochs: Count | Auto = Field(
-        "auto", description="epochs in which the encoder learns, before there are paths; auto: two of five"
+        "auto",
+        description="most epochs in which the encoder learns, before there are paths; auto: two of five of `epochs`",
+    )
+    patience: Count = Field(
+        4, description="the encoder stops learning if the NDCG of tuning users has not risen for so many epochs"
     )
     start: Literal["tree", "random"] = Field(
         "tree", description="the first paths: from a tree over the item vectors, or random (Sec. 3.2)"
@@ -165,19 +183,23 @@ class GradientSteps(Group):
     )
     batch: Count | Auto = Field(
         "auto",
-        description="interactions per step of the encoder; auto: a hundredth of all, from 256 to 2048. "
+        description="interactions per step of the encoder; auto: a hundredth of all, from 256 to 1024. "
         "Path layers use steps of about 256",
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(
         0.003,
-        description="Adam's learning rate; falls linearly to a tenth during the warm-up, and again after it (each "
-        "reassignment starts a new fall)",
+        description="Adam's learning rate for the path layers; falls linearly to a tenth (each reassignment starts a "
+        "new fall). The encoder learns with a third of it",
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.00001, description=f"L2 penalty; without effect on item vectors in catalogues of over {DENSE_ITEMS:,} items"
+        0.01,
+        description="AdamW's decay of the encoder's matrices and vectors; without effect on item vectors in catalogues "
+        f"of over {DENSE_ITEMS:,} items",
     )
-    later: Share = Field(
-        0.5, description="share of targets that are a random later item of the user instead of the next"
+    later: Share | Auto = Field(
+        "auto",
+        description="share of targets that are a random later item of the user instead of the next; auto: 0.5, with "
+        "split = last-out 0",
     )
     full_softmax_items: Count = Field(
         10_000, description="largest catalogue for the full softmax; in larger ones the head samples negatives"
@@ -186,7 +208,7 @@ class GradientSteps(Group):
 
     @model_validator(mode="after")
     def _paths_have_epochs(self) -> Self:
-        if self.warmup_epochs != "auto" and self.warmup_epochs >= self.epochs > 1:
+        if self.warmup_epochs != "auto" and self.epochs != "auto" and self.warmup_epochs >= self.epochs > 1:
             raise ConfigError(
                 f"warmup_epochs: expected less than epochs = {self.epochs}, or no paths would be learned; "
                 f"found {self.warmup_epochs}"
@@ -195,9 +217,9 @@ class GradientSteps(Group):
 
     def resolve_batch(self, interactions: int) -> int:
         """Interactions per step of the encoder. auto: an epoch of a small data set has about a hundred steps, if that
-        is between 256 and 2048 interactions per step.
+        is between 256 and 1024 interactions per step.
         """
-        return min(2048, max(256, interactions // 100)) if self.batch == "auto" else self.batch
+        return min(1024, max(256, interactions // 100)) if self.batch == "auto" else self.batch
 
     def samples_negatives(self, items: int) -> bool:
         """Whether the head learns from sampled negatives instead of from all V items."""
@@ -208,22 +230,25 @@ class GradientSteps(Group):
         return self.samples_negatives(items) and items > DENSE_ITEMS
 
     @property
-    def passes(self) -> int:
-        """The number of epochs that are trained: at least two."""
-        return max(2, self.epochs)
+    def encoder_epochs(self) -> int:
+        """The most epochs in which the encoder and the head learn, before the path layers."""
+        if self.epochs == "auto":
+            return ENCODER_EPOCHS if self.warmup_epochs == "auto" else self.warmup_epochs
+        passes = max(2, self.epochs)
+        return max(1, passes * 2 // 5) if self.warmup_epochs == "auto" else min(self.warmup_epochs, passes - 1)
 
     @property
-    def warmup(self) -> int:
-        """The number of epochs in which the encoder and the head learn, before the path layers."""
-        return (
-            max(1, self.passes * 2 // 5) if self.warmup_epochs == "auto" else min(self.warmup_epochs, self.passes - 1)
-        )
+    def path_epochs(self) -> int:
+        """The number of epochs in which the path layers learn, at least one."""
+        return PATH_EPOCHS if self.epochs == "auto" else max(2, self.epochs) - self.encoder_epochs
 
     def reassignment_epochs(self) -> set[int]:
-        """The epochs that end with an M-step. About equally many epochs follow each M-step, the last included."""
-        after = self.passes - self.warmup
-        count = min(self.reassignments, after - 1)
-        return {self.warmup + after * number // (count + 1) for number in range(1, count + 1)}
+        """The epochs of the path layers that end with an M-step, counted from 1.
+
+        About equally many epochs follow each M-step, the last included.
+        """
+        count = min(self.reassignments, self.path_epochs - 1)
+        return {self.path_epochs * number // (count + 1) for number in range(1, count + 1)}
 
 
 class Assignment(Group):

@@ -94,16 +94,15 @@ def rates(config: TrainConfig, dataset: Dataset) -> dict[str, float]:
     paths = random_paths(len(clicks), config.paths_per_item, config.depth, width, rng)
     scores = PathScores(paths, SCORED, config.eta)
     head = SoftmaxHead(config, clicks, device)
-    optimizers = make_optimizers(model, config)
-    batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.later)
+    optimizers = make_optimizers([model], config.learning_rate, config.weight_decay)
+    batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.resolve_later())
 
-    def learn(learner: SoftmaxHead | PathLoss, epoch: int) -> None:
-        losses = functools.partial(learner.losses, model)
-        gradient_epoch(config, losses, optimizers, batches, epoch, rng, _ignore_progress)
+    def learn(learner: SoftmaxHead | PathLoss) -> None:
+        gradient_epoch(functools.partial(learner.losses, model), optimizers, batches, rng, _ignore_progress)
 
     passes: dict[str, Callable[[], object]] = {
-        "encoder_steps": lambda: learn(head, 1),
-        "path_steps": lambda: learn(PathLoss(head, paths, config.taught), 2),
+        "encoder_steps": lambda: learn(head),
+        "path_steps": lambda: learn(PathLoss(head, paths, config.taught)),
         "scoring": lambda: score_paths(model, batches, scores, _ignore_progress),
     }
     nothing = np.zeros((0, SCORED), np.int64)

@@ -17,6 +17,7 @@ from tests.planted import write_interactions
 from trainer.config import TrainConfig
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.layers import PathModel
+from trainer.deep_retrieval.scores import Paths
 from trainer.deep_retrieval.steps import make_optimizers
 from trainer.errors import ResumeError
 
@@ -80,7 +81,7 @@ def test_a_killed_training_continues_to_the_same_bytes(tmp_path: Path, goal: Goa
         if turn % 2:
             victim.wait(random.uniform(0, longest))
         else:  # the export takes most of the time, so half of the kills are aimed at an epoch
-            epoch = random.randrange(1, SMALL.epochs)
+            epoch = random.randrange(1, SMALL.encoder_epochs + SMALL.path_epochs)
             while training.epochs() < epoch and not victim.wait(0.005):
                 pass
         if not victim.kill():
@@ -106,7 +107,7 @@ def fresh(planted: Planted) -> tuple[PathModel, list[torch.optim.Optimizer]]:
     torch.manual_seed(1)
     clicks = torch.ones(len(planted.dataset.item_ids)).numpy()
     model = PathModel(SMALL, SMALL.resolve_width(len(clicks)), clicks, planted.dataset.context.schema)
-    return model, make_optimizers(model, SMALL)
+    return model, make_optimizers([model], 0.01, 0.0)
 
 
 def test_a_damaged_checkpoint_is_refused(planted: Planted, tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_a_damaged_checkpoint_is_refused(planted: Planted, tmp_path: Path) -> No
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizers[0].step()
-    run.save({"epoch": 3}, model, optimizers, planted.trained.paths)
+    run.save({"epoch": 3}, {"model": model}, optimizers, planted.trained.paths)
     file = tmp_path / "checkpoint.safetensors"
     content = file.read_bytes()
     header = int.from_bytes(content[:8], "little") + 8
@@ -128,12 +129,16 @@ def test_a_damaged_checkpoint_is_refused(planted: Planted, tmp_path: Path) -> No
     damaged = [content[:i] + bytes([content[i] ^ 1 << random.randrange(8)]) + content[i + 1 :] for i in places]
     damaged += [content[: random.randrange(len(content))] for _ in range(amount(100))]
 
-    restored = run.restore(*fresh(planted))
-    assert restored is not None
-    epoch, paths = restored
-    assert epoch == 3
-    assert (paths == planted.trained.paths).all()
+    def restore() -> Paths:
+        checkpoint = run.last()
+        assert checkpoint is not None
+        model, optimizers = fresh(planted)
+        checkpoint.load({"model": model}, optimizers)
+        return checkpoint.paths
+
+    assert (restore() == planted.trained.paths).all()
+    assert run.history == [{"epoch": 3}]
     for text in damaged:
         file.write_bytes(text)
         with pytest.raises(ResumeError, match=r"checkpoint\.safetensors: damaged .*; delete it to start over"):
-            run.restore(*fresh(planted))
+            restore()

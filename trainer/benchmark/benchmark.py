@@ -23,6 +23,7 @@ from trainer.benchmark.summary import BUDGETS, HNSW_SEARCH, METHODS, summarise
 from trainer.benchmark.two_tower import answer_hnsw, build_hnsw, encode, train_two_tower
 from trainer.config import TrainConfig, load_config
 from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.measures import Answers, new_items, no_new_items, recall_by_popularity
 from trainer.data.requests import held_out_requests, training_requests, tuning_requests
 from trainer.data.split import Split, click_counts, clicked_items, split_users
 from trainer.deep_retrieval.checkpoint import Run
@@ -43,7 +44,6 @@ from trainer.evaluate.baselines import (
 )
 from trainer.evaluate.curves import shares_by_reads
 from trainer.evaluate.evaluate import MeasuredVersion
-from trainer.evaluate.measures import Answers, new_items, no_new_items, recall_by_popularity
 from trainer.progress import Progress
 from trainer.publish.frontier import choose_beam, frontier
 from trainer.publish.version import BEAM_REQUESTS, make_version

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from trainer.benchmark.table import CURVES, main_measure
-from trainer.evaluate.measures import TITLES
+from trainer.data.measures import TITLES
 
 OURS, EXACT, RIVAL = "#1f6fb4", "#222222", "#9aa5b1"
 

@@ -13,8 +13,8 @@ from trainer.benchmark import plots
 from trainer.benchmark.sensitivity import TITLES, effect
 from trainer.benchmark.summary import METHODS
 from trainer.benchmark.table import UNMEASURED, about, figure_cells, filtering, heads, main_measure, mean
+from trainer.data import measures
 from trainer.errors import TrainerError
-from trainer.evaluate import measures
 from trainer.progress import counted
 
 PLOTTED = ("deep_retrieval", "brute_force", "two_tower", "ease", "als", "item_cf", "popularity")

@@ -24,13 +24,7 @@ from retrieval.query import Limits
 from trainer.benchmark.kept import keep, own_folder
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
-from trainer.data.requests import Requests, held_out_requests, training_requests
-from trainer.data.split import split_users
-from trainer.deep_retrieval.checkpoint import Run
-from trainer.deep_retrieval.fit import Trained, fit
-from trainer.deep_retrieval.layers import PathModel
-from trainer.errors import ConfigError, DataError
-from trainer.evaluate.measures import (
+from trainer.data.measures import (
     MEASURES,
     Items,
     by_user,
@@ -40,6 +34,12 @@ from trainer.evaluate.measures import (
     no_new_items,
     tops,
 )
+from trainer.data.requests import Requests, held_out_requests, training_requests
+from trainer.data.split import split_users
+from trainer.deep_retrieval.checkpoint import Run
+from trainer.deep_retrieval.fit import Trained, fit
+from trainer.deep_retrieval.layers import PathModel
+from trainer.errors import ConfigError, DataError
 from trainer.progress import Progress, counted
 from trainer.publish.frontier import choose_beam
 from trainer.publish.index import make_index
@@ -139,9 +139,9 @@ def sensitivity(config: TrainConfig, dataset: Dataset, folder: Path, progress: P
         raise DataError("test_users: no users are held out, so nothing can be measured")
     if not any(map(len, new_items(requests))):
         raise DataError(no_new_items(config.split))
-    if config.passes - config.warmup < 2:
+    if config.path_epochs < 2:
         raise ConfigError(
-            f"epochs: a reassignment needs two epochs after the warm-up; expected at least {config.warmup + 2}"
+            f"epochs: a reassignment needs two epochs after the warm-up; expected at least {config.encoder_epochs + 2}"
         )
     width = config.resolve_width(len(dataset.item_ids))
     config = config.replace(width=width)  # a number, so that a variant equal to the base settings is recognised

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluate.measures import MEASURES, RATIOS, SHOWN, ratios
+from trainer.data.measures import MEASURES, RATIOS, SHOWN, ratios
 
 BUDGETS = (2, 5, 10)  # items read, as a multiple of k
 HNSW_SEARCH = (2, 10)  # nodes that HNSW keeps during a search (efSearch), as a multiple of k

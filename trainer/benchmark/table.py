@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.benchmark.summary import METHODS
-from trainer.evaluate.measures import SHOWN, TITLES, no_new_items
+from trainer.data.measures import SHOWN, TITLES, no_new_items
 from trainer.progress import counted
 
 UNMEASURED = "-"  # shown for a missing figure

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import time
 from typing import Any
 
@@ -16,13 +14,13 @@ from retrieval.context import ContextSchema
 from trainer.config import TrainConfig
 from trainer.data.batches import Batches
 from trainer.data.dataset import Dataset
-from trainer.data.requests import Requests, pad_histories
+from trainer.data.measures import Answers, Items
+from trainer.data.requests import Requests, pad_histories, tuning_requests
 from trainer.data.split import Split, click_counts
 from trainer.deep_retrieval.device import choose_device
 from trainer.deep_retrieval.layers import log_share
 from trainer.deep_retrieval.losses import SoftmaxHead
-from trainer.deep_retrieval.steps import gradient_epoch, make_optimizers
-from trainer.evaluate.measures import Answers, Items
+from trainer.deep_retrieval.warm_up import WarmUp
 from trainer.progress import Progress
 
 LINKS = 32  # links per node of the HNSW graph
@@ -43,7 +41,7 @@ class TwoTower(nn.Module):
             nn.Embedding(len(category.values) + 1, min(16, size)) for category in schema.categories
         )
         inputs = size + sum(min(16, size) for _ in schema.categories) + len(schema.numbers)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.resolve_dropout(int(clicks.sum()), items))
         self.tower = nn.Sequential(nn.Linear(inputs, 4 * size), nn.ReLU(), nn.Linear(4 * size, size))
         self.register_buffer("item_bias", log_share(clicks))
         self.item_bias: Tensor
@@ -77,20 +75,15 @@ class TwoTower(nn.Module):
 
 
 def train_two_tower(config: TrainConfig, dataset: Dataset, split: Split, progress: Progress) -> TwoTower:
-    """Train with the epochs, targets and loss of our own encoder, on all items that are not held out."""
+    """Train as our own encoder is trained: the same data, targets, loss and end of the training."""
     torch.manual_seed(config.seed)
-    split = dataclasses.replace(split, train_length=split.visible_length)
     clicks = click_counts(dataset, split)
     device = choose_device(config.device)
     model, head = TwoTower(config, clicks, dataset.context.schema).to(device), SoftmaxHead(config, clicks, device)
-    config = config.replace(reassignments=0)
-    batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.later)
-    losses = functools.partial(head.losses, model)
-    optimizers = make_optimizers(model, config)
-    for epoch in range(1, config.warmup + 1):
-        generator = np.random.default_rng([config.seed, 6, epoch])
-        with progress.task(f"two-tower: epoch {epoch}/{config.warmup}", batches.predictions) as advance:
-            gradient_epoch(config, losses, optimizers, batches, epoch, generator, advance)
+    batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.resolve_later())
+    warm_up = WarmUp(config, model, head, batches, tuning_requests(dataset, split), "two-tower: ")
+    for _ in warm_up.epochs([], progress):
+        pass
     return model.cpu().eval()
 
 

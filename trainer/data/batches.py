@@ -55,6 +55,7 @@ class Batches:
         self._length = np.minimum(np.repeat(lengths, windows) - self._start, history + 1)
         self._continues = number > 0
         self.predictions = int(lengths.sum())
+        self.steps = max(1, -(-self.predictions // batch))  # about the number of batches in an epoch
 
     def epoch(self, generator: np.random.Generator | None) -> Iterator[Batch]:
         """Batches of windows of similar length, on the CPU, in random order with `generator`, else the longest windows

@@ -54,6 +54,19 @@ class Requests:
         for start in range(0, len(self.histories), size):
             yield slice(start, min(start + size, len(self.histories)))
 
+    def spread(self, count: int) -> Requests:
+        """At most `count` requests, evenly spread over all."""
+        every = max(1, -(-len(self.histories) // count))
+        spread = slice(None, None, every)
+        return Requests(
+            self.items,
+            self.histories[spread],
+            self.truths[spread],
+            self.categories[spread],
+            self.numbers[spread],
+            self.users[spread],
+        )
+
     def first(self, count: int) -> Requests:
         """The first `count` requests."""
         first = slice(count)

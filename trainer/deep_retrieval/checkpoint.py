@@ -2,7 +2,8 @@
 
 run.json                the settings and a digest of the data
 metrics.jsonl           one record per epoch
-checkpoint.safetensors  network, optimisers, paths, and a digest of these; replaced as a whole after each epoch
+checkpoint.safetensors  network, its averages in the warm-up, optimisers, paths, and a digest of these; replaced as a
+                        whole after each epoch
 published.json          the published version: name, fingerprint, and whether it was made current
 
 A checkpoint has CPU tensors, even if training runs on a GPU.
@@ -13,18 +14,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 from torch.optim import Optimizer
 
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
-from trainer.deep_retrieval.layers import PathModel
 from trainer.deep_retrieval.scores import Paths
 from trainer.errors import ResumeError
 
@@ -78,10 +80,10 @@ class Run:
         """Record that the version of this run is published. facts: version, fingerprint, activated, ..."""
         _replace(self.folder / "published.json", json.dumps(facts).encode())
 
-    def restore(self, model: PathModel, optimizers: Sequence[Optimizer]) -> tuple[int, Paths] | None:
-        """Load the last checkpoint into model and optimisers, if there is a checkpoint.
+    def last(self) -> Checkpoint | None:
+        """The last checkpoint, and its epoch's records in `history`; None if there is none.
 
-        Returns the checkpoint's epoch and paths (V, J), or None. Raises ResumeError if the checkpoint is damaged.
+        Raises ResumeError if the checkpoint is damaged.
         """
         file = self.folder / "checkpoint.safetensors"
         if not file.exists():
@@ -95,44 +97,79 @@ class Run:
             if digest != _digest(epoch, tensors):
                 raise ValueError("its SHA-256 does not match")
             paths: Paths = tensors.pop("paths").numpy()
-            model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-            for number, optimizer in enumerate(optimizers):
-                _load_optimizer(optimizer, number, tensors)
             records = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
             self.history = [record for record in records if record["epoch"] <= epoch]
+            if not self.history:
+                raise ValueError("metrics.jsonl has no record of it")
         except torch.OutOfMemoryError:
             raise  # a RuntimeError too, but not caused by the checkpoint
-        except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise ResumeError(f"{file}: damaged ({error}); delete it to start over") from None
-        return epoch, paths
+        except _DAMAGE as error:
+            raise _damaged(file, error) from None
+        return Checkpoint(file, paths, tensors)
 
-    def save(self, record: dict[str, Any], model: PathModel, optimizers: Sequence[Optimizer], paths: Paths) -> None:
+    def save(
+        self,
+        record: dict[str, Any],
+        modules: Mapping[str, nn.Module],
+        optimizers: Sequence[Optimizer],
+        paths: Paths,
+    ) -> None:
         """Add an epoch's record to metrics.jsonl, then replace the checkpoint.
 
-        If the process is killed between the two writes, the epoch is repeated. paths: (V, J). Raises ResumeError if the
-        files cannot be written.
+        If the process is killed between the two writes, the epoch is repeated. modules: by a name of one word. paths:
+        (V, J). Raises ResumeError if the files cannot be written.
         """
         self.history.append(record)
-        try:
-            self._write(record, model, optimizers, paths)
-        except (OSError, SafetensorError) as error:
-            raise ResumeError(f"{self.folder}: the checkpoint could not be written: {error}") from None
-
-    def _write(self, record: dict[str, Any], model: PathModel, optimizers: Sequence[Optimizer], paths: Paths) -> None:
-        metrics = b"".join(json.dumps(line).encode() + b"\n" for line in self.history)
-        _replace(self.folder / "metrics.jsonl", metrics)
-        tensors = {f"model.{name}": tensor.cpu() for name, tensor in model.state_dict().items()}
+        tensors = {f"{part}.{n}": t.cpu() for part, module in modules.items() for n, t in module.state_dict().items()}
         for number, optimizer in enumerate(optimizers):
             for index, state in optimizer.state_dict()["state"].items():
                 values = {name: torch.as_tensor(value, device="cpu") for name, value in state.items()}
                 tensors |= {f"optimizer.{number}.{index}.{name}": value for name, value in values.items()}
         tensors["paths"] = torch.from_numpy(paths)
+        try:
+            self._write(record["epoch"], tensors)
+        except (OSError, SafetensorError) as error:
+            raise ResumeError(f"{self.folder}: the checkpoint could not be written: {error}") from None
+
+    def _write(self, epoch: int, tensors: dict[str, torch.Tensor]) -> None:
+        metrics = b"".join(json.dumps(line).encode() + b"\n" for line in self.history)
+        _replace(self.folder / "metrics.jsonl", metrics)
         temporary = self.folder / "checkpoint.partial"
-        epoch = record["epoch"]
         save_file(tensors, temporary, {"epoch": str(epoch), "sha256": _digest(epoch, tensors)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(self.folder / "checkpoint.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a checkpoint whose digest was right. paths: (V, J)."""
+
+    file: Path
+    paths: Paths
+    _tensors: dict[str, torch.Tensor]
+
+    def load(self, modules: Mapping[str, nn.Module], optimizers: Sequence[Optimizer] = ()) -> None:
+        """Load the modules, by the names that they were saved with, and the optimisers. Raises ResumeError."""
+        try:
+            for part, module in modules.items():
+                prefix = f"{part}."
+                own = {n.removeprefix(prefix): t for n, t in self._tensors.items() if n.startswith(prefix)}
+                module.load_state_dict(own)
+            for number, optimizer in enumerate(optimizers):
+                _load_optimizer(optimizer, number, self._tensors)
+        except torch.OutOfMemoryError:
+            raise
+        except _DAMAGE as error:
+            raise _damaged(self.file, error) from None
+
+
+#: Errors that a damaged checkpoint causes.
+_DAMAGE = SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError
+
+
+def _damaged(file: Path, error: Exception) -> ResumeError:
+    return ResumeError(f"{file}: damaged ({error}); delete it to start over")
 
 
 def _digest(epoch: int, tensors: dict[str, torch.Tensor]) -> str:

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.optim import Optimizer
 
 from retrieval.query import Limits
 from trainer.config import TrainConfig
 from trainer.data.batches import Batches
 from trainer.data.dataset import Dataset
+from trainer.data.requests import tuning_requests
 from trainer.data.split import Split, click_counts, clicked_items
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.device import choose_device
@@ -29,10 +31,12 @@ from trainer.deep_retrieval.m_step import reassign
 from trainer.deep_retrieval.occupancy import Occupancy, collapse
 from trainer.deep_retrieval.paths import random_paths
 from trainer.deep_retrieval.reads import TRAINED_READS
-from trainer.deep_retrieval.steps import gradient_epoch, make_optimizers
+from trainer.deep_retrieval.scores import Paths
+from trainer.deep_retrieval.steps import falling_rate, gradient_epoch, make_optimizers, set_learning_rate
 from trainer.deep_retrieval.tree import tree_paths
-from trainer.encoders.gru import UserEncoder
+from trainer.deep_retrieval.warm_up import WarmUp, seed_epoch
 from trainer.encoders.spectral import spectral_vectors
+from trainer.encoders.user import UserEncoder
 from trainer.progress import Progress
 
 
@@ -66,73 +70,108 @@ def fit(
     clicks = click_counts(dataset, split)
     model = PathModel(config, width, clicks, dataset.context.schema).to(device)
     head = SoftmaxHead(config, clicks, device)
-    optimizers = make_optimizers(model, config)
-    batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.later)
+    batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.resolve_later())
     generator = np.random.default_rng([config.seed, 1])
-    first_paths = random_paths(items, config.paths_per_item, config.depth, width, generator)
-    done, paths = run.restore(model, optimizers) or (0, first_paths)
-    if not done and encoder:
+    paths = random_paths(items, config.paths_per_item, config.depth, width, generator)
+    if encoder:
         model.encoder.load_state_dict(encoder.state_dict())
-        done = config.warmup
-    elif not done:
+    else:
         clicked = clicked_items(dataset, split.train_users, split.train_length)
         model.start_from(spectral_vectors(clicked, config.embedding, config.seed))
+    warm_up = WarmUp(config, model, head, batches, tuning_requests(dataset, split))
+    optimizers = make_optimizers(model.layers, config.learning_rate, 0.0)
+    checkpoint = run.last()
+    warmed_up = _of_warm_up(run)
+    warming_up = not (encoder or warm_up.finished(warmed_up))
+    if checkpoint:
+        paths = checkpoint.paths
+        averages = {"averages": warm_up.averages} if warming_up else {}
+        learned = warm_up.optimizers if warming_up else optimizers if "path_loss" in run.history[-1] else []
+        checkpoint.load({"model": model, **averages}, learned)
     progress.say(
         f"{items} items, {len(split.train_users)} users, {batches.predictions} interactions; "
         f"{config.depth} layers of {width} nodes, {config.paths_per_item} paths an item"
         + ("; on a GPU" if device.type == "cuda" else "")
-        + (f"; continuing after epoch {done}" if done else "")
+        + (f"; continuing after epoch {run.history[-1]['epoch']}" if checkpoint else "")
     )
-    for epoch in range(done + 1, config.passes + 1):
-        started = time.monotonic()
-        torch.manual_seed(_epoch_seed(config.seed, epoch))
-        generator = np.random.default_rng([config.seed, 2, epoch])
+    if warming_up:
+        for record in warm_up.epochs(warmed_up, progress):
+            run.save(record, {"model": model, "averages": warm_up.averages}, warm_up.optimizers, paths)
+            progress.say(_line(record, config))
+    paths = _learn_paths(config, model, head, batches, paths, run, optimizers, progress)
+    return Trained(model.cpu().eval(), paths, run.history)
 
-        if epoch == config.warmup + 1 and config.start == "tree":
+
+def _learn_paths(
+    config: TrainConfig,
+    model: PathModel,
+    head: SoftmaxHead,
+    batches: Batches,
+    paths: Paths,
+    run: Run,
+    optimizers: list[Optimizer],
+    progress: Progress,
+) -> Paths:
+    """The epochs of the path layers that `run` does not have yet, after the warm-up. Returns the paths, (V, J)."""
+    before = len(_of_warm_up(run))
+    for epoch in range(len(run.history) - before + 1, config.path_epochs + 1):
+        started = time.monotonic()
+        seed_epoch(config.seed, before + epoch)
+        generator = np.random.default_rng([config.seed, 2, before + epoch])
+
+        if epoch == 1 and config.start == "tree":
             progress.say("placing items by their vectors")
             vectors = model.item_vectors.detach().cpu().numpy()
+            count, depth = config.paths_per_item, config.depth
             # leaf: the number of items per path, such that the widest beam reads TRAINED_READS k items. For a k up to
             # 51 the leaf is 1. That costs little where it reads less: with paths of one item, a request that reads
             # half as many items as with larger leaves finds nearly as many of brute force's items (docs/log.md, Where
             # items get their paths).
             leaf = max(1, round(TRAINED_READS * config.k / Limits.BEAM))
-            paths = tree_paths(vectors, config.paths_per_item, config.depth, width, leaf, generator)
+            paths = tree_paths(vectors, count, depth, model.width, leaf, generator)
 
-        # E-step: gradient steps on the network, with fixed paths.
-        warming_up = epoch <= config.warmup
-        model.train(warming_up)  # no dropout in a fixed encoder
-        learner = head if warming_up else PathLoss(head, paths, config.taught)
-        with progress.task(f"epoch {epoch}/{config.passes}: learning", batches.predictions) as advance:
-            losses = functools.partial(learner.losses, model)
-            loss = gradient_epoch(config, losses, optimizers, batches, epoch, generator, advance)
-        record: dict[str, Any] = {"epoch": epoch, "head_loss" if warming_up else "path_loss": loss}
+        # E-step: gradient steps on the path layers, with fixed paths, encoder and head.
+        model.eval()  # no dropout in a fixed encoder
+        losses = functools.partial(PathLoss(head, paths, config.taught).losses, model)
+        rate = functools.partial(_path_rate, config, optimizers, epoch - 1)
+        title = f"epoch {before + epoch}: paths {epoch}/{config.path_epochs}"
+        with progress.task(f"{title}: learning", batches.predictions) as advance:
+            loss = gradient_epoch(losses, optimizers, batches, generator, advance, rate)
+        record = {"epoch": before + epoch, "path_loss": loss}
 
         # M-step: score paths for every click, then give each item new paths, with a fixed network.
         if epoch in config.reassignment_epochs():
-            before = paths
-            with progress.task(f"epoch {epoch}/{config.passes}: scoring paths", batches.predictions) as advance:
+            old = paths
+            with progress.task(f"{title}: scoring paths", batches.predictions) as advance:
                 paths, alpha = reassign(model, batches, paths, config, advance)
-            record |= {"alpha": alpha, "moved": float((before[:, :, None] != paths[:, None]).all(2).mean())}
+            record |= {"alpha": alpha, "moved": float((old[:, :, None] != paths[:, None]).all(2).mean())}
 
         occupancy = Occupancy.of(paths)
         record |= {**occupancy.to_json(), "seconds": round(time.monotonic() - started, 2)}
-        run.save(record, model, optimizers, paths)
-        progress.say(_line(record, config.passes))
-        for fault in [] if warming_up else collapse(occupancy, config):
+        run.save(record, {"model": model}, optimizers, paths)
+        progress.say(_line(record, config))
+        for fault in collapse(occupancy, config):
             remedy = "warmup_epochs or alpha" if config.reassignments else "warmup_epochs or width"
             progress.say(f"warning: the index is collapsing: {fault}; raise {remedy}")
-    return Trained(model.cpu().eval(), paths, run.history)
+    return paths
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed, 3, epoch]).generate_state(1, np.uint64)[0] >> 1)
+def _of_warm_up(run: Run) -> list[dict[str, Any]]:
+    return [record for record in run.history if "head_loss" in record]
 
 
-def _line(record: dict[str, Any], epochs: int) -> str:
+def _path_rate(config: TrainConfig, optimizers: list[Optimizer], epochs: int, done: float) -> None:
+    """Set the learning rate after `epochs` epochs of the path layers and the share `done` of the next."""
+    ends = sorted({*config.reassignment_epochs(), config.path_epochs})
+    set_learning_rate(optimizers, falling_rate(config.learning_rate, epochs + done, ends))
+
+
+def _line(record: dict[str, Any], config: TrainConfig) -> str:
     """An epoch's record as a line of text."""
-    start, seconds = f"epoch {record['epoch']}/{epochs}", f"({record['seconds']:.1f} s)"
+    start, seconds = f"epoch {record['epoch']}", f"({record['seconds']:.1f} s)"
     if "head_loss" in record:
-        return f"{start}: head loss {record['head_loss']:.3f} {seconds}"
+        score = "" if record["ndcg"] is None else f", NDCG@{config.k} of tuning users {record['ndcg']:.4f}"
+        return f"{start}: head loss {record['head_loss']:.3f}{score} {seconds}"
     moved = f", alpha {record['alpha']:.3g} moved {record['moved']:.0%} of postings" if "alpha" in record else ""
     return (
         f"{start}: path loss {record['path_loss']:.3f}; {record['used']} paths used, "

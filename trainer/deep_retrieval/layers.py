@@ -28,7 +28,7 @@ from retrieval.context import ContextSchema
 from retrieval.query import Limits
 from trainer.config import TrainConfig
 from trainer.deep_retrieval.paths import path_nodes
-from trainer.encoders.gru import UserEncoder
+from trainer.encoders.user import UserEncoder
 
 
 def _best(joint: Tensor, children: Tensor | None, beam: int, *, enough: bool = False) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ class PathModel(nn.Module):
         super().__init__()
         items = len(clicks)
         self.depth, self.width = config.depth, width
-        self.encoder = UserEncoder(config, items, schema)
+        self.encoder = UserEncoder(config, items, schema, config.resolve_dropout(int(clicks.sum()), items))
         self._layers = nn.ModuleList(PathLayer(config, width, d) for d in range(config.depth))
         # The bias is fixed, so that it orders a path's items by their clicks. The vectors of users and items then learn
         # only how a user differs from other users.

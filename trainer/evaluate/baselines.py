@@ -16,8 +16,8 @@ import scipy.linalg
 import scipy.sparse
 from numpy.typing import NDArray
 
+from trainer.data.measures import Answers, Items, mean_figures, new_items, tops
 from trainer.data.requests import Requests, history_matrix
-from trainer.evaluate.measures import Answers, Items, mean_figures, new_items, tops
 
 #: A function from histories (R, V) to scores (R, V).
 Scorer = Callable[[scipy.sparse.csr_array], NDArray[np.floating]]

@@ -19,12 +19,7 @@ from retrieval.paths.rerank import Beams, Reranker, candidates
 from retrieval.query import Answer
 from retrieval.searcher import Searcher
 from trainer.data.dataset import Dataset
-from trainer.data.requests import Requests, held_out_requests
-from trainer.data.split import Split, clicked_items
-from trainer.deep_retrieval.occupancy import Occupancy
-from trainer.errors import DataError
-from trainer.evaluate.baselines import answer_all, item_cf, popularity
-from trainer.evaluate.measures import (
+from trainer.data.measures import (
     RATIOS,
     SHOWN,
     TITLES,
@@ -36,6 +31,11 @@ from trainer.evaluate.measures import (
     ratios,
     tops,
 )
+from trainer.data.requests import Requests, held_out_requests
+from trainer.data.split import Split, clicked_items
+from trainer.deep_retrieval.occupancy import Occupancy
+from trainer.errors import DataError
+from trainer.evaluate.baselines import answer_all, item_cf, popularity
 from trainer.progress import Progress, counted
 
 

@@ -1,0 +1,133 @@
+"""Gated linear recurrences over the history (`encoder = lru`), after LRURec (Yue et al., WSDM 2024).
+
+Each of N channels keeps a decaying sum of what the items write to it: h_t = a h_{t-1} + sqrt(1 - a^2) v_t. The decay a
+is learned for each channel and does not depend on the items. So the sums of a whole history are a cumulative sum, and
+the state after the history is one weighted sum. LRURec has complex decays and no gates; real decays with gates were as
+good here (docs/log.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.config import TrainConfig
+
+BLOCKS = 2
+#: No decay is smaller than this, so that its powers over a history of 1,000 items are above 0 in float64.
+LEAST = 0.5
+SLOWEST = 0.99  # before training, the decays are spread evenly from LEAST to this
+
+
+class LinearRecurrence(nn.Module):
+    """Two blocks; each is a gated recurrence and a position-wise network, with residuals and layer normalisation."""
+
+    def __init__(self, config: TrainConfig, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.embedding)
+        self._blocks = nn.ModuleList(_Block(config, dropout) for _ in range(BLOCKS))
+
+    @property
+    def blocks(self) -> list[_Block]:
+        """The blocks, in the order in which they are applied."""
+        return [block for block in self._blocks if isinstance(block, _Block)]
+
+    def forward(self, items: Tensor) -> Tensor:
+        """The vector after each item, (B, T, E). items: (B, T, E), the start item's vector, then the history's."""
+        vectors: Tensor = self.norm(items)
+        for block in self.blocks:
+            vectors = block(vectors)
+        return vectors
+
+    def last(self, items: Tensor, length: Tensor) -> Tensor:
+        """The vectors (B, E) of `forward` after the first `length` (B,) items. The last block runs only there."""
+        vectors: Tensor = self.norm(items)
+        *others, last = self.blocks
+        for block in others:
+            vectors = block(vectors)
+        return last.last(vectors, length)
+
+
+class _Block(nn.Module):
+    def __init__(self, config: TrainConfig, dropout: float) -> None:
+        super().__init__()
+        size = config.embedding
+        self.longest = config.history + 1  # positions: the start item and the history
+        self.write = nn.Linear(size, size)
+        self.gate = nn.Linear(size, size)
+        self.read = nn.Linear(size, size)
+        decays = torch.linspace(LEAST, SLOWEST, size + 1)[1:]
+        self.raw_decay = nn.Parameter(torch.logit((decays - LEAST) / (1 - LEAST)))
+        self.widen = nn.Linear(size, 2 * size)
+        self.narrow = nn.Linear(2 * size, size)
+        self.mixed, self.out = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The block's outputs at all positions, (B, T, E). inputs: (B, T, E)."""
+        written = self._written(inputs)
+        if torch.compiler.is_exporting():
+            powers = self._powers()[: inputs.shape[1]]  # (T, E)
+            states = ((written.double() / powers).cumsum(dim=1) * powers).float()
+        else:
+            states = decaying_sums(written, self._decay())
+        return self._rest(inputs, states)
+
+    def last(self, inputs: Tensor, length: Tensor) -> Tensor:
+        """The output of `forward` at position `length` - 1 of each row, (B, E). length: (B,)."""
+        age = (length - 1).unsqueeze(1) - torch.arange(inputs.shape[1], device=inputs.device)  # (B, T)
+        weights = self._powers().float()[age.clamp(min=0)] * (age >= 0).unsqueeze(2)  # (B, T, E)
+        states = (self._written(inputs) * weights).sum(dim=1)
+        return self._rest(inputs[torch.arange(inputs.shape[0], device=inputs.device), length - 1], states)
+
+    def _decay(self) -> Tensor:
+        return LEAST + (1 - LEAST) * torch.sigmoid(self.raw_decay)
+
+    def _powers(self) -> Tensor:
+        """decay^t for every position t, float64 (history + 1, E). The runtime computes it when a version is loaded."""
+        position = torch.arange(self.longest, dtype=torch.float64, device=self.raw_decay.device).unsqueeze(1)
+        return torch.exp(self._decay().double().log() * position)
+
+    def _written(self, inputs: Tensor) -> Tensor:
+        written: Tensor = self.write(inputs) * torch.sqrt(1 - self._decay() ** 2)
+        return written
+
+    def _rest(self, inputs: Tensor, states: Tensor) -> Tensor:
+        """What follows the recurrence: the gate, the residuals and the position-wise network."""
+        gated = self.read(states * torch.sigmoid(self.gate(inputs)))
+        mixed = self.mixed(inputs + self.dropout(gated))
+        widened = F.gelu(self.widen(mixed), approximate="tanh")
+        outputs: Tensor = self.out(mixed + self.dropout(self.narrow(widened)))
+        return outputs
+
+
+def decaying_sums(written: Tensor, decay: Tensor) -> Tensor:
+    """h_t = decay h_{t-1} + written_t for all t, (B, T, N). written: (B, T, N), decay: (N,), between 0 and 1."""
+    sums: Tensor = _Scan.apply(written.transpose(0, 1).contiguous(), decay)  # type: ignore[no-untyped-call]
+    return sums.transpose(0, 1)
+
+
+class _Scan(torch.autograd.Function):
+    """The recurrence step by step, over the first dimension: a step is one operation on all rows and channels."""
+
+    @staticmethod
+    def forward(ctx: Any, written: Tensor, decay: Tensor) -> Tensor:
+        states = torch.empty_like(written)
+        states[0] = written[0]
+        for t in range(1, len(written)):
+            torch.addcmul(written[t], states[t - 1], decay, out=states[t])
+        ctx.save_for_backward(states, decay)
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (gradient,) = gradients
+        states, decay = ctx.saved_tensors
+        written = torch.empty_like(gradient)
+        written[-1] = gradient[-1]
+        for t in range(len(gradient) - 2, -1, -1):
+            torch.addcmul(gradient[t], written[t + 1], decay, out=written[t])
+        return written, (states[:-1] * written[1:]).sum(dim=(0, 1))
