@@ -15,6 +15,8 @@ The kind "paths" also has:
     path_ids.npy       int64 (P,)         the paths in use, ascending; a path's nodes are the base-K digits of its id
     path_offsets.npy   int64 (P + 1,)     path p of path_ids has path_items[path_offsets[p]:path_offsets[p + 1]]
     path_items.npy     int32 (postings,)  item indices; within a path by descending item bias
+    neighbours.npy     int32 (V, M)       for each item, the indices of the M items most similar to it; -1: no further
+    similarities.npy   uint16 (V, M)      their cosines with it by the users who clicked both, in units of 1 / 65535
     reranker.json      {"kind": "lr" | "softmax", "weights": {feature: weight}, "intercept": number}
 
 The manifest has the digest of each part, one fingerprint over all parts, and a digest of itself.
@@ -41,7 +43,9 @@ from index_store.path_facts import PathFacts
 #: Parts that every version has, besides the item ids in `item_ids.npy` or `item_ids.json`.
 PARTS = frozenset({"model.onnx", "item_vectors.npy", "item_bias.npy", "context.json", "golden.json"})
 #: The additional parts of the kind "paths".
-PATHS = frozenset({"path_ids.npy", "path_offsets.npy", "path_items.npy", "reranker.json"})
+PATHS = frozenset(
+    {"path_ids.npy", "path_offsets.npy", "path_items.npy", "neighbours.npy", "similarities.npy", "reranker.json"}
+)
 #: The path lists. This part may be left in the store; then each request reads only the lists it needs.
 LISTS = "path_items.npy"
 BLOCK = 4096  # rows of an array checked at once, few enough for the processor's cache
@@ -161,6 +165,12 @@ class Version:
         if offsets[0] != 0 or np.any(offsets[1:] <= offsets[:-1]) or offsets[-1] != facts.postings:
             raise VersionDamaged("path_offsets: expected to rise from 0 to the number of postings, with no empty path")
         self.document("reranker.json")
+        neighbours = self.array("neighbours.npy")
+        count = neighbours.shape[-1] if neighbours.ndim else 0
+        _check(neighbours, "neighbours", np.int32, (items, count))
+        _check(self.array("similarities.npy"), "similarities", np.uint16, (items, count))
+        if neighbours.min(initial=-1) < -1 or neighbours.max(initial=-1) >= items:
+            raise VersionDamaged(f"neighbours: an item index is outside 0..{items - 1}")
         if self.read_paths is None:
             path_items = self.array(LISTS)
             _check(path_items, "path_items", np.int32, (facts.postings,))

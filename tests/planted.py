@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from index_store.version import Version, npy
+from retrieval.paths.rerank import SOFTMAX
 
 GROUPS = 4
 GROUP_ITEMS = 10
@@ -62,9 +63,9 @@ def parts_of_version(
         "path_items.npy": npy(np.concatenate([paths[path] for path in path_ids]).astype(np.int32)),
         "item_vectors.npy": npy(np.eye(items, dtype=np.float16)),
         "item_bias.npy": npy(np.array(bias or [0.0] * items, np.float32)),
-        "reranker.json": json.dumps(
-            {"kind": "softmax", "weights": {"logit": 1, "bias": 0, "path_log_prob": 0, "paths": 0}, "intercept": 0}
-        ).encode(),
+        "neighbours.npy": npy(np.full((items, 2), -1, np.int32)),
+        "similarities.npy": npy(np.zeros((items, 2), np.uint16)),
+        "reranker.json": json.dumps(SOFTMAX.to_json()).encode(),
         "context.json": json.dumps({"features": []}).encode(),
         "golden.json": json.dumps(golden or {}).encode(),
     }

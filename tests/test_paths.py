@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from index_store.errors import VersionDamaged
-from retrieval.paths.index import PathIndex, Postings
+from retrieval.paths.index import Neighbours, PathIndex, Postings
 from retrieval.paths.rerank import SOFTMAX, Beams, Reranker, candidates, rerank
 from retrieval.paths.structure import PathStructure
 from retrieval.query import Limits, Query, wider_beams
@@ -33,8 +33,18 @@ def random_index(rng: np.random.Generator, paths: int) -> tuple[PathIndex, dict[
         np.concatenate(list(lists.values())).astype(np.int32),
         rng.normal(size=(ITEMS, SIZE)).astype(np.float16),
         rng.normal(size=ITEMS).astype(np.float32),
+        random_neighbours(rng),
     )
     return index, lists
+
+
+def random_neighbours(rng: np.random.Generator) -> Neighbours:
+    """Up to three different neighbours of each item."""
+    items = np.full((ITEMS, 3), -1, np.int32)
+    for row in items:
+        count = rng.integers(4)
+        row[:count] = rng.permutation(ITEMS)[:count]
+    return Neighbours(items, rng.integers(65536, size=(ITEMS, 3)).astype(np.uint16))
 
 
 def structure_of(index: PathIndex, session: Any = None, history: int = 5) -> PathStructure:
@@ -68,7 +78,14 @@ def slow_answer(
             continue
         bias = float(index.item_bias[item])
         logit = float(index.item_vectors[item] @ beams.user[row]) + bias
-        features = (logit, bias, math.log(sum(map(math.exp, log_probs))), len(log_probs))
+        ends = np.cumsum(beams.lengths).tolist()
+        history = beams.history[ends[row] - beams.lengths[row] : ends[row]].tolist() if ends else []
+        near = recent = 0.0
+        for age, seen in enumerate(reversed(history)):
+            for other, similarity in zip(*(part[seen].tolist() for part in index.neighbours), strict=True):
+                near += (other == item) * similarity / 65535
+                recent += (other == item) * similarity / 65535 * 0.8**age
+        features = (logit, bias, math.log(sum(map(math.exp, log_probs))), len(log_probs), near, recent)
         scored.append((item, sum(w * f for w, f in zip(weights, features, strict=True))))
     return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:k]
 
@@ -84,8 +101,10 @@ def test_answers_equal_the_slow_reference(seed: int, batch: int, n: int, k: int)
         rng.normal(size=(batch, SIZE)).astype(np.float32),
         np.stack([rng.choice(np.arange(-1, len(index.path_ids)), 5, replace=False) for _ in range(batch)]),
         np.log(rng.random((batch, 5))).astype(np.float32),
+        rng.integers(ITEMS, size=4 * batch),
+        rng.multinomial(4 * batch, np.ones(batch) / batch),
     )
-    weights = rng.normal(size=4)
+    weights = rng.normal(size=6)
     excluded = [rng.integers(ITEMS, size=rng.integers(4)) for _ in range(batch)]
 
     reranker = Reranker("lr", weights.astype(np.float32), 0.5)
@@ -114,7 +133,7 @@ def test_equal_scores_are_ordered_by_item() -> None:
         np.zeros(6, np.float32),
     )
     beams = Beams(np.ones((1, 1), np.float32), np.array([[0]]), np.zeros((1, 1), np.float32))
-    weights = np.array([-0.5, 0, 0, 0], np.float32)
+    weights = np.array([-0.5, 0, 0, 0, 0, 0], np.float32)
 
     (answer,) = rerank(index, beams, read(index, beams, 6), Reranker("lr", weights, -0.0), [6], [np.empty(0, np.int64)])
 
@@ -222,7 +241,7 @@ def test_a_malformed_reranker_is_refused(document: Any) -> None:
 
 def test_a_reranker_with_nan_is_refused() -> None:
     """A weight that is not finite would make the ranking arbitrary."""
-    document = Reranker("lr", np.array([np.nan, 0, 0, 0], np.float32), 0.0).to_json()
+    document = Reranker("lr", np.array([np.nan, 0, 0, 0, 0, 0], np.float32), 0.0).to_json()
 
     with pytest.raises(VersionDamaged, match="finite"):
         Reranker.from_json(document)

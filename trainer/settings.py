@@ -279,6 +279,11 @@ class Answer(Group):
     rerank: Literal["lr", "softmax"] = Field(
         "lr", description="method that orders the candidates: logistic regression, or the softmax head alone"
     )
+    neighbours: Annotated[int, Field(ge=0, le=100)] = Field(
+        16,
+        description="M, most similar items of each item, by which the reranker compares candidates with the history; "
+        "they take 6 M bytes an item",
+    )
 
     @model_validator(mode="after")
     def _reads_are_allowed(self) -> Self:

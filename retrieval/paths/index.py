@@ -28,6 +28,19 @@ class Postings(NamedTuple):
     lengths: NDArray[np.int64]
 
 
+class Neighbours(NamedTuple):
+    """For each item, the M items that are most similar to it, most similar first.
+
+    items: int32 (V, M), -1 after the last. similarities: uint16 (V, M), cosines in units of 1 / 65535.
+    """
+
+    items: NDArray[np.int32]
+    similarities: NDArray[np.uint16]
+
+
+NO_NEIGHBOURS = Neighbours(np.empty((0, 0), np.int32), np.empty((0, 0), np.uint16))
+
+
 @dataclass(frozen=True)
 class PathIndex:
     """The path lists, and the arrays that score an item. `index_store.version` describes all arrays."""
@@ -37,6 +50,7 @@ class PathIndex:
     path_items: NDArray[np.int32]  # (postings,); (0,) if `read_paths` reads the lists
     item_vectors: NDArray[np.float16]  # (V, E)
     item_bias: NDArray[np.float32]  # (V,)
+    neighbours: Neighbours = NO_NEIGHBOURS
     read_paths: PathReader | None = None
 
     @classmethod
@@ -48,6 +62,7 @@ class PathIndex:
             np.empty(0, np.int32) if version.read_paths else version.array(LISTS),
             version.array("item_vectors.npy"),
             version.array("item_bias.npy"),
+            Neighbours(version.array("neighbours.npy"), version.array("similarities.npy")),
             version.read_paths,
         )
 

@@ -25,6 +25,8 @@ from numba.core.types import float32, int32, int64, uint16
 #: `features` shifts the bits of a float16 to their positions in a float32. The result is too small by the factor HALF,
 #: because the exponent of a float16 has the bias 15 and the exponent of a float32 the bias 127.
 HALF = np.float32(2.0**112)
+RECENCY = 0.8  # the weight of an item of the history relative to that of the next item
+HASH = 0x9E3779B1  # an odd number; items times it are spread over the lowest bits
 
 
 def _array(kind: Any, dimensions: int = 1) -> Any:
@@ -125,22 +127,70 @@ def join(items, lengths, log_probs):  # type: ignore[no-untyped-def]
 
 
 @_compiled(
+    _array(int32, 2), _array(uint16, 2), _array(int64), _array(int64), _array(int64), _array(int64), float32[:, :]
+)
+def sum_similarities(neighbours, similarities, history, lengths, request, item, values):  # type: ignore[no-untyped-def]
+    """Write the features "neighbours" and "recent_neighbours" to columns 4 and 5 of values (N, 6); see rerank.py.
+
+    The candidates of a request are put in a hash table. Then each item of the history is looked up once, with all its
+    neighbours, so the time grows with the history times M and not with the number of candidates.
+    """
+    place = begin = 0
+    for b in range(len(lengths)):
+        end = begin
+        while end < len(request) and request[end] == b:
+            end += 1
+        size = 16
+        while size < 2 * (end - begin):
+            size *= 2
+        slots = np.full(size, -1, np.int64)
+        for i in range(begin, end):
+            slot = item[i] * HASH & size - 1
+            while slots[slot] >= 0:
+                slot = slot + 1 & size - 1
+            slots[slot] = i
+        for t in range(lengths[b]):
+            seen = history[place + t]
+            recency = RECENCY ** (lengths[b] - 1 - t)
+            for m in range(neighbours.shape[1]):
+                other = np.int64(neighbours[seen, m])
+                if other < 0:
+                    break
+                slot = other * HASH & size - 1
+                while slots[slot] >= 0 and item[slots[slot]] != other:
+                    slot = slot + 1 & size - 1
+                if slots[slot] >= 0:
+                    similarity = similarities[seen, m] / 65535
+                    values[slots[slot], 4] += similarity
+                    values[slots[slot], 5] += similarity * recency
+        place += lengths[b]
+        begin = end
+
+
+@_compiled(
     _array(uint16, 2),
     _array(float32),
+    _array(int32, 2),
+    _array(uint16, 2),
     _array(float32, 2),
+    _array(int64),
+    _array(int64),
     _array(int64),
     _array(int64),
     _array(float32),
     _array(float32),
     fastmath=frozenset({"reassoc", "contract", "nsz"}),
 )
-def features(vectors, bias, user, request, item, log_prob, paths):  # type: ignore[no-untyped-def]
-    """The reranker's features of N candidates, (N, 4); see FEATURES in rerank.py.
+def features(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them by name would take too long
+    vectors, bias, neighbours, similarities, user, history, lengths, request, item, log_prob, paths
+):
+    """The reranker's features of N candidates, (N, 6); see FEATURES in rerank.py.
 
-    vectors: the bits of float16 (V, E). user: (B, E). The products are summed in float32.
+    vectors: the bits of float16 (V, E). neighbours, similarities: (V, M). user: (B, E). history, lengths: see Beams.
+    The products of vectors are summed in float32.
     """
     size = vectors.shape[1]
-    values = np.empty((len(item), 4), np.float32)
+    values = np.zeros((len(item), 6), np.float32)
     bits = np.empty(size, np.uint32)
     numbers = bits.view(np.float32)
     # Touch every vector first: the vectors are scattered in memory, and the processor can fetch many at once.
@@ -162,6 +212,8 @@ def features(vectors, bias, user, request, item, log_prob, paths):  # type: igno
         values[i, 1] = bias[item[i]]
         values[i, 2] = log_prob[i]
         values[i, 3] = paths[i]
+    if neighbours.shape[1]:
+        sum_similarities(neighbours, similarities, history, lengths, request, item, values)
     return values
 
 
@@ -178,7 +230,11 @@ def _descending(bits):  # type: ignore[no-untyped-def]
     _array(float32, 2),
     _array(uint16, 2),
     _array(float32),
+    _array(int32, 2),
+    _array(uint16, 2),
     _array(float32, 2),
+    _array(int64),
+    _array(int64),
     _array(float32),
     float32,
     _array(int64),
@@ -186,17 +242,22 @@ def _descending(bits):  # type: ignore[no-untyped-def]
     _array(int64),
 )
 def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them by name would take too long
-    items, lengths, log_probs, vectors, bias, user, weights, intercept, k, excluded, bounds
-):
+    items, lengths, log_probs, vectors, bias, neighbours, similarities, user, history, history_lengths, weights,
+    intercept, k, excluded, bounds
+):  # fmt: skip
     """The k[b] best candidates of each request b, without the items in excluded[bounds[b] : bounds[b + 1]].
 
-    items, lengths, log_probs: see `join`. vectors, bias, user: see `features`. weights (4,), intercept: the reranker's.
+    items, lengths, log_probs: see `join`. vectors to history_lengths: see `features`. weights (6,), intercept: the
+    reranker's.
     Returns the items, scores and log_probs of all answers, concatenated. An answer is ordered by descending score, then
     by item. Also returns counts (4, B), four numbers for each request: the end of its answer in these arrays, the paths
     with items, the items read, and the different items among the items read.
     """
     request, item, log_prob, paths = join(items, lengths, log_probs)
-    seen = features(vectors, bias, user, request, item, log_prob, paths)
+    asked = len(history_lengths) if weights[4] != 0 or weights[5] != 0 else 0  # else no feature needs the histories
+    seen = features(
+        vectors, bias, neighbours, similarities, user, history, history_lengths[:asked], request, item, log_prob, paths
+    )
     scores = np.empty(len(item), np.float32)
     for i in range(len(item)):
         scores[i] = intercept

@@ -6,7 +6,7 @@ Shapes: B requests, W paths per request, N candidates of all requests, E numbers
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -19,28 +19,33 @@ from retrieval.paths.index import PathIndex, Postings
 from retrieval.query import Answer
 
 #: The features of a candidate, in this order: the softmax head's logit, the item's bias, the log of the summed
-#: probability of the searched paths from which the item was read, and the number of these paths.
-FEATURES = ("logit", "bias", "path_log_prob", "paths")
+#: probability of the searched paths from which the item was read, the number of these paths, and two sums over the
+#: items of the history that have the candidate among their neighbours: of their similarities, and of their
+#: similarities times kernels.RECENCY^age, where the last item of the history has the age 0.
+FEATURES = ("logit", "bias", "path_log_prob", "paths", "neighbours", "recent_neighbours")
 
 
 @dataclass(frozen=True)
 class Beams:
-    """The network's outputs for B requests.
+    """The network's outputs for B requests, and the histories that it has read.
 
     user: float32 (B, E), the user vectors. paths: int32 (B, W), rows of `path_ids`, most probable first; -1 stands for
-    no path. log_probs: float32 (B, W), the log-probabilities of these paths.
+    no path. log_probs: float32 (B, W), the log-probabilities of these paths. history: int64, the item indices of all
+    histories, concatenated; lengths: int64 (B,), of each. Without these two, no candidate has a neighbour.
     """
 
     user: NDArray[np.float32]
     paths: NDArray[np.int32]
     log_probs: NDArray[np.float32]
+    history: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    lengths: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
 class Candidates:
     """The different items found for each of B requests, N in all, ordered by request, then item.
 
-    request, item: int64 (N,). features: float32 (N, 4), see FEATURES.
+    request, item: int64 (N,). features: float32 (N, 6), see FEATURES.
     """
 
     request: NDArray[np.int64]
@@ -59,7 +64,7 @@ class Reranker:
     """
 
     kind: str
-    weights: NDArray[np.float32]  # (4,), in the order of FEATURES
+    weights: NDArray[np.float32]  # (6,), in the order of FEATURES
     intercept: float
 
     def to_json(self) -> dict[str, Any]:
@@ -81,9 +86,9 @@ class Reranker:
 
 
 #: The softmax head alone: the logit is the score.
-SOFTMAX = Reranker("softmax", np.array([1, 0, 0, 0], np.float32), 0.0)
+SOFTMAX = Reranker("softmax", np.array([1, 0, 0, 0, 0, 0], np.float32), 0.0)
 #: Without a reranker: items of the most probable paths first.
-BY_PATH = Reranker("path", np.array([0, 0, 1, 0], np.float32), 0.0)
+BY_PATH = Reranker("path", np.array([0, 0, 1, 0, 0, 0], np.float32), 0.0)
 
 
 def candidates(index: PathIndex, beams: Beams, postings: Postings) -> Candidates:
@@ -92,7 +97,10 @@ def candidates(index: PathIndex, beams: Beams, postings: Postings) -> Candidates
         postings.items, postings.lengths, np.ascontiguousarray(beams.log_probs)
     )
     vectors, user = index.item_vectors.view(np.uint16), np.ascontiguousarray(beams.user)
-    return Candidates(request, item, kernels.features(vectors, index.item_bias, user, request, item, log_prob, paths))
+    features = kernels.features(
+        vectors, index.item_bias, *index.neighbours, user, beams.history, beams.lengths, request, item, log_prob, paths
+    )
+    return Candidates(request, item, features)
 
 
 def rerank(
@@ -114,7 +122,10 @@ def rerank(
         np.ascontiguousarray(beams.log_probs),
         index.item_vectors.view(np.uint16),
         index.item_bias,
+        *index.neighbours,
         np.ascontiguousarray(beams.user),
+        beams.history,
+        beams.lengths,
         reranker.weights,
         reranker.intercept,
         np.array(k, np.int64),

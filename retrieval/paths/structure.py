@@ -143,7 +143,8 @@ class PathStructure:
             "beam": np.array(beam),
             "trie": self.trie,
         }
-        beams = Beams(*self.session.run(["user", "paths", "path_log_probs"], feeds))
+        user, paths, log_probs = self.session.run(["user", "paths", "path_log_probs"], feeds)
+        beams = Beams(user, paths, log_probs, items, lengths)
         if (
             beams.user.shape != (len(histories), vectors.shape[1])
             or beams.paths.ndim != 2

@@ -17,6 +17,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from trainer.data.measures import Answers, Items, mean_figures, new_items, tops
+from trainer.data.neighbours import nearest_items
 from trainer.data.requests import Requests, history_matrix
 
 #: A function from histories (R, V) to scores (R, V).
@@ -44,23 +45,11 @@ def item_cf(clicked: scipy.sparse.csr_array) -> Scorer:
 
 
 def item_similarity(clicked: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
-    """Cosines between the items' columns of the click matrix, sparse (V, V). Only the 100 nearest of each item are
-    kept.
-    """
-    norm = np.sqrt(clicked.sum(axis=0))
-    unit = scipy.sparse.csr_array(clicked @ scipy.sparse.diags_array(1 / np.maximum(norm, 1)))
-    blocks = []
-    for start in range(0, clicked.shape[1], 1000):
-        block = scipy.sparse.coo_array(unit[:, start : start + 1000].T @ unit)
-        row, column, cosine = block.row, block.col, block.data
-        other = row + start != column
-        row, column, cosine = row[other], column[other], cosine[other]
-        order = np.lexsort((column, -cosine, row))
-        place = np.arange(len(order)) - np.searchsorted(row[order], row[order])  # position within the row
-        nearest = order[place < NEIGHBOURS]
-        entries = (cosine[nearest], (row[nearest], column[nearest]))
-        blocks.append(scipy.sparse.csr_array(entries, shape=block.shape))
-    return scipy.sparse.csr_array(scipy.sparse.vstack(blocks).T)
+    """The cosines of each item with its 100 nearest items, sparse (V, V); column v has those of item v."""
+    nearest, cosines = nearest_items(clicked, NEIGHBOURS)
+    item, place = np.nonzero(nearest >= 0)
+    entries = cosines[item, place], (nearest[item, place], item)
+    return scipy.sparse.csr_array(entries, shape=(clicked.shape[1], clicked.shape[1]))
 
 
 def ease(clicked: scipy.sparse.csr_array, penalty: float) -> Scorer:

@@ -1,19 +1,27 @@
-"""Make the path lists and item vectors of a version from a trained network and its assignment."""
+"""Make the path lists, item vectors and neighbours of a version from a trained network, its assignment and clicks."""
 
 from __future__ import annotations
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
-from retrieval.paths.index import PathIndex
+from retrieval.paths.index import NO_NEIGHBOURS, Neighbours, PathIndex
+from trainer.data.neighbours import nearest_items
 from trainer.deep_retrieval.layers import PathModel
 from trainer.errors import ExportRefused
 
 
-def make_index(model: PathModel, paths: NDArray[np.int64]) -> PathIndex:
+def make_index(model: PathModel, paths: NDArray[np.int64], neighbours: Neighbours = NO_NEIGHBOURS) -> PathIndex:
     """The path lists of an assignment (V, J), with each path's items by descending bias, and the item vectors."""
     bias = model.item_bias.detach().numpy()
-    return PathIndex(*path_lists(paths, bias), _half(model.item_vectors.detach().numpy()), bias)
+    return PathIndex(*path_lists(paths, bias), _half(model.item_vectors.detach().numpy()), bias, neighbours)
+
+
+def neighbours(clicked: scipy.sparse.csr_array, count: int) -> Neighbours:
+    """The `count` nearest items of each item by the click matrix (U, V), as a version stores them."""
+    nearest, cosines = nearest_items(clicked, count)
+    return Neighbours(nearest, np.rint(65535 * np.minimum(cosines, 1)).astype(np.uint16))
 
 
 def path_lists(

@@ -16,7 +16,9 @@ from retrieval.paths.structure import PathStructure
 from trainer.data.requests import Requests
 
 PRIOR = 300.0  # strength of the L2 penalty in clicks: with 300 clicks, it about halves a weight
-LOGIT_FREEDOM = 100.0  # the L2 penalty on the weight of the logit is LOGIT_FREEDOM^2 times weaker
+#: The L2 penalty on a feature's weight is weaker by the square of this number. The logit needs almost no penalty, and
+#: the neighbours have information that the logit lacks.
+FREEDOM = np.array([100.0, 1, 1, 1, 30, 30])
 
 
 def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_path: int) -> Reranker:
@@ -48,7 +50,7 @@ def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_pa
         return SOFTMAX
     # Features are standardised only for the solver; the final weights are for the raw features. The logit's weight has
     # almost no penalty. The other weights shrink to 0 if there are few clicks; the reranker is then the softmax head.
-    std = (x[taught].std(axis=0) + 1e-9) * [1 / LOGIT_FREEDOM, 1, 1, 1]
+    std = (x[taught].std(axis=0) + 1e-9) / FREEDOM
     regression = LogisticRegression(C=1 / PRIOR, max_iter=1000).fit(x[taught] / std, y[taught], weight[taught])
     fitted = Reranker("lr", (regression.coef_[0] / std).astype(np.float32), float(regression.intercept_[0]))
     # A logit weight that is not positive is a sign of too few clicks.
@@ -56,7 +58,7 @@ def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_pa
 
 
 def _centred(features: Any, request: Any, requests: int) -> Any:
-    """Features (N, 4) minus their mean over the candidates of the same request.
+    """Features (N, 6) minus their mean over the candidates of the same request.
 
     Only the order within a request matters. Some users click more than others; without this step, the weights would
     explain which users click instead of which items are clicked. Subtracting a request's mean changes all its scores

@@ -25,19 +25,20 @@ from retrieval.session import on_its_device, open_session
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.data.requests import Requests, history_requests, training_requests, tuning_requests
-from trainer.data.split import Split, click_counts
+from trainer.data.split import Split, click_counts, clicked_items
 from trainer.deep_retrieval.fit import Trained
 from trainer.deep_retrieval.layers import PathModel
 from trainer.errors import ExportRefused
 from trainer.progress import Progress
 from trainer.publish.frontier import choose_beam
 from trainer.publish.health import REACH_USERS, Health, churn, measure_health
-from trainer.publish.index import make_index
+from trainer.publish.index import make_index, neighbours
 from trainer.publish.network import Network, to_onnx
 from trainer.publish.parity import check_parity
 from trainer.publish.reranker import fit_reranker
 
 BEAM_REQUESTS = 1000  # training users on whom beam and per_path are chosen
+RERANKED_USERS = 10_000  # most tuning users on whom the reranker is fitted
 GOLDEN_REQUESTS = 16
 
 
@@ -63,7 +64,9 @@ def make_version(
     _require_finite(model)
 
     progress.say("exporting the network to ONNX and comparing it with torch")
-    network, index = Network(model).eval(), make_index(model, trained.paths)
+    clicked = clicked_items(dataset, split.train_users, split.train_length)
+    nearest = neighbours(clicked, config.neighbours if config.rerank == "lr" else 0)
+    network, index = Network(model).eval(), make_index(model, trained.paths, nearest)
     onnx = to_onnx(network, dataset.context.schema)
     session = open_session(onnx)
     trie = on_its_device(session, path_trie(index.path_ids, config.depth, model.width))
@@ -73,7 +76,7 @@ def make_version(
     progress.say("choosing the beam and fitting the reranker")
     beam, per_path = choose_beam(structure, requests, config)
     if config.rerank == "lr":
-        kept_back = tuning_requests(dataset, split)
+        kept_back = tuning_requests(dataset, split).spread(RERANKED_USERS)
         structure = dataclasses.replace(structure, reranker=fit_reranker(structure, kept_back, beam, per_path))
 
     users, clicks = history_requests(dataset, split, REACH_USERS, config.seed), click_counts(dataset, split)
@@ -128,6 +131,8 @@ def assemble(
         "path_items.npy": npy(index.path_items),
         "item_vectors.npy": npy(index.item_vectors),
         "item_bias.npy": npy(index.item_bias),
+        "neighbours.npy": npy(index.neighbours.items),
+        "similarities.npy": npy(index.neighbours.similarities),
         "reranker.json": _json(reranker.to_json()),
         "context.json": _json(dataset.context.schema.to_json()),
         "golden.json": _json({}),
