@@ -43,7 +43,7 @@ TESTS: dict[str, list[str]] = {
     ],
     "trainer/data/[brs]*.py": ["test_data.py", "test_batches.py", "test_evaluate.py"],
     "trainer/publish/*.py": ["test_export.py", "test_health.py", "test_rerank.py"],
-    "trainer/evaluate/measures.py": ["test_measures.py", "test_evaluate.py"],
+    "trainer/data/measures.py": ["test_measures.py", "test_evaluate.py"],
     "service/http/*.py": ["test_api.py", "test_problems.py", "test_middleware.py", "test_tolerant_requests.py"],
     "service/process/settings.py": ["test_settings.py"],
     "service/serving/batcher.py": ["test_batcher.py", "test_hang_ups.py", "test_pace.py", "test_api.py"],

@@ -80,14 +80,20 @@ def slow_answer(
         logit = float(index.item_vectors[item] @ beams.user[row]) + bias
         ends = np.cumsum(beams.lengths).tolist()
         history = beams.history[ends[row] - beams.lengths[row] : ends[row]].tolist() if ends else []
-        near = recent = 0.0
-        for age, seen in enumerate(reversed(history)):
-            for other, similarity in zip(*(part[seen].tolist() for part in index.neighbours), strict=True):
-                near += (other == item) * similarity / 65535
-                recent += (other == item) * similarity / 65535 * 0.8**age
-        features = (logit, bias, math.log(sum(map(math.exp, log_probs))), len(log_probs), near, recent)
+        near = slow_similarities(index, history, item)
+        features = (logit, bias, math.log(sum(map(math.exp, log_probs))), len(log_probs), *near)
         scored.append((item, sum(w * f for w, f in zip(weights, features, strict=True))))
     return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:k]
+
+
+def slow_similarities(index: PathIndex, history: list[int], item: int) -> tuple[float, float]:
+    """The similarities of `item` to the history's items that have it as a neighbour: their sum, and with recency."""
+    near = recent = 0.0
+    for age, seen in enumerate(reversed(history)):
+        for other, similarity in zip(*(part[seen].tolist() for part in index.neighbours), strict=True):
+            near += (other == item) * similarity / 65535
+            recent += (other == item) * similarity / 65535 * 0.8**age
+    return near, recent
 
 
 @settings(max_examples=100, deadline=None)
@@ -351,7 +357,8 @@ def test_every_item_is_returned_if_as_many_are_asked_for(planted: Planted) -> No
     for item in set(range(40)) - {1}:
         log_probs = on_path.get(item, [beams.log_probs[0, -1]])
         logit = float(index.item_vectors[item].astype(np.float32) @ beams.user[0] + index.item_bias[item])
-        features = [logit, index.item_bias[item], np.logaddexp.reduce(log_probs), len(log_probs)]
+        near = slow_similarities(index, query.history.tolist(), item)
+        features = [logit, index.item_bias[item], np.logaddexp.reduce(log_probs), len(log_probs), *near]
         scores[item] = float(structure.reranker.weights @ features) + structure.reranker.intercept
     assert sorted(answer.items.tolist()) == sorted(scores)
     assert np.allclose(answer.scores, sorted(scores.values(), reverse=True), atol=1e-3)
