@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -37,15 +38,22 @@ def make_model(depth: int, width: int, seed: int = 0, encoder: Encoder = "lru") 
     return model
 
 
-def all_paths(model: PathModel, user: torch.Tensor) -> torch.Tensor:
-    """Log p of every path, (N, K^D), one layer at a time by the definition (eq. 1)."""
+def all_paths(model: PathModel, user: torch.Tensor, used: Sequence[int] | None = None) -> torch.Tensor:
+    """Log p of every path, (N, K^D), one layer at a time by the definition (eq. 1).
+
+    used: the paths in use; a layer's softmax is over the nodes that continue to one, and other paths have -inf.
+    """
+    every = list(itertools.product(range(model.width), repeat=model.depth))
+    in_use = {every[path][:d] for path in (range(len(every)) if used is None else used) for d in range(model.depth + 1)}
     columns = []
-    for nodes in itertools.product(range(model.width), repeat=model.depth):
+    for nodes in every:
         total = torch.zeros(len(user))
         for d, layer in enumerate(model.layers):
             chosen = [torch.full((len(user),), node) for node in nodes[:d]]
-            total = total + layer(layer.user(user), chosen, layer.tables())[:, nodes[d]]
-        columns.append(total)
+            exist = torch.tensor([(*nodes[:d], node) in in_use for node in range(model.width)])
+            logits = layer(layer.user(user), chosen, layer.tables()).masked_fill(~exist, -torch.inf)
+            total = total + logits[:, nodes[d]] - logits.logsumexp(dim=1)
+        columns.append(total.nan_to_num(nan=-torch.inf))
     return torch.stack(columns, 1)
 
 
@@ -70,6 +78,20 @@ def test_path_log_probs_are_those_of_the_definition(depth: int, width: int) -> N
         computed = model.path_log_probs(user, paths)
 
     assert torch.allclose(expected, computed, atol=1e-5)
+
+
+@pytest.mark.parametrize(("depth", "width"), [(1, 7), (2, 5), (3, 4)])
+def test_with_a_trie_the_paths_in_use_are_the_whole_distribution(depth: int, width: int) -> None:
+    """A layer's softmax is over the nodes that continue to a path in use, so the probabilities of these sum to one."""
+    model = make_model(depth, width)
+    used = np.sort(np.random.default_rng(0).choice(width**depth, 6, replace=False))
+    user, paths = torch.randn(5, 6), torch.from_numpy(used).expand(5, -1)
+    with torch.no_grad():
+        computed = model.path_log_probs(user, paths, torch.from_numpy(path_trie(used, depth, width)))
+        expected = all_paths(model, user, used.tolist()).gather(1, paths)
+
+    assert torch.allclose(expected, computed, atol=1e-5)
+    assert computed.exp().sum(1).numpy() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(("depth", "width"), [(1, 7), (2, 5), (3, 4)])
@@ -113,7 +135,7 @@ def test_the_beam_spends_no_place_on_a_dead_prefix(seed: int, beam: int, live: i
     path_ids = np.sort(rng.choice(64, live, replace=False))
     user = torch.randn(2, 6, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        everything = all_paths(model, user)
+        everything = all_paths(model, user, path_ids.tolist())
         rows, log_probs = model.beam_search(user, beam, torch.from_numpy(path_trie(path_ids, 3, 4)))
 
     paths = torch.where(rows < 0, -1, torch.from_numpy(path_ids)[rows])

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 
+from retrieval.paths.trie import path_trie
 from retrieval.query import Limits
 from trainer.config import TrainConfig
 from trainer.data.batches import Batches
@@ -132,7 +133,9 @@ def _learn_paths(
 
         # E-step: gradient steps on the path layers, with fixed paths, encoder and head.
         model.eval()  # no dropout in a fixed encoder
-        losses = functools.partial(PathLoss(head, paths, config.taught).losses, model)
+        # A reassignment also scores paths that are not in use, so then these must have probabilities too.
+        trie = None if config.reassignments else path_trie(np.unique(paths), config.depth, model.width)
+        losses = functools.partial(PathLoss(head, paths, config.taught, trie).losses, model)
         rate = functools.partial(_path_rate, config, optimizers, epoch - 1)
         title = f"epoch {before + epoch}: paths {epoch}/{config.path_epochs}"
         with progress.task(f"{title}: learning", batches.predictions) as advance:

@@ -8,7 +8,8 @@ What is unusual in this model:
   the beam search needs only table look-ups, additions, a ReLU and one H x K product;
 - the softmax head and the encoder share the item vectors, and the head's bias is fixed;
 - a history starts with a learned "start" item, so an empty history has a user vector too (cold start);
-- the beam search can be limited to prefixes that lead to an item (`retrieval.paths.trie`).
+- with a trie (`retrieval.paths.trie`), the softmax of a layer is over the nodes that continue to a path in use. So the
+  probabilities of the paths in use sum to 1, and the beam search follows no other path.
 
 Shapes: B batch, T time, D layers, K nodes a layer, J paths an item, W beam, E embedding, H hidden, V items,
 C and M categorical and numeric context features. Node and path ids are int64; item indices are padded with -1.
@@ -30,15 +31,16 @@ from trainer.config import TrainConfig
 from trainer.deep_retrieval.paths import path_nodes
 from trainer.encoders.user import UserEncoder
 
+#: The logit of a node that continues to no path in use. With -inf, a prefix without such a node would have the
+#: probabilities 0 / 0.
+UNUSED = -1e9
 
-def _best(joint: Tensor, children: Tensor | None, beam: int, *, enough: bool = False) -> tuple[Tensor, Tensor]:
+
+def _best(joint: Tensor, beam: int, *, enough: bool = False) -> tuple[Tensor, Tensor]:
     """The `beam` highest log-probabilities (N, w) of `joint` (N, n), and their positions (N, w).
 
-    children: (N, n), -1 for a prefix that leads to no item; such a prefix gets -inf. enough: n is at least `beam` for
-    every allowed beam, so the exported graph need not compare the two.
+    enough: n is at least `beam` for every allowed beam, so the exported graph need not compare the two.
     """
-    if children is not None:
-        joint = torch.where(children < 0, -torch.inf, joint)
     width = beam if enough and torch.compiler.is_exporting() else torch.sym_min(beam, joint.shape[1])
     log_prob, place = joint.topk(width, dim=1)
     return log_prob, place
@@ -81,17 +83,22 @@ class PathLayer(nn.Module):
         """One table (K, H) for each earlier layer: row c is added to this layer's hidden units if node c is chosen."""
         return [linear(nodes) for linear, nodes in zip(self.node, self.nodes, strict=True)]
 
-    def forward(self, user: Tensor, chosen: Sequence[Tensor], tables: list[Tensor]) -> Tensor:
+    def forward(
+        self, user: Tensor, chosen: Sequence[Tensor], tables: list[Tensor], children: Tensor | None = None
+    ) -> Tensor:
         """Log-probabilities of the layer's nodes, (..., K).
 
         user: (..., H), already mapped by `self.user`. chosen: for each earlier layer, the chosen nodes (...). tables:
-        the result of `tables()`, computed once for many calls.
+        the result of `tables()`, computed once for many calls. children: (..., K), the row of the trie for the prefix;
+        None: all nodes count as used.
         """
         hidden = user
         for nodes, table in zip(chosen, tables, strict=True):
             # Add in place to the looked-up rows, because allocating memory takes longer than the addition.
             hidden = F.embedding(nodes, table).add_(hidden)
         logits: Tensor = self.out(F.relu(hidden, inplace=bool(chosen)))
+        if children is not None:
+            logits = torch.where(children < 0, UNUSED, logits)
         return logits.log_softmax(dim=-1)
 
 
@@ -131,14 +138,21 @@ class PathModel(nn.Module):
         with torch.no_grad():
             self.item_vectors.copy_(torch.from_numpy(vectors))
 
-    def path_log_probs(self, user: Tensor, paths: Tensor) -> Tensor:
-        """Log p(path | x), (N, J). user: (N, E). paths: (N, J) path ids, J for each user."""
+    def path_log_probs(self, user: Tensor, paths: Tensor, trie: Tensor | None = None) -> Tensor:
+        """Log p(path | x), (N, J). user: (N, E). paths: (N, J) path ids, J for each user.
+
+        trie: (R, K), of the paths in use, which include `paths`; None: all K^D paths count as used.
+        """
         nodes = path_nodes(paths, self.depth, self.width)  # D x (N, J)
         total = torch.zeros_like(paths, dtype=user.dtype)
+        row = torch.zeros_like(paths)  # of the trie
         for d, layer in enumerate(self.layers):
-            log_probs = layer(layer.user(user).unsqueeze(1), nodes[:d], layer.tables())  # (N, J or 1, K)
+            children = None if trie is None else trie[row]
+            log_probs = layer(layer.user(user).unsqueeze(1), nodes[:d], layer.tables(), children)  # (N, J or 1, K)
             log_probs = log_probs.expand(-1, paths.shape[1], -1)
             total = total + log_probs.gather(2, nodes[d].unsqueeze(2)).squeeze(2)
+            if children is not None:
+                row = children.gather(2, nodes[d].unsqueeze(2)).squeeze(2).long()
         return total
 
     def beam_search(self, user: Tensor, beam: int, trie: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -146,26 +160,27 @@ class PathModel(nn.Module):
 
         Algorithm 1: each layer keeps the W prefixes with the highest joint probability. W is `beam`, or K^D if that is
         less. user: (N, E). Without `trie`, paths are given by their ids. trie: (R, K), see `retrieval.paths.trie`; the
-        search then keeps only prefixes that lead to an item, and a path is given by its position among the paths in
-        use. If fewer than W such paths are found, the last entries are -1 with log-probability -inf.
+        search then finds only paths in use, and a path is given by its position among these. If fewer than W are found,
+        the last entries are -1 with log-probability -inf.
         """
         width, (first, *others) = self.width, self.layers
-        joint = first(first.user(user), [], [])  # (N, K)
-        children = None if trie is None else trie[:1].expand_as(joint)  # rows of the trie
-        log_prob, node = _best(joint, children, beam)  # (N, w), for the w prefixes that are kept
+        children = None if trie is None else trie[:1].expand(user.shape[0], -1)  # rows of the trie, (N, K)
+        joint = first(first.user(user), [], [], children)  # (N, K)
+        log_prob, node = _best(joint, beam)  # (N, w), for the w prefixes that are kept
         path = node if children is None else children.gather(1, node)  # prefix ids, or rows of the trie
         chosen = [node]  # one tensor (N, w) for each layer searched
         for layer in others:
-            log_probs = layer(layer.user(user).unsqueeze(1), chosen, layer.tables())  # (N, w, K)
+            below = None if trie is None else rows(trie, path)  # (N, w, K)
+            log_probs = layer(layer.user(user).unsqueeze(1), chosen, layer.tables(), below)  # (N, w, K)
             joint = (log_prob.unsqueeze(2) + log_probs).reshape(user.shape[0], -1)  # (N, w * K)
-            children = None if trie is None else rows(trie, path).reshape(user.shape[0], -1)
+            children = None if below is None else below.reshape(user.shape[0], -1)
             # If K^2 is at least Limits.BEAM, there are enough prefixes for every beam from the second layer on.
-            log_prob, best = _best(joint, children, beam, enough=width * width >= Limits.BEAM)
+            log_prob, best = _best(joint, beam, enough=width * width >= Limits.BEAM)
             parent = quotient(best, width)
             node = best - parent * width
             path = path.gather(1, parent) * width + node if children is None else children.gather(1, best)
             chosen = [nodes.gather(1, parent) for nodes in chosen] + [node]
-        return path, log_prob
+        return path, log_prob if trie is None else torch.where(path < 0, -torch.inf, log_prob)
 
     def head_logits(self, user: Tensor) -> Tensor:
         """The softmax head's logit of every item, (N, V). user: (N, E)."""

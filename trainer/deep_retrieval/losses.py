@@ -106,10 +106,16 @@ class PathLoss:
     find the items that the head ranks highest (after Hinton et al. 2015).
     """
 
-    def __init__(self, head: SoftmaxHead, paths: NDArray[np.int64], taught: float) -> None:
-        """paths: (V, J). taught: the share of targets that are drawn from the head."""
+    def __init__(
+        self, head: SoftmaxHead, paths: NDArray[np.int64], taught: float, trie: NDArray[np.int32] | None = None
+    ) -> None:
+        """paths: (V, J). taught: the share of targets that are drawn from the head. trie: (R, K), of `paths`.
+
+        Without a trie, the layers also learn which paths are not in use.
+        """
         self._head, self._taught = head, taught
         self._paths = torch.from_numpy(paths).to(head.device)
+        self._trie = None if trie is None else torch.from_numpy(trie).to(head.device)
 
     def losses(self, model: PathModel, batch: Batch) -> Iterator[tuple[Tensor, int]]:
         """The gradient steps of a batch: for each step, its mean loss and its number of predictions.
@@ -125,7 +131,8 @@ class PathLoss:
             with torch.no_grad():
                 taught = torch.rand(len(targets), device=targets.device) < self._taught
                 targets[taught] = self._head.sample(model, user[taught])
-            yield -model.path_log_probs(user, self._paths[targets]).logsumexp(dim=1).mean(), len(targets)
+            log_probs = model.path_log_probs(user, self._paths[targets], self._trie)
+            yield -log_probs.logsumexp(dim=1).mean(), len(targets)
 
 
 def predictions(model: UserModel, batch: Batch) -> tuple[Tensor, Tensor]:

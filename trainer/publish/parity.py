@@ -40,7 +40,8 @@ def check_parity(network: Network, structure: PathStructure, requests: Requests)
             beams = structure.search(histories[chosen], categories[chosen], numbers[chosen], beam)
             with torch.inference_mode():
                 user, _, log_probs = network(*inputs, torch.tensor(beam), trie)
-                again = network.model.path_log_probs(user, torch.from_numpy(structure.index.path_ids[beams.paths]))
+                found = torch.from_numpy(structure.index.path_ids[beams.paths])
+                again = network.model.path_log_probs(user, found, trie)
                 trained = network.model.encoder(torch.from_numpy(padded), *inputs[2:])
                 last = trained[torch.arange(batch), inputs[1]]
             if not np.allclose(last.numpy(), beams.user, rtol=HALF_TOLERANCE, atol=HALF_TOLERANCE):
