@@ -15,8 +15,9 @@ The kind "paths" also has:
     path_ids.npy       int64 (P,)         the paths in use, ascending; a path's nodes are the base-K digits of its id
     path_offsets.npy   int64 (P + 1,)     path p of path_ids has path_items[path_offsets[p]:path_offsets[p + 1]]
     path_items.npy     int32 (postings,)  item indices; within a path by descending item bias
-    neighbours.npy     int32 (V, M)       for each item, the indices of the M items most similar to it; -1: no further
-    similarities.npy   uint16 (V, M)      their cosines with it by the users who clicked both, in units of 1 / 65535
+    neighbours.npy     int32 (2, V, M)    for each item, the indices of the M items that are clicked by the same users,
+                                          and of the M items that are clicked soon after it; -1: no further
+    similarities.npy   uint16 (2, V, M)   how similar they are to it, from 0 to 1, in units of 1 / 65535
     reranker.json      {"kind": "lr" | "softmax", "weights": {feature: weight}, "intercept": number}
 
 The manifest has the digest of each part, one fingerprint over all parts, and a digest of itself.
@@ -167,8 +168,8 @@ class Version:
         self.document("reranker.json")
         neighbours = self.array("neighbours.npy")
         count = neighbours.shape[-1] if neighbours.ndim else 0
-        _check(neighbours, "neighbours", np.int32, (items, count))
-        _check(self.array("similarities.npy"), "similarities", np.uint16, (items, count))
+        _check(neighbours, "neighbours", np.int32, (2, items, count))
+        _check(self.array("similarities.npy"), "similarities", np.uint16, (2, items, count))
         if neighbours.min(initial=-1) < -1 or neighbours.max(initial=-1) >= items:
             raise VersionDamaged(f"neighbours: an item index is outside 0..{items - 1}")
         if self.read_paths is None:

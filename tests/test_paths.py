@@ -39,12 +39,12 @@ def random_index(rng: np.random.Generator, paths: int) -> tuple[PathIndex, dict[
 
 
 def random_neighbours(rng: np.random.Generator) -> Neighbours:
-    """Up to three different neighbours of each item."""
-    items = np.full((ITEMS, 3), -1, np.int32)
-    for row in items:
+    """Up to three different neighbours, and followers, of each item."""
+    items = np.full((2, ITEMS, 3), -1, np.int32)
+    for row in items.reshape(-1, 3):
         count = rng.integers(4)
         row[:count] = rng.permutation(ITEMS)[:count]
-    return Neighbours(items, rng.integers(65536, size=(ITEMS, 3)).astype(np.uint16))
+    return Neighbours(items, rng.integers(65536, size=items.shape).astype(np.uint16))
 
 
 def structure_of(index: PathIndex, session: Any = None, history: int = 5) -> PathStructure:
@@ -86,14 +86,17 @@ def slow_answer(
     return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:k]
 
 
-def slow_similarities(index: PathIndex, history: list[int], item: int) -> tuple[float, float]:
-    """The similarities of `item` to the history's items that have it as a neighbour: their sum, and with recency."""
-    near = recent = 0.0
-    for age, seen in enumerate(reversed(history)):
-        for other, similarity in zip(*(part[seen].tolist() for part in index.neighbours), strict=True):
-            near += (other == item) * similarity / 65535
-            recent += (other == item) * similarity / 65535 * 0.8**age
-    return near, recent
+def slow_similarities(index: PathIndex, history: list[int], item: int) -> list[float]:
+    """For neighbours and followers, the similarities of the history's items that have `item`: sum, recent sum."""
+    sums = []
+    for items, similarities in zip(*index.neighbours, strict=True):
+        near = recent = 0.0
+        for age, seen in enumerate(reversed(history)):
+            for other, similarity in zip(items[seen].tolist(), similarities[seen].tolist(), strict=True):
+                near += (other == item) * similarity / 65535
+                recent += (other == item) * similarity / 65535 * 0.8**age
+        sums += [near, recent]
+    return sums
 
 
 @settings(max_examples=100, deadline=None)
@@ -110,7 +113,7 @@ def test_answers_equal_the_slow_reference(seed: int, batch: int, n: int, k: int)
         rng.integers(ITEMS, size=4 * batch),
         rng.multinomial(4 * batch, np.ones(batch) / batch),
     )
-    weights = rng.normal(size=6)
+    weights = rng.normal(size=8)
     excluded = [rng.integers(ITEMS, size=rng.integers(4)) for _ in range(batch)]
 
     reranker = Reranker("lr", weights.astype(np.float32), 0.5)
@@ -139,7 +142,7 @@ def test_equal_scores_are_ordered_by_item() -> None:
         np.zeros(6, np.float32),
     )
     beams = Beams(np.ones((1, 1), np.float32), np.array([[0]]), np.zeros((1, 1), np.float32))
-    weights = np.array([-0.5, 0, 0, 0, 0, 0], np.float32)
+    weights = np.array([-0.5, *[0] * 7], np.float32)
 
     (answer,) = rerank(index, beams, read(index, beams, 6), Reranker("lr", weights, -0.0), [6], [np.empty(0, np.int64)])
 
@@ -247,7 +250,7 @@ def test_a_malformed_reranker_is_refused(document: Any) -> None:
 
 def test_a_reranker_with_nan_is_refused() -> None:
     """A weight that is not finite would make the ranking arbitrary."""
-    document = Reranker("lr", np.array([np.nan, 0, 0, 0, 0, 0], np.float32), 0.0).to_json()
+    document = Reranker("lr", np.array([np.nan, *[0] * 7], np.float32), 0.0).to_json()
 
     with pytest.raises(VersionDamaged, match="finite"):
         Reranker.from_json(document)

@@ -281,8 +281,8 @@ class Answer(Group):
     )
     neighbours: Annotated[int, Field(ge=0, le=100)] = Field(
         16,
-        description="M, most similar items of each item, by which the reranker compares candidates with the history; "
-        "they take 6 M bytes an item",
+        description="M, most similar items of each item, and as many that follow it, by which the reranker compares "
+        "candidates with the history; they take 12 M bytes an item",
     )
 
     @model_validator(mode="after")

@@ -29,16 +29,16 @@ class Postings(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """For each item, the M items that are most similar to it, most similar first.
+    """For each item, two lists of M items, most similar first: clicked by the same users, and clicked soon after it.
 
-    items: int32 (V, M), -1 after the last. similarities: uint16 (V, M), cosines in units of 1 / 65535.
+    items: int32 (2, V, M), -1 after the last. similarities: uint16 (2, V, M), in units of 1 / 65535.
     """
 
     items: NDArray[np.int32]
     similarities: NDArray[np.uint16]
 
 
-NO_NEIGHBOURS = Neighbours(np.empty((0, 0), np.int32), np.empty((0, 0), np.uint16))
+NO_NEIGHBOURS = Neighbours(np.empty((2, 0, 0), np.int32), np.empty((2, 0, 0), np.uint16))
 
 
 @dataclass(frozen=True)

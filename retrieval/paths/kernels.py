@@ -127,10 +127,10 @@ def join(items, lengths, log_probs):  # type: ignore[no-untyped-def]
 
 
 @_compiled(
-    _array(int32, 2), _array(uint16, 2), _array(int64), _array(int64), _array(int64), _array(int64), float32[:, :]
+    _array(int32, 3), _array(uint16, 3), _array(int64), _array(int64), _array(int64), _array(int64), float32[:, :]
 )
 def sum_similarities(neighbours, similarities, history, lengths, request, item, values):  # type: ignore[no-untyped-def]
-    """Write the features "neighbours" and "recent_neighbours" to columns 4 and 5 of values (N, 6); see rerank.py.
+    """Write the last four features to columns 4 to 7 of values (N, 8); see FEATURES in rerank.py.
 
     The candidates of a request are put in a hash table. Then each item of the history is looked up once, with all its
     neighbours, so the time grows with the history times M and not with the number of candidates.
@@ -152,17 +152,18 @@ def sum_similarities(neighbours, similarities, history, lengths, request, item, 
         for t in range(lengths[b]):
             seen = history[place + t]
             recency = RECENCY ** (lengths[b] - 1 - t)
-            for m in range(neighbours.shape[1]):
-                other = np.int64(neighbours[seen, m])
-                if other < 0:
-                    break
-                slot = other * HASH & size - 1
-                while slots[slot] >= 0 and item[slots[slot]] != other:
-                    slot = slot + 1 & size - 1
-                if slots[slot] >= 0:
-                    similarity = similarities[seen, m] / 65535
-                    values[slots[slot], 4] += similarity
-                    values[slots[slot], 5] += similarity * recency
+            for kind in range(2):
+                for m in range(neighbours.shape[2]):
+                    other = np.int64(neighbours[kind, seen, m])
+                    if other < 0:
+                        break
+                    slot = other * HASH & size - 1
+                    while slots[slot] >= 0 and item[slots[slot]] != other:
+                        slot = slot + 1 & size - 1
+                    if slots[slot] >= 0:
+                        similarity = similarities[kind, seen, m] / 65535
+                        values[slots[slot], 4 + 2 * kind] += similarity
+                        values[slots[slot], 5 + 2 * kind] += similarity * recency
         place += lengths[b]
         begin = end
 
@@ -170,8 +171,8 @@ def sum_similarities(neighbours, similarities, history, lengths, request, item, 
 @_compiled(
     _array(uint16, 2),
     _array(float32),
-    _array(int32, 2),
-    _array(uint16, 2),
+    _array(int32, 3),
+    _array(uint16, 3),
     _array(float32, 2),
     _array(int64),
     _array(int64),
@@ -184,13 +185,13 @@ def sum_similarities(neighbours, similarities, history, lengths, request, item, 
 def features(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them by name would take too long
     vectors, bias, neighbours, similarities, user, history, lengths, request, item, log_prob, paths
 ):
-    """The reranker's features of N candidates, (N, 6); see FEATURES in rerank.py.
+    """The reranker's features of N candidates, (N, 8); see FEATURES in rerank.py.
 
-    vectors: the bits of float16 (V, E). neighbours, similarities: (V, M). user: (B, E). history, lengths: see Beams.
+    vectors: the bits of float16 (V, E). neighbours, similarities: (2, V, M). user: (B, E). history, lengths: see Beams.
     The products of vectors are summed in float32.
     """
     size = vectors.shape[1]
-    values = np.zeros((len(item), 6), np.float32)
+    values = np.zeros((len(item), 8), np.float32)
     bits = np.empty(size, np.uint32)
     numbers = bits.view(np.float32)
     # Touch every vector first: the vectors are scattered in memory, and the processor can fetch many at once.
@@ -212,7 +213,7 @@ def features(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them b
         values[i, 1] = bias[item[i]]
         values[i, 2] = log_prob[i]
         values[i, 3] = paths[i]
-    if neighbours.shape[1]:
+    if neighbours.shape[2]:
         sum_similarities(neighbours, similarities, history, lengths, request, item, values)
     return values
 
@@ -230,8 +231,8 @@ def _descending(bits):  # type: ignore[no-untyped-def]
     _array(float32, 2),
     _array(uint16, 2),
     _array(float32),
-    _array(int32, 2),
-    _array(uint16, 2),
+    _array(int32, 3),
+    _array(uint16, 3),
     _array(float32, 2),
     _array(int64),
     _array(int64),
@@ -247,14 +248,14 @@ def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them by 
 ):  # fmt: skip
     """The k[b] best candidates of each request b, without the items in excluded[bounds[b] : bounds[b + 1]].
 
-    items, lengths, log_probs: see `join`. vectors to history_lengths: see `features`. weights (6,), intercept: the
+    items, lengths, log_probs: see `join`. vectors to history_lengths: see `features`. weights (8,), intercept: the
     reranker's.
     Returns the items, scores and log_probs of all answers, concatenated. An answer is ordered by descending score, then
     by item. Also returns counts (4, B), four numbers for each request: the end of its answer in these arrays, the paths
     with items, the items read, and the different items among the items read.
     """
     request, item, log_prob, paths = join(items, lengths, log_probs)
-    asked = len(history_lengths) if weights[4] != 0 or weights[5] != 0 else 0  # else no feature needs the histories
+    asked = len(history_lengths) if np.any(weights[4:] != 0) else 0  # else no feature needs the histories
     seen = features(
         vectors, bias, neighbours, similarities, user, history, history_lengths[:asked], request, item, log_prob, paths
     )

@@ -19,10 +19,13 @@ from retrieval.paths.index import PathIndex, Postings
 from retrieval.query import Answer
 
 #: The features of a candidate, in this order: the softmax head's logit, the item's bias, the log of the summed
-#: probability of the searched paths from which the item was read, the number of these paths, and two sums over the
-#: items of the history that have the candidate among their neighbours: of their similarities, and of their
-#: similarities times kernels.RECENCY^age, where the last item of the history has the age 0.
-FEATURES = ("logit", "bias", "path_log_prob", "paths", "neighbours", "recent_neighbours")
+#: probability of the searched paths from which the item was read, the number of these paths, and four sums over the
+#: items of the history. These have the similarities of the items that have the candidate among their neighbours, and
+#: of the items that have it among their followers; each once as it is, and once times kernels.RECENCY^age, where the
+#: last item of the history has the age 0.
+FEATURES = (
+    "logit", "bias", "path_log_prob", "paths", "neighbours", "recent_neighbours", "followers", "recent_followers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Beams:
 class Candidates:
     """The different items found for each of B requests, N in all, ordered by request, then item.
 
-    request, item: int64 (N,). features: float32 (N, 6), see FEATURES.
+    request, item: int64 (N,). features: float32 (N, 8), see FEATURES.
     """
 
     request: NDArray[np.int64]
@@ -64,7 +67,7 @@ class Reranker:
     """
 
     kind: str
-    weights: NDArray[np.float32]  # (6,), in the order of FEATURES
+    weights: NDArray[np.float32]  # (8,), in the order of FEATURES
     intercept: float
 
     def to_json(self) -> dict[str, Any]:
@@ -86,9 +89,9 @@ class Reranker:
 
 
 #: The softmax head alone: the logit is the score.
-SOFTMAX = Reranker("softmax", np.array([1, 0, 0, 0, 0, 0], np.float32), 0.0)
+SOFTMAX = Reranker("softmax", np.array([1, 0, 0, 0, 0, 0, 0, 0], np.float32), 0.0)
 #: Without a reranker: items of the most probable paths first.
-BY_PATH = Reranker("path", np.array([0, 0, 1, 0, 0, 0], np.float32), 0.0)
+BY_PATH = Reranker("path", np.array([0, 0, 1, 0, 0, 0, 0, 0], np.float32), 0.0)
 
 
 def candidates(index: PathIndex, beams: Beams, postings: Postings) -> Candidates:

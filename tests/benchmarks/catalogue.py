@@ -49,7 +49,8 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
     used = np.sort(rng.choice(width**config.depth, paths, replace=False))
     slots = used[rng.permutation(items * count) % paths].reshape(items, count)
     bias = np.log(rng.pareto(1.2, items) + 1e-3).astype(np.float32)
-    nearest = CLUSTER * (np.arange(items)[:, None] // CLUSTER) + rng.integers(CLUSTER, size=(items, config.neighbours))
+    first = CLUSTER * (np.arange(items)[:, None] // CLUSTER)
+    nearest = first + rng.integers(CLUSTER, size=(2, items, config.neighbours))
     similarities = rng.integers(65536, size=nearest.shape).astype(np.uint16)
     neighbours = Neighbours(np.minimum(nearest, items - 1).astype(np.int32), similarities)
     index = PathIndex(*path_lists(slots, bias), _clustered(items, config.embedding, rng), bias, neighbours)
@@ -64,7 +65,7 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
         dataset.context.numbers,
         np.arange(users),
     )
-    reranker = Reranker("lr", np.array([1, 0.1, 0.1, 0.1, 0.1, 0.1], np.float32), 0.0)
+    reranker = Reranker("lr", np.array([1, *[0.1] * 7], np.float32), 0.0)
     facts = path_facts(config, width, index, int(config.beam), int(config.per_path))
     version = assemble(config, facts, onnx, index, reranker, requests.first(4), dataset, {})
     return Catalogue(version, requests)

@@ -98,6 +98,11 @@ def clicked_items(dataset: Dataset, users: Indices, lengths: Indices) -> scipy.s
     return clicked
 
 
+def trained_items(dataset: Dataset, split: Split) -> tuple[Indices, NDArray[np.int32]]:
+    """The items that training sees, user by user in time order: (user indices, item indices)."""
+    return _first_items(dataset, split.train_users, split.train_length)
+
+
 def _first_items(dataset: Dataset, users: Indices, lengths: Indices) -> tuple[Indices, NDArray[np.int32]]:
     """The first lengths[user] items of each of `users`, concatenated: (user indices, item indices)."""
     all_lengths = np.diff(dataset.offsets)

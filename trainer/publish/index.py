@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 from retrieval.paths.index import NO_NEIGHBOURS, Neighbours, PathIndex
-from trainer.data.neighbours import nearest_items
+from trainer.data.dataset import Dataset
+from trainer.data.neighbours import following_items, nearest_items
+from trainer.data.split import Split, clicked_items
 from trainer.deep_retrieval.layers import PathModel
 from trainer.errors import ExportRefused
 
@@ -18,10 +19,12 @@ def make_index(model: PathModel, paths: NDArray[np.int64], neighbours: Neighbour
     return PathIndex(*path_lists(paths, bias), _half(model.item_vectors.detach().numpy()), bias, neighbours)
 
 
-def neighbours(clicked: scipy.sparse.csr_array, count: int) -> Neighbours:
-    """The `count` nearest items of each item by the click matrix (U, V), as a version stores them."""
-    nearest, cosines = nearest_items(clicked, count)
-    return Neighbours(nearest, np.rint(65535 * np.minimum(cosines, 1)).astype(np.uint16))
+def neighbours(dataset: Dataset, split: Split, count: int) -> Neighbours:
+    """The neighbours and followers of each item, at most `count` of each, from what training sees."""
+    clicked = clicked_items(dataset, split.train_users, split.train_length)
+    lists = nearest_items(clicked, count), following_items(dataset, split, count)
+    values = np.stack([values for _, values in lists])
+    return Neighbours(np.stack([items for items, _ in lists]), np.rint(65535 * np.minimum(values, 1)).astype(np.uint16))
 
 
 def path_lists(

@@ -18,7 +18,7 @@ from trainer.data.requests import Requests
 PRIOR = 300.0  # strength of the L2 penalty in clicks: with 300 clicks, it about halves a weight
 #: The L2 penalty on a feature's weight is weaker by the square of this number. The logit needs almost no penalty, and
 #: the neighbours have information that the logit lacks.
-FREEDOM = np.array([100.0, 1, 1, 1, 30, 30])
+FREEDOM = np.array([100.0, 1, 1, 1, 30, 30, 30, 30])
 
 
 def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_path: int) -> Reranker:
@@ -58,7 +58,7 @@ def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_pa
 
 
 def _centred(features: Any, request: Any, requests: int) -> Any:
-    """Features (N, 6) minus their mean over the candidates of the same request.
+    """Features (N, 8) minus their mean over the candidates of the same request.
 
     Only the order within a request matters. Some users click more than others; without this step, the weights would
     explain which users click instead of which items are clicked. Subtracting a request's mean changes all its scores

@@ -25,7 +25,7 @@ from retrieval.session import on_its_device, open_session
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.data.requests import Requests, history_requests, training_requests, tuning_requests
-from trainer.data.split import Split, click_counts, clicked_items
+from trainer.data.split import Split, click_counts
 from trainer.deep_retrieval.fit import Trained
 from trainer.deep_retrieval.layers import PathModel
 from trainer.errors import ExportRefused
@@ -64,8 +64,7 @@ def make_version(
     _require_finite(model)
 
     progress.say("exporting the network to ONNX and comparing it with torch")
-    clicked = clicked_items(dataset, split.train_users, split.train_length)
-    nearest = neighbours(clicked, config.neighbours if config.rerank == "lr" else 0)
+    nearest = neighbours(dataset, split, config.neighbours if config.rerank == "lr" else 0)
     network, index = Network(model).eval(), make_index(model, trained.paths, nearest)
     onnx = to_onnx(network, dataset.context.schema)
     session = open_session(onnx)
