@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
-from retrieval.paths.index import PathIndex
+from retrieval.paths.index import Neighbours, PathIndex
 from retrieval.paths.rerank import SOFTMAX
 from retrieval.paths.structure import PathStructure
 from trainer.data.requests import Requests
@@ -60,6 +62,29 @@ def test_the_feature_that_predicts_clicks_gets_the_weight() -> None:
     assert reranker.kind == "lr"
     assert weights[0] > 1
     assert abs(weights[1] * 0.01) < 0.2 * weights[0]
+
+
+@pytest.mark.parametrize("helpful", [True, False])
+def test_a_similarity_counts_only_in_favour_of_an_item(helpful: bool) -> None:
+    """Item 2 r + 1 is the neighbour of request r's history. The weight is positive if it is clicked, and 0 if never."""
+    rng = np.random.default_rng(0)
+    users, vectors, bias = rng.normal(size=(60, 4)), rng.normal(size=(60, 4)), np.zeros(60)
+    structure = structure_of(users[:20], vectors, bias)
+    neighbours = np.full((2, 60, 1), -1, np.int32)
+    neighbours[0, :20, 0] = 2 * np.arange(20) + 1
+    listed = Neighbours(neighbours, np.full(neighbours.shape, 65535, np.uint16))
+    structure = replace(structure, index=replace(structure.index, neighbours=listed))
+    best = [np.argsort(-(vectors @ user))[:6] for user in users[:20]]
+    truths = [
+        np.union1d(items, [2 * r + 1]) if helpful else np.setdiff1d(items, [2 * r + 1]) for r, items in enumerate(best)
+    ]
+
+    weights = fit_reranker(structure, requests_of(truths), 1, 60).weights
+
+    assert weights[0] > 0
+    assert (weights[4] > 0.5) == helpful
+    assert (weights[4:] >= 0).all()
+    assert (weights[6:] == 0).all()  # nothing has followers
 
 
 def test_users_with_many_clicks_do_not_distort_the_weights() -> None:

@@ -17,8 +17,9 @@ from trainer.data.requests import Requests
 
 PRIOR = 300.0  # strength of the L2 penalty in clicks: with 300 clicks, it about halves a weight
 #: The L2 penalty on a feature's weight is weaker by the square of this number. The logit needs almost no penalty, and
-#: the neighbours have information that the logit lacks.
-FREEDOM = np.array([100.0, 1, 1, 1, 30, 30, 30, 30])
+#: the similarities have information that the logit lacks.
+FREEDOM = np.array([100.0, 1, 1, 1, 3, 3, 3, 3])
+SIMILARITIES = np.arange(8) >= 4  # which features are sums of similarities
 
 
 def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_path: int) -> Reranker:
@@ -51,8 +52,17 @@ def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_pa
     # Features are standardised only for the solver; the final weights are for the raw features. The logit's weight has
     # almost no penalty. The other weights shrink to 0 if there are few clicks; the reranker is then the softmax head.
     std = (x[taught].std(axis=0) + 1e-9) / FREEDOM
-    regression = LogisticRegression(C=1 / PRIOR, max_iter=1000).fit(x[taught] / std, y[taught], weight[taught])
-    fitted = Reranker("lr", (regression.coef_[0] / std).astype(np.float32), float(regression.intercept_[0]))
+    taught_x, taught_y = x[taught] / std, y[taught]
+    weights, used = np.zeros(len(std)), np.ones(len(std), bool)
+    while True:
+        regression = LogisticRegression(C=1 / PRIOR, max_iter=1000).fit(taught_x[:, used], taught_y, weight[taught])
+        weights[used] = regression.coef_[0]
+        # More similar items are not worse. With few clicks, a negative weight is chance, so the feature is left out.
+        if not (negative := SIMILARITIES & (weights < 0)).any():
+            break
+        used &= ~negative
+        weights[~used] = 0
+    fitted = Reranker("lr", (weights / std).astype(np.float32), float(regression.intercept_[0]))
     # A logit weight that is not positive is a sign of too few clicks.
     return fitted if fitted.weights[0] > 0 else SOFTMAX
 
