@@ -53,16 +53,16 @@ def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_pa
     # almost no penalty. The other weights shrink to 0 if there are few clicks; the reranker is then the softmax head.
     std = (x[taught].std(axis=0) + 1e-9) / FREEDOM
     taught_x, taught_y = x[taught] / std, y[taught]
-    weights, used = np.zeros(len(std)), np.ones(len(std), bool)
+    fitted_weights, used = np.zeros(len(std)), np.ones(len(std), bool)
     while True:
         regression = LogisticRegression(C=1 / PRIOR, max_iter=1000).fit(taught_x[:, used], taught_y, weight[taught])
-        weights[used] = regression.coef_[0]
+        fitted_weights[used] = regression.coef_[0]
         # More similar items are not worse. With few clicks, a negative weight is chance, so the feature is left out.
-        if not (negative := SIMILARITIES & (weights < 0)).any():
+        if not (negative := SIMILARITIES & (fitted_weights < 0)).any():
             break
         used &= ~negative
-        weights[~used] = 0
-    fitted = Reranker("lr", (weights / std).astype(np.float32), float(regression.intercept_[0]))
+        fitted_weights[~used] = 0
+    fitted = Reranker("lr", (fitted_weights / std).astype(np.float32), float(regression.intercept_[0]))
     # A logit weight that is not positive is a sign of too few clicks.
     return fitted if fitted.weights[0] > 0 else SOFTMAX
 
