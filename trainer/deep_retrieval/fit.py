@@ -64,7 +64,6 @@ def fit(
     numbers in varying order. encoder: a trained encoder that replaces the warm-up, so that structures can be compared.
     Raises TrainerError if the loss is not finite, ConfigError if `config.device` is not available.
     """
-    torch.set_flush_denormal(True)  # products of numbers near 0 take a tenth of the time of the path layers
     device = choose_device(config.device)
     items = len(dataset.item_ids)
     width = config.resolve_width(items)
