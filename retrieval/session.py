@@ -31,7 +31,13 @@ def open_session(model: bytes | Path) -> onnxruntime.InferenceSession:
     if GPU in onnxruntime.get_available_providers():
         onnxruntime.preload_dlls()  # the CUDA libraries that pip installed
         providers = [GPU, CPU]
-    return onnxruntime.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=providers)
+    return onnxruntime.InferenceSession(
+        str(model) if isinstance(model, Path) else model,
+        options,
+        providers=providers,
+        # On a CPU, the fused operator takes 25 us for 70 vectors of 64 numbers; an addition and a normalisation take 3.
+        disabled_optimizers=["SkipLayerNormFusion"],
+    )
 
 
 def on_its_device(session: onnxruntime.InferenceSession, array: NDArray[Any]) -> Any:

@@ -16,8 +16,8 @@ from trainer.deep_retrieval.steps import make_optimizers
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_the_head_samples_items_from_its_softmax(*, sampled: bool) -> None:
-    """Each item is drawn as often as its probability says; only nearly so if negatives are sampled."""
+def test_the_head_samples_items_by_their_squared_probabilities(*, sampled: bool) -> None:
+    """Each item is drawn as often as the square of its probability says; only nearly so if negatives are sampled."""
     torch.manual_seed(0)
     clicks = np.array([50, 1, 9, 30, 5, 5])
     config = TrainConfig(full_softmax_items=1, negatives=2000) if sampled else TrainConfig()
@@ -26,7 +26,8 @@ def test_the_head_samples_items_from_its_softmax(*, sampled: bool) -> None:
 
     with torch.no_grad():
         items = SoftmaxHead(config, clicks).sample(model, user.expand(20_000, 4))
-        probabilities = model.head_logits(user).softmax(dim=1)[0]
+        squared = model.head_logits(user).softmax(dim=1)[0] ** 2
+        probabilities = squared / squared.sum()
 
     shares = torch.bincount(items, minlength=6) / 20_000
     assert (shares - probabilities).abs().max() < 0.03

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.optim import Optimizer
 
 from retrieval.paths.trie import path_trie
@@ -39,6 +40,10 @@ from trainer.deep_retrieval.warm_up import WarmUp, seed_epoch
 from trainer.encoders.spectral import spectral_vectors
 from trainer.encoders.user import UserEncoder
 from trainer.progress import Progress
+
+#: The most dropout in the encoder while the path layers learn. The encoder knows the sequences that it was trained on
+#: better than those of the service's users. Dropout makes user vectors more alike in training and service.
+PATH_DROPOUT = 0.2
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,9 @@ def _learn_paths(
 ) -> Paths:
     """The epochs of the path layers that `run` does not have yet, after the warm-up. Returns the paths, (V, J)."""
     before = len(_of_warm_up(run))
+    for module in model.encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = min(module.p, PATH_DROPOUT)
     for epoch in range(len(run.history) - before + 1, config.path_epochs + 1):
         started = time.monotonic()
         seed_epoch(config.seed, before + epoch)
@@ -132,7 +140,7 @@ def _learn_paths(
             paths = tree_paths(vectors, count, depth, model.width, leaf, generator)
 
         # E-step: gradient steps on the path layers, with fixed paths, encoder and head.
-        model.eval()  # no dropout in a fixed encoder
+        model.train()  # with dropout in the encoder, though it is fixed
         # A reassignment also scores paths that are not in use, so then these must have probabilities too.
         trie = None if config.reassignments else path_trie(np.unique(paths), config.depth, model.width)
         losses = functools.partial(PathLoss(head, paths, config.taught, trie).losses, model)

@@ -4,8 +4,10 @@ What is unusual in this model:
 - a path's probability is the product of D probabilities, one per layer: a softmax over the layer's K nodes, given the
   nodes of the earlier layers (Sec. 3.1, eq. 1);
 - each layer has its own embeddings of the nodes of each earlier layer: no two layers share embeddings;
-- the first linear map of a path layer is split into a user part and a K x H table for each earlier layer, so a step of
-  the beam search needs only table look-ups, additions, a ReLU and one H x K product;
+- in a path layer, the chosen nodes scale the user's part of the hidden units and shift it. In the paper they only shift
+  it, because user and nodes are concatenated. With scales, the layer learns more about the items of each prefix;
+- scales and shifts are tables with a row for each node, so a step of the beam search needs only table look-ups, sums, a
+  product by element, a ReLU and one H x K product;
 - the softmax head and the encoder share the item vectors, and the head's bias is fixed;
 - a history starts with a learned "start" item, so an empty history has a user vector too (cold start);
 - with a trie (`retrieval.paths.trie`), the softmax of a layer is over the nodes that continue to a path in use. So the
@@ -68,20 +70,27 @@ def quotient(numbers: Tensor, divisor: int) -> Tensor:
 
 
 class PathLayer(nn.Module):
-    """p(c_d | x, c_1 .. c_{d-1}): an MLP over the user vector and the embeddings of the chosen nodes (Sec. 3.1)."""
+    """p(c_d | x, c_1 .. c_{d-1}): an MLP over the user vector, scaled and shifted by the chosen nodes' embeddings."""
 
     def __init__(self, config: TrainConfig, width: int, chosen: int) -> None:
         super().__init__()
         self.nodes = nn.ParameterList(nn.Parameter(torch.empty(width, config.embedding)) for _ in range(chosen))
         self.user = nn.Linear(config.embedding, config.hidden)
-        self.node = nn.ModuleList(nn.Linear(config.embedding, config.hidden, bias=False) for _ in range(chosen))
+        # For each earlier layer, from the chosen node to the scales, then to the shifts of the hidden units.
+        self.node = nn.ModuleList(nn.Linear(config.embedding, 2 * config.hidden, bias=False) for _ in range(chosen))
         self.out = nn.Linear(config.hidden, width)
         for nodes in self.nodes:
             nn.init.normal_(nodes, std=config.embedding**-0.5)
+        with torch.no_grad():
+            for parameter in self.node.parameters():
+                parameter[: config.hidden] = 0
 
     def tables(self) -> list[Tensor]:
-        """One table (K, H) for each earlier layer: row c is added to this layer's hidden units if node c is chosen."""
-        return [linear(nodes) for linear, nodes in zip(self.node, self.nodes, strict=True)]
+        """One table (K, 2 H) for each earlier layer. The rows of the chosen nodes are added: scales, then shifts."""
+        tables = [linear(nodes) for linear, nodes in zip(self.node, self.nodes, strict=True)]
+        if tables:  # a scale is 1 plus the parts of the chosen nodes
+            tables[0] = tables[0] + torch.arange(tables[0].shape[1]).lt(self.out.in_features).to(tables[0])
+        return tables
 
     def forward(
         self, user: Tensor, chosen: Sequence[Tensor], tables: list[Tensor], children: Tensor | None = None
@@ -93,9 +102,13 @@ class PathLayer(nn.Module):
         None: all nodes count as used.
         """
         hidden = user
-        for nodes, table in zip(chosen, tables, strict=True):
-            # Add in place to the looked-up rows, because allocating memory takes longer than the addition.
-            hidden = F.embedding(nodes, table).add_(hidden)
+        if chosen:
+            total = F.embedding(chosen[0], tables[0])
+            for nodes, table in zip(chosen[1:], tables[1:], strict=True):
+                # Add in place to the looked-up rows, because allocating memory takes longer than the addition.
+                total = F.embedding(nodes, table).add_(total)
+            scale, shift = total.chunk(2, dim=-1)
+            hidden = torch.addcmul(shift, user, scale)
         logits: Tensor = self.out(F.relu(hidden, inplace=bool(chosen)))
         if children is not None:
             logits = torch.where(children < 0, UNUSED, logits)

@@ -18,6 +18,9 @@ from trainer.deep_retrieval.layers import PathModel
 
 #: Predictions per gradient step of the path layers. Many small steps give better paths (docs/decisions.md, Paths).
 PATH_STEP = 256
+#: Taught items are drawn from the head's softmax at half its temperature: each item's probability is squared. So the
+#: layers learn most about the items at the top of brute force's answer (docs/log.md).
+SHARPNESS = 2.0
 
 
 class UserModel(Protocol):
@@ -62,29 +65,32 @@ class SoftmaxHead:
         """Mean cross-entropy in nats. user: (N, E), targets: (N,)."""
         if not self._sampled:
             return F.cross_entropy(model.head_logits(user), targets)
-        drawn, negative = self._draw(model, user)
+        drawn, logits, correction = self._draw(model, user)
         # The target has its own column; the drawn items represent all other items.
         positive = (user * model.vectors_of(targets)).sum(1) + model.item_bias[targets]
-        negative = negative.masked_fill(drawn == targets[:, None], -torch.inf)  # (N, M)
+        negative = (logits - correction).masked_fill(drawn == targets[:, None], -torch.inf)  # (N, M)
         logits = torch.cat([positive[:, None], negative], dim=1)
         return F.cross_entropy(logits, torch.zeros_like(targets))
 
     def sample(self, model: UserModel, user: Tensor) -> Tensor:
-        """An item for each user, (N,), drawn from the head's softmax, or for large V from an estimate of it."""
+        """An item for each user, (N,), drawn from the head's sharpened softmax, or for large V from an estimate of it.
+
+        The probability of an item is proportional to its probability in the softmax to the power of SHARPNESS.
+        """
         if not self._sampled:
-            return draw(model.head_logits(user).softmax(dim=1).cumsum(dim=1), 1).squeeze(1)
-        drawn, logits = self._draw(model, user)  # sampling importance resampling
-        return drawn[draw(logits.softmax(dim=1).cumsum(dim=1), 1).squeeze(1)]
+            return draw((SHARPNESS * model.head_logits(user)).softmax(dim=1).cumsum(dim=1), 1).squeeze(1)
+        drawn, logits, correction = self._draw(model, user)  # sampling importance resampling
+        return drawn[draw((SHARPNESS * logits - correction).softmax(dim=1).cumsum(dim=1), 1).squeeze(1)]
 
-    def _draw(self, model: UserModel, user: Tensor) -> tuple[Tensor, Tensor]:
-        """M items (M,), drawn by their share of the clicks, and their corrected logits (N, M).
+    def _draw(self, model: UserModel, user: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """M items (M,), drawn by their share of the clicks, their logits (N, M), and the corrections of these (M,).
 
-        The sum of exp over the corrected logits estimates the sum of exp over the logits of all items. For this, the
-        log of an item's expected number of draws (log Q) is subtracted from its logit (Bengio and Senecal 2008).
+        The sum of exp over the logits minus the corrections estimates the sum of exp over the logits of all items: the
+        correction is the log of an item's expected number of draws (log Q; Bengio and Senecal 2008).
         """
         drawn = draw(self._cumulative, self._negatives)  # (M,)
         correction = self._share[drawn].log() + math.log(self._negatives)
-        return drawn, user @ model.vectors_of(drawn).T + model.item_bias[drawn] - correction
+        return drawn, user @ model.vectors_of(drawn).T + model.item_bias[drawn], correction
 
 
 def draw(cumulative: Tensor, count: int) -> Tensor:

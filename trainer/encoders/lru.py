@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from trainer.config import TrainConfig
 
 BLOCKS = 2
-#: No decay is smaller than this, so that its powers over a history of 1,000 items are above 0 in float64.
+#: No decay is smaller than this, so that its powers over a history of 1,000 items are above 0 in float64, and over a
+#: history of FLOAT32_HISTORY items in float32.
 LEAST = 0.5
+FLOAT32_HISTORY = 100
 SLOWEST = 0.99  # before training, the decays are spread evenly from LEAST to this
 
 
@@ -56,50 +58,44 @@ class _Block(nn.Module):
         super().__init__()
         size = config.embedding
         self.longest = config.history + 1  # positions: the start item and the history
-        self.write = nn.Linear(size, size)
-        self.gate = nn.Linear(size, size)
-        self.read = nn.Linear(size, size)
+        # Without biases: the layer normalisation before or after a map has one, and each costs a request an addition.
+        self.write = nn.Linear(size, size, bias=False)
+        self.gate = nn.Linear(size, size, bias=False)
+        self.read = nn.Linear(size, size, bias=False)
         decays = torch.linspace(LEAST, SLOWEST, size + 1)[1:]
         self.raw_decay = nn.Parameter(torch.logit((decays - LEAST) / (1 - LEAST)))
-        self.widen = nn.Linear(size, 2 * size)
-        self.narrow = nn.Linear(2 * size, size)
+        self.widen = nn.Linear(size, 2 * size, bias=False)
+        self.narrow = nn.Linear(2 * size, size, bias=False)
         self.mixed, self.out = nn.LayerNorm(size), nn.LayerNorm(size)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The block's outputs at all positions, (B, T, E). inputs: (B, T, E)."""
-        written = self._written(inputs)
-        if torch.compiler.is_exporting():
-            powers = self._powers()[: inputs.shape[1]]  # (T, E)
-            states = ((written.double() / powers).cumsum(dim=1) * powers).float()
-        else:
-            states = decaying_sums(written, self._decay())
-        return self._rest(inputs, states)
+        return self._rest(inputs, self._states(inputs))
 
     def last(self, inputs: Tensor, length: Tensor) -> Tensor:
         """The output of `forward` at position `length` - 1 of each row, (B, E). length: (B,)."""
-        age = (length - 1).unsqueeze(1) - torch.arange(inputs.shape[1], device=inputs.device)  # (B, T)
-        weights = self._powers().float()[age.clamp(min=0)] * (age >= 0).unsqueeze(2)  # (B, T, E)
-        states = (self._written(inputs) * weights).sum(dim=1)
-        return self._rest(inputs[torch.arange(inputs.shape[0], device=inputs.device), length - 1], states)
+        last = torch.arange(inputs.shape[0], device=inputs.device), length - 1
+        return self._rest(inputs[last], self._states(inputs)[last])
 
-    def _decay(self) -> Tensor:
-        return LEAST + (1 - LEAST) * torch.sigmoid(self.raw_decay)
-
-    def _powers(self) -> Tensor:
-        """decay^t for every position t, float64 (history + 1, E). The runtime computes it when a version is loaded."""
-        position = torch.arange(self.longest, dtype=torch.float64, device=self.raw_decay.device).unsqueeze(1)
-        return torch.exp(self._decay().double().log() * position)
-
-    def _written(self, inputs: Tensor) -> Tensor:
-        written: Tensor = self.write(inputs) * torch.sqrt(1 - self._decay() ** 2)
-        return written
+    def _states(self, inputs: Tensor) -> Tensor:
+        """The states at all positions, (B, T, E)."""
+        decay = LEAST + (1 - LEAST) * torch.sigmoid(self.raw_decay)
+        written = F.linear(inputs, self.write.weight * torch.sqrt(1 - decay**2).unsqueeze(1))
+        if not torch.compiler.is_exporting():
+            return decaying_sums(written, decay)
+        # h_t = decay^t times the sum of written_s / decay^s. The runtime computes the powers when it loads a version.
+        position = torch.arange(self.longest, dtype=torch.float64).unsqueeze(1)
+        powers = torch.exp(decay.double().log() * position)  # (history + 1, E)
+        kind = torch.float32 if self.longest <= FLOAT32_HISTORY + 1 else torch.float64
+        rising, falling = (table.to(kind)[: inputs.shape[1]] for table in (1 / powers, powers))
+        return ((written.to(kind) * rising).cumsum(dim=1) * falling).float()
 
     def _rest(self, inputs: Tensor, states: Tensor) -> Tensor:
         """What follows the recurrence: the gate, the residuals and the position-wise network."""
         gated = self.read(states * torch.sigmoid(self.gate(inputs)))
         mixed = self.mixed(inputs + self.dropout(gated))
-        widened = F.gelu(self.widen(mixed), approximate="tanh")
+        widened = F.relu(self.widen(mixed))
         outputs: Tensor = self.out(mixed + self.dropout(self.narrow(widened)))
         return outputs
 
