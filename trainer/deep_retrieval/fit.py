@@ -1,8 +1,9 @@
 """fit(): the EM loop of Deep Retrieval (Sec. 3.2).
 
 First only the encoder and the softmax head learn. Similar items then have similar vectors, and a tree over the vectors
-gives similar items neighbouring paths. Then encoder and head are fixed, and the path layers learn. Each epoch is a pass
-of gradient steps with fixed paths (E-step). Some epochs end with a reassignment of paths with a fixed network (M-step).
+of items and of their audiences gives similar items neighbouring paths. Then encoder and head are fixed, and the path
+layers learn. Each epoch is a pass of gradient steps with fixed paths (E-step). Some epochs end with a reassignment of
+paths with a fixed network (M-step).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from trainer.data.batches import Batches
 from trainer.data.dataset import Dataset
 from trainer.data.requests import tuning_requests
 from trainer.data.split import Split, click_counts, clicked_items
+from trainer.deep_retrieval.audience import placing_vectors
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.device import choose_device
 from trainer.deep_retrieval.layers import PathModel
@@ -129,8 +131,9 @@ def _learn_paths(
         generator = np.random.default_rng([config.seed, 2, before + epoch])
 
         if epoch == 1 and config.start == "tree":
-            progress.say("placing items by their vectors")
-            vectors = model.item_vectors.detach().cpu().numpy()
+            with progress.task("placing items: who wants which", batches.predictions) as advance:
+                vectors = placing_vectors(model, head, batches, advance)
+            progress.say("placing items: the tree")
             count, depth = config.paths_per_item, config.depth
             # leaf: the number of items per path, such that the widest beam reads TRAINED_READS k items. For a k up to
             # 51 the leaf is 1. That costs little where it reads less: with paths of one item, a request that reads

@@ -1,0 +1,62 @@
+"""The vectors by which the tree places items: each item's own vector, and the mean vector of its audience.
+
+An item's audience are the users who click it, and users for whom the softmax head draws it. Paths are searched with
+user vectors, so items that the same users want should share prefixes. Where clicks are few, the items' own vectors say
+too little about that (docs/log.md).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainer.data.batches import Batches
+from trainer.deep_retrieval.layers import PathModel
+from trainer.deep_retrieval.losses import SoftmaxHead, predictions
+from trainer.progress import Advance
+
+DRAWS = 2  # items that the head draws for each user vector
+#: A mean over this many users counts as much as the prediction from the item's own vector.
+PRIOR = 20
+RIDGE = 1e-3  # of that prediction, relative to the mean square of the item vectors
+
+
+def placing_vectors(model: PathModel, head: SoftmaxHead, batches: Batches, advance: Advance) -> NDArray[np.float32]:
+    """Item and audience vectors side by side, (V, 2 E); both are centred and have the same mean square.
+
+    The audience's mean is drawn towards a linear prediction from the item's own vector, see PRIOR. An item without an
+    audience has only the prediction. Time: one pass of encoder and head over the clicks.
+    """
+    device = model.item_bias.device
+    total = torch.zeros(model.item_vectors.shape, dtype=torch.float64, device=device)
+    count = torch.zeros(len(total), dtype=torch.float64, device=device)
+    model.eval()
+    with torch.inference_mode():
+        for batch in batches.epoch(None):
+            users, clicked = predictions(model, batch)
+            for wanted in (clicked, *(head.sample(model, users) for _ in range(DRAWS))):
+                total.index_add_(0, wanted, users.double())
+                count.index_add_(0, wanted, torch.ones_like(users[:, 0], dtype=torch.float64))
+            advance(len(clicked))
+    vectors = model.item_vectors.detach().cpu().double().numpy()
+    audience = _with_prior(vectors - vectors.mean(axis=0), total.cpu().numpy(), count.cpu().numpy())
+    return np.concatenate([_scaled(vectors - vectors.mean(axis=0)), _scaled(audience)], axis=1).astype(np.float32)
+
+
+def _with_prior(
+    vectors: NDArray[np.float64], total: NDArray[np.float64], count: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The mean of each item's audience minus that of all, (V, E). total: (V, E), sums over `count` (V,) users."""
+    deviation = total - count[:, None] * (total.sum(axis=0) / count.sum())
+    ridge = RIDGE * (count @ vectors**2).mean()
+    moments = vectors.T @ (count[:, None] * vectors) + ridge * np.eye(vectors.shape[1])
+    predicted = vectors @ np.linalg.solve(moments, vectors.T @ deviation)
+    mean: NDArray[np.float64] = (deviation + PRIOR * predicted) / (count + PRIOR)[:, None]
+    return mean
+
+
+def _scaled(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The vectors with a mean square of 1, or all 0."""
+    scaled: NDArray[np.float64] = vectors / max(float(np.sqrt((vectors**2).sum(axis=1).mean())), 1e-12)
+    return scaled
