@@ -105,6 +105,27 @@ def test_without_penalty_all_items_take_the_same_path() -> None:
     assert Occupancy.of(descend(scores, 10.0, 5)).largest == 1
 
 
+@given(seed=st.integers(0, 999), more=st.integers(0, 2))
+@settings(max_examples=50, deadline=None)
+def test_no_path_gets_more_items_than_the_capacity(seed: int, more: int) -> None:
+    """All items prefer path 0, but only as many as it has room for move there."""
+    rng = np.random.default_rng(seed)
+    paths = rng.permuted(np.tile(np.arange(1, 9), (6, 1)), axis=1)[:, :2]  # nobody is on path 0
+    capacity = int(np.bincount(paths.ravel()).max()) + more
+    scores = PathScores(paths, 9, 1.0)
+    for v in range(6):
+        likes = np.array([[2.0, *rng.random(8)]], np.float32)
+        scores.observe(np.array([v], np.int32), np.arange(9)[None], likes)
+
+    moved = descend(scores, 0.0, 5, capacity)
+
+    sizes = np.bincount(moved.ravel(), minlength=9)
+    assert sizes.max() <= capacity
+    assert sizes[0] == min(capacity, 6)
+    assert (moved[:, 0] != moved[:, 1]).all()
+    assert objective(scores, moved, 0.0) > objective(scores, paths, 0.0)
+
+
 def test_paths_of_an_item_differ() -> None:
     """J different paths for each item, clicked or not."""
     scores = PathScores(same_paths(9, 3), 6, 1.0)  # items 6, 7, 8 are never clicked

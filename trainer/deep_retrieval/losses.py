@@ -105,7 +105,11 @@ def draw(cumulative: Tensor, count: int) -> Tensor:
 
 
 class PathLoss:
-    """Eq. (2) with a fixed encoder and head: the probability of a target is the sum of its paths' probabilities.
+    """The cross-entropy of each target's best path, with a fixed encoder and head.
+
+    In eq. (2), a target's probability is the sum of its paths' probabilities. Here only the path that is most probable
+    for the user counts (hard EM). So each path of an item learns from a part of the item's users, and a beam has fewer
+    paths that lead to the same item (docs/log.md).
 
     A share of the targets are items drawn from the head's softmax, not the clicked items. A click gives no information
     about items that were not clicked, but the head has a probability for every item. Also, the goal of the paths is to
@@ -137,8 +141,9 @@ class PathLoss:
             with torch.no_grad():
                 taught = torch.rand(len(targets), device=targets.device) < self._taught
                 targets[taught] = self._head.sample(model, user[taught])
-            log_probs = model.path_log_probs(user, self._paths[targets], self._trie)
-            yield -log_probs.logsumexp(dim=1).mean(), len(targets)
+                paths = self._paths[targets]
+                best = model.path_log_probs(user, paths, self._trie).argmax(dim=1, keepdim=True)
+            yield -model.path_log_probs(user, paths.gather(1, best), self._trie).mean(), len(targets)
 
 
 def predictions(model: UserModel, batch: Batch) -> tuple[Tensor, Tensor]:

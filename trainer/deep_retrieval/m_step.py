@@ -20,6 +20,7 @@ from trainer.config import TrainConfig
 from trainer.data.batches import Batches
 from trainer.deep_retrieval.layers import PathModel
 from trainer.deep_retrieval.losses import predictions
+from trainer.deep_retrieval.occupancy import Occupancy
 from trainer.deep_retrieval.reads import TRAINED_READS, expected_reads
 from trainer.deep_retrieval.scores import Paths, PathScores
 from trainer.progress import Advance
@@ -31,11 +32,17 @@ SAMPLED_REQUESTS = 4000  # requests whose beams are kept, to estimate the number
 def reassign(
     model: PathModel, batches: Batches, paths: Paths, config: TrainConfig, advance: Advance
 ) -> tuple[Paths, float]:
-    """One M-step from the present `paths` (V, J). Returns the new paths (V, J) and the alpha used for them."""
+    """One M-step from the present `paths` (V, J). Returns the new paths (V, J) and the alpha used for them.
+
+    From the tree, no path gets more items than its largest path has: sharing paths costs more reads than a better path
+    saves (docs/log.md), and without this bound, repeated M-steps use fewer and fewer paths. From random paths only the
+    penalty bounds the sizes, as in the paper.
+    """
     scores = PathScores(paths, config.candidate_paths, config.eta)
     beams = score_paths(model, batches, scores, advance)
-    alpha = alpha_for_budget(scores, beams, config) if config.alpha == "auto" else config.alpha
-    return descend(scores, alpha, config.sweeps), alpha
+    capacity = Occupancy.of(paths).largest if config.start == "tree" else len(paths)
+    alpha = alpha_for_budget(scores, beams, config, capacity) if config.alpha == "auto" else config.alpha
+    return descend(scores, alpha, config.sweeps, capacity), alpha
 
 
 def score_paths(model: PathModel, batches: Batches, scores: PathScores, advance: Advance) -> Paths:
@@ -68,17 +75,18 @@ def score_paths(model: PathModel, batches: Batches, scores: PathScores, advance:
     return np.concatenate(beams)
 
 
-def alpha_for_budget(scores: PathScores, beams: Paths, config: TrainConfig) -> float:
+def alpha_for_budget(scores: PathScores, beams: Paths, config: TrainConfig, capacity: int | None = None) -> float:
     """The alpha for which a request would read about TRAINED_READS k items, found by bisection over `descend`.
 
     No training is needed, because the scores do not change. A larger alpha makes paths smaller (Table 5: the size of
-    the largest path is proportional to alpha^-0.3). beams: (R, S), the result of `score_paths`.
+    the largest path is proportional to alpha^-0.3). beams: (R, S), the result of `score_paths`. capacity: see
+    `descend`.
     """
     beam = min(Limits.BEAM, 5 * config.k) if config.beam == "auto" else config.beam
     low, high = -9.0, 6.0  # bounds of log10 alpha
 
     def reads(exponent: float) -> float:
-        return expected_reads(descend(scores, 10**exponent, config.sweeps), beams, beam)
+        return expected_reads(descend(scores, 10**exponent, config.sweeps, capacity), beams, beam)
 
     # With few scored paths, a request may read more than the budget even with the largest alpha. Bisection would then
     # choose the largest alpha, which ignores the scores and saves almost no reads. So the budget is at least 10 %
@@ -90,9 +98,10 @@ def alpha_for_budget(scores: PathScores, beams: Paths, config: TrainConfig) -> f
     return float(10**high)
 
 
-def descend(scores: PathScores, alpha: float, sweeps: int) -> Paths:
+def descend(scores: PathScores, alpha: float, sweeps: int, capacity: int | None = None) -> Paths:
     """New paths (V, J) by coordinate descent on the penalised objective, in `sweeps` (T) passes over all items.
 
+    capacity: no item moves to a path that has so many items; at present no path may have more. None: no limit.
     An item without clicks keeps its paths. If fewer than J candidates of an item have a score, the item also gets the
     least crowded paths in use. `scores` does not change.
     """
@@ -102,7 +111,10 @@ def descend(scores: PathScores, alpha: float, sweeps: int) -> Paths:
     if size > candidates.size:
         ids, place = np.unique(candidates, return_inverse=True)
         place, size = place.reshape(candidates.shape), len(ids)
-    paths: Paths = _descend(candidates, place, size, scores.values, scores.clicks, present.shape[1], alpha, sweeps)
+    limit = len(present) if capacity is None else capacity
+    paths: Paths = _descend(
+        candidates, place, size, scores.values, scores.clicks, present.shape[1], alpha, sweeps, limit
+    )
     used, sizes = np.unique(paths[paths >= 0], return_counts=True)
     if len(used) < present.shape[1]:
         used, sizes = np.unique(np.concatenate([paths[paths >= 0], present.ravel()]), return_counts=True)
@@ -116,7 +128,7 @@ def descend(scores: PathScores, alpha: float, sweeps: int) -> Paths:
 
 
 @njit(cache=True)
-def _descend(candidates, place, size, scores, clicks, count, alpha, sweeps):  # type: ignore[no-untyped-def]
+def _descend(candidates, place, size, scores, clicks, count, alpha, sweeps, capacity):  # type: ignore[no-untyped-def]
     """Paths (V, J), with -1 if an item has no further path with a score. size: the length of `load`.
 
     In each sweep an item leaves all its paths and chooses J paths again, but keeps the old paths if their gain is at
@@ -127,10 +139,12 @@ def _descend(candidates, place, size, scores, clicks, count, alpha, sweeps):  # 
     chosen = np.full((len(candidates), count), -1, np.int32)
     order = np.empty(candidates.shape, np.int32)  # positions of the candidates with a score, highest score first
     scored = np.zeros(len(candidates), np.int32)  # the number of candidates with a score of each item
+    # With a capacity, all items start on their present paths; so an item can always return to them.
+    limited = capacity < len(candidates)
     for v in range(len(candidates)):
         if clicks[v] > 0:
             scored[v] = _rank(scores[v], order[v])
-        else:
+        if clicks[v] == 0 or limited:
             chosen[v] = np.arange(count)  # the present paths are the first candidates
             _move(load, place[v], chosen[v], 1)
     for sweep in range(sweeps):
@@ -138,8 +152,8 @@ def _descend(candidates, place, size, scores, clicks, count, alpha, sweeps):  # 
             if clicks[v] == 0:
                 continue
             _move(load, place[v], chosen[v], -1)
-            better = _choose(scores[v], order[v, : scored[v]], place[v], load, clicks[v], count, alpha)
-            if sweep == 0 or (
+            better = _choose(scores[v], order[v, : scored[v]], place[v], load, clicks[v], count, alpha, capacity)
+            if (sweep == 0 and not limited) or (
                 _gain(better, scores[v], place[v], load, clicks[v], alpha)
                 > _gain(chosen[v], scores[v], place[v], load, clicks[v], alpha)
             ):
@@ -177,7 +191,7 @@ def _rank(scores, order):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _choose(scores, order, place, load, clicks, count, alpha):  # type: ignore[no-untyped-def]
+def _choose(scores, order, place, load, clicks, count, alpha, capacity):  # type: ignore[no-untyped-def]
     """J paths for one item that has no paths, chosen one after another: each has the highest gain given those before.
 
     order: the result of _rank. The search for a path ends when even an empty path would have too small a gain.
@@ -192,7 +206,7 @@ def _choose(scores, order, place, load, clicks, count, alpha):  # type: ignore[n
             if gain - alpha * _marginal(0) <= best:
                 break
             gain -= alpha * _marginal(load[place[s]])
-            if gain > best and not _contains(chosen[:j], s):
+            if gain > best and load[place[s]] < capacity and not _contains(chosen[:j], s):
                 best = gain
                 chosen[j] = s
         if chosen[j] < 0:
