@@ -173,7 +173,8 @@ class GradientSteps(Group):
         4, description="the encoder stops learning if the NDCG of tuning users has not risen for so many epochs"
     )
     start: Literal["tree", "random"] = Field(
-        "tree", description="the first paths: from a tree over the item vectors, or random (Sec. 3.2)"
+        "tree",
+        description="the first paths: from a tree over the vectors of items and of their users, or random (Sec. 3.2)",
     )
     reassignments: Annotated[int, Field(ge=0)] = Field(
         0, description="M-steps, spread evenly over the epochs after the warm-up (the paper: one per epoch)"
