@@ -2,7 +2,7 @@
 
 An item's audience are the users who click it, and users for whom the softmax head draws it. Paths are searched with
 user vectors, so items that the same users want should share prefixes. Where clicks are few, the items' own vectors say
-too little about that (docs/log.md).
+too little about that (docs/log-paths.md).
 """
 
 from __future__ import annotations

@@ -137,8 +137,8 @@ def _learn_paths(
             count, depth = config.paths_per_item, config.depth
             # leaf: the number of items per path, such that the widest beam reads TRAINED_READS k items. For a k up to
             # 51 the leaf is 1. That costs little where it reads less: with paths of one item, a request that reads
-            # half as many items as with larger leaves finds nearly as many of brute force's items (docs/log.md, Where
-            # items get their paths).
+            # half as many items as with larger leaves finds nearly as many of brute force's items (docs/log-paths.md,
+            # Where items get their paths).
             leaf = max(1, round(TRAINED_READS * config.k / Limits.BEAM))
             paths = tree_paths(vectors, count, depth, model.width, leaf, generator)
 

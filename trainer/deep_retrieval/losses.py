@@ -19,7 +19,7 @@ from trainer.deep_retrieval.layers import PathModel
 #: Predictions per gradient step of the path layers. Many small steps give better paths (docs/decisions.md, Paths).
 PATH_STEP = 256
 #: Taught items are drawn from the head's softmax at half its temperature: each item's probability is squared. So the
-#: layers learn most about the items at the top of brute force's answer (docs/log.md).
+#: layers learn most about the items at the top of brute force's answer (docs/log-paths.md).
 SHARPNESS = 2.0
 
 
@@ -109,7 +109,7 @@ class PathLoss:
 
     In eq. (2), a target's probability is the sum of its paths' probabilities. Here only the path that is most probable
     for the user counts (hard EM). So each path of an item learns from a part of the item's users, and a beam has fewer
-    paths that lead to the same item (docs/log.md).
+    paths that lead to the same item (docs/log-paths.md).
 
     A share of the targets are items drawn from the head's softmax, not the clicked items. A click gives no information
     about items that were not clicked, but the head has a probability for every item. Also, the goal of the paths is to

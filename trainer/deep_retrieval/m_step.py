@@ -35,8 +35,8 @@ def reassign(
     """One M-step from the present `paths` (V, J). Returns the new paths (V, J) and the alpha used for them.
 
     From the tree, no path gets more items than its largest path has: sharing paths costs more reads than a better path
-    saves (docs/log.md), and without this bound, repeated M-steps use fewer and fewer paths. From random paths only the
-    penalty bounds the sizes, as in the paper.
+    saves (docs/log-paths.md), and without this bound, repeated M-steps use fewer and fewer paths. From random paths
+    only the penalty bounds the sizes, as in the paper.
     """
     scores = PathScores(paths, config.candidate_paths, config.eta)
     beams = score_paths(model, batches, scores, advance)

@@ -1,7 +1,8 @@
 """tree_paths(): the first paths, from a tree over the item vectors.
 
 The paper starts from random paths (Sec. 3.2). The network then has to memorise the items of each path. With a tree,
-similar items share prefixes, so whatever the network learns about an item helps for similar items too (docs/log.md).
+similar items share prefixes, so whatever the network learns about an item helps for similar items too
+(docs/log-paths.md).
 """
 
 from __future__ import annotations
