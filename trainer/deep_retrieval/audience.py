@@ -39,24 +39,26 @@ def placing_vectors(model: PathModel, head: SoftmaxHead, batches: Batches, advan
                 total.index_add_(0, wanted, users.double())
                 count.index_add_(0, wanted, torch.ones_like(users[:, 0], dtype=torch.float64))
             advance(len(clicked))
-    vectors = model.item_vectors.detach().cpu().double().numpy()
-    audience = _with_prior(vectors - vectors.mean(axis=0), total.cpu().numpy(), count.cpu().numpy())
-    return np.concatenate([_scaled(vectors - vectors.mean(axis=0)), _scaled(audience)], axis=1).astype(np.float32)
+    vectors = model.item_vectors.detach().cpu().numpy()
+    vectors = vectors - vectors.mean(axis=0)
+    audience = _means(vectors, total.cpu().numpy(), count.cpu().numpy())
+    return np.concatenate([_scaled(vectors), _scaled(audience)], axis=1)
 
 
-def _with_prior(
-    vectors: NDArray[np.float64], total: NDArray[np.float64], count: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The mean of each item's audience minus that of all, (V, E). total: (V, E), sums over `count` (V,) users."""
-    deviation = total - count[:, None] * (total.sum(axis=0) / count.sum())
-    ridge = RIDGE * (count @ vectors**2).mean()
+def _means(vectors: NDArray[np.float32], total: NDArray[np.float64], count: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The mean of each item's audience minus that of all, (V, E), drawn towards a prediction from `vectors` (V, E).
+
+    total: (V, E), the sums of the `count` (V,) users of each audience; it is overwritten, to save memory.
+    """
+    total -= count[:, None] * (total.sum(axis=0) / count.sum())
+    ridge = RIDGE * float(count @ (vectors**2).mean(axis=1))
     moments = vectors.T @ (count[:, None] * vectors) + ridge * np.eye(vectors.shape[1])
-    predicted = vectors @ np.linalg.solve(moments, vectors.T @ deviation)
-    mean: NDArray[np.float64] = (deviation + PRIOR * predicted) / (count + PRIOR)[:, None]
-    return mean
+    total += PRIOR * (vectors @ np.linalg.solve(moments, vectors.T @ total))
+    total /= (count + PRIOR)[:, None]
+    return total.astype(np.float32)
 
 
-def _scaled(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The vectors with a mean square of 1, or all 0."""
-    scaled: NDArray[np.float64] = vectors / max(float(np.sqrt((vectors**2).sum(axis=1).mean())), 1e-12)
+def _scaled(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The vectors with a mean square length of 1, or all 0."""
+    scaled: NDArray[np.float32] = vectors / max(float(np.sqrt((vectors**2).sum(axis=1).mean())), 1e-12)
     return scaled
