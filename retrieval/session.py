@@ -36,6 +36,7 @@ def open_session(model: bytes | Path) -> onnxruntime.InferenceSession:
         options,
         providers=providers,
         # On a CPU, the fused operator takes 25 us for 70 vectors of 64 numbers; an addition and a normalisation take 3.
+        # On a GPU, neither was measured.
         disabled_optimizers=["SkipLayerNormFusion"],
     )
 

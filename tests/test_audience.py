@@ -54,10 +54,12 @@ def test_an_item_is_placed_by_its_vector_and_the_mean_vector_of_its_audience(
     """Without a prior, the second half is the plain mean over the audience, minus the mean over all audiences."""
     monkeypatch.setattr(audience, "PRIOR", 1e-9)
     model, _, batches = parts
+    model.train()  # no dropout all the same
     advanced: list[int] = []
 
     placed = placing_vectors(*parts, advanced.append)
 
+    model.eval()
     wanted = _audiences(model, batches)
     everybody = np.mean([user for users in wanted.values() for user in users], axis=0)
     means = np.stack([np.mean(wanted[item], axis=0) - everybody for item in range(ITEMS)])
@@ -68,18 +70,27 @@ def test_an_item_is_placed_by_its_vector_and_the_mean_vector_of_its_audience(
     assert sum(advanced) == batches.predictions
 
 
-def test_without_an_audience_an_item_is_placed_like_items_with_its_vector(
-    parts: tuple[Any, SoftmaxHead, Batches], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a very strong prior the second half is a linear map of the first, so equal vectors have equal places."""
-    monkeypatch.setattr(audience, "PRIOR", 1e9)
-    model, _, _ = parts
-    kept = model.item_vectors.detach().clone()
-    with torch.no_grad():
-        model.item_vectors[3] = model.item_vectors[30]  # of different groups, so of different audiences
-        try:
-            placed = placing_vectors(*parts, lambda _: None)
-        finally:
-            model.item_vectors.copy_(kept)
-    assert placed[3] == pytest.approx(placed[30], abs=1e-5)
-    assert not np.allclose(placed[3], placed[2], atol=1e-2)
+def test_without_an_audience_the_prediction_from_the_vector_counts() -> None:
+    """It is the ridge regression of the other items' means on their vectors, weighted by the size of the audience."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(30, 4)).astype(np.float32)
+    count = rng.integers(1, 50, 30).astype(float)
+    count[3] = 0
+    users = rng.normal(size=(30, 4))
+    total = count[:, None] * users
+
+    means = audience._means(vectors, total.copy(), count)
+
+    centred = users - (total.sum(axis=0) / count.sum())
+    ridge = audience.RIDGE * (count[:, None] * vectors**2).sum() / 4
+    rows = np.concatenate([np.sqrt(count)[:, None] * vectors, np.sqrt(ridge) * np.eye(4)])
+    values = np.concatenate([np.sqrt(count)[:, None] * centred, np.zeros((4, 4))])
+    prediction = vectors @ np.linalg.lstsq(rows, values, rcond=None)[0]
+    assert means[3] == pytest.approx(prediction[3], abs=1e-5)
+    share = count[5] / (count[5] + audience.PRIOR)
+    assert means[5] == pytest.approx(share * centred[5] + (1 - share) * prediction[5], abs=1e-5)
+
+
+def test_a_single_item_has_a_place() -> None:
+    """Centred, its vector is 0, so there is nothing to regress on."""
+    assert audience._means(np.zeros((1, 4), np.float32), np.ones((1, 4)), np.array([7.0])).tolist() == [[0.0] * 4]

@@ -93,6 +93,27 @@ def test_draws_follow_the_probabilities_of_their_row() -> None:
     assert (shares[probabilities == 0] == 0).all()
 
 
+@pytest.mark.parametrize("best_only", [False, True])
+def test_gradients_are_those_of_the_best_path_or_of_the_sum(*, best_only: bool) -> None:
+    """With hard EM the other paths of a target do not learn; by eq. (2) all do."""
+    torch.manual_seed(0)
+    clicks = np.array([50, 1, 9, 30, 5, 5])
+    model = PathModel(TrainConfig(embedding=4, hidden=4, dropout=0.0), 10, clicks, ContextSchema()).eval()
+    paths = np.random.default_rng(0).permutation(1000)[:18].reshape(6, 3)
+    nothing = torch.zeros(40, 0, dtype=torch.int64)
+    batch = Batch(torch.randint(6, (40, 1)), torch.randint(6, (40, 2)), nothing, nothing.float())
+    parameters = [parameter for layer in model.layers for parameter in layer.parameters()]
+
+    ((loss, _),) = PathLoss(SoftmaxHead(TrainConfig(), clicks), paths, 0.0, best_only=best_only).losses(model, batch)
+    found = torch.autograd.grad(loss, parameters)
+
+    user = model.encoder(batch.history, batch.categories, batch.numbers).flatten(0, 1).detach()
+    log_probs = model.path_log_probs(user, torch.from_numpy(paths)[batch.targets.flatten()])
+    reached = log_probs.max(dim=1).values if best_only else log_probs.exp().sum(dim=1).log()
+    expected = torch.autograd.grad(-reached.mean(), parameters)
+    assert all(torch.allclose(ours, theirs, atol=1e-6) for ours, theirs in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("users", [3, 200, 600])
 def test_paths_learn_from_every_prediction_in_steps_of_similar_size(users: int) -> None:
     """The steps of a batch have each of its clicks once, so their mean loss is that of the whole batch."""

@@ -10,7 +10,7 @@ from retrieval.context import ContextSchema
 from retrieval.session import open_session
 from trainer.config import TrainConfig
 from trainer.deep_retrieval.layers import PathModel
-from trainer.encoders.lru import LinearRecurrence, decaying_sums
+from trainer.encoders.lru import FLOAT32_HISTORY, LinearRecurrence, decaying_sums
 from trainer.publish.network import Network, to_onnx
 
 
@@ -44,21 +44,24 @@ def test_two_items_by_hand() -> None:
     assert sums.flatten().tolist() == [4.0, 5.0]
 
 
-@pytest.mark.parametrize("raw", [-30.0, 0.0, 30.0])
-def test_the_exported_form_holds_for_the_longest_history(raw: float) -> None:
-    """With a thousand items and the smallest, a middle and the largest decay, ONNX gives the vectors of torch."""
+@pytest.mark.parametrize(
+    ("raw", "longest"),
+    [(-30.0, FLOAT32_HISTORY), (-30.0, FLOAT32_HISTORY + 1), (-30.0, 1000), (0.0, 1000), (30.0, 1000)],
+)
+def test_the_exported_form_holds_for_the_longest_history(raw: float, longest: int) -> None:
+    """With so many items and the smallest, a middle and the largest decay, ONNX gives the vectors of torch."""
     torch.manual_seed(0)
-    config = TrainConfig(embedding=4, hidden=4, width=3, depth=2, paths_per_item=1, candidate_paths=1, history=1000)
+    config = TrainConfig(embedding=4, hidden=4, width=3, depth=2, paths_per_item=1, candidate_paths=1, history=longest)
     model = PathModel(config, 3, np.ones(5, np.int64), ContextSchema()).eval()
     recurrence = model.encoder.recurrence
     assert isinstance(recurrence, LinearRecurrence)
     with torch.no_grad():
         for block in recurrence.blocks:
             block.raw_decay.fill_(raw)
-    vectors, length = torch.randn(5, 4).half(), torch.tensor([1000, 7])
+    vectors, length = torch.randn(5, 4).half(), torch.tensor([longest, 7])
     with torch.no_grad():
         model.encoder.item_embedding.weight[:5] = vectors
-    history = torch.randint(5, (2, 1000)).where(torch.arange(1000) < length.unsqueeze(1), -1)
+    history = torch.randint(5, (2, longest)).where(torch.arange(longest) < length.unsqueeze(1), -1)
     nothing = torch.zeros(2, 0, dtype=torch.int64)
     expected = model.encoder(history, nothing, nothing.float())[torch.arange(2), length].detach().numpy()
     items = vectors[history] * (history >= 0).unsqueeze(2)

@@ -35,6 +35,8 @@ def make_model(depth: int, width: int, seed: int = 0, encoder: Encoder = "lru") 
     with torch.no_grad():
         for layer in model.layers:
             layer.out.weight *= 5
+            for weight in layer.node.parameters():
+                weight.normal_()  # the scales would be 0
     return model
 
 
@@ -49,9 +51,11 @@ def all_paths(model: PathModel, user: torch.Tensor, used: Sequence[int] | None =
     for nodes in every:
         total = torch.zeros(len(user))
         for d, layer in enumerate(model.layers):
-            chosen = [torch.full((len(user),), node) for node in nodes[:d]]
+            maps = zip(layer.node, layer.nodes, nodes[:d], strict=True)
+            scales, shifts = sum((linear(table[node]) for linear, table, node in maps), torch.zeros(16)).chunk(2)
+            hidden = torch.relu(layer.user(user) * (1 + scales) + shifts)
             exist = torch.tensor([(*nodes[:d], node) in in_use for node in range(model.width)])
-            logits = layer(layer.user(user), chosen, layer.tables()).masked_fill(~exist, -torch.inf)
+            logits = layer.out(hidden).masked_fill(~exist, -torch.inf)
             total = total + logits[:, nodes[d]] - logits.logsumexp(dim=1)
         columns.append(total.nan_to_num(nan=-torch.inf))
     return torch.stack(columns, 1)

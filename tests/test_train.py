@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -24,6 +25,7 @@ from trainer.data.split import click_counts, split_users
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.fit import Trained, fit
 from trainer.deep_retrieval.layers import PathModel
+from trainer.deep_retrieval.losses import PathLoss
 from trainer.deep_retrieval.steps import falling_rate
 from trainer.errors import ResumeError, TrainerError
 from trainer.publish.version import make_version
@@ -112,6 +114,44 @@ def test_items_without_clicks_keep_the_paths_of_the_tree_through_a_reassignment(
     unclicked = np.isin(dataset.item_ids, without_clicks)
     assert trained.paths[unclicked].tolist() == tree[unclicked].tolist()
     assert not np.array_equal(trained.paths[~unclicked], tree[~unclicked])
+
+
+def test_reassignments_from_the_tree_never_crowd_the_paths(planted: Planted, tmp_path: Path) -> None:
+    """After eight of them, the largest path and the number of paths in use are those of the tree."""
+    config = SMALL.replace(epochs=12, warmup_epochs=2, reassignments=8, candidate_paths=40)
+
+    trained = fit(config, planted.dataset, planted.split, Run(tmp_path, config, planted.dataset), SilentProgress())
+
+    records = [record for record in trained.history if "used" in record]
+    assert sum("alpha" in record for record in records) == 8
+    assert {(record["used"], record["largest"]) for record in records} == {(records[0]["used"], records[0]["largest"])}
+
+
+@pytest.mark.parametrize(
+    ("changes", "best_only"),
+    [({}, True), ({"start": "random", "reassignments": 0}, True), ({"start": "random", "reassignments": 1}, False)],
+)
+def test_path_layers_learn_by_hard_em_with_little_dropout(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], best_only: bool
+) -> None:
+    """Only with random paths that are reassigned, as in the paper, do they learn by eq. (2)."""
+    config = SMALL.replace(epochs=3, warmup_epochs=1, dropout=0.6, **changes)
+    seen = set()
+
+    class Watched(PathLoss):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.best_only = kwargs["best_only"]
+
+        def losses(self, model: Any, batch: Any) -> Any:
+            rates = {module.p for module in model.encoder.modules() if isinstance(module, torch.nn.Dropout)}
+            seen.add((self.best_only, model.training, *rates))
+            return super().losses(model, batch)
+
+    monkeypatch.setattr("trainer.deep_retrieval.fit.PathLoss", Watched)
+    fit(config, planted.dataset, planted.split, Run(tmp_path, config, planted.dataset), SilentProgress())
+
+    assert seen == {(best_only, True, 0.2)}
 
 
 class MemoryWatch(SilentProgress):

@@ -28,6 +28,11 @@ class TrainConfig(Data, Gate, Answer, Assignment, GradientSteps, Network, Struct
             )
         return self
 
+    @property
+    def is_the_papers_em(self) -> bool:
+        """Whether paths start random and are reassigned (Sec. 3.2); then the path layers learn by eq. (2)."""
+        return self.start == "random" and self.reassignments > 0
+
     def resolve_later(self) -> float:
         """The share of targets that are a later item. auto: it follows from what is measured, see `split`."""
         if self.later != "auto":

@@ -116,7 +116,9 @@ class Network(Group):
         69, description="how many of the most recent items the encoder reads (Sec. 4.1)"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
-        "auto", description="dropout rate of the encoder; auto: from 0.2 with many clicks an item to 0.5 with few"
+        "auto",
+        description="dropout rate of the encoder, at most 0.2 while the path layers learn; auto: from 0.2 with many "
+        "clicks an item to 0.5 with few",
     )
     context: tuple[str, ...] = Field(
         (), description='columns of user features for the encoder: "name", "name:category" or "name:number"'
@@ -177,10 +179,15 @@ class GradientSteps(Group):
         description="the first paths: from a tree over the vectors of items and of their users, or random (Sec. 3.2)",
     )
     reassignments: Annotated[int, Field(ge=0)] = Field(
-        0, description="M-steps, spread evenly over the epochs after the warm-up (the paper: one per epoch)"
+        0,
+        description="M-steps, spread evenly over the epochs after the warm-up (the paper: one per epoch). With start = "
+        "tree, no path gets longer than the longest; with start = random, the path layers learn by eq. (2), as in the "
+        "paper",
     )
     taught: Share = Field(
-        0.5, description="share of the path layers' targets that are drawn from the softmax head, not from the clicks"
+        0.5,
+        description="share of the path layers' targets that are drawn by the softmax head, in proportion to its "
+        "squared probabilities, not from the clicks",
     )
     batch: Count | Auto = Field(
         "auto",

@@ -36,7 +36,10 @@ def main(model: str, memory: int, seconds: int, sizes: dict[str, int]) -> int:
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(
-            model or sys.stdin.buffer.read(), options, providers=["CPUExecutionProvider"]
+            model or sys.stdin.buffer.read(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["SkipLayerNormFusion"],  # as in retrieval/session.py
         )
         for batch in BATCHES:
             session.run(None, {needed.name: _input(needed, batch, sizes) for needed in session.get_inputs()})

@@ -25,8 +25,8 @@ RIDGE = 1e-3  # of that prediction, relative to the mean square of the item vect
 def placing_vectors(model: PathModel, head: SoftmaxHead, batches: Batches, advance: Advance) -> NDArray[np.float32]:
     """Item and audience vectors side by side, (V, 2 E); both are centred and have the same mean square.
 
-    The audience's mean is drawn towards a linear prediction from the item's own vector, see PRIOR. An item without an
-    audience has only the prediction. Time: one pass of encoder and head over the clicks.
+    The audience's mean is shrunk towards a linear prediction from the item's own vector, see PRIOR. An item without an
+    audience has only the prediction. Time: one pass of the encoder over the clicks, and DRAWS of the head.
     """
     device = model.item_bias.device
     total = torch.zeros(model.item_vectors.shape, dtype=torch.float64, device=device)
@@ -46,12 +46,12 @@ def placing_vectors(model: PathModel, head: SoftmaxHead, batches: Batches, advan
 
 
 def _means(vectors: NDArray[np.float32], total: NDArray[np.float64], count: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The mean of each item's audience minus that of all, (V, E), drawn towards a prediction from `vectors` (V, E).
+    """The mean of each item's audience minus that of all, (V, E), shrunk towards a prediction from `vectors` (V, E).
 
     total: (V, E), the sums of the `count` (V,) users of each audience; it is overwritten, to save memory.
     """
     total -= count[:, None] * (total.sum(axis=0) / count.sum())
-    ridge = RIDGE * float(count @ (vectors**2).mean(axis=1))
+    ridge = max(RIDGE * float(count @ (vectors**2).mean(axis=1)), 1e-12)  # equal vectors are all 0 when centred
     moments = vectors.T @ (count[:, None] * vectors) + ridge * np.eye(vectors.shape[1])
     total += PRIOR * (vectors @ np.linalg.solve(moments, vectors.T @ total))
     total /= (count + PRIOR)[:, None]

@@ -43,8 +43,8 @@ from trainer.encoders.spectral import spectral_vectors
 from trainer.encoders.user import UserEncoder
 from trainer.progress import Progress
 
-#: The most dropout in the encoder while the path layers learn. The encoder knows the sequences that it was trained on
-#: better than those of the service's users. Dropout makes user vectors more alike in training and service.
+#: The most dropout in the encoder while the path layers learn. The encoder is overfitted to its training sequences;
+#: with dropout, their user vectors resemble those of users that it has not seen.
 PATH_DROPOUT = 0.2
 
 
@@ -131,7 +131,7 @@ def _learn_paths(
         generator = np.random.default_rng([config.seed, 2, before + epoch])
 
         if epoch == 1 and config.start == "tree":
-            with progress.task("placing items: who wants which", batches.predictions) as advance:
+            with progress.task("placing items: averaging their users", batches.predictions) as advance:
                 vectors = placing_vectors(model, head, batches, advance)
             progress.say("placing items: the tree")
             count, depth = config.paths_per_item, config.depth
@@ -146,7 +146,8 @@ def _learn_paths(
         model.train()  # with dropout in the encoder, though it is fixed
         # A reassignment also scores paths that are not in use, so then these must have probabilities too.
         trie = None if config.reassignments else path_trie(np.unique(paths), config.depth, model.width)
-        losses = functools.partial(PathLoss(head, paths, config.taught, trie).losses, model)
+        path_loss = PathLoss(head, paths, config.taught, trie, best_only=not config.is_the_papers_em)
+        losses = functools.partial(path_loss.losses, model)
         rate = functools.partial(_path_rate, config, optimizers, epoch - 1)
         title = f"epoch {before + epoch}: paths {epoch}/{config.path_epochs}"
         with progress.task(f"{title}: learning", batches.predictions) as advance:

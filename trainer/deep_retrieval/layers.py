@@ -88,7 +88,8 @@ class PathLayer(nn.Module):
     def tables(self) -> list[Tensor]:
         """One table (K, 2 H) for each earlier layer. The rows of the chosen nodes are added: scales, then shifts."""
         tables = [linear(nodes) for linear, nodes in zip(self.node, self.nodes, strict=True)]
-        if tables:  # a scale is 1 plus the parts of the chosen nodes
+        # A scale is 1 plus the parts of the chosen nodes. The 1 is in a table, which the runtime computes only once.
+        if tables:
             tables[0] = tables[0] + torch.arange(tables[0].shape[1]).lt(self.out.in_features).to(tables[0])
         return tables
 

@@ -105,25 +105,31 @@ def draw(cumulative: Tensor, count: int) -> Tensor:
 
 
 class PathLoss:
-    """The cross-entropy of each target's best path, with a fixed encoder and head.
+    """Minus the log-probability of each target, with a fixed encoder and head.
 
-    In eq. (2), a target's probability is the sum of its paths' probabilities. Here only the path that is most probable
-    for the user counts (hard EM). So each path of an item learns from a part of the item's users, and a beam has fewer
+    In eq. (2), a target's probability is the sum of its paths' probabilities. With hard EM, only the path that is most
+    probable for the user counts. So each path of an item learns from a part of the item's users, and a beam has fewer
     paths that lead to the same item (docs/log-paths.md).
 
-    A share of the targets are items drawn from the head's softmax, not the clicked items. A click gives no information
-    about items that were not clicked, but the head has a probability for every item. Also, the goal of the paths is to
-    find the items that the head ranks highest (after Hinton et al. 2015).
+    A share of the targets are items drawn by the head, not the clicked items. A click gives no information about items
+    that were not clicked, but the head has a probability for every item. Also, the goal of the paths is to find the
+    items that the head ranks highest (after Hinton et al. 2015).
     """
 
     def __init__(
-        self, head: SoftmaxHead, paths: NDArray[np.int64], taught: float, trie: NDArray[np.int32] | None = None
+        self,
+        head: SoftmaxHead,
+        paths: NDArray[np.int64],
+        taught: float,
+        trie: NDArray[np.int32] | None = None,
+        *,
+        best_only: bool = True,
     ) -> None:
         """paths: (V, J). taught: the share of targets that are drawn from the head. trie: (R, K), of `paths`.
 
-        Without a trie, the layers also learn which paths are not in use.
+        Without a trie, the layers also learn which paths are not in use. best_only: hard EM instead of eq. (2).
         """
-        self._head, self._taught = head, taught
+        self._head, self._taught, self._best_only = head, taught, best_only and paths.shape[1] > 1
         self._paths = torch.from_numpy(paths).to(head.device)
         self._trie = None if trie is None else torch.from_numpy(trie).to(head.device)
 
@@ -142,8 +148,10 @@ class PathLoss:
                 taught = torch.rand(len(targets), device=targets.device) < self._taught
                 targets[taught] = self._head.sample(model, user[taught])
                 paths = self._paths[targets]
-                best = model.path_log_probs(user, paths, self._trie).argmax(dim=1, keepdim=True)
-            yield -model.path_log_probs(user, paths.gather(1, best), self._trie).mean(), len(targets)
+                if self._best_only:  # gradients through one path instead of J make a step a third shorter
+                    best = model.path_log_probs(user, paths, self._trie).argmax(dim=1, keepdim=True)
+                    paths = paths.gather(1, best)
+            yield -model.path_log_probs(user, paths, self._trie).logsumexp(dim=1).mean(), len(targets)
 
 
 def predictions(model: UserModel, batch: Batch) -> tuple[Tensor, Tensor]:

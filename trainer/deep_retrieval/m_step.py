@@ -34,14 +34,19 @@ def reassign(
 ) -> tuple[Paths, float]:
     """One M-step from the present `paths` (V, J). Returns the new paths (V, J) and the alpha used for them.
 
-    From the tree, no path gets more items than its largest path has: sharing paths costs more reads than a better path
-    saves (docs/log-paths.md), and without this bound, repeated M-steps use fewer and fewer paths. From random paths
-    only the penalty bounds the sizes, as in the paper.
+    From the tree, no path gets more items than the largest path has at present: sharing paths costs more reads than a
+    better path saves (docs/log-paths.md), and without this bound, repeated M-steps use fewer and fewer paths. From
+    random paths only the penalty bounds the sizes, as in the paper.
     """
     scores = PathScores(paths, config.candidate_paths, config.eta)
     beams = score_paths(model, batches, scores, advance)
-    capacity = Occupancy.of(paths).largest if config.start == "tree" else len(paths)
-    alpha = alpha_for_budget(scores, beams, config, capacity) if config.alpha == "auto" else config.alpha
+    capacity = Occupancy.of(paths).largest if config.start == "tree" else None
+    if config.alpha != "auto":
+        alpha = config.alpha
+    elif capacity == 1:
+        alpha = 0.0  # no path can be shared, so there is nothing to penalise
+    else:
+        alpha = alpha_for_budget(scores, beams, config, capacity)
     return descend(scores, alpha, config.sweeps, capacity), alpha
 
 
@@ -111,7 +116,7 @@ def descend(scores: PathScores, alpha: float, sweeps: int, capacity: int | None 
     if size > candidates.size:
         ids, place = np.unique(candidates, return_inverse=True)
         place, size = place.reshape(candidates.shape), len(ids)
-    limit = len(present) if capacity is None else capacity
+    limit = capacity or len(present)
     paths: Paths = _descend(
         candidates, place, size, scores.values, scores.clicks, present.shape[1], alpha, sweeps, limit
     )
@@ -147,13 +152,14 @@ def _descend(candidates, place, size, scores, clicks, count, alpha, sweeps, capa
         if clicks[v] == 0 or limited:
             chosen[v] = np.arange(count)  # the present paths are the first candidates
             _move(load, place[v], chosen[v], 1)
-    for sweep in range(sweeps):
+    for _ in range(sweeps):
         for v in range(len(candidates)):
             if clicks[v] == 0:
                 continue
             _move(load, place[v], chosen[v], -1)
             better = _choose(scores[v], order[v, : scored[v]], place[v], load, clicks[v], count, alpha, capacity)
-            if (sweep == 0 and not limited) or (
+            # With a capacity, an item that finds fewer than J paths stays; it would be put on a path that may be full.
+            if (better[count - 1] >= 0 or not limited) and (
                 _gain(better, scores[v], place[v], load, clicks[v], alpha)
                 > _gain(chosen[v], scores[v], place[v], load, clicks[v], alpha)
             ):

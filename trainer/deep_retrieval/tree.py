@@ -1,4 +1,4 @@
-"""tree_paths(): the first paths, from a tree over the item vectors.
+"""tree_paths(): the first paths, from a tree over vectors of the items (audience.py).
 
 The paper starts from random paths (Sec. 3.2). The network then has to memorise the items of each path. With a tree,
 similar items share prefixes, so whatever the network learns about an item helps for similar items too

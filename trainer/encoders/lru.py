@@ -1,9 +1,8 @@
 """Gated linear recurrences over the history (`encoder = lru`), after LRURec (Yue et al., WSDM 2024).
 
 Each of N channels keeps a decaying sum of what the items write to it: h_t = a h_{t-1} + sqrt(1 - a^2) v_t. The decay a
-is learned for each channel and does not depend on the items. So the sums of a whole history are a cumulative sum, and
-the state after the history is one weighted sum. LRURec has complex decays and no gates; real decays with gates were as
-good here (docs/log.md).
+is learned for each channel and does not depend on the items. So the states are a cumulative sum of weighted inputs.
+LRURec has complex decays and no gates; real decays with gates were as good here (docs/log.md).
 """
 
 from __future__ import annotations
@@ -45,7 +44,10 @@ class LinearRecurrence(nn.Module):
         return vectors
 
     def last(self, items: Tensor, length: Tensor) -> Tensor:
-        """The vectors (B, E) of `forward` after the first `length` (B,) items. The last block runs only there."""
+        """The vectors (B, E) of `forward` after the first `length` (B,) items.
+
+        In the last block, what follows the recurrence runs only there.
+        """
         vectors: Tensor = self.norm(items)
         *others, last = self.blocks
         for block in others:
