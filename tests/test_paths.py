@@ -317,7 +317,7 @@ def test_widening_later_gives_the_answers_of_one_search(planted: Planted) -> Non
     """`answer_once` and then `widen` give the items and reads that `answer` gives, and no search is repeated."""
     watched = Watched(planted.structure.session)
     structure = replace(planted.structure, session=watched, max_beam=8)
-    queries = [Query(np.array([i]), [], [], k, 2, 1, np.array([i])) for i, k in ((1, 2), (5, 39))]
+    queries = [Query(np.array([i]), [], [], k, 2, 1, np.array([i])) for i, k in ((1, 1), (5, 39))]
 
     first = structure.answer_once(queries)
     assert [answer.short for answer in first] == [False, True]

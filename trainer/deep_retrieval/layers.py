@@ -90,7 +90,8 @@ class PathLayer(nn.Module):
         tables = [linear(nodes) for linear, nodes in zip(self.node, self.nodes, strict=True)]
         # A scale is 1 plus the parts of the chosen nodes. The 1 is in a table, which the runtime computes only once.
         if tables:
-            tables[0] = tables[0] + torch.arange(tables[0].shape[1]).lt(self.out.in_features).to(tables[0])
+            scale, shift = tables[0].chunk(2, dim=1)
+            tables[0] = torch.cat([scale + 1, shift], dim=1)
         return tables
 
     def forward(
