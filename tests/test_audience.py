@@ -21,8 +21,8 @@ ITEMS, DRAWN = 40, 7
 class _OneItem(SoftmaxHead):
     """A head that draws the same item for every user."""
 
-    def sample(self, model: Any, user: Tensor) -> Tensor:
-        return torch.full((len(user),), DRAWN)
+    def sample(self, model: Any, user: Tensor, count: int = 1) -> Tensor:
+        return torch.full((len(user), count), DRAWN)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def test_the_head_samples_items_by_their_squared_probabilities(*, sampled: bool)
     user = torch.randn(1, 4)
 
     with torch.no_grad():
-        items = SoftmaxHead(config, clicks).sample(model, user.expand(20_000, 4))
+        items = SoftmaxHead(config, clicks).sample(model, user.expand(10_000, 4), 2).flatten()
         squared = model.head_logits(user).softmax(dim=1)[0] ** 2
         probabilities = squared / squared.sum()
 
@@ -146,7 +146,7 @@ def test_with_all_targets_taught_the_loss_is_that_of_the_drawn_items(monkeypatch
     clicks = np.array([50, 1, 9, 30, 5, 5])
     model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema()).eval()
     paths, head = np.arange(12).reshape(6, 2), SoftmaxHead(TrainConfig(), clicks)
-    monkeypatch.setattr(head, "sample", lambda _, user: torch.full((len(user),), 4))
+    monkeypatch.setattr(head, "sample", lambda _, user: torch.full((len(user), 1), 4))
     nothing = torch.zeros(300, 0, dtype=torch.int64)
     batch = Batch(
         torch.zeros(300, 1, dtype=torch.int64), torch.zeros(300, 2, dtype=torch.int64), nothing, nothing.float()

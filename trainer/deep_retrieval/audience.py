@@ -26,7 +26,7 @@ def placing_vectors(model: PathModel, head: SoftmaxHead, batches: Batches, advan
     """Item and audience vectors side by side, (V, 2 E); both are centred and have the same mean square.
 
     The audience's mean is shrunk towards a linear prediction from the item's own vector, see PRIOR. An item without an
-    audience has only the prediction. Time: one pass of the encoder over the clicks, and DRAWS of the head.
+    audience has only the prediction. Time: one pass of encoder and head over the clicks.
     """
     device = model.item_bias.device
     total = torch.zeros(model.item_vectors.shape, dtype=torch.float64, device=device)
@@ -35,7 +35,7 @@ def placing_vectors(model: PathModel, head: SoftmaxHead, batches: Batches, advan
     with torch.inference_mode():
         for batch in batches.epoch(None):
             users, clicked = predictions(model, batch)
-            for wanted in (clicked, *(head.sample(model, users) for _ in range(DRAWS))):
+            for wanted in (clicked, *head.sample(model, users, DRAWS).unbind(dim=1)):
                 total.index_add_(0, wanted, users.double())
                 count.index_add_(0, wanted, torch.ones_like(users[:, 0], dtype=torch.float64))
             advance(len(clicked))

@@ -72,15 +72,15 @@ class SoftmaxHead:
         logits = torch.cat([positive[:, None], negative], dim=1)
         return F.cross_entropy(logits, torch.zeros_like(targets))
 
-    def sample(self, model: UserModel, user: Tensor) -> Tensor:
-        """An item for each user, (N,), drawn from the head's sharpened softmax, or for large V from an estimate of it.
+    def sample(self, model: UserModel, user: Tensor, count: int = 1) -> Tensor:
+        """Items for each user, (N, count), drawn from the head's sharpened softmax, or for large V from an estimate.
 
         The probability of an item is proportional to its probability in the softmax to the power of SHARPNESS.
         """
         if not self._sampled:
-            return draw((SHARPNESS * model.head_logits(user)).softmax(dim=1).cumsum(dim=1), 1).squeeze(1)
+            return draw((SHARPNESS * model.head_logits(user)).softmax(dim=1).cumsum(dim=1), count)
         drawn, logits, correction = self._draw(model, user)  # sampling importance resampling
-        return drawn[draw((SHARPNESS * logits - correction).softmax(dim=1).cumsum(dim=1), 1).squeeze(1)]
+        return drawn[draw((SHARPNESS * logits - correction).softmax(dim=1).cumsum(dim=1), count)]
 
     def _draw(self, model: UserModel, user: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """M items (M,), drawn by their share of the clicks, their logits (N, M), and the corrections of these (M,).
@@ -146,7 +146,7 @@ class PathLoss:
             user, targets = users[step], clicked[step]
             with torch.no_grad():
                 taught = torch.rand(len(targets), device=targets.device) < self._taught
-                targets[taught] = self._head.sample(model, user[taught])
+                targets[taught] = self._head.sample(model, user[taught]).squeeze(1)
                 paths = self._paths[targets]
                 if self._best_only:  # gradients through one path instead of J make a step a third shorter
                     best = model.path_log_probs(user, paths, self._trie).argmax(dim=1, keepdim=True)
