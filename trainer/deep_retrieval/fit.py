@@ -166,7 +166,7 @@ def _learn_paths(
         run.save(record, {"model": model}, optimizers, paths)
         progress.say(_line(record, config))
         for fault in collapse(occupancy, config):
-            remedy = "warmup_epochs or alpha" if config.reassignments else "warmup_epochs or width"
+            remedy = "warmup_epochs or alpha" if config.is_the_papers_em else "warmup_epochs or width"
             progress.say(f"warning: the index is collapsing: {fault}; raise {remedy}")
     return paths
 
