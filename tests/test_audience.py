@@ -79,7 +79,7 @@ def test_without_an_audience_the_prediction_from_the_vector_counts() -> None:
     users = rng.normal(size=(30, 4))
     total = count[:, None] * users
 
-    means = audience._means(vectors, total.copy(), count)
+    means = audience.audience_means(vectors, total.copy(), count)
 
     centred = users - (total.sum(axis=0) / count.sum())
     ridge = audience.RIDGE * (count[:, None] * vectors**2).sum() / 4
@@ -93,4 +93,6 @@ def test_without_an_audience_the_prediction_from_the_vector_counts() -> None:
 
 def test_a_single_item_has_a_place() -> None:
     """Centred, its vector is 0, so there is nothing to regress on."""
-    assert audience._means(np.zeros((1, 4), np.float32), np.ones((1, 4)), np.array([7.0])).tolist() == [[0.0] * 4]
+    assert audience.audience_means(np.zeros((1, 4), np.float32), np.ones((1, 4)), np.array([7.0])).tolist() == [
+        [0.0] * 4
+    ]

@@ -41,11 +41,13 @@ def placing_vectors(model: PathModel, head: SoftmaxHead, batches: Batches, advan
             advance(len(clicked))
     vectors = model.item_vectors.detach().cpu().numpy()
     vectors = vectors - vectors.mean(axis=0)
-    audience = _means(vectors, total.cpu().numpy(), count.cpu().numpy())
+    audience = audience_means(vectors, total.cpu().numpy(), count.cpu().numpy())
     return np.concatenate([_scaled(vectors), _scaled(audience)], axis=1)
 
 
-def _means(vectors: NDArray[np.float32], total: NDArray[np.float64], count: NDArray[np.float64]) -> NDArray[np.float32]:
+def audience_means(
+    vectors: NDArray[np.float32], total: NDArray[np.float64], count: NDArray[np.float64]
+) -> NDArray[np.float32]:
     """The mean of each item's audience minus that of all, (V, E), shrunk towards a prediction from `vectors` (V, E).
 
     total: (V, E), the sums of the `count` (V,) users of each audience; it is overwritten, to save memory.

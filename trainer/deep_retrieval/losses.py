@@ -129,7 +129,7 @@ class PathLoss:
 
         Without a trie, the layers also learn which paths are not in use. best_only: hard EM instead of eq. (2).
         """
-        self._head, self._taught, self._best_only = head, taught, best_only and paths.shape[1] > 1
+        self._head, self._taught, self._best_only = head, taught, best_only
         self._paths = torch.from_numpy(paths).to(head.device)
         self._trie = None if trie is None else torch.from_numpy(trie).to(head.device)
 
@@ -147,11 +147,9 @@ class PathLoss:
             with torch.no_grad():
                 taught = torch.rand(len(targets), device=targets.device) < self._taught
                 targets[taught] = self._head.sample(model, user[taught]).squeeze(1)
-                paths = self._paths[targets]
-                if self._best_only:  # gradients through one path instead of J make a step a third shorter
-                    best = model.path_log_probs(user, paths, self._trie).argmax(dim=1, keepdim=True)
-                    paths = paths.gather(1, best)
-            yield -model.path_log_probs(user, paths, self._trie).logsumexp(dim=1).mean(), len(targets)
+            log_probs = model.path_log_probs(user, self._paths[targets], self._trie)
+            reached = log_probs.max(dim=1).values if self._best_only else log_probs.logsumexp(dim=1)
+            yield -reached.mean(), len(targets)
 
 
 def predictions(model: UserModel, batch: Batch) -> tuple[Tensor, Tensor]:
