@@ -37,7 +37,7 @@ def _audiences(model: Any, batches: Batches) -> dict[int, list[np.ndarray]]:
     wanted: dict[int, list[np.ndarray]] = {item: [] for item in range(ITEMS)}
     with torch.no_grad():
         for batch in batches.epoch(None):
-            for user, item in zip(*predictions(model, batch), strict=True):
+            for user, item in zip(*predictions(model, batch)[:2], strict=True):
                 for one in (int(item), DRAWN, DRAWN):
                     wanted[one].append(user.double().numpy())
     return wanted

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -81,3 +83,19 @@ def test_the_order_follows_the_generator() -> None:
 
     assert first == same
     assert first != other
+
+
+@pytest.mark.parametrize("later", [0.0, 0.5])
+def test_a_target_has_the_strength_of_its_click(later: float) -> None:
+    """Also if the target is a later item. Item i has the strength i."""
+    rng = np.random.default_rng(0)
+    dataset, split = dataset_of([rng.integers(1, 100, size=length).tolist() for length in (1, 2, 4, 9, 13)])
+    dataset = replace(dataset, strengths=dataset.items.astype(np.float32))
+
+    seen = 0
+    for batch in Batches(dataset, split, history=4, batch=10, later=later).epoch(np.random.default_rng(1)):
+        assert batch.strengths is not None
+        wanted = batch.targets >= 0
+        assert batch.strengths[wanted].tolist() == batch.targets[wanted].tolist()
+        seen += int(wanted.sum())
+    assert seen == 29

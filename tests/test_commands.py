@@ -351,6 +351,28 @@ def test_show_lists_files_and_settings(tmp_path: Path, capsys: pytest.CaptureFix
     assert lines[at:] == ["files:", '  interactions = "clicks.csv"', "settings:", '  context = ["country"]', "  k = 20"]
 
 
+def test_a_version_with_attributes_strengths_and_impressions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`fit` prints what it read, and `evaluate` accepts the same files."""
+    monkeypatch.chdir(tmp_path)
+    clicks = pq.read_table(write_interactions(tmp_path))
+    rows = clicks.num_rows
+    clicks = clicks.append_column("rating", pa.array([1 + row % 5 for row in range(rows)]))
+    pq.write_table(clicks.append_column("clicked", pa.array([row % 9 > 0 for row in range(rows)])), "clicks.parquet")
+    items = "\n".join(f"{item},group {item % 4}" for item in range(50))
+    (tmp_path / "items.csv").write_text(f"item_id,group\n{items}\n51,\n")
+    files = ["clicks.parquet", "--items", "items.csv", "--store", "store"]
+    settings = ["--set", "attributes=group", "--set", "strength=rating", "--set", "clicked=clicked"]
+
+    assert dr_trainer(["fit", *files, *QUICK, *settings]) == 0
+    err = capsys.readouterr().err
+    assert "attributes: 4 values in all; 1 item of 51 without any" in err
+    assert "120 rows shown and not clicked (clicked)" in err
+    assert dr_trainer(["evaluate", *files, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["users"] > 0
+
+
 def test_a_version_knows_its_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

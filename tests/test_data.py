@@ -326,3 +326,61 @@ def test_some_users_must_be_left_to_train_on(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="test_users = 1"):
         split_users(load_dataset(write(tmp_path, rows), CONFIG), TrainConfig(test_users=1))
+
+
+def test_strengths_are_relative_to_their_mean(tmp_path: Path) -> None:
+    """Each click has the value of the named column divided by the mean; dropped rows do not count."""
+    rows = {**ROWS, "weight": [1, 2, 3, 6, 4, 100]}
+
+    dataset = load_dataset(write(tmp_path, rows), TrainConfig(min_interactions=2, strength="weight"))
+
+    assert sequences(dataset) == {1: [10, 20], 2: [20, 10, 30]}
+    assert dataset.strengths is not None
+    assert (dataset.strengths * 3.2).tolist() == pytest.approx([2, 6, 3, 4, 1])  # the mean of these is 3.2
+
+
+@pytest.mark.parametrize(("weights", "found"), [([1, 1, -2, 1, 1, 1], "-2"), ([0] * 6, "only zeros")])
+def test_unusable_strengths_are_named(tmp_path: Path, weights: list[int], found: str) -> None:
+    """A negative strength is an error, and so is a column of zeros."""
+    file = write(tmp_path, {**ROWS, "weight": weights})
+
+    with pytest.raises(DataError, match=f"column weight: expected strengths of at least 0, found {found}"):
+        load_dataset(file, CONFIG.replace(strength="weight"))
+
+
+@pytest.mark.parametrize("true", [(1, 0), (True, False), ("true", "false")])
+def test_rows_that_were_not_clicked_are_impressions(tmp_path: Path, true: tuple[Any, Any]) -> None:
+    """They are in no sequence; their items are in the catalogue, and they precede the clicks of the same time."""
+    clicked, shown = true
+    rows = {
+        "user_id": [1, 1, 1, 2, 1, 1, 9],
+        "item_id": [10, 30, 20, 10, 40, 50, 60],
+        "timestamp": [1, 2, 2, 1, 0, 3, 1],
+        "clicked": [clicked, shown, clicked, clicked, shown, shown, shown],
+    }
+
+    dataset = load_dataset(write(tmp_path, rows), CONFIG.replace(clicked="clicked"))
+
+    assert sequences(dataset) == {1: [10, 20], 2: [10]}
+    assert dataset.item_ids.tolist() == [10, 20, 30, 40, 50, 60]
+    assert dataset.impressions
+    assert dataset.impressions.offsets.tolist() == [0, 3, 3]
+    assert dataset.item_ids[dataset.impressions.items].tolist() == [40, 30, 50]
+    assert dataset.impressions.before.tolist() == [0, 1, 2]
+
+
+def test_a_tuning_request_has_the_impressions_of_its_withheld_clicks(tmp_path: Path) -> None:
+    """With last-out, the withheld item is the second last: the impressions before it and after the click before it."""
+    rows = {
+        "user_id": [1] * 7,
+        "item_id": [10, 31, 20, 32, 30, 33, 40],
+        "timestamp": range(7),
+        "clicked": [1, 0, 1, 0, 1, 0, 1],
+    }
+    config = CONFIG.replace(split="last-out", clicked="clicked", min_interactions=3)
+    dataset = load_dataset(write(tmp_path, rows), config)
+
+    requests = tuning_requests(dataset, split_users(dataset, config))
+
+    assert [dataset.item_ids[truth].tolist() for truth in requests.truths] == [[30]]
+    assert [dataset.item_ids[shown].tolist() for shown in requests.spread(5).shown] == [[32]]

@@ -18,11 +18,14 @@ from trainer.evaluate.evaluate import evaluate, require_same_data
 
 
 def test_planted_groups_are_found(planted: Planted) -> None:
-    """Nearly every answer is from the user's group: k = 5 of its 6 new items, and 5 of the 6 are right."""
+    """Nearly every answer is from the user's group: k = 5 of its 6 new items, and 5 of the 6 are right.
+
+    Which 5 is chance, so with 20 users the ratio to brute force differs from 1 by up to 0.07 on different processors.
+    """
     result = evaluate(planted.searcher, planted.dataset, planted.split, 5, SilentProgress())
 
     assert result["deep_retrieval"]["precision"] > 0.75  # 5/6 from knowing the group alone
-    assert result["ratio_to_brute_force"]["f_measure"] > 0.95
+    assert result["ratio_to_brute_force"]["f_measure"] > 0.9
     assert result["popularity"]["f_measure"] < result["deep_retrieval"]["f_measure"] / 2
     assert result["item_cf"]["f_measure"] > 0.7
     assert result["deep_retrieval"]["candidates_mean"] <= 10 * 5

@@ -43,8 +43,8 @@ def test_sampled_softmax_tends_to_the_full_one() -> None:
     sampled = SoftmaxHead(TrainConfig(full_softmax_items=1, negatives=200_000), clicks)
 
     with torch.no_grad():
-        assert sampled.loss(model, user, targets).item() == pytest.approx(
-            full.loss(model, user, targets).item(), abs=0.01
+        assert sampled.loss(model, user, targets).mean().item() == pytest.approx(
+            full.loss(model, user, targets).mean().item(), abs=0.01
         )
 
 
@@ -64,7 +64,7 @@ def test_a_sparse_step_moves_only_the_items_of_its_batch(monkeypatch: pytest.Mon
         ((loss, _),) = SoftmaxHead(config, clicks).losses(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         models.append(model)
-        tables.append(model.encoder.item_embedding.weight)
+        tables.append(model.encoder.items.own.weight)
     sparse, dense = (table.grad for table in tables)
     assert sparse is not None
     assert dense is not None
@@ -158,3 +158,24 @@ def test_with_all_targets_taught_the_loss_is_that_of_the_drawn_items(monkeypatch
         whole = -model.path_log_probs(user, torch.tensor([[8, 9]]).expand(600, 2)).max(dim=1).values.mean()
 
     assert sum(mean * count for mean, count in steps) / 600 == pytest.approx(whole.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_prediction_counts_as_much_as_its_strength(*, sampled: bool) -> None:
+    """Strengths of 0 and 2 give the loss of the second half of the predictions alone, in the head and in the paths."""
+    torch.manual_seed(0)
+    clicks = np.array([50, 1, 9, 30, 5, 5])
+    config = TrainConfig(full_softmax_items=1, negatives=2000) if sampled else TrainConfig()
+    model = PathModel(TrainConfig(embedding=4, hidden=4, dropout=0.0), 10, clicks, ContextSchema()).eval()
+    head = SoftmaxHead(config, clicks)
+    nothing = torch.zeros(40, 0, dtype=torch.int64)
+    history, targets = torch.randint(6, (40, 1)), torch.randint(6, (40, 2))
+    strengths = torch.tensor([[0.0, 0.0], [2.0, 2.0]]).repeat_interleave(20, dim=0)
+    weighted = Batch(history, targets, nothing, nothing.float(), strengths)
+    second = Batch(history[20:], targets[20:], nothing[20:], nothing[20:].float())
+
+    for losses in (head.losses, PathLoss(head, np.arange(12).reshape(6, 2), 0.0).losses):
+        with torch.no_grad():
+            found, expected = (next(iter(losses(model, batch)))[0].item() for batch in (weighted, second))
+
+        assert found == pytest.approx(expected, abs=0.05 if sampled else 1e-5)

@@ -87,7 +87,7 @@ def slow_answer(
 
 
 def slow_similarities(index: PathIndex, history: list[int], item: int) -> list[float]:
-    """For neighbours and followers, the similarities of the history's items that have `item`: sum, recent sum."""
+    """For neighbours and followers, the roots of the history's summed similarities to `item`: all, recent."""
     sums = []
     for items, similarities in zip(*index.neighbours, strict=True):
         near = recent = 0.0
@@ -95,7 +95,7 @@ def slow_similarities(index: PathIndex, history: list[int], item: int) -> list[f
             for other, similarity in zip(items[seen].tolist(), similarities[seen].tolist(), strict=True):
                 near += (other == item) * similarity / 65535
                 recent += (other == item) * similarity / 65535 * 0.8**age
-        sums += [near, recent]
+        sums += [near**0.5, recent**0.5]
     return sums
 
 

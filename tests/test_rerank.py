@@ -123,3 +123,20 @@ def test_clicks_against_the_logit_do_not_reverse_the_ranking() -> None:
     reranker = fit_reranker(structure_of(np.ones((3, 1)), vectors, np.zeros(60)), requests_of(worst), 1, 60)
 
     assert reranker is SOFTMAX
+
+
+def test_what_was_shown_and_not_clicked_counts_as_much_as_all_that_is_unknown() -> None:
+    """Items 0 to 5 have the highest bias and are shown to everybody, who click one of them.
+
+    With impressions the bias gets less weight, because the items that were shown without a click have it too.
+    """
+    rng = np.random.default_rng(0)
+    users, vectors, bias = rng.normal(size=(60, 4)), rng.normal(size=(60, 4)), np.where(np.arange(60) < 6, 1.0, 0.0)
+    truths = [np.array([r % 6]) for r in range(60)]
+    requests = requests_of(truths)
+    shown = [np.setdiff1d(np.arange(6), truth) for truth in truths]
+
+    without = fit_reranker(structure_of(users, vectors, bias), requests, 1, 60).weights
+    told = fit_reranker(structure_of(users, vectors, bias), replace(requests, shown=shown), 1, 60).weights
+
+    assert 0 < told[1] < without[1] - 0.5

@@ -123,6 +123,11 @@ class Network(Group):
     context: tuple[str, ...] = Field(
         (), description='columns of user features for the encoder: "name", "name:category" or "name:number"'
     )
+    attributes: tuple[str, ...] = Field(
+        (),
+        description="columns of the items file whose values have vectors, which are part of their items' vectors; "
+        "written like `context`",
+    )
 
     def resolve_dropout(self, clicks: int, items: int) -> float:
         """The dropout rate. auto: 0.5 up to 10 clicks an item, 0.2 from 200 on; linear in their logarithm between."""
@@ -131,7 +136,7 @@ class Network(Group):
         density = min(200.0, max(10.0, clicks / items))
         return 0.5 - 0.3 * math.log(density / 10) / math.log(200 / 10)
 
-    @field_validator("context", mode="before")
+    @field_validator("context", "attributes", mode="before")
     @classmethod
     def _as_tuple(cls, names: Any) -> Any:
         """Make a tuple: TOML and JSON give a list, `--set context=country,age` gives a string."""
@@ -141,18 +146,22 @@ class Network(Group):
 
     @model_validator(mode="after")
     def _columns_can_be_asked_for(self) -> Self:
-        if len(self.context) > Limits.FEATURES:
-            raise ConfigError(f"context: expected at most {Limits.FEATURES} columns, found {len(self.context)}")
-        names = [column.partition(":")[0] for column in self.context]
-        for column, name in zip(self.context, names, strict=True):
-            if not name or column not in {name, *(f"{name}:{kind}" for kind in ("category", "categorical", "number"))}:
-                raise ConfigError(f'context: expected "column", "column:category" or "column:number", found {column!r}')
-            if len(name) > Limits.FEATURE_NAME:
-                raise ConfigError(
-                    f"context: expected names of at most {Limits.FEATURE_NAME} characters, found {len(name)}"
-                )
-            if names.count(name) > 1:
-                raise ConfigError(f"context: {name} is named twice")
+        for setting, columns in (("context", self.context), ("attributes", self.attributes)):
+            if len(columns) > Limits.FEATURES:
+                raise ConfigError(f"{setting}: expected at most {Limits.FEATURES} columns, found {len(columns)}")
+            names = [column.partition(":")[0] for column in columns]
+            for column, name in zip(columns, names, strict=True):
+                kinds = ("category", "categorical", "number")
+                if not name or column not in {name, *(f"{name}:{kind}" for kind in kinds)}:
+                    raise ConfigError(
+                        f'{setting}: expected "column", "column:category" or "column:number", found {column!r}'
+                    )
+                if len(name) > Limits.FEATURE_NAME:
+                    raise ConfigError(
+                        f"{setting}: expected names of at most {Limits.FEATURE_NAME} characters, found {len(name)}"
+                    )
+                if names.count(name) > 1:
+                    raise ConfigError(f"{setting}: {name} is named twice")
         return self
 
 
@@ -327,6 +336,16 @@ class Data(Group):
     )
     user_id: Literal["auto", "integer", "string"] = Field("auto", description="the same for user ids")
     min_rating: float | None = Field(None, description="interactions with a lower rating are dropped")
+    strength: str | None = Field(
+        None,
+        description="column of the interactions, such as `rating` or `weight`, with how much each click counts in the "
+        "losses, at least 0",
+    )
+    clicked: str | None = Field(
+        None,
+        description="column of the interactions that is 0 or false in rows that were shown and not clicked; only the "
+        "reranker learns from these",
+    )
     min_item_interactions: Count = Field(1, description="items with fewer interactions are dropped, before users are")
     min_interactions: Count = Field(3, description="users with fewer interactions are dropped")
     split: Literal["users", "last-out"] = Field(

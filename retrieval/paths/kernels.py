@@ -166,6 +166,9 @@ def sum_similarities(neighbours, similarities, history, lengths, request, item, 
                         values[slots[slot], 5 + 2 * kind] += similarity * recency
         place += lengths[b]
         begin = end
+    for i in range(len(item)):
+        for feature in range(4, 8):
+            values[i, feature] = np.sqrt(values[i, feature])
 
 
 @_compiled(

@@ -19,10 +19,11 @@ from retrieval.paths.index import PathIndex, Postings
 from retrieval.query import Answer
 
 #: The features of a candidate, in this order: the softmax head's logit, the item's bias, the log of the summed
-#: probability of the searched paths from which the item was read, the number of these paths, and four sums over the
-#: items of the history. These have the similarities of the items that have the candidate among their neighbours, and
-#: of the items that have it among their followers; each once as it is, and once times kernels.RECENCY^age, where the
-#: last item of the history has the age 0.
+#: probability of the searched paths from which the item was read, the number of these paths, and the roots of four
+#: sums over the items of the history. These have the similarities of the items that have the candidate among their
+#: neighbours, and of the items that have it among their followers; each once as it is, and once times
+#: kernels.RECENCY^age, where the last item of the history has the age 0. The roots keep a few candidates with very
+#: many similar items from deciding the fit.
 FEATURES = (
     "logit", "bias", "path_log_prob", "paths", "neighbours", "recent_neighbours", "followers", "recent_followers",
 )  # fmt: skip

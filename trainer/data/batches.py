@@ -19,17 +19,20 @@ class Batch:
     """B windows of up to T items.
 
     history: (B, T) item indices, padded with -1. targets: (B, T + 1); targets[:, t] is the item to predict from the
-    first t items, or -1 if there is none. categories: (B, C) and numbers: (B, M), the users' context.
+    first t items, or -1 if there is none. categories: (B, C) and numbers: (B, M), the users' context. strengths:
+    float32 (B, T + 1), how much each target counts, or None if all count the same.
     """
 
     history: Tensor
     targets: Tensor
     categories: Tensor
     numbers: Tensor
+    strengths: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        return Batch(*(part.to(device) for part in (self.history, self.targets, self.categories, self.numbers)))
+        parts = (self.history, self.targets, self.categories, self.numbers, self.strengths)
+        return Batch(*(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
 
 
 class Batches:
@@ -72,26 +75,30 @@ class Batches:
 
     def _make(self, windows: NDArray[np.int64], generator: np.random.Generator | None) -> Batch:
         data, length = self._dataset, self._length[windows]
-        column = np.arange(length.max())
+        column = np.arange(max(2, int(length.max())))  # at least one item of history
         inside = column < length[:, None]  # (B, T + 1)
         position = (data.offsets[self._user[windows]] + self._start[windows])[:, None] + column
-        items = np.where(inside, data.items[np.minimum(position, len(data.items) - 1)], -1).astype(np.int64)
-        targets = items.copy()
-        targets[self._continues[windows], 0] = -1
+        position = np.minimum(position, len(data.items) - 1)
+        items = np.where(inside, data.items[position], -1).astype(np.int64)
+        predicted = np.broadcast_to(column, items.shape)  # the place of each target
         if generator and self._later:
-            ahead = generator.random(targets.shape) * (length[:, None] - column)
-            drawn = column + np.where(generator.random(targets.shape) < self._later, ahead, 0).astype(np.int64)
-            targets = np.where(targets < 0, -1, np.take_along_axis(items, np.clip(drawn, 0, length[:, None] - 1), 1))
+            ahead = generator.random(items.shape) * (length[:, None] - column)
+            drawn = column + np.where(generator.random(items.shape) < self._later, ahead, 0).astype(np.int64)
+            predicted = np.clip(drawn, 0, length[:, None] - 1)
+        targets = np.where(inside, np.take_along_axis(items, predicted, 1), -1)
+        targets[self._continues[windows], 0] = -1
+        strengths = None
+        if data.strengths is not None:
+            strengths = torch.from_numpy(np.take_along_axis(data.strengths[position], predicted, 1))
         # The last item of a window is only a target; the others are also history.
         last = np.arange(len(windows)), length - 1
         history = items.copy()
         history[last] = -1
         users = self._user[windows]
         return Batch(
-            torch.from_numpy(history[:, :-1] if history.shape[1] > 1 else history),
-            torch.from_numpy(
-                targets if history.shape[1] > 1 else np.pad(targets, ((0, 0), (0, 1)), constant_values=-1)
-            ),
+            torch.from_numpy(history[:, :-1]),
+            torch.from_numpy(targets),
             torch.from_numpy(data.context.categories[users]),
             torch.from_numpy(data.context.numbers[users]),
+            strengths,
         )

@@ -83,8 +83,10 @@ def read_context(
         try:
             if schema:
                 features.append(schema.features[index])
-            elif kind == "number" or (kind == "" and _holds_numbers(column, label, name in source.table.texts, notes)):
-                features.append(Number.fit(name, _numbers(column, label)))
+            elif kind == "number" or (
+                kind == "" and are_numbers(column, label, notes, is_text=name in source.table.texts)
+            ):
+                features.append(Number.fit(name, read_numbers(column, label)))
             else:
                 features.append(Category.fit(name, pc.unique(column).to_pylist()))
         except ValueError as error:
@@ -92,7 +94,7 @@ def read_context(
         columns.append(column)
     codes = [_codes(f, column) for f, column in zip(features, columns, strict=True) if isinstance(f, Category)]
     numbers = [
-        feature.encode_all(_numbers(column, f"column {feature.name}", refuse=False))
+        feature.encode_all(read_numbers(column, f"column {feature.name}", refuse=False))
         for feature, column in zip(features, columns, strict=True)
         if isinstance(feature, Number)
     ]
@@ -105,8 +107,11 @@ def read_context(
     )
 
 
-def _holds_numbers(column: pa.ChunkedArray, label: str, is_text: bool, notes: list[str]) -> bool:
-    """Whether `column` has numbers and is not a category. Adds a message to `notes` if a text column has both."""
+def are_numbers(column: pa.ChunkedArray, label: str, notes: list[str], *, is_text: bool) -> bool:
+    """Whether `column` has numbers and is not a category. Adds a message to `notes` if a text column has both.
+
+    is_text: the column was read from a text file, so its type is not known.
+    """
     if is_text:
         texts = pc.unique(pc.drop_null(pc.utf8_trim_whitespace(column)))
         texts = texts.filter(pc.not_equal(texts, ""))
@@ -125,8 +130,8 @@ def _codes(category: Category, column: pa.ChunkedArray) -> Indices:
     return np.asarray(codes[values.indices.to_numpy(zero_copy_only=False)])
 
 
-def _numbers(column: pa.ChunkedArray, label: str, *, refuse: bool = True) -> NDArray[np.float64]:
-    """Each user's number, NaN if missing. refuse: raise DataError for the first text that is not a number."""
+def read_numbers(column: pa.ChunkedArray, label: str, *, refuse: bool = True) -> NDArray[np.float64]:
+    """Each row's number, NaN if missing. refuse: raise DataError for the first text that is not a number."""
     if not pa.types.is_string(column.type) and not pa.types.is_boolean(column.type):
         return np.asarray(column.cast(pa.float64(), safe=False).to_numpy())
     values = column.combine_chunks().dictionary_encode(null_encoding="encode")

@@ -23,6 +23,12 @@ def remarks(dataset: Dataset, config: TrainConfig, users: Path | None, current: 
             else f"{feature.name} is a number, {feature.mean:.4g} on average"
             for feature in dataset.context.schema.features
         )
+    if dataset.attributes:
+        without = int((dataset.attributes.codes < 0).all(axis=1).sum())
+        values = counted(len(dataset.attributes.values), "value")
+        yield f"attributes: {values} in all; {counted(without, 'item')} of {len(dataset.item_ids)} without any"
+    if dataset.impressions:
+        yield f"{counted(len(dataset.impressions.items), 'row')} shown and not clicked ({config.clicked})"
     if users and not config.context:
         columns = [name for name in read_table(users, ()).names if name not in {"", "user_id"}]
         yield f"--users {users}: not used, because `context` names no column; " + (

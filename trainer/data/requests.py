@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.sparse
@@ -23,16 +23,17 @@ BATCH_SCORES = 50_000_000  # most scores (requests x items) in memory at once
 class Requests:
     """R requests with their truth: the items that the user clicked after the history. items: V, the number of items.
 
-    histories, truths: item indices, oldest first; categories (R, C), numbers (R, M); users: (R,) user indices.
+    histories, truths: item indices, oldest first; categories (R, C), numbers (R, M); users: (R,) user indices. shown:
+    the items that were shown to the user together with the truth and not clicked, or nothing if that is not known.
     """
 
     items: int
-
     histories: list[NDArray[np.int64]]
     truths: list[NDArray[np.int64]]
     categories: NDArray[np.int64]
     numbers: NDArray[np.float32]
     users: NDArray[np.int64]
+    shown: list[NDArray[np.int64]] = field(default_factory=list)
 
     def beams(self, structure: PathStructure, beam: int) -> Iterator[Beams]:
         """The beams that the network finds, one batch of `parts` at a time."""
@@ -56,27 +57,16 @@ class Requests:
 
     def spread(self, count: int) -> Requests:
         """At most `count` requests, evenly spread over all."""
-        every = max(1, -(-len(self.histories) // count))
-        spread = slice(None, None, every)
-        return Requests(
-            self.items,
-            self.histories[spread],
-            self.truths[spread],
-            self.categories[spread],
-            self.numbers[spread],
-            self.users[spread],
-        )
+        return self._part(slice(None, None, max(1, -(-len(self.histories) // count))))
 
     def first(self, count: int) -> Requests:
         """The first `count` requests."""
-        first = slice(count)
+        return self._part(slice(count))
+
+    def _part(self, part: slice) -> Requests:
+        lists = self.histories[part], self.truths[part]
         return Requests(
-            self.items,
-            self.histories[first],
-            self.truths[first],
-            self.categories[first],
-            self.numbers[first],
-            self.users[first],
+            self.items, *lists, self.categories[part], self.numbers[part], self.users[part], self.shown[part]
         )
 
 
@@ -104,7 +94,16 @@ def history_requests(dataset: Dataset, split: Split, count: int, seed: int) -> R
 def tuning_requests(dataset: Dataset, split: Split) -> Requests:
     """One request per tuning user. The items that training saw are history, the withheld items are the truth."""
     users = split.tuning_users
-    return _requests(dataset, users, split.train_length[users], split.visible_length)
+    requests = _requests(dataset, users, split.train_length[users], split.visible_length)
+    if (impressions := dataset.impressions) is None:
+        return requests
+    shown = []
+    for user in users:
+        part = slice(impressions.offsets[user], impressions.offsets[user + 1])
+        before = impressions.before[part]
+        withheld = (before >= split.train_length[user]) & (before < split.visible_length[user])
+        shown.append(np.unique(impressions.items[part][withheld]).astype(np.int64))
+    return replace(requests, shown=shown)
 
 
 def _requests(

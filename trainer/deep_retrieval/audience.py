@@ -34,7 +34,7 @@ def placing_vectors(model: PathModel, head: SoftmaxHead, batches: Batches, advan
     model.eval()
     with torch.inference_mode():
         for batch in batches.epoch(None):
-            users, clicked = predictions(model, batch)
+            users, clicked, _ = predictions(model, batch)
             for wanted in (clicked, *head.sample(model, users, DRAWS).unbind(dim=1)):
                 total.index_add_(0, wanted, users.double())
                 count.index_add_(0, wanted, torch.ones_like(users[:, 0], dtype=torch.float64))

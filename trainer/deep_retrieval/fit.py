@@ -76,7 +76,7 @@ def fit(
     width = config.resolve_width(items)
     torch.manual_seed(config.seed)
     clicks = click_counts(dataset, split)
-    model = PathModel(config, width, clicks, dataset.context.schema).to(device)
+    model = PathModel(config, width, clicks, dataset.context.schema, dataset.attributes).to(device)
     head = SoftmaxHead(config, clicks, device)
     batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.resolve_later())
     generator = np.random.default_rng([config.seed, 1])

@@ -58,19 +58,19 @@ class SoftmaxHead:
 
     def losses(self, model: UserModel, batch: Batch) -> Iterator[tuple[Tensor, int]]:
         """One gradient step: the mean loss of the batch, and its number of predictions."""
-        user, targets = predictions(model, batch)
-        yield self.loss(model, user, targets), len(targets)
+        user, targets, strengths = predictions(model, batch)
+        yield _mean(self.loss(model, user, targets), strengths), len(targets)
 
     def loss(self, model: UserModel, user: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats. user: (N, E), targets: (N,)."""
+        """The cross-entropy of each prediction in nats, (N,). user: (N, E), targets: (N,)."""
         if not self._sampled:
-            return F.cross_entropy(model.head_logits(user), targets)
+            return F.cross_entropy(model.head_logits(user), targets, reduction="none")
         drawn, logits, correction = self._draw(model, user)
         # The target has its own column; the drawn items represent all other items.
         positive = (user * model.vectors_of(targets)).sum(1) + model.item_bias[targets]
         negative = (logits - correction).masked_fill(drawn == targets[:, None], -torch.inf)  # (N, M)
         logits = torch.cat([positive[:, None], negative], dim=1)
-        return F.cross_entropy(logits, torch.zeros_like(targets))
+        return F.cross_entropy(logits, torch.zeros_like(targets), reduction="none")
 
     def sample(self, model: UserModel, user: Tensor, count: int = 1) -> Tensor:
         """Items for each user, (N, count), drawn from the head's sharpened softmax, or for large V from an estimate.
@@ -140,7 +140,7 @@ class PathLoss:
         users. All steps have nearly the same size: a small last step would change the layers as much as a full step.
         """
         with torch.no_grad():
-            users, clicked = predictions(model, batch)
+            users, clicked, strengths = predictions(model, batch)
         order = torch.randperm(len(clicked), device=clicked.device)
         for step in order.tensor_split(max(1, round(len(clicked) / PATH_STEP))):
             user, targets = users[step], clicked[step]
@@ -149,11 +149,20 @@ class PathLoss:
                 targets[taught] = self._head.sample(model, user[taught]).squeeze(1)
             log_probs = model.path_log_probs(user, self._paths[targets], self._trie)
             reached = log_probs.max(dim=1).values if self._best_only else log_probs.logsumexp(dim=1)
-            yield -reached.mean(), len(targets)
+            yield _mean(-reached, None if strengths is None else strengths[step]), len(targets)
 
 
-def predictions(model: UserModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The user vectors (N, E) from which the N targets (N,) are predicted, on the model's device."""
+def predictions(model: UserModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The user vectors (N, E) from which the N targets (N,) are predicted, and their strengths (N,) or None.
+
+    All are on the model's device.
+    """
     batch = batch.to(model.item_bias.device)
     wanted = batch.targets >= 0
-    return model.encoder(batch.history, batch.categories, batch.numbers)[wanted], batch.targets[wanted]
+    user = model.encoder(batch.history, batch.categories, batch.numbers)[wanted]
+    return user, batch.targets[wanted], None if batch.strengths is None else batch.strengths[wanted]
+
+
+def _mean(losses: Tensor, strengths: Tensor | None) -> Tensor:
+    """The mean of the losses (N,), each times its strength (N,); the strengths of all clicks have the mean 1."""
+    return losses.mean() if strengths is None else (losses * strengths).mean()

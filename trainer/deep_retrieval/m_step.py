@@ -61,7 +61,7 @@ def score_paths(model: PathModel, batches: Batches, scores: PathScores, advance:
     every = max(1, batches.predictions // SAMPLED_REQUESTS)
     with torch.inference_mode():
         for batch in batches.epoch(None):
-            users, items = predictions(model, batch)
+            users, items, _ = predictions(model, batch)
             batch_beams = []
             together = SEARCHED_TOGETHER if users.device.type == "cpu" else len(users)
             for user, clicked in zip(users.split(together), items.split(together), strict=True):

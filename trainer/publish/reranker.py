@@ -1,7 +1,8 @@
 """Fit the reranker: logistic regression over the candidates of tuning users (Sec. 3.4).
 
 Tuning users are training users whose later items are withheld from the network. A candidate counts as clicked if it is
-one of the withheld items. The features are retrieval.paths.rerank.FEATURES.
+one of the withheld items. If impressions are known, those without a click together weigh as much as the candidates of
+which this is not known. The features are retrieval.paths.rerank.FEATURES.
 """
 
 from __future__ import annotations
@@ -44,7 +45,11 @@ def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_pa
         features.append(_centred(x, request, len(batch)))
         clicked.append(y)
         # All requests with clicks have the same total weight of clicks. Requests without a click have weight 0.
-        weights.append(np.divide(1, clicks, out=np.zeros_like(clicks), where=clicks > 0))
+        weight = np.divide(1, clicks, out=np.zeros_like(clicks), where=clicks > 0)
+        if requests.shown:
+            shown = np.isin(key[new], _keys([requests.shown[r] for r in batch], items)) & ~y
+            weight *= _balanced(request, shown, ~y & ~shown)
+        weights.append(weight)
     x, y, weight = np.concatenate(features), np.concatenate(clicked), np.concatenate(weights)
     taught = weight > 0
     if not y.any() or y[taught].all():
@@ -65,6 +70,16 @@ def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_pa
     fitted = Reranker("lr", (fitted_weights / std).astype(np.float32), float(regression.intercept_[0]))
     # A logit weight that is not positive is a sign of too few clicks.
     return fitted if fitted.weights[0] > 0 else SOFTMAX
+
+
+def _balanced(request: Any, shown: Any, unknown: Any) -> Any:
+    """Factors of the candidates' weights (N,), with which two groups of a request have the same total.
+
+    request: (N,), the request of each candidate. shown: those that were shown and not clicked; unknown: those of which
+    this is not known. If a request lacks one of the groups, all its factors are 1.
+    """
+    size = [np.bincount(request, group)[request] for group in (shown, unknown)]
+    return np.where(shown & (size[1] > 0), size[1] / np.maximum(size[0], 1), 1.0)
 
 
 def _centred(features: Any, request: Any, requests: int) -> Any:
