@@ -13,17 +13,25 @@ import pytest
 import torch
 
 from retrieval.context import ContextSchema
+from retrieval.searcher import Searcher
 from tests.conftest import SMALL
 from tests.planted import GROUPS, write_interactions
 from tests.silent_progress import SilentProgress
 from trainer.config import TrainConfig
 from trainer.data.attributes import BUCKETS, MAX_VALUES, ItemAttributes
-from trainer.data.dataset import load_dataset
+from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.requests import held_out_requests
 from trainer.data.split import split_users
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.fit import fit
 from trainer.deep_retrieval.layers import PathModel
+from trainer.deep_retrieval.unclicked import describe_unclicked
 from trainer.errors import DataError
+from trainer.evaluate.evaluate import MeasuredVersion
+from trainer.publish.version import make_version
+
+EPOCH = "a=1970-01-01T00:00:00 to 1970-01-01T00:00:00"
+NEW = 1000  # the first id of the items without clicks
 
 
 def read(folder: Path, column: Any, spec: str = "a", items: int = 4) -> ItemAttributes:
@@ -46,6 +54,15 @@ def values(attributes: ItemAttributes) -> list[set[str]]:
     [
         (["x", "y", None, " x "], "a", [{"a=x"}, {"a=y"}, set(), {"a=x"}]),
         (["x|y", "y", "", "y|x|x"], "a", [{"a=x", "a=y"}, {"a=y"}, set(), {"a=x", "a=y"}]),
+        (["x|y", "nan", "", "NaN"], "a:category", [{"a=x|y"}, {"a=nan"}, set(), {"a=NaN"}]),
+        ([1.0, float("inf"), float("nan"), 2.5], "a:category", [{"a=1"}, set(), set(), {"a=2.5"}]),
+        (pa.array(["x", "y", "x", None], pa.string_view()), "a", [{"a=x"}, {"a=y"}, {"a=x"}, set()]),
+        (pa.array([1, 1, None, 1], pa.timestamp("ns")), "a", [{EPOCH}, {EPOCH}, set(), {EPOCH}]),
+        (
+            pa.array([1, 1, None, 1], pa.time32("s")),
+            "a",
+            [{"a=00:00:01.000"}, {"a=00:00:01.000"}, set(), {"a=00:00:01.000"}],
+        ),
         ([["x", "y"], [], None, ["y"]], "a", [{"a=x", "a=y"}, set(), set(), {"a=y"}]),
         ([1, 2, 2, 1], "a:category", [{"a=1"}, {"a=2"}, {"a=2"}, {"a=1"}]),
         ([True, False, None, True], "a", [{"a=true"}, {"a=false"}, set(), {"a=true"}]),
@@ -81,7 +98,9 @@ def test_an_item_has_at_most_so_many_values(tmp_path: Path) -> None:
     attributes = read(tmp_path, [[str(number) for number in range(40)], ["0"], [], None])
 
     assert (attributes.codes >= 0).sum(axis=1).tolist() == [MAX_VALUES, 1, 0, 0]
-    assert attributes.notes == ("1 items have more than 32 values of attributes; 32 of each are used",)
+    assert attributes.notes == (
+        f"{tmp_path}/items.parquet: column a: 1 item with more than 32 values; only so many are used",
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,6 +108,7 @@ def test_an_item_has_at_most_so_many_values(tmp_path: Path) -> None:
     [
         (["x"] * 4, "b", "column b is missing; found item_id, a"),
         ([None, "", " ", None], "a", "column a: no item of the catalogue has a value"),
+        ([["x"], [], [], []], "a:number", "column a: expected numbers, found lists; name it without :number"),
         (["x", "1", "2", "3"], "a:number", "column a: expected numbers, found 'x'; name it a:category"),
         ([{"x": 1}] * 4, "a", "column a: expected numbers or strings, found struct"),
     ],
@@ -103,52 +123,58 @@ def test_attributes_need_an_items_file_with_one_row_per_item(tmp_path: Path) -> 
     """Without the file, or with two rows for an item, the error says what to do."""
     interactions, catalogue = write_interactions(tmp_path), tmp_path / "items.parquet"
     config = TrainConfig(attributes=("a",))
-    with pytest.raises(DataError, match="attributes: a are columns of an items file; name one with --items"):
+    with pytest.raises(DataError, match=r"attributes: expected an items file \(--items\) with a; found none"):
         load_dataset(interactions, config)
     pq.write_table(pa.table({"item_id": [3, 4, 3], "a": ["x", "y", "z"]}), catalogue)
     with pytest.raises(DataError, match="column item_id, row 1: item 3 has more than one row; keep one"):
         load_dataset(interactions, config, catalogue)
 
 
-def test_an_item_vector_is_its_own_plus_that_of_its_values() -> None:
-    """With clicks: own vector plus the values' sum over the root of their number; without clicks: only the latter."""
-    codes = np.array([[0, 2], [1, -1], [-1, -1], [0, 1], [-1, -1]], np.int32)
-    config = TrainConfig(embedding=4, hidden=4)
-    clicks = np.array([3, 1, 1, 0, 0])
-    model = PathModel(config, 10, clicks, ContextSchema(), ItemAttributes(codes, ("a=0", "a=1", "a=2")))
-    table = model.encoder.items.values
-    assert table is not None
-    torch.nn.init.normal_(table.weight[:3])
-    own, value = model.encoder.items.own.weight, table.weight
-
-    expected = [
-        own[0] + (value[0] + value[2]) / 2**0.5,
-        own[1] + value[1],
-        own[2],
-        (value[0] + value[1]) / 2**0.5,
-        own[4],  # neither clicks nor attributes
-    ]
-
-    assert torch.allclose(model.item_vectors, torch.stack(expected))
-    assert torch.allclose(model.vectors_of(torch.tensor([[3, 1], [0, 0]]))[0, 0], expected[3])
-    assert torch.equal(model.encoder.items(torch.tensor(5)), own[5])  # the start item
-
-
-def test_items_without_clicks_are_placed_by_their_attributes(tmp_path: Path) -> None:
-    """New items of a group get vectors nearest to those of the group, so most of them share prefixes with it."""
-    file, catalogue = write_interactions(tmp_path), tmp_path / "items.parquet"
-    new = list(range(1000, 1000 + 2 * GROUPS))
-    items = [*range(40), *new]
+def with_new_items(folder: Path) -> tuple[Dataset, TrainConfig]:
+    """The planted data with two items for each group that nobody has clicked; each item has its group as attribute."""
+    file, catalogue = write_interactions(folder), folder / "items.parquet"
+    items = [*range(40), *range(NEW, NEW + 2 * GROUPS)]
     pq.write_table(pa.table({"item_id": items, "group": [f"g{item % GROUPS}" for item in items]}), catalogue)
     config = SMALL.replace(attributes=("group",), reassignments=0)
-    dataset = load_dataset(file, config, catalogue)
+    return load_dataset(file, config, catalogue), config
+
+
+def test_items_without_clicks_are_found_by_their_attributes(tmp_path: Path) -> None:
+    """Ten items are answered to users with about six clicked items of their group left, so the two new ones are too."""
+    dataset, config = with_new_items(tmp_path)
     split = split_users(dataset, config)
-
     trained = fit(config, dataset, split, Run(tmp_path / "run", config, dataset), SilentProgress())
+    version = make_version(config, dataset, split, trained, SilentProgress(), allow_collapsed=True)
+    requests = held_out_requests(dataset, split)
+    measured = MeasuredVersion(Searcher.open(version), requests, 10, SilentProgress())
+    answers = measured.retrieval(10, *measured.searcher.default_search(10), SilentProgress()).filtered
 
-    vectors = trained.model.item_vectors.detach().numpy()
-    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    group = dataset.item_ids % GROUPS
-    similar = vectors[dataset.item_ids >= 1000] @ vectors[dataset.item_ids < 1000].T
-    nearest = np.argsort(-similar, axis=1)[:, :5]
-    assert (group[dataset.item_ids < 1000][nearest] == group[dataset.item_ids >= 1000][:, None]).mean() > 0.9
+    found = []
+    for history, answer in zip(requests.histories, answers, strict=True):
+        group = dataset.item_ids[history[0]] % GROUPS
+        found += [item in dataset.item_ids[answer] for item in (NEW + group, NEW + GROUPS + group)]
+    assert np.mean(found) > 0.8
+
+
+def test_a_new_item_is_an_average_item_of_its_kind() -> None:
+    """Its vector and bias are near the means of its kind's; clicked items, and items without attributes, stay."""
+    rng = np.random.default_rng(0)
+    clicks = np.array([*rng.integers(20, 40, 100), *rng.integers(200, 400, 100), 0, 0, 0])
+    codes = np.array([*[0] * 100, *[1] * 100, 0, 1, -1], np.int32)[:, None]
+    model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema())
+    with torch.no_grad():
+        model.item_vectors[:100] += 5
+    vectors, bias = model.item_vectors.detach().clone(), model.item_bias.clone()
+
+    describe_unclicked(model, clicks, ItemAttributes(codes, ("kind=0", "kind=1")))
+
+    assert torch.equal(model.item_vectors[:200], vectors[:200])
+    assert torch.equal(model.item_bias[:200], bias[:200])
+    assert torch.equal(model.item_vectors[202], vectors[202])
+    assert torch.allclose(model.item_vectors[200], vectors[:100].mean(dim=0), atol=0.15)
+    assert torch.allclose(model.item_vectors[201], vectors[100:200].mean(dim=0), atol=0.15)
+    assert abs(model.item_bias[200] - bias[:100].mean()) < 0.1
+    assert abs(model.item_bias[201] - bias[100:200].mean()) < 0.1
+    again = model.item_vectors.detach().clone()
+    describe_unclicked(model, clicks, ItemAttributes(codes, ("kind=0", "kind=1")))
+    assert torch.equal(model.item_vectors, again)

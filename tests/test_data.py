@@ -353,10 +353,10 @@ def test_rows_that_were_not_clicked_are_impressions(tmp_path: Path, true: tuple[
     """They are in no sequence; their items are in the catalogue, and they precede the clicks of the same time."""
     clicked, shown = true
     rows = {
-        "user_id": [1, 1, 1, 2, 1, 1, 9],
-        "item_id": [10, 30, 20, 10, 40, 50, 60],
-        "timestamp": [1, 2, 2, 1, 0, 3, 1],
-        "clicked": [clicked, shown, clicked, clicked, shown, shown, shown],
+        "user_id": [1, 1, 1, 2, 1, 1, 9, 2],
+        "item_id": [10, 30, 20, 10, 40, 50, 60, 30],
+        "timestamp": [1, 2, 2, 1, 0, 3, 1, 5],
+        "clicked": [clicked, shown, clicked, clicked, shown, shown, shown, shown],
     }
 
     dataset = load_dataset(write(tmp_path, rows), CONFIG.replace(clicked="clicked"))
@@ -364,23 +364,45 @@ def test_rows_that_were_not_clicked_are_impressions(tmp_path: Path, true: tuple[
     assert sequences(dataset) == {1: [10, 20], 2: [10]}
     assert dataset.item_ids.tolist() == [10, 20, 30, 40, 50, 60]
     assert dataset.impressions
-    assert dataset.impressions.offsets.tolist() == [0, 3, 3]
-    assert dataset.item_ids[dataset.impressions.items].tolist() == [40, 30, 50]
-    assert dataset.impressions.before.tolist() == [0, 1, 2]
+    assert dataset.impressions.offsets.tolist() == [0, 3, 4]
+    assert dataset.item_ids[dataset.impressions.items].tolist() == [40, 30, 50, 30]
+    assert dataset.impressions.before.tolist() == [0, 1, 2, 1]
+
+
+def test_only_clicks_need_a_rating(tmp_path: Path) -> None:
+    """A row that was not clicked may lack the columns of min_rating and strength; a click may not."""
+    rows = {**ROWS, "clicked": [1, 0, 1, 1, 1, 1], "rating": [5, None, 4, 1, 5, 5]}
+    config = CONFIG.replace(clicked="clicked", strength="rating", min_rating=2)
+
+    dataset = load_dataset(write(tmp_path, rows), config)
+
+    assert sequences(dataset) == {2: [20, 10, 30], 3: [10]}
+    assert dataset.strengths is not None
+    assert (dataset.strengths * 4.75).tolist() == pytest.approx([4, 5, 5, 5])
+    with pytest.raises(DataError, match="column rating, row 2: no value"):
+        load_dataset(write(tmp_path, {**rows, "clicked": [1] * 6}), config)
+
+
+def test_without_a_click_the_error_names_the_column(tmp_path: Path) -> None:
+    """All rows are impressions, for example because the column has another meaning."""
+    with pytest.raises(DataError, match="column clicked: no row is a click; expected 1 or true for clicks"):
+        load_dataset(write(tmp_path, {**ROWS, "clicked": [0] * 6}), CONFIG.replace(clicked="clicked"))
 
 
 def test_a_tuning_request_has_the_impressions_of_its_withheld_clicks(tmp_path: Path) -> None:
     """With last-out, the withheld item is the second last: the impressions before it and after the click before it."""
     rows = {
-        "user_id": [1] * 7,
-        "item_id": [10, 31, 20, 32, 30, 33, 40],
-        "timestamp": range(7),
-        "clicked": [1, 0, 1, 0, 1, 0, 1],
+        "user_id": [user for user in (1, 2, 3, 4) for _ in range(7)],
+        "item_id": [10 * user + item for user in (1, 2, 3, 4) for item in (100, 301, 200, 302, 300, 303, 400)],
+        "timestamp": [*range(7)] * 4,
+        "clicked": [1, 0, 1, 0, 1, 0, 1] * 4,
     }
     config = CONFIG.replace(split="last-out", clicked="clicked", min_interactions=3)
     dataset = load_dataset(write(tmp_path, rows), config)
 
     requests = tuning_requests(dataset, split_users(dataset, config))
 
-    assert [dataset.item_ids[truth].tolist() for truth in requests.truths] == [[30]]
-    assert [dataset.item_ids[shown].tolist() for shown in requests.spread(5).shown] == [[32]]
+    assert [dataset.item_ids[truth].tolist() for truth in requests.truths] == [[310], [320], [330], [340]]
+    assert [dataset.item_ids[shown].tolist() for shown in requests.shown] == [[312], [322], [332], [342]]
+    assert [dataset.item_ids[shown].tolist() for shown in requests.spread(2).shown] == [[312], [332]]
+    assert [dataset.item_ids[shown].tolist() for shown in requests.first(1).shown] == [[312]]

@@ -64,7 +64,7 @@ def test_a_sparse_step_moves_only_the_items_of_its_batch(monkeypatch: pytest.Mon
         ((loss, _),) = SoftmaxHead(config, clicks).losses(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         models.append(model)
-        tables.append(model.encoder.items.own.weight)
+        tables.append(model.encoder.item_embedding.weight)
     sparse, dense = (table.grad for table in tables)
     assert sparse is not None
     assert dense is not None

@@ -60,7 +60,7 @@ def test_the_exported_form_holds_for_the_longest_history(raw: float, longest: in
             block.raw_decay.fill_(raw)
     vectors, length = torch.randn(5, 4).half(), torch.tensor([longest, 7])
     with torch.no_grad():
-        model.encoder.items.own.weight[:5] = vectors
+        model.encoder.item_embedding.weight[:5] = vectors
     history = torch.randint(5, (2, longest)).where(torch.arange(longest) < length.unsqueeze(1), -1)
     nothing = torch.zeros(2, 0, dtype=torch.int64)
     expected = model.encoder(history, nothing, nothing.float())[torch.arange(2), length].detach().numpy()

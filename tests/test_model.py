@@ -161,8 +161,8 @@ def test_the_last_user_vector_is_that_of_the_whole_encoder(length: int, kind: En
     encoder = make_model(2, 5, encoder=kind).encoder.eval()
     history = torch.tensor([[3, 4, 1]]).where(torch.arange(3) < length, -1)
     categories, numbers = torch.tensor([[2]]), torch.tensor([[0.5]])
-    rows = torch.cat([torch.tensor([[encoder.items.start]]), history], dim=1)
-    vectors = encoder.items(rows.clamp(min=0)) * (rows >= 0).unsqueeze(2)
+    rows = torch.cat([torch.tensor([[encoder.start]]), history], dim=1)
+    vectors = encoder.item_embedding(rows.clamp(min=0)) * (rows >= 0).unsqueeze(2)
     with torch.no_grad():
         last = encoder.last(vectors, torch.tensor([length]), categories, numbers)
 

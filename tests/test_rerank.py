@@ -12,7 +12,7 @@ from retrieval.paths.index import Neighbours, PathIndex
 from retrieval.paths.rerank import SOFTMAX
 from retrieval.paths.structure import PathStructure
 from trainer.data.requests import Requests
-from trainer.publish.reranker import fit_reranker
+from trainer.publish.reranker import balanced, fit_reranker
 
 
 class FixedSession:
@@ -125,18 +125,33 @@ def test_clicks_against_the_logit_do_not_reverse_the_ranking() -> None:
     assert reranker is SOFTMAX
 
 
-def test_what_was_shown_and_not_clicked_counts_as_much_as_all_that_is_unknown() -> None:
+def test_what_was_shown_teaches_the_reranker() -> None:
     """Items 0 to 5 have the highest bias and are shown to everybody, who click one of them.
 
-    With impressions the bias gets less weight, because the items that were shown without a click have it too.
+    With impressions the bias gets less weight, because the items that were shown without a click have it too. A click
+    on an item that was shown is a click.
     """
     rng = np.random.default_rng(0)
     users, vectors, bias = rng.normal(size=(60, 4)), rng.normal(size=(60, 4)), np.where(np.arange(60) < 6, 1.0, 0.0)
     truths = [np.array([r % 6]) for r in range(60)]
     requests = requests_of(truths)
-    shown = [np.setdiff1d(np.arange(6), truth) for truth in truths]
 
-    without = fit_reranker(structure_of(users, vectors, bias), requests, 1, 60).weights
-    told = fit_reranker(structure_of(users, vectors, bias), replace(requests, shown=shown), 1, 60).weights
+    def bias_weight(shown: list[np.ndarray]) -> float:
+        structure = structure_of(users, vectors, bias)
+        return float(fit_reranker(structure, replace(requests, shown=shown), 1, 60).weights[1])
 
-    assert 0 < told[1] < without[1] - 0.5
+    told = bias_weight([np.setdiff1d(np.arange(6), truth) for truth in truths])
+
+    assert 0 < told < bias_weight([]) - 0.5
+    assert bias_weight([np.arange(6)] * 60) == told
+
+
+def test_impressions_together_count_as_much_as_unknown_candidates() -> None:
+    """Request 0 has two impressions and five unknown candidates; the others lack one of the groups."""
+    request = np.array([0] * 8 + [1] * 3 + [2] * 3)
+    shown = np.array([1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0], bool)
+    unknown = np.array([0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 0], bool)
+
+    factors = balanced(request, shown, unknown)
+
+    assert factors.tolist() == [2.5, 2.5, *[1.0] * 12]

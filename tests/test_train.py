@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tracemalloc
 from pathlib import Path
@@ -20,7 +21,8 @@ from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
 from tests.silent_progress import SilentProgress
 from trainer import settings as settings_module
-from trainer.data.dataset import load_dataset
+from trainer.data.attributes import ItemAttributes
+from trainer.data.dataset import Impressions, load_dataset
 from trainer.data.split import click_counts, split_users
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.fit import Trained, fit
@@ -220,12 +222,17 @@ def test_a_run_of_another_release_is_not_continued(planted: Planted, tmp_path: P
     )
 
 
-def test_a_run_of_other_data_is_not_continued(planted: Planted, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["items", "strengths", "impressions", "attributes"])
+def test_a_run_of_other_data_is_not_continued(planted: Planted, tmp_path: Path, part: str) -> None:
     """The settings are the same, but not the data."""
-    import dataclasses
-
+    parts: dict[str, Any] = {
+        "items": planted.dataset.items[::-1].copy(),
+        "strengths": np.ones(len(planted.dataset.items), np.float32),
+        "impressions": Impressions(np.zeros(121, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64)),
+        "attributes": ItemAttributes(np.full((40, 1), -1, np.int32), ("a=b",)),
+    }
     Run(tmp_path, SMALL, planted.dataset)
-    changed = dataclasses.replace(planted.dataset, items=planted.dataset.items[::-1].copy())
+    changed = dataclasses.replace(planted.dataset, **{part: parts[part]})
 
     with pytest.raises(ResumeError, match="used different data"):
         Run(tmp_path, SMALL, changed)
@@ -269,6 +276,20 @@ def test_items_of_a_group_share_paths(planted: Planted) -> None:
 
     assert together.any()
     assert same_group[together].mean() > 0.7
+
+
+def test_the_papers_em_finds_the_planted_groups_from_random_paths(planted: Planted, tmp_path: Path) -> None:
+    """Items on one path are of one group after four M-steps; with random paths, one pair in four is."""
+    config = SMALL.replace(epochs=15, start="random", reassignments=4, candidate_paths=36)
+
+    trained = fit(config, planted.dataset, planted.split, Run(tmp_path, config, planted.dataset), SilentProgress())
+
+    groups = planted.dataset.item_ids % GROUPS
+    together = (trained.paths[:, None, :, None] == trained.paths[None, :, None, :]).any(axis=(2, 3))
+    np.fill_diagonal(together, False)
+    used = [record["used"] for record in trained.history if "used" in record]
+    assert (groups[:, None] == groups[None, :])[together].mean() > 0.9
+    assert used[-1] >= 0.9 * used[0]
 
 
 def test_the_losses_fall(planted: Planted) -> None:

@@ -125,8 +125,8 @@ class Network(Group):
     )
     attributes: tuple[str, ...] = Field(
         (),
-        description="columns of the items file whose values have vectors, which are part of their items' vectors; "
-        "written like `context`",
+        description="columns of the items file, written like `context`, that say which clicked items an item without "
+        "clicks is like",
     )
 
     def resolve_dropout(self, clicks: int, items: int) -> float:
@@ -336,15 +336,15 @@ class Data(Group):
     )
     user_id: Literal["auto", "integer", "string"] = Field("auto", description="the same for user ids")
     min_rating: float | None = Field(None, description="interactions with a lower rating are dropped")
-    strength: str | None = Field(
+    strength: Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="column of the interactions, such as `rating` or `weight`, with how much each click counts in the "
         "losses, at least 0",
     )
-    clicked: str | None = Field(
+    clicked: Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="column of the interactions that is 0 or false in rows that were shown and not clicked; only the "
-        "reranker learns from these",
+        "reranker learns from these, and their items are in the catalogue",
     )
     min_item_interactions: Count = Field(1, description="items with fewer interactions are dropped, before users are")
     min_interactions: Count = Field(3, description="users with fewer interactions are dropped")

@@ -180,21 +180,30 @@ class _IdColumn:
         return f"{self._label}, {row} is not an integer" if row else f"{self._label} has strings"
 
 
-def numbers(table: Table, name: str) -> NDArray[np.float64]:
-    """A column of finite numbers. Raises DataError naming the first row that has no such number."""
-    column = plain(required(table, name), f"{table.file}: column {name}")
+def numbers(table: Table, name: str, rows: Indices | None = None) -> NDArray[np.float64]:
+    """The finite numbers of a column, in `rows` or in all.
+
+    Raises DataError naming the first row without such a number.
+    """
+    label = f"{table.file}: column {name}"
+    if rows is None:
+        column = plain(required(table, name), label)
+        rows = np.arange(len(column))
+    else:
+        column = plain(table.column(name), label).take(pa.array(rows))
+        if column.null_count:
+            row = int(rows[pc.index(pc.is_null(column), True).as_py()])
+            raise DataError(f"{label}, {table.row(row)}: no value; drop or fill such rows")
     if pa.types.is_string(column.type):
         encoded = column.cast(pa.large_string()).combine_chunks().dictionary_encode()
         texts = encoded.dictionary.to_pylist()
         values = np.array([np.nan if (number := as_number(text)) is None else number for text in texts])
-        rows = encoded.indices.to_numpy(zero_copy_only=False)
-        values = values[rows]
+        values = values[encoded.indices.to_numpy(zero_copy_only=False)]
     else:
         values = np.asarray(column.cast(pa.float64(), safe=False).to_numpy())
     for row in np.flatnonzero(~np.isfinite(values))[:1]:
         text = str(column[int(row)].as_py())[:60]
         raise DataError(
-            f"{table.file}: column {name}, {table.row(int(row))}: expected a number like 3.5, found {text!r}; "
-            "drop or fill such rows"
+            f"{label}, {table.row(int(rows[row]))}: expected a number like 3.5, found {text!r}; drop or fill such rows"
         )
     return values

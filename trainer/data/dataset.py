@@ -23,6 +23,7 @@ from trainer.data.attributes import ItemAttributes, read_attributes
 from trainer.data.columns import Ids, Indices, encode_ids, numbers
 from trainer.data.context import UserContext, UserRows, read_context
 from trainer.data.files import Table, read_table
+from trainer.data.plain import plain
 from trainer.data.times import timestamps
 from trainer.errors import DataError
 
@@ -95,9 +96,7 @@ def load_dataset(
     context = {spec.partition(":")[0] for spec in config.context}
     described = {spec.partition(":")[0] for spec in config.attributes}
     if described and not items:
-        raise DataError(
-            f"attributes: {', '.join(sorted(described))} are columns of an items file; name one with --items"
-        )
+        raise DataError(f"attributes: expected an items file (--items) with {', '.join(sorted(described))}; found none")
     ratings = set() if config.min_rating is None else {"rating", "weight"}
     named = {name for name in (config.strength, config.clicked) if name}
     table = read_table(interactions, {"user_id", "item_id", "timestamp", *ratings, *named, *context})
@@ -109,6 +108,8 @@ def load_dataset(
     times = timestamps(table)
     is_click = _is_click(table, config)
     rows, rare, dropped = _kept_rows(table, item_of, user_of, is_click, config)
+    if not is_click.any():
+        raise DataError(f"{interactions}: column {config.clicked}: no row is a click; expected 1 or true for clicks")
     if not len(rows):
         raise DataError(
             f"{interactions}: none of the {len(times)} rows is left after min_rating = {config.min_rating}, "
@@ -162,8 +163,8 @@ def _is_click(table: Table, config: TrainConfig) -> NDArray[np.bool_]:
     """Whether each row is a click, not an impression without one."""
     if config.clicked is None:
         return np.ones(table.columns.num_rows, bool)
-    column = table.column(config.clicked)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    column = plain(table.column(config.clicked), f"{table.file}: column {config.clicked}")
+    if pa.types.is_string(column.type):
         lower = pc.utf8_lower(pc.utf8_trim_whitespace(column))
         if pc.all(pc.is_in(lower, pa.array(["true", "false"]))).as_py():
             return np.asarray(pc.equal(lower, "true").to_numpy())
@@ -174,10 +175,11 @@ def _strengths(table: Table, rows: Indices, config: TrainConfig) -> NDArray[np.f
     """The strength of each of `rows`, divided by their mean; None if the config names no column."""
     if config.strength is None:
         return None
-    strengths = numbers(table, config.strength)[rows]
+    strengths = numbers(table, config.strength, rows)
     if (strengths < 0).any() or not strengths.any():
         found = f"{strengths.min():g}" if strengths.any() else "only zeros"
         raise DataError(f"{table.file}: column {config.strength}: expected strengths of at least 0, found {found}")
+    strengths = strengths / strengths.max()  # so that the sum is finite
     return np.asarray(strengths / strengths.mean(), np.float32)
 
 
@@ -223,7 +225,7 @@ def _kept_rows(
     rows = np.flatnonzero(is_click)
     if config.min_rating is not None:
         column = "weight" if "rating" not in table.names and "weight" in table.names else "rating"
-        rows = rows[numbers(table, column)[rows] >= config.min_rating]
+        rows = rows[numbers(table, column, rows) >= config.min_rating]
     notes = []
     clicks = np.bincount(item_of[rows])
     rare = np.flatnonzero((clicks > 0) & (clicks < config.min_item_interactions))

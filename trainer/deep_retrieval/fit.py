@@ -38,6 +38,7 @@ from trainer.deep_retrieval.reads import TRAINED_READS
 from trainer.deep_retrieval.scores import Paths
 from trainer.deep_retrieval.steps import falling_rate, gradient_epoch, make_optimizers, set_learning_rate
 from trainer.deep_retrieval.tree import tree_paths
+from trainer.deep_retrieval.unclicked import describe_unclicked
 from trainer.deep_retrieval.warm_up import WarmUp, seed_epoch
 from trainer.encoders.spectral import spectral_vectors
 from trainer.encoders.user import UserEncoder
@@ -76,7 +77,7 @@ def fit(
     width = config.resolve_width(items)
     torch.manual_seed(config.seed)
     clicks = click_counts(dataset, split)
-    model = PathModel(config, width, clicks, dataset.context.schema, dataset.attributes).to(device)
+    model = PathModel(config, width, clicks, dataset.context.schema).to(device)
     head = SoftmaxHead(config, clicks, device)
     batches = Batches(dataset, split, config.history, config.resolve_batch(int(clicks.sum())), config.resolve_later())
     generator = np.random.default_rng([config.seed, 1])
@@ -106,6 +107,8 @@ def fit(
         for record in warm_up.epochs(warmed_up, progress):
             run.save(record, {"model": model, "averages": warm_up.averages}, warm_up.optimizers, paths)
             progress.say(_line(record, config))
+    if dataset.attributes:
+        describe_unclicked(model, clicks, dataset.attributes)
     paths = _learn_paths(config, model, head, batches, paths, run, optimizers, progress)
     return Trained(model.cpu().eval(), paths, run.history)
 

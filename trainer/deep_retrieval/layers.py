@@ -30,7 +30,6 @@ from torch.nn import functional as F
 from retrieval.context import ContextSchema
 from retrieval.query import Limits
 from trainer.config import TrainConfig
-from trainer.data.attributes import ItemAttributes
 from trainer.deep_retrieval.paths import path_nodes
 from trainer.encoders.user import UserEncoder
 
@@ -121,24 +120,18 @@ class PathLayer(nn.Module):
 class PathModel(nn.Module):
     """The parts that are learned by gradient: encoder, path layers, and the softmax head over the item vectors."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        width: int,
-        clicks: NDArray[np.int64],
-        schema: ContextSchema,
-        attributes: ItemAttributes | None = None,
-    ) -> None:
+    def __init__(self, config: TrainConfig, width: int, clicks: NDArray[np.int64], schema: ContextSchema) -> None:
         """width: K. clicks: (V,), each item's clicks in training; the head's bias is the log of the item's share."""
         super().__init__()
+        items = len(clicks)
         self.depth, self.width = config.depth, width
-        self.encoder = UserEncoder(config, clicks, schema, attributes)
+        self.encoder = UserEncoder(config, items, schema, config.resolve_dropout(int(clicks.sum()), items))
         self._layers = nn.ModuleList(PathLayer(config, width, d) for d in range(config.depth))
         # The bias is fixed, so that it orders a path's items by their clicks. The vectors of users and items then learn
         # only how a user differs from other users.
         self.register_buffer("item_bias", log_share(clicks))
         self.item_bias: Tensor
-        nn.init.normal_(self.encoder.items.own.weight, std=config.embedding**-0.5)
+        nn.init.normal_(self.encoder.item_embedding.weight, std=config.embedding**-0.5)
 
     @property
     def layers(self) -> list[PathLayer]:
@@ -148,17 +141,17 @@ class PathModel(nn.Module):
     @property
     def item_vectors(self) -> Tensor:
         """The item vectors, (V, E), which the softmax head and the encoder share."""
-        return self.encoder.items.all()
+        return self.encoder.item_embedding.weight[: len(self.item_bias)]
 
     def vectors_of(self, items: Tensor) -> Tensor:
         """The vectors of `items`, (..., E). Only these vectors get a gradient."""
-        vectors: Tensor = self.encoder.items(items)
+        vectors: Tensor = self.encoder.item_embedding(items)
         return vectors
 
     def start_from(self, vectors: NDArray[np.float32]) -> None:
-        """Set the items' own vectors, (V, E), that training starts from."""
+        """Set the item vectors, (V, E), that training starts from."""
         with torch.no_grad():
-            self.encoder.items.own.weight[: len(vectors)].copy_(torch.from_numpy(vectors))
+            self.item_vectors.copy_(torch.from_numpy(vectors))
 
     def path_log_probs(self, user: Tensor, paths: Tensor, trie: Tensor | None = None) -> Tensor:
         """Log p(path | x), (N, J). user: (N, E). paths: (N, J) path ids, J for each user.

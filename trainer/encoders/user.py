@@ -7,10 +7,7 @@ from torch import Tensor, nn
 
 from retrieval.context import ContextSchema
 from trainer.config import TrainConfig
-from trainer.data.attributes import ItemAttributes
-from trainer.data.columns import Indices
 from trainer.encoders.gru import GatedRecurrence
-from trainer.encoders.items import ItemVectors
 from trainer.encoders.lru import LinearRecurrence
 
 
@@ -22,14 +19,12 @@ class UserEncoder(nn.Module):
     means little, a recurrence alone is worse than item-to-item similarity (docs/decisions.md).
     """
 
-    def __init__(
-        self, config: TrainConfig, clicks: Indices, schema: ContextSchema, attributes: ItemAttributes | None
-    ) -> None:
-        """clicks: (V,), the clicks of each item in training."""
+    def __init__(self, config: TrainConfig, items: int, schema: ContextSchema, dropout: float) -> None:
+        """items: V. dropout: the dropout rate of all parts."""
         super().__init__()
         size = config.embedding
-        dropout = config.resolve_dropout(int(clicks.sum()), len(clicks))
-        self.items = ItemVectors(config, clicks, attributes)
+        self.start = items  # row of the start item in item_embedding, after the V items
+        self.item_embedding = nn.Embedding(items + 1, size, sparse=config.steps_are_sparse(items))
         self.recurrence = (GatedRecurrence if config.encoder == "gru" else LinearRecurrence)(config, dropout)
         self.pooled = nn.Linear(size, size, bias=False)
         nn.init.eye_(self.pooled.weight)
@@ -44,9 +39,9 @@ class UserEncoder(nn.Module):
 
         history: (B, T) item indices, -1 after the end. categories: (B, C) codes, numbers: (B, M).
         """
-        start = torch.full_like(history[:, :1], self.items.start)
+        start = torch.full_like(history[:, :1], self.start)
         # Padding is replaced by item 0. User vectors within the history do not depend on it; later ones are not used.
-        items = self.dropout(self.items(torch.cat([start, history.clamp(min=0)], dim=1)))  # (B, T + 1, E)
+        items = self.dropout(self.item_embedding(torch.cat([start, history.clamp(min=0)], dim=1)))  # (B, T + 1, E)
         vectors = self.recurrence(items) + self.pooled(_running_sum(items))
         return self._with_context(vectors, categories, numbers)
 

@@ -118,7 +118,7 @@ def require_same_data(version: Version, dataset: Dataset, progress: Progress) ->
             f"{' '.join(named) or 'those of fit, --items too'}"
         )
     if version.manifest.metrics.get("data_sha256") != dataset.digest():
-        progress.say("warning: trained on other interactions; users measured here may have been trained on")
+        progress.say("warning: trained on other data; users measured here may have been trained on")
 
 
 class Reads(NamedTuple):

@@ -26,7 +26,7 @@ class Network(nn.Module):
     def __init__(self, model: PathModel) -> None:
         super().__init__()
         self.model = model
-        self.start = nn.Parameter(model.encoder.items.own.weight[model.encoder.items.start].detach().clone())
+        self.start = nn.Parameter(model.encoder.item_embedding.weight[model.encoder.start].detach().clone())
 
     def forward(
         self, history: Tensor, length: Tensor, categories: Tensor, numbers: Tensor, beam: Tensor, trie: Tensor

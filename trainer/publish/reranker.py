@@ -20,7 +20,7 @@ PRIOR = 300.0  # strength of the L2 penalty in clicks: with 300 clicks, it about
 #: The L2 penalty on a feature's weight is weaker by the square of this number. The logit needs almost no penalty, and
 #: the similarities have information that the logit lacks.
 FREEDOM = np.array([100.0, 1, 1, 1, 3, 3, 3, 3])
-SIMILARITIES = np.arange(8) >= 4  # which features are sums of similarities
+SIMILARITIES = np.arange(8) >= 4  # which features are roots of sums of similarities
 
 
 def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_path: int) -> Reranker:
@@ -48,7 +48,7 @@ def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_pa
         weight = np.divide(1, clicks, out=np.zeros_like(clicks), where=clicks > 0)
         if requests.shown:
             shown = np.isin(key[new], _keys([requests.shown[r] for r in batch], items)) & ~y
-            weight *= _balanced(request, shown, ~y & ~shown)
+            weight *= balanced(request, shown, ~y & ~shown)
         weights.append(weight)
     x, y, weight = np.concatenate(features), np.concatenate(clicked), np.concatenate(weights)
     taught = weight > 0
@@ -72,7 +72,7 @@ def fit_reranker(structure: PathStructure, requests: Requests, beam: int, per_pa
     return fitted if fitted.weights[0] > 0 else SOFTMAX
 
 
-def _balanced(request: Any, shown: Any, unknown: Any) -> Any:
+def balanced(request: Any, shown: Any, unknown: Any) -> Any:
     """Factors of the candidates' weights (N,), with which two groups of a request have the same total.
 
     request: (N,), the request of each candidate. shown: those that were shown and not clicked; unknown: those of which
