@@ -16,7 +16,7 @@ from retrieval.paths.rerank import SOFTMAX, Reranker, candidates
 from retrieval.paths.structure import PathStructure
 from trainer.data.requests import Requests
 
-PRIOR = 300.0  # strength of the L2 penalty in clicks: with 300 clicks, it about halves a weight
+PRIOR = 1000.0  # strength of the L2 penalty in clicks: with 1,000 clicks, it about halves a weight
 #: The L2 penalty on a feature's weight is weaker by the square of this number. The logit needs almost no penalty, and
 #: the similarities have information that the logit lacks.
 FREEDOM = np.array([100.0, 1, 1, 1, 3, 3, 3, 3])
