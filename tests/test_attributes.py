@@ -31,6 +31,7 @@ from trainer.evaluate.evaluate import MeasuredVersion
 from trainer.publish.version import make_version
 
 EPOCH = "a=1970-01-01T00:00:00 to 1970-01-01T00:00:00"
+LATER = EPOCH.replace("00:00:00", "00:00:01")
 NEW = 1000  # the first id of the items without clicks
 
 
@@ -57,6 +58,7 @@ def values(attributes: ItemAttributes) -> list[set[str]]:
         (["x|y", "nan", "", "NaN"], "a:category", [{"a=x|y"}, {"a=nan"}, set(), {"a=NaN"}]),
         ([1.0, float("inf"), float("nan"), 2.5], "a:category", [{"a=1"}, set(), set(), {"a=2.5"}]),
         (pa.array(["x", "y", "x", None], pa.string_view()), "a", [{"a=x"}, {"a=y"}, {"a=x"}, set()]),
+        (pa.array([1, 1, None, 1], pa.timestamp("s")).dictionary_encode(), "a", [{LATER}, {LATER}, set(), {LATER}]),
         (pa.array([1, 1, None, 1], pa.timestamp("ns")), "a", [{EPOCH}, {EPOCH}, set(), {EPOCH}]),
         (
             pa.array([1, 1, None, 1], pa.time32("s")),
@@ -95,11 +97,12 @@ def test_numbers_are_cut_into_ranges_of_equally_many_items(tmp_path: Path) -> No
 
 def test_an_item_has_at_most_so_many_values(tmp_path: Path) -> None:
     """The number of values that are used is limited, and a message says how many items have more."""
-    attributes = read(tmp_path, [[str(number) for number in range(40)], ["0"], [], None])
+    attributes = read(tmp_path, [[f"{number:02}" for number in range(40)], ["39", "38"], [], None])
 
-    assert (attributes.codes >= 0).sum(axis=1).tolist() == [MAX_VALUES, 1, 0, 0]
+    assert (attributes.codes >= 0).sum(axis=1).tolist() == [MAX_VALUES, 2, 0, 0]
+    assert values(attributes)[0] == {"a=38", "a=39", *(f"a={number:02}" for number in range(30))}
     assert attributes.notes == (
-        f"{tmp_path}/items.parquet: column a: 1 item with more than 32 values; only so many are used",
+        f"{tmp_path}/items.parquet: column a: 1 item with more than 32 values; the most frequent are used",
     )
 
 

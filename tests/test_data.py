@@ -348,7 +348,7 @@ def test_unusable_strengths_are_named(tmp_path: Path, weights: list[int], found:
         load_dataset(file, CONFIG.replace(strength="weight"))
 
 
-@pytest.mark.parametrize("true", [(1, 0), (True, False), ("true", "false")])
+@pytest.mark.parametrize("true", [(1, 0), (1.0, 0.0), (True, False), ("true", "False"), ("1", "false")])
 def test_rows_that_were_not_clicked_are_impressions(tmp_path: Path, true: tuple[Any, Any]) -> None:
     """They are in no sequence; their items are in the catalogue, and they precede the clicks of the same time."""
     clicked, shown = true
@@ -367,6 +367,14 @@ def test_rows_that_were_not_clicked_are_impressions(tmp_path: Path, true: tuple[
     assert dataset.impressions.offsets.tolist() == [0, 3, 4]
     assert dataset.item_ids[dataset.impressions.items].tolist() == [40, 30, 50, 30]
     assert dataset.impressions.before.tolist() == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize("value", ["yes", None, 2])
+def test_an_unusable_value_of_clicked_is_named(tmp_path: Path, value: Any) -> None:
+    """The error has the row and the values that are allowed."""
+    file = write(tmp_path, {**ROWS, "clicked": [str(value) if value == "yes" else value, *[None] * 5]})
+    with pytest.raises(DataError, match=f"column clicked, row 1: expected 0, 1, true or false, found '{value}'"):
+        load_dataset(file, CONFIG.replace(clicked="clicked"))
 
 
 def test_only_clicks_need_a_rating(tmp_path: Path) -> None:

@@ -68,7 +68,9 @@ def read_attributes(specs: Sequence[str], catalogue: Table, rows: Indices) -> It
             raise DataError(f"{label}: no item of the catalogue has a value")
         block, cut = _padded(read, len(rows))
         if cut:
-            notes.append(f"{label}: {counted(cut, 'item')} with more than {MAX_VALUES} values; only so many are used")
+            notes.append(
+                f"{label}: {counted(cut, 'item')} with more than {MAX_VALUES} values; the most frequent are used"
+            )
         blocks.append(np.where(block < 0, -1, block + len(values)))
         values += [f"{name}={value}" for value in read.names]
     return ItemAttributes(np.concatenate(blocks, axis=1).astype(np.int32), tuple(values), tuple(notes))
@@ -76,6 +78,8 @@ def read_attributes(specs: Sequence[str], catalogue: Table, rows: Indices) -> It
 
 def _read(column: pa.ChunkedArray, rows: Indices, kind: str, label: str, notes: list[str], *, is_text: bool) -> _Values:
     """The values of the items, from a column of the catalogue. rows: see `read_attributes`."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     of_items = pa.array(rows, mask=rows < 0)
     is_time = pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)
     if is_time and not kind:
@@ -121,7 +125,10 @@ def _categories(column: pa.ChunkedArray, label: str) -> _Values:
         raise DataError(f"{label}: {len(names)} different values; at most {MAX_CATEGORIES} are learned")
     place = {name: code for code, name in enumerate(names)}
     codes = np.array([place.get(text, -1) for text in distinct], np.int64)[encoded.indices.to_numpy()]
-    return _Values(rows[codes >= 0], codes[codes >= 0], names)
+    rows, codes = rows[codes >= 0], codes[codes >= 0]
+    # The most frequent values come first, so that they stay if a list is cut.
+    order = np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable")
+    return _Values(rows, np.argsort(order)[codes], [names[code] for code in order])
 
 
 def _category(value: Value) -> str:

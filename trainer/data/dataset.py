@@ -27,6 +27,8 @@ from trainer.data.plain import plain
 from trainer.data.times import timestamps
 from trainer.errors import DataError
 
+CLICK, IMPRESSION = ("1", "1.0", "true"), ("0", "0.0", "false")  # values of the column `clicked`
+
 
 @dataclass(frozen=True)
 class Impressions:
@@ -164,11 +166,14 @@ def _is_click(table: Table, config: TrainConfig) -> NDArray[np.bool_]:
     if config.clicked is None:
         return np.ones(table.columns.num_rows, bool)
     column = plain(table.column(config.clicked), f"{table.file}: column {config.clicked}")
-    if pa.types.is_string(column.type):
-        lower = pc.utf8_lower(pc.utf8_trim_whitespace(column))
-        if pc.all(pc.is_in(lower, pa.array(["true", "false"]))).as_py():
-            return np.asarray(pc.equal(lower, "true").to_numpy())
-    return np.asarray(numbers(table, config.clicked) != 0)
+    texts = pc.utf8_lower(pc.utf8_trim_whitespace(column.cast(pa.string())))
+    click, impression = (pc.fill_null(pc.is_in(texts, pa.array(values)), False) for values in (CLICK, IMPRESSION))
+    for row in np.flatnonzero(~pc.or_(click, impression).to_numpy())[:1]:
+        raise DataError(
+            f"{table.file}: column {config.clicked}, {table.row(int(row))}: expected 0, 1, true or false, "
+            f"found {str(column[int(row)].as_py())[:60]!r}"
+        )
+    return np.asarray(click.to_numpy())
 
 
 def _strengths(table: Table, rows: Indices, config: TrainConfig) -> NDArray[np.float32] | None:

@@ -107,7 +107,8 @@ def fit(
         for record in warm_up.epochs(warmed_up, progress):
             run.save(record, {"model": model, "averages": warm_up.averages}, warm_up.optimizers, paths)
             progress.say(_line(record, config))
-    if dataset.attributes:
+    if dataset.attributes and len(_of_warm_up(run)) == len(run.history):  # later checkpoints have these vectors
+        progress.say("items without clicks: vectors from their attributes")
         describe_unclicked(model, clicks, dataset.attributes)
     paths = _learn_paths(config, model, head, batches, paths, run, optimizers, progress)
     return Trained(model.cpu().eval(), paths, run.history)

@@ -1,8 +1,8 @@
 """Fit the reranker: logistic regression over the candidates of tuning users (Sec. 3.4).
 
 Tuning users are training users whose later items are withheld from the network. A candidate counts as clicked if it is
-one of the withheld items. If impressions are known, those without a click together weigh as much as the candidates of
-which this is not known. The features are retrieval.paths.rerank.FEATURES.
+one of the withheld items. If impressions are known, the candidates that were shown and not clicked together weigh as
+much as the candidates of the same request of which this is not known. The features are retrieval.paths.rerank.FEATURES.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from retrieval.paths.rerank import SOFTMAX, Reranker, candidates
 from retrieval.paths.structure import PathStructure
 from trainer.data.requests import Requests
 
-PRIOR = 1000.0  # strength of the L2 penalty in clicks: with 1,000 clicks, it about halves a weight
+#: Strength of the L2 penalty, in requests with a click: with so many, it about halves a weight whose FREEDOM is 1.
+PRIOR = 1000.0
 #: The L2 penalty on a feature's weight is weaker by the square of this number. The logit needs almost no penalty, and
 #: the similarities have information that the logit lacks.
 FREEDOM = np.array([100.0, 1, 1, 1, 3, 3, 3, 3])
