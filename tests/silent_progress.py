@@ -1,4 +1,4 @@
-"""Progress that prints nothing."""
+"""Progress that prints nothing, and one that interrupts a training."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ class SilentProgress:
     def task(self, name: str, total: int) -> Iterator[Advance]:
         """Count nothing."""
         yield lambda _: None
+
+
+class Interrupt(SilentProgress):
+    """Raises KeyboardInterrupt when the line of an epoch is printed, as Ctrl-C would at that moment."""
+
+    def __init__(self, epoch: int) -> None:
+        self._wanted = f"epoch {epoch}:"
+
+    def say(self, text: str) -> None:
+        if text.startswith(self._wanted):
+            raise KeyboardInterrupt

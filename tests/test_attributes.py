@@ -16,7 +16,7 @@ from retrieval.context import ContextSchema
 from retrieval.searcher import Searcher
 from tests.conftest import SMALL
 from tests.planted import GROUPS, write_interactions
-from tests.silent_progress import SilentProgress
+from tests.silent_progress import Interrupt, SilentProgress
 from trainer.config import TrainConfig
 from trainer.data.attributes import BUCKETS, MAX_VALUES, ItemAttributes
 from trainer.data.dataset import Dataset, load_dataset
@@ -157,6 +157,28 @@ def test_items_without_clicks_are_found_by_their_attributes(tmp_path: Path) -> N
         group = dataset.item_ids[history[0]] % GROUPS
         found += [item in dataset.item_ids[answer] for item in (NEW + group, NEW + GROUPS + group)]
     assert np.mean(found) > 0.8
+
+
+@pytest.mark.parametrize("path_epochs", [0, 1])
+def test_an_interrupted_run_has_the_same_vectors(tmp_path: Path, path_epochs: int) -> None:
+    """Stopped before the regression or after an epoch of the path layers, a run ends with the same vectors."""
+    dataset, config = with_new_items(tmp_path)
+    split = split_users(dataset, config)
+    whole = fit(config, dataset, split, Run(tmp_path / "whole", config, dataset), SilentProgress())
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            config,
+            dataset,
+            split,
+            Run(tmp_path / "half", config, dataset),
+            Interrupt(config.encoder_epochs + path_epochs),
+        )
+
+    resumed = fit(config, dataset, split, Run(tmp_path / "half", config, dataset), SilentProgress())
+
+    assert torch.equal(resumed.model.item_vectors, whole.model.item_vectors)
+    assert torch.equal(resumed.model.item_bias, whole.model.item_bias)
+    assert resumed.paths.tolist() == whole.paths.tolist()
 
 
 def test_a_new_item_is_an_average_item_of_its_kind() -> None:

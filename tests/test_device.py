@@ -11,8 +11,8 @@ from safetensors import safe_open
 
 from tests.conftest import SMALL, Planted
 from tests.pretended_gpu import PretendedGpu, is_on_gpu
-from tests.silent_progress import SilentProgress
-from tests.test_train import Interrupt, assert_same_training
+from tests.silent_progress import Interrupt, SilentProgress
+from tests.test_train import assert_same_training
 from trainer import settings as settings_module
 from trainer.__main__ import main as dr_trainer
 from trainer.benchmark.two_tower import train_two_tower

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from index_store.version import Version
 from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
-from tests.silent_progress import SilentProgress
+from tests.silent_progress import Interrupt, SilentProgress
 from trainer import settings as settings_module
 from trainer.data.attributes import ItemAttributes
 from trainer.data.dataset import Impressions, load_dataset
@@ -31,17 +31,6 @@ from trainer.deep_retrieval.losses import PathLoss
 from trainer.deep_retrieval.steps import falling_rate
 from trainer.errors import ResumeError, TrainerError
 from trainer.publish.version import make_version
-
-
-class Interrupt(SilentProgress):
-    """Raises KeyboardInterrupt when the line of an epoch is printed, as Ctrl-C would at that moment."""
-
-    def __init__(self, epoch: int) -> None:
-        self._wanted = f"epoch {epoch}:"
-
-    def say(self, text: str) -> None:
-        if text.startswith(self._wanted):
-            raise KeyboardInterrupt
 
 
 def digests(version: Version) -> dict[str, str]:

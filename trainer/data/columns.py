@@ -186,14 +186,14 @@ def numbers(table: Table, name: str, rows: Indices | None = None) -> NDArray[np.
     Raises DataError naming the first row without such a number.
     """
     label = f"{table.file}: column {name}"
+    column = plain(table.column(name), label)
     if rows is None:
-        column = plain(required(table, name), label)
         rows = np.arange(len(column))
     else:
-        column = plain(table.column(name), label).take(pa.array(rows))
-        if column.null_count:
-            row = int(rows[pc.index(pc.is_null(column), True).as_py()])
-            raise DataError(f"{label}, {table.row(row)}: no value; drop or fill such rows")
+        column = column.take(pa.array(rows))
+    if column.null_count:
+        row = int(rows[pc.index(pc.is_null(column), True).as_py()])
+        raise DataError(f"{label}, {table.row(row)}: no value; drop or fill such rows")
     if pa.types.is_string(column.type):
         encoded = column.cast(pa.large_string()).combine_chunks().dictionary_encode()
         texts = encoded.dictionary.to_pylist()
