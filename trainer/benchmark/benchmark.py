@@ -48,7 +48,6 @@ from trainer.progress import Progress
 from trainer.publish.frontier import choose_beam, frontier
 from trainer.publish.version import BEAM_REQUESTS, make_version
 
-MARGIN = 0.9  # share of a budget that the beam is chosen for: held-out users may read more than training users
 CUTOFFS = {"users": (), "last-out": (10, 50, 200)}  # k at which the publications measure, for each split
 GROUPS = 5  # groups of items, from rarely to often clicked
 FRONTIER_BEAMS = (5, 10, 15, 25, 35, 50, 75, 100, 150, 256)
@@ -131,7 +130,7 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     curves = {}
     for name, candidate in (("deep_retrieval", measured), ("random_paths", measured_random)):
         for budget in BUDGETS:
-            beam, per_path = choose_beam(candidate.structure, beam_requests, config, MARGIN * budget)
+            beam, per_path = choose_beam(candidate.structure, beam_requests, config, budget)
             add(f"{name}_{budget}k", candidate.retrieval(k, beam, per_path, progress, widen=False), None)
         curves[name] = shares_by_reads(candidate, beam_requests, config)
 

@@ -18,7 +18,37 @@ from trainer.config import TrainConfig
 from trainer.data.requests import Requests
 from trainer.deep_retrieval.reads import SERVED_READS
 
-BEAMS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 21, 25, 30, 36, 45, 50, 60, 75, 90, 100, 125, 150, 175, 200, 225, 256)
+BEAMS = (
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    10,
+    12,
+    15,
+    18,
+    20,
+    25,
+    30,
+    36,
+    40,
+    45,
+    50,
+    60,
+    75,
+    90,
+    100,
+    125,
+    150,
+    175,
+    200,
+    225,
+    250,
+    256,
+)
 CAPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500)
 
 
