@@ -1,4 +1,4 @@
-"""dr-index: list, check and delete the versions in a store, and choose which one is current."""
+"""dr-index: list, check and delete the versions in a store, choose which one is current, and show the log."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import dataclasses
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from index_store.command import add_store, add_version, from_environment
 from index_store.errors import IndexStoreError
+from index_store.log import Record
 from index_store.manifest import Manifest
 from index_store.store import IndexStore, find_version, open_store, prune, rollback
 
@@ -45,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     return 0
 
+
+LOG_READ = 1000  # records of the log that are read at once
 
 Result = tuple[Any, str]
 
@@ -151,6 +156,24 @@ def _prune(store: IndexStore, options: argparse.Namespace) -> Result:
     return {"deleted": deleted}, "\n".join(f"deleted {name}" for name in deleted) or "nothing to delete"
 
 
+def _log(store: IndexStore, options: argparse.Namespace) -> Result:
+    place = store.log_start()
+    records: list[Record] = []
+    first = place.seq + 1
+    while new := store.read(place, LOG_READ):
+        place = new[-1].place
+        records = [*records, *new][-options.last :]
+    document = {"first": first, "last": place.seq, "records": [dataclasses.asdict(record) for record in records]}
+    if not records:
+        return document, f"the log of {store} is empty"
+    rows = []
+    for record in records:
+        time = datetime.fromtimestamp(record.time / 1000, UTC).isoformat(" ", "milliseconds")
+        kinds = Counter(str(change.get("op")) for change in record.changes)
+        rows.append(f"{record.seq:>9}  {time}  {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
+    return document, "\n".join([f"records {first} to {place.seq}; the last {len(rows)}:", *rows])
+
+
 def _find(store: IndexStore, version: str) -> Manifest:
     return next((m for m in store.versions() if m.version == version), None) or store.load(version).manifest
 
@@ -179,7 +202,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("rollback", _rollback, "make the previous version current again")
     keep = add("prune", _prune, "delete old versions, never the current or the previous one")
     keep.add_argument("--keep", type=_count, required=True, metavar="N", help="number of newest versions to keep")
+    last = add("log", _log, "show the last records of the catalogue's log")
+    last.add_argument("--last", type=_positive, default=20, metavar="N", help="number of records; default 20")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
+    return int(text)
 
 
 def _count(text: str) -> int:

@@ -11,7 +11,10 @@
     ├── VersionDamaged        the version's bytes differ from the published bytes, or do not fit each other
     ├── VersionIncompatible   the version has a format or a kind that this release does not read
     ├── VersionInUse          the version is current or held, so it cannot be deleted
-    └── PointerMoved          `current` is not the version that the caller expected
+    ├── PointerMoved          `current` is not the version that the caller expected
+    ├── LogBroken             the log does not continue the records that were read before
+    ├── LogDamaged            the bytes of the log are not those that were written
+    └── LogIncompatible       a newer release has written the log
 
 A message names the store or version and what was expected, and the remedy if there is one. It repeats the value that
 was found unless that may be a secret.
@@ -64,3 +67,15 @@ class VersionInUse(IndexStoreError):
 
 class PointerMoved(IndexStoreError):
     """Compare-and-set failed: `current` was not the version the caller expected."""
+
+
+class LogBroken(IndexStoreError):
+    """The log does not continue what the reader has: records were removed or lost, or it is another catalogue's."""
+
+
+class LogDamaged(IndexStoreError):
+    """The bytes of the log are not those that were written."""
+
+
+class LogIncompatible(IndexStoreError):
+    """A newer release has written the log."""

@@ -166,6 +166,17 @@ def url(redis_server: RedisServer, namespace: str) -> str:
     return f"{redis_server.url}?namespace={namespace}"
 
 
+@pytest.fixture(params=["folder", "redis", "valkey", "cluster"])
+def every_url(request: pytest.FixtureRequest, tmp_path: Path, namespace: str) -> str:
+    """The URL of an empty store of each backend."""
+    if request.param == "folder":
+        return str(tmp_path / "store")
+    if request.param == "cluster":
+        port = request.getfixturevalue("redis_cluster")[0].port
+        return f"redis+cluster://127.0.0.1:{port}?namespace={namespace}"
+    return f"{request.getfixturevalue(request.param + '_server').url}?namespace={namespace}"
+
+
 @pytest.fixture
 def client(redis_server: RedisServer) -> Iterator[Any]:
     """A plain Redis client of the shared server."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -24,22 +23,10 @@ from index_store.store import IndexStore, open_store, prune, rollback
 from tests.planted import small_version
 
 
-@pytest.fixture(params=["folder", "redis", "valkey", "cluster"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty store of each backend."""
-    namespace = f"t{uuid.uuid4().hex}"
-    if request.param == "folder":
-        return str(tmp_path / "store")
-    if request.param == "cluster":
-        port = request.getfixturevalue("redis_cluster")[0].port
-        return f"redis+cluster://127.0.0.1:{port}?namespace={namespace}"
-    return f"{request.getfixturevalue(request.param + '_server').url}?namespace={namespace}"
-
-
 @pytest.fixture
-def store(url: str) -> IndexStore:
+def store(every_url: str) -> IndexStore:
     """An empty store of each backend."""
-    return open_store(url)
+    return open_store(every_url)
 
 
 def test_a_store_begins_empty(store: IndexStore) -> None:
@@ -243,10 +230,10 @@ def test_prune_keeps_the_newest_versions_and_those_in_use(store: IndexStore) -> 
     assert prune(store, keep=0) == [names[5]]
 
 
-def test_a_held_version_is_not_deleted(store: IndexStore, url: str) -> None:
+def test_a_held_version_is_not_deleted(store: IndexStore, every_url: str) -> None:
     """No process can delete it until its holder releases it; prune skips it."""
     names = [store.publish(small_version(str(i))) for i in range(4)]
-    holder = open_store(url)
+    holder = open_store(every_url)
     holder.hold([names[0], names[1]])
     holder.hold([names[0], "v99-000000000000"])
 

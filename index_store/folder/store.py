@@ -22,7 +22,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import EllipsisType
 
@@ -38,6 +38,8 @@ from index_store.errors import (
     VersionNotFound,
 )
 from index_store.folder.files import map_file, sync_folder
+from index_store.folder.log import FolderLog
+from index_store.log import Draft, Place, Record
 from index_store.manifest import NAME, Manifest, check_name, counter
 from index_store.version import Buffer, ByteProgress, PathReader, Version, parts_here
 
@@ -55,6 +57,7 @@ class FolderStore:
             raise InvalidName("store URL: the folder is missing; write file:///absolute/folder or a path")
         self.folder = Path(folder)
         self._versions = self.folder / "versions"
+        self._log = FolderLog(self.folder / "log")
         self._held: dict[str, int] = {}  # version -> descriptor of its manifest, with a shared lock
 
     def __repr__(self) -> str:
@@ -186,6 +189,26 @@ class FolderStore:
                 self._lock(lock, fcntl.LOCK_NB),
             ):
                 remove()
+
+    def append(self, drafts: Sequence[Draft]) -> list[int]:
+        with self._errors("append to the log"):
+            return self._log.append(drafts)
+
+    def read(self, after: Place, most: int) -> list[Record]:
+        with self._errors("read the log"):
+            return self._log.read(after, most)
+
+    def log_start(self) -> Place:
+        with self._errors("read the log"):
+            return self._log.start()
+
+    def log_end(self) -> Place:
+        with self._errors("read the log"):
+            return self._log.end()
+
+    def trim(self, before: int) -> None:
+        with self._errors("trim the log"):
+            self._log.trim(before)
 
     # -- the steps of a publish --
 

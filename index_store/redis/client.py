@@ -107,8 +107,8 @@ class Server:
     def transact(self, keys: Sequence[str], change: Callable[[Any], Sequence[Command] | None]) -> None:
         """Run the commands that `change(read)` returns as one transaction. If `keys` changed meanwhile, start again.
 
-        `read` has the client's `get` and `smembers`. All keys must be in one slot. If `change` returns None, nothing is
-        written.
+        `read` has the client's `get`, `smembers` and `xrevrange`. If `change` returns None, nothing is
+        written. All keys must be in one slot.
         """
         with self._errors():
             while True:
@@ -125,6 +125,21 @@ class Server:
                     except redis.WatchError:
                         continue
                     return
+
+    def entries(self, key: str, first: int, count: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """At most `count` entries of a stream, from the entry `first`-0 on."""
+        with self._errors():
+            return list(self._client.xrange(key, f"{first}-0", count=count))
+
+    def last_entry(self, key: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """The last entry of a stream, or []."""
+        with self._errors():
+            return list(self._client.xrevrange(key, count=1))
+
+    def trim(self, key: str, before: int) -> None:
+        """Remove the entries of a stream before `before`-0."""
+        with self._errors():
+            self._client.xtrim(key, minid=f"{before}-0", approximate=False)
 
     def lease(self, key: str, member: str, milliseconds: int) -> None:
         """Add or renew a lease in the set of leases. The lease ends `milliseconds` from now by the server's clock."""

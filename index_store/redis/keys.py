@@ -6,6 +6,8 @@
     {ns}:versions                   set: the complete versions
     {ns}:publishing:{{ns}:versions} set: the versions being published or deleted
     {ns}:counter:{{ns}:versions}    the last number given to a version, such as "v7"; never decreases
+    {ns}:log                        stream: the log of the catalogue; the entry n-0 is record n
+    {ns}:producers:{{ns}:log}       JSON: the last number of each producer of records
     {ns}:leases                     sorted set: "version holder" -> end of the lease, in ms of the server's clock
     {ns}:{version}:manifest
     {ns}:{version}:path:{path_id}   the path's items, packed little-endian int32
@@ -59,6 +61,14 @@ class Keys:
     @property
     def counter(self) -> str:
         return f"{self.namespace}:counter:{{{self.namespace}:versions}}"
+
+    @property
+    def log(self) -> str:
+        return f"{self.namespace}:log"
+
+    @property
+    def producers(self) -> str:
+        return f"{self.namespace}:producers:{{{self.namespace}:log}}"
 
     @property
     def leases(self) -> str:

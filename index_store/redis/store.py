@@ -37,6 +37,7 @@ from index_store.manifest import Manifest, check_name, counter
 from index_store.redis.client import Server
 from index_store.redis.keys import PIECE, Keys
 from index_store.redis.listing import Listing
+from index_store.redis.log import ServerLog
 from index_store.redis.path_lists import RemotePaths
 from index_store.version import LISTS, Buffer, ByteProgress, Version, parts_here
 
@@ -62,6 +63,9 @@ class ServerStore:
         self._server, self._keys = server, Keys(namespace)
         self._copies, self._remote = copies, remote
         self._listing = Listing(server, self._keys)
+        records = ServerLog(server, self._keys)
+        self.append, self.read, self.trim = records.append, records.read, records.trim
+        self.log_start, self.log_end = records.start, records.end
         self._holder = uuid.uuid4().hex
         self._held: set[str] = set()
         self._renew_at = 0.0  # when the leases of held versions are next renewed

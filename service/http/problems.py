@@ -39,6 +39,9 @@ STATUS: dict[type[Exception], int] = {
     store.CacheUnavailable: 503,
     store.StoreMisconfigured: 503,
     store.StoreFull: 503,
+    store.LogBroken: 503,
+    store.LogDamaged: 503,
+    store.LogIncompatible: 503,
     store.IndexStoreError: 500,
 }
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
