@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
+from index_store.log import START, Place
 
-FORMAT = 6
+FORMAT = 7
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}\Z")
 #: The form of the names that stores give to versions: v7-0123456789ab.
 VERSION = re.compile(r"v[1-9]\d*-[0-9a-f]{12}")
@@ -48,13 +49,14 @@ class Manifest:
     config: Mapping[str, Any]  # the trainer's settings
     metrics: Mapping[str, Any]  # what training measured
     parts: Mapping[str, PartInfo]
+    covers: Place = START  # the last record of the log that is already in the version
     version: str = ""  # the store sets it on publishing
     fingerprint: str = ""
     format: int = FORMAT
 
     def to_json(self) -> bytes:
         """UTF-8 JSON that ends with a newline. `manifest_sha256` is the digest of all other fields."""
-        fields = dataclasses.asdict(self)
+        fields = dataclasses.asdict(self) | {"covers": self.covers._asdict()}
         fields["manifest_sha256"] = sha256(canonical(fields))
         return json.dumps(fields, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
 
@@ -79,7 +81,8 @@ class Manifest:
         try:
             digest = sha256(canonical(fields))
             parts = {part: PartInfo(**info) for part, info in fields.pop("parts").items()}
-            manifest = cls(parts=parts, **fields)
+            covers = Place(**fields.pop("covers"))
+            manifest = cls(parts=parts, covers=covers, **fields)
             manifest._require_types()
             with naming(name):
                 manifest.require_part_names()
@@ -96,6 +99,8 @@ class Manifest:
     def _require_types(self) -> None:
         if not all(isinstance(text, str) for text in (self.kind, self.version, self.fingerprint, self.created)):
             raise TypeError("kind, version, fingerprint or created is not a string")
+        if type(self.covers.seq) is not int or not isinstance(self.covers.digest, str) or self.covers.seq < 0:
+            raise TypeError("covers is not the place of a record")
         if not all(isinstance(part, dict) for part in (self.structure, self.config, self.metrics)):
             raise TypeError("structure, config or metrics is not an object")
         for info in self.parts.values():

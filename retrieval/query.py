@@ -91,7 +91,7 @@ class Answer(NamedTuple):
     short: whether there are fewer than k candidates; use this instead of comparing the length of items with k.
     paths: the number of paths searched. read: the number of items read in all searches for this query; an item counts
     once for each path that it is read from. candidates: the number of different items that the last search scored.
-    narrowed: whether the search used a narrower beam than the query's.
+    narrowed: whether the search used a narrower beam than the query's. seq: the last record of the log that it saw.
     """
 
     items: NDArray[np.int64]
@@ -102,6 +102,7 @@ class Answer(NamedTuple):
     read: int
     candidates: int
     narrowed: bool = False
+    seq: int = 0
 
 
 def wider_beams(beam: int, widest: int) -> list[int]:

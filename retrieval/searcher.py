@@ -6,36 +6,42 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from index_store.errors import VersionDamaged, VersionIncompatible
+from index_store.errors import LogIncompatible, VersionDamaged, VersionIncompatible
+from index_store.log import Record
 from index_store.manifest import Manifest, naming
 from index_store.path_facts import PathFacts
 from index_store.version import Version
+from retrieval.changes import Placement, Put
 from retrieval.context import ContextSchema
+from retrieval.paths.overlay import Overlay
 from retrieval.paths.structure import PathStructure, default_search
 from retrieval.query import Answer, BadQuery, Limits, Query, Request, Unknown
 from retrieval.vocabulary import Vocabulary
 
 
 class Searcher:
-    """Answers requests from one version. A searcher never changes, so all its answers are from the same version."""
+    """Answers requests from one version and the changes in its overlay."""
 
-    def __init__(self, version: Version, facts: PathFacts, structure: PathStructure) -> None:
+    def __init__(self, version: Version, facts: PathFacts, structure: PathStructure, slots: int = 0) -> None:
         """Use `open` instead. Raises VersionDamaged if the features of network and context.json differ in number."""
         self.version, self.manifest = version, version.manifest
-        self.facts, self.structure = facts, structure
         try:
             self.schema = ContextSchema.from_json(version.document("context.json"))
         except ValueError as error:
             raise VersionDamaged(f"context.json: {error}") from None
         self.vocabulary = Vocabulary(version.item_ids)
+        self.facts = facts
+        self.overlay = self._overlay(structure, slots) if slots else None
+        self.structure = structure.with_overlay(self.overlay)
         if not structure.reads_context(len(self.schema.categories), len(self.schema.numbers)):
             raise VersionDamaged("context.json and model.onnx differ in the number of features")
 
     @classmethod
-    def open(cls, version: Version) -> Searcher:
+    def open(cls, version: Version, slots: int = 0) -> Searcher:
         """Open a version, so that it can answer. A new kind of version would be opened here too.
 
-        Raises VersionIncompatible for a kind that this release does not know, VersionDamaged if parts do not fit.
+        slots: the most new items for which the searcher has room; with 0 it has no overlay. Raises VersionIncompatible
+        for a kind that this release does not know, VersionDamaged if parts do not fit.
         """
         manifest = version.manifest
         require_known_kind(manifest)
@@ -44,7 +50,20 @@ class Searcher:
                 if getattr(manifest, name) > limit:
                     raise VersionDamaged(f"{name}: expected at most {limit}, found {getattr(manifest, name)}")
             facts = PathFacts.of(manifest.structure)
-            return cls(version, facts, PathStructure.open(version, facts))
+            return cls(version, facts, PathStructure.open(version, facts), slots)
+
+    def _overlay(self, structure: PathStructure, slots: int) -> Overlay:
+        index, manifest = structure.index, self.manifest
+        return Overlay(
+            self.vocabulary,
+            index.path_ids,
+            index.item_bias,
+            manifest.embedding,
+            self.facts.paths_per_item,
+            manifest.parts["model.onnx"].sha256[:16],
+            slots,
+            manifest.covers,
+        )
 
     def default_search(self, k: int) -> tuple[int, int]:
         """(beam, per_path) for a request of k items with neither beam nor per_path."""
@@ -83,6 +102,14 @@ class Searcher:
         )
         return query, Unknown(len(request.history) - len(known), unknown)
 
+    def apply(self, records: Sequence[Record]) -> None:
+        """Apply records of the log to the overlay. They must follow `overlay.place`; for one thread at a time.
+
+        Raises OverlayFull, LogDamaged; then nothing has changed.
+        """
+        assert self.overlay
+        self.overlay.apply(records, _refuse)
+
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Answer queries together; all must have the same `beam` and `rerank`. If an answer is short, search wider."""
         return self.structure.answer(queries)
@@ -98,6 +125,10 @@ class Searcher:
     def widen(self, queries: Sequence[Query], answers: Sequence[Answer]) -> list[Answer]:
         """Search wider for the queries with a short answer and `widen` set. Returns all answers, in order."""
         return self.structure.widen(queries, answers)
+
+
+def _refuse(put: Put) -> Placement:
+    raise LogIncompatible(f"an item was placed for the network {put.placement.network}, which is another one")
 
 
 def require_known_kind(manifest: Manifest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,14 +15,19 @@ from retrieval.query import ItemId
 #: column that has a missing value.
 INTEGER = r"(0|-?[1-9][0-9]{0,18})(\.0+)?"
 _INTEGER = re.compile(INTEGER)
+HASH = 0x9E3779B97F4A7C15  # integers times it are spread over the bits from 40 on
 
 
 class Vocabulary:
-    """The ids of V items, ascending: all integers, or all strings. An item's index is the position of its id."""
+    """The ids of V items, ascending: all integers, or all strings. An item's index is the position of its id.
+
+    Ids of new items may be added; their indices go on from V.
+    """
 
     def __init__(self, ids: NDArray[np.int64] | list[str]) -> None:
         self._ids = ids
         self._places = {item: index for index, item in enumerate(ids)} if isinstance(ids, list) else None
+        self._new = _NewIds(len(ids))
 
     @property
     def kind(self) -> str:
@@ -38,27 +44,94 @@ class Vocabulary:
         numbers = ids if all(isinstance(item, int) for item in ids) else map(as_integer, ids)
         wanted = np.array([number for number in numbers if number is not None], np.int64)
         places = np.minimum(self._ids.searchsorted(wanted), len(self._ids) - 1)
-        known: NDArray[np.int64] = places[self._ids[places] == wanted]
-        return known
+        known: NDArray[np.int64] = np.where(self._ids[places] == wanted, places, -1)
+        if len(self._new):
+            newer = np.array([self._new.get(number, -1) for number in wanted.tolist()], np.int64)
+            known = np.where(newer >= 0, newer, known)
+        return known[known >= 0]
+
+    def index(self, item: ItemId) -> int | None:
+        """The index of a canonical id, or None if it is unknown."""
+        place = self._new.get(item, -1)
+        if place >= 0:
+            return place
+        if self._places is not None:
+            return self._places.get(str(item))
+        assert not isinstance(self._ids, list)
+        place = int(self._ids.searchsorted(item))
+        return place if place < len(self._ids) and self._ids[place] == item else None
+
+    def canonical(self, item: ItemId) -> ItemId | None:
+        """The id as it is kept and returned: an integer, or a string. None if it is not of this kind."""
+        return str(item) if self._places is not None else as_integer(item)
 
     def names(self, items: NDArray[np.int64]) -> list[ItemId]:
         """The caller's ids for item indices."""
+        count = len(self._ids)
         if isinstance(self._ids, list):
-            return [self._ids[i] for i in items.tolist()]
-        names: list[ItemId] = self._ids[items].tolist()
-        return names
+            return [self._ids[i] if i < count else self._new.ids[i - count] for i in items.tolist()]
+        if not len(self._new):
+            names: list[ItemId] = self._ids[items].tolist()
+            return names
+        known = self._ids[np.minimum(items, count - 1)].tolist()
+        return [name if i < count else self._new.ids[i - count] for i, name in zip(items.tolist(), known, strict=True)]
+
+    def add(self, ids: Sequence[ItemId]) -> None:
+        """Give the next indices to canonical `ids`. An id that has an index gets a new one."""
+        for item in ids:
+            self._new.add(item)
 
     def _known_places(self, ids: Sequence[ItemId]) -> Iterator[int]:
-        assert self._places is not None
         for item in ids:
             text = item if isinstance(item, str) else str(item)
-            place = self._places.get(text)
+            place = self.index(text)
             if place is None:  # padded with blanks, as in a fixed-width column, or written 7.0 for 7
-                place = self._places.get(text.strip())
+                place = self.index(text.strip())
             if place is None and (number := as_integer(text)) is not None:
-                place = self._places.get(str(number))
+                place = self.index(str(number))
             if place is not None:
                 yield place
+
+
+class _NewIds:
+    """Added ids, and the index of each: of an id that was added twice, the later one.
+
+    A hash table with open addressing whose entries are positions in the list of ids. With an id of 10 characters it
+    takes 75 bytes an id; a dictionary would take 180.
+    """
+
+    def __init__(self, first: int) -> None:
+        """first: the index of the first id."""
+        self._first = first
+        self.ids: list[ItemId] = []
+        self._table = array("i", [-1] * 64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def get(self, item: ItemId, default: int) -> int:
+        """The index of an id."""
+        place = self._table[self._slot(self._table, item)] if self.ids else -1
+        return default if place < 0 else self._first + place
+
+    def add(self, item: ItemId) -> None:
+        """Give the next index to an id."""
+        self.ids.append(item)
+        table = self._table
+        if 2 * len(self.ids) > len(table):
+            table = array("i", [-1]) * (2 * len(table))
+            for place, known in enumerate(self.ids):
+                table[self._slot(table, known)] = place
+        table[self._slot(table, item)] = len(self.ids) - 1
+        self._table = table  # readers see the old table or the new one
+
+    def _slot(self, table: array[int], item: ItemId) -> int:
+        """The position of the id's entry in the table, or of the free entry for it."""
+        last = len(table) - 1
+        slot = hash(item) * HASH >> 40 & last
+        while (place := table[slot]) >= 0 and self.ids[place] != item:
+            slot = slot + 1 & last
+        return slot
 
 
 def as_integer(item: ItemId) -> int | None:

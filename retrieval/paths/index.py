@@ -1,10 +1,11 @@
 """The path lists and the item vectors of a version, and the reading of path lists.
 
-Shapes: P paths in use, W paths that are read, V items, E numbers in an item vector.
+Shapes: P paths in use, W paths that are read, V items of the version, C slots for new items, E numbers in a vector.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from index_store.errors import StoreUnavailable
 from index_store.version import LISTS, PathReader, Version
-from retrieval.paths import kernels
+from retrieval.paths import lists
+from retrieval.paths.overlay import Overlay
 
 
 class Postings(NamedTuple):
@@ -22,10 +24,12 @@ class Postings(NamedTuple):
 
     items: int32 (total,), the first path's items, then the second path's items, ...
     lengths: int64 (W,), or (B, W) for B requests: the number of items of each path; 0 for a path not in use.
+    seq: the last record that was applied when the paths were read.
     """
 
     items: NDArray[np.int32]
     lengths: NDArray[np.int64]
+    seq: int = 0
 
 
 class Neighbours(NamedTuple):
@@ -38,6 +42,8 @@ class Neighbours(NamedTuple):
     similarities: NDArray[np.uint16]
 
 
+#: The state, heads, chain and used of an index without an overlay; see lists.py.
+NO_OVERLAY = np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, 3), np.int32), np.zeros(0, np.int64)
 NO_NEIGHBOURS = Neighbours(np.empty((2, 0, 0), np.int32), np.empty((2, 0, 0), np.uint16))
 
 
@@ -52,6 +58,7 @@ class PathIndex:
     item_bias: NDArray[np.float32]  # (V,)
     neighbours: Neighbours = NO_NEIGHBOURS
     read_paths: PathReader | None = None
+    overlay: Overlay | None = None
 
     @classmethod
     def of(cls, version: Version) -> PathIndex:
@@ -68,8 +75,21 @@ class PathIndex:
 
     @property
     def items(self) -> int:
-        """V, the number of items."""
-        return len(self.item_bias)
+        """V and the number of new items; item indices are below it. Some of these items may be deleted."""
+        return len(self.item_bias) + (self.overlay.slots if self.overlay else 0)
+
+    def live(self) -> NDArray[np.bool_]:
+        """Which items are neither deleted nor expired, (items,)."""
+        items = np.arange(self.items)
+        return self.overlay.live(items, time.time()) if self.overlay else np.ones(len(items), bool)
+
+    @property
+    def item_arrays(self) -> tuple[NDArray[Any], ...]:
+        """What a kernel needs to score an item: vectors (V, E), new vectors (C, E), bias (V + C,), neighbours."""
+        vectors = self.item_vectors.view(np.uint16)
+        if self.overlay is None:
+            return vectors, vectors[:0], self.item_bias, *self.neighbours
+        return vectors, self.overlay.vectors, self.overlay.bias, *self.neighbours
 
     @cached_property
     def _vectors(self) -> NDArray[np.float32]:
@@ -86,18 +106,46 @@ class PathIndex:
         return np.diff(self.path_offsets)
 
     def read(self, rows: NDArray[np.integer[Any]], n: int | NDArray[np.int64]) -> Postings:
-        """The first `n` items of each of W paths.
+        """The first `n` live items of each of W paths.
 
         rows: (W,), indices in `path_ids`; -1 stands for no path, without items. n: a number for all paths, or (W,).
         Raises StoreUnavailable if the lists are in a store that does not answer.
         """
-        if self.read_paths:
-            # For row -1 the difference is negative, so its length is 0.
-            lengths = np.clip(self.path_offsets[rows + 1] - self.path_offsets[rows], 0, n)
-            used = lengths > 0
-            items = self.read_paths(self.path_ids[rows[used]], lengths[used])
-            if len(items) and (items.min() < 0 or items.max() >= self.items):
-                raise StoreUnavailable(f"a path list names an item outside 0..{self.items - 1}; publish again")
-            return Postings(items, lengths)
+        places: NDArray[np.int64] = rows.astype(np.int64)
         limits = np.full(len(rows), n) if isinstance(n, int) else n
-        return Postings(*kernels.read_lists(self.path_offsets, self.path_items, rows.astype(np.int64), limits))
+        if not self.read_paths:
+            return self._live(self.path_offsets, self.path_items, places, limits, places)
+        used = np.maximum(places, 0)
+        sizes = np.where(places < 0, 0, self.path_offsets[used + 1] - self.path_offsets[used])
+        fetched = np.where(places < 0, -1, np.arange(len(places)))
+        wanted = np.minimum(sizes, limits)
+        postings = self._live(*self._fetch(places, wanted), fetched, limits, places)
+        short = (postings.lengths < limits) & (wanted < sizes)  # some of the items that were fetched are not live
+        if not short.any():
+            return postings
+        return self._live(*self._fetch(places, np.where(short, sizes, wanted)), fetched, limits, places)
+
+    def _fetch(
+        self, rows: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """The first lengths[i] items of the list of each path, from the store: offsets (W + 1,), and the items."""
+        assert self.read_paths
+        used = lengths > 0
+        items = self.read_paths(self.path_ids[rows[used]], lengths[used])
+        if len(items) and (items.min() < 0 or items.max() >= len(self.item_bias)):
+            raise StoreUnavailable(
+                f"a path list names an item outside 0..{len(self.item_bias) - 1}; publish the version again"
+            )
+        return np.concatenate([[0], np.cumsum(lengths)]), items
+
+    def _live(
+        self,
+        offsets: NDArray[np.int64],
+        items: NDArray[np.int32],
+        places: NDArray[np.int64],
+        limits: NDArray[np.int64],
+        rows: NDArray[np.int64],
+    ) -> Postings:
+        """The live items of paths: see `lists.read_lists`."""
+        overlay = self.overlay.arrays if self.overlay else NO_OVERLAY
+        return Postings(*lists.read_lists(offsets, items, places, limits, rows, *overlay, int(time.time())))

@@ -29,12 +29,12 @@ RECENCY = 0.8  # the weight of an item of the history relative to that of the ne
 HASH = 0x9E3779B1  # an odd number; items times it are spread over the lowest bits
 
 
-def _array(kind: Any, dimensions: int = 1) -> Any:
+def array_type(kind: Any, dimensions: int = 1) -> Any:
     """The type of a read-only array. Writable arrays are accepted too."""
     return types.Array(kind, dimensions, "C", readonly=True)
 
 
-def _compiled(*arguments: Any, fastmath: frozenset[str] = frozenset()) -> Callable[[Callable[..., Any]], Any]:
+def compiled(*arguments: Any, fastmath: frozenset[str] = frozenset()) -> Callable[[Callable[..., Any]], Any]:
     """Compile for these argument types, and cache the result if a folder is writable."""
 
     def compile_one(function: Callable[..., Any]) -> Any:
@@ -46,7 +46,7 @@ def _compiled(*arguments: Any, fastmath: frozenset[str] = frozenset()) -> Callab
     return compile_one
 
 
-@_compiled(_array(int32, 2), int64, int64)
+@compiled(array_type(int32, 2), int64, int64)
 def all_within(numbers, least, end):  # type: ignore[no-untyped-def]
     """Whether every number is >= `least` and < `end`."""
     inside = True
@@ -55,41 +55,24 @@ def all_within(numbers, least, end):  # type: ignore[no-untyped-def]
     return inside
 
 
-@_compiled(_array(uint16, 2), _array(int64), _array(int64))
-def padded(vectors, items, lengths):  # type: ignore[no-untyped-def]
+@compiled(array_type(uint16, 2), array_type(uint16, 2), array_type(int64), array_type(int64))
+def padded(vectors, new, items, lengths):  # type: ignore[no-untyped-def]
     """The item vectors of B histories, (B, T, E), with zeros after each history's end.
 
-    T: the longest length, at least 1. vectors: (V, E). items: the item indices of all histories, concatenated; each
-    must be below V, which is not checked. lengths: (B,).
+    T: the longest length, at least 1. vectors: (V, E). new: (C, E), the vectors of the items from V on. items: the item
+    indices of all histories, concatenated; each must be below V + C, which is not checked. lengths: (B,).
     """
     histories = np.zeros((len(lengths), max(1, lengths.max()), vectors.shape[1]), np.uint16)
     start = 0
     for b in range(len(lengths)):
         for t in range(lengths[b]):
-            histories[b, t] = vectors[items[start + t]]
+            item = items[start + t]
+            histories[b, t] = vectors[item] if item < len(vectors) else new[item - len(vectors)]
         start += lengths[b]
     return histories
 
 
-@_compiled(_array(int64), _array(int32), _array(int64), _array(int64))
-def read_lists(offsets, items, rows, n):  # type: ignore[no-untyped-def]
-    """The first n[i] items of each path rows[i], concatenated, and how many were taken from each path; none for row
-    -1.
-    """
-    lengths = np.zeros(len(rows), np.int64)
-    for i in range(len(rows)):
-        if rows[i] >= 0:
-            lengths[i] = min(n[i], offsets[rows[i] + 1] - offsets[rows[i]])
-    taken = np.empty(lengths.sum(), np.int32)
-    end = 0
-    for i in range(len(rows)):
-        for j in range(lengths[i]):
-            taken[end] = items[offsets[rows[i]] + j]
-            end += 1
-    return taken, lengths
-
-
-@_compiled(_array(int32), _array(int64, 2), _array(float32, 2))
+@compiled(array_type(int32), array_type(int64, 2), array_type(float32, 2))
 def join(items, lengths, log_probs):  # type: ignore[no-untyped-def]
     """The different items of each request, N in all, ordered by request, then item.
 
@@ -126,8 +109,14 @@ def join(items, lengths, log_probs):  # type: ignore[no-untyped-def]
     return request[:count], item[:count], log_prob[:count], paths[:count]
 
 
-@_compiled(
-    _array(int32, 3), _array(uint16, 3), _array(int64), _array(int64), _array(int64), _array(int64), float32[:, :]
+@compiled(
+    array_type(int32, 3),
+    array_type(uint16, 3),
+    array_type(int64),
+    array_type(int64),
+    array_type(int64),
+    array_type(int64),
+    float32[:, :],
 )
 def sum_similarities(neighbours, similarities, history, lengths, request, item, values):  # type: ignore[no-untyped-def]
     """Write the last four features to columns 4 to 7 of values (N, 8); see FEATURES in rerank.py.
@@ -151,6 +140,8 @@ def sum_similarities(neighbours, similarities, history, lengths, request, item, 
             slots[slot] = i
         for t in range(lengths[b]):
             seen = history[place + t]
+            if seen >= neighbours.shape[1]:  # a new item
+                continue
             recency = RECENCY ** (lengths[b] - 1 - t)
             for kind in range(2):
                 for m in range(neighbours.shape[2]):
@@ -171,26 +162,28 @@ def sum_similarities(neighbours, similarities, history, lengths, request, item, 
             values[i, feature] = np.sqrt(values[i, feature])
 
 
-@_compiled(
-    _array(uint16, 2),
-    _array(float32),
-    _array(int32, 3),
-    _array(uint16, 3),
-    _array(float32, 2),
-    _array(int64),
-    _array(int64),
-    _array(int64),
-    _array(int64),
-    _array(float32),
-    _array(float32),
+@compiled(
+    array_type(uint16, 2),
+    array_type(uint16, 2),
+    array_type(float32),
+    array_type(int32, 3),
+    array_type(uint16, 3),
+    array_type(float32, 2),
+    array_type(int64),
+    array_type(int64),
+    array_type(int64),
+    array_type(int64),
+    array_type(float32),
+    array_type(float32),
     fastmath=frozenset({"reassoc", "contract", "nsz"}),
 )
 def features(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them by name would take too long
-    vectors, bias, neighbours, similarities, user, history, lengths, request, item, log_prob, paths
+    vectors, new, bias, neighbours, similarities, user, history, lengths, request, item, log_prob, paths
 ):
     """The reranker's features of N candidates, (N, 8); see FEATURES in rerank.py.
 
-    vectors: the bits of float16 (V, E). neighbours, similarities: (2, V, M). user: (B, E). history, lengths: see Beams.
+    vectors: the bits of float16 (V, E); new: (C, E), those of the items from V on. bias: (V + C,). neighbours,
+    similarities: (2, V, M). user: (B, E). history, lengths: see Beams.
     The products of vectors are summed in float32.
     """
     size = vectors.shape[1]
@@ -201,11 +194,13 @@ def features(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them b
     touched = np.uint32(0)
     for i in range(len(item)):
         touched += np.uint32(bias[item[i]] > 0)
+        vector = vectors[item[i]] if item[i] < len(vectors) else new[item[i] - len(vectors)]
         for e in range(0, size, 32):  # a cache line
-            touched += vectors[item[i], e]
+            touched += vector[e]
     bits[0] = touched
     for i in range(len(item)):
-        vector, other = vectors[item[i]], user[request[i]]
+        vector = vectors[item[i]] if item[i] < len(vectors) else new[item[i] - len(vectors)]
+        other = user[request[i]]
         for e in range(size):
             half = np.uint32(vector[e])
             bits[e] = (half & np.uint32(0x8000)) << np.uint32(16) | (half & np.uint32(0x7FFF)) << np.uint32(13)
@@ -221,32 +216,33 @@ def features(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them b
     return values
 
 
-@_compiled(int32)
+@compiled(int32)
 def _descending(bits):  # type: ignore[no-untyped-def]
     """An int64 that is smaller for a larger float32. bits: the bits of the float32. Equal for 0 and -0."""
     wide = np.int64(bits)
     return ~(np.int64(-0x80000000) - wide if wide < 0 else wide)
 
 
-@_compiled(
-    _array(int32),
-    _array(int64, 2),
-    _array(float32, 2),
-    _array(uint16, 2),
-    _array(float32),
-    _array(int32, 3),
-    _array(uint16, 3),
-    _array(float32, 2),
-    _array(int64),
-    _array(int64),
-    _array(float32),
+@compiled(
+    array_type(int32),
+    array_type(int64, 2),
+    array_type(float32, 2),
+    array_type(uint16, 2),
+    array_type(uint16, 2),
+    array_type(float32),
+    array_type(int32, 3),
+    array_type(uint16, 3),
+    array_type(float32, 2),
+    array_type(int64),
+    array_type(int64),
+    array_type(float32),
     float32,
-    _array(int64),
-    _array(int64),
-    _array(int64),
+    array_type(int64),
+    array_type(int64),
+    array_type(int64),
 )
 def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them by name would take too long
-    items, lengths, log_probs, vectors, bias, neighbours, similarities, user, history, history_lengths, weights,
+    items, lengths, log_probs, vectors, new, bias, neighbours, similarities, user, history, history_lengths, weights,
     intercept, k, excluded, bounds
 ):  # fmt: skip
     """The k[b] best candidates of each request b, without the items in excluded[bounds[b] : bounds[b + 1]].
@@ -260,8 +256,9 @@ def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them by 
     request, item, log_prob, paths = join(items, lengths, log_probs)
     asked = len(history_lengths) if np.any(weights[4:] != 0) else 0  # else no feature needs the histories
     seen = features(
-        vectors, bias, neighbours, similarities, user, history, history_lengths[:asked], request, item, log_prob, paths
-    )
+        vectors, new, bias, neighbours, similarities, user, history, history_lengths[:asked], request, item, log_prob,
+        paths,
+    )  # fmt: skip
     scores = np.empty(len(item), np.float32)
     for i in range(len(item)):
         scores[i] = intercept

@@ -100,9 +100,15 @@ def candidates(index: PathIndex, beams: Beams, postings: Postings) -> Candidates
     request, item, log_prob, paths = kernels.join(
         postings.items, postings.lengths, np.ascontiguousarray(beams.log_probs)
     )
-    vectors, user = index.item_vectors.view(np.uint16), np.ascontiguousarray(beams.user)
     features = kernels.features(
-        vectors, index.item_bias, *index.neighbours, user, beams.history, beams.lengths, request, item, log_prob, paths
+        *index.item_arrays,
+        np.ascontiguousarray(beams.user),
+        beams.history,
+        beams.lengths,
+        request,
+        item,
+        log_prob,
+        paths,
     )
     return Candidates(request, item, features)
 
@@ -124,9 +130,7 @@ def rerank(
         postings.items,
         postings.lengths,
         np.ascontiguousarray(beams.log_probs),
-        index.item_vectors.view(np.uint16),
-        index.item_bias,
-        *index.neighbours,
+        *index.item_arrays,
         np.ascontiguousarray(beams.user),
         beams.history,
         beams.lengths,
@@ -138,8 +142,10 @@ def rerank(
     )
     answers = []
     start = 0
-    for wanted, (end, *others) in zip(k, counts.T.tolist(), strict=True):
+    for wanted, (end, paths, read, different) in zip(k, counts.T.tolist(), strict=True):
         best = slice(start, end)
-        answers.append(Answer(items[best], scores[best], log_probs[best], end - start < wanted, *others))
+        short = end - start < wanted
+        found = items[best], scores[best], log_probs[best]
+        answers.append(Answer(*found, short, paths, read, different, seq=postings.seq))
         start = end
     return answers

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from index_store.path_facts import PathFacts
 from index_store.version import Version
 from retrieval.paths import kernels
 from retrieval.paths.index import PathIndex, Postings
+from retrieval.paths.overlay import Overlay
 from retrieval.paths.rerank import BY_PATH, Beams, Reranker, rerank
 from retrieval.paths.trie import path_trie
 from retrieval.query import Answer, Limits, Query, wider_beams
@@ -47,7 +48,7 @@ def default_search(facts: PathFacts, k: int, usual_k: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class PathStructure:
-    """The network, the trie that its beam search follows, and the path lists. A structure never changes."""
+    """The network, the trie that its beam search follows, and the path lists. Only the overlay of its index changes."""
 
     session: Any  # has `run` of onnxruntime.InferenceSession
     index: PathIndex
@@ -72,6 +73,10 @@ class PathStructure:
         trie = on_its_device(session, path_trie(index.path_ids, facts.depth, facts.width))
         reranker = Reranker.from_json(version.document("reranker.json"))
         return cls(session, index, trie, reranker, version.manifest.history, facts.max_beam)
+
+    def with_overlay(self, overlay: Overlay | None) -> PathStructure:
+        """The same structure with an overlay."""
+        return replace(self, index=replace(self.index, overlay=overlay))
 
     def reads_context(self, categories: int, numbers: int) -> bool:
         """Whether the network reads exactly this number of categories and of numbers of a user."""
@@ -134,9 +139,9 @@ class PathStructure:
         histories = [history[-self.history :] for history in histories]
         lengths = np.array(list(map(len, histories)))
         items = histories[0] if len(histories) == 1 else np.concatenate(histories)
-        vectors = self.index.item_vectors
+        vectors, new, *_ = self.index.item_arrays
         feeds = {
-            "history": kernels.padded(vectors.view(np.uint16), items, lengths).view(np.float16),
+            "history": kernels.padded(vectors, new, items, lengths).view(np.float16),
             "length": lengths,
             "categories": categories,
             "numbers": numbers,
@@ -161,7 +166,7 @@ class PathStructure:
         """The first n items of each path of B beams; lengths are (B, W). n: a number for all beams, or (B,)."""
         limits = n if isinstance(n, int) else np.repeat(n, beams.paths.shape[1])
         postings = self.index.read(beams.paths.ravel(), limits)
-        return Postings(postings.items, postings.lengths.reshape(beams.paths.shape))
+        return postings._replace(lengths=postings.lengths.reshape(beams.paths.shape))
 
     def _answer(self, queries: Sequence[Query], beam: int, *, whole_catalogue: bool = False) -> list[Answer]:
         """Search once. whole_catalogue: also score the items that were not read; for a single query only."""
@@ -175,7 +180,7 @@ class PathStructure:
         return rerank(
             self.index,
             beams,
-            _with_unread_items(postings, self.index.items) if whole_catalogue else postings,
+            _with_unread_items(postings, self.index.live()) if whole_catalogue else postings,
             self.reranker if queries[0].rerank else BY_PATH,
             [query.k for query in queries],
             [query.excluded for query in queries],
@@ -200,15 +205,15 @@ def _groups(waiting: Sequence[int], queries: Sequence[Query], beam: int) -> Iter
     yield group
 
 
-def _with_unread_items(postings: Postings, items: int) -> Postings:
-    """The postings of one beam, with all items that were not read added to the last path that has items.
+def _with_unread_items(postings: Postings, live: NDArray[np.bool_]) -> Postings:
+    """The postings of one beam, with all live items that were not read added to the last path that has items.
 
     If no path has items, the items are added to the first path. So an unread item counts as if it were on the last
     searched path that has items, although it may be further down the list of any searched path.
     """
-    on_a_path = np.zeros(items, bool)
-    on_a_path[postings.items] = True
-    rest = np.flatnonzero(~on_a_path).astype(np.int32)
+    unread = live.copy()
+    unread[postings.items] = False
+    rest = np.flatnonzero(unread).astype(np.int32)
     lengths = postings.lengths.copy()
     lengths[0, np.flatnonzero(lengths[0])[-1] if lengths.any() else 0] += len(rest)
-    return Postings(np.concatenate([postings.items, rest]), lengths)
+    return postings._replace(items=np.concatenate([postings.items, rest]), lengths=lengths)

@@ -151,7 +151,7 @@ def encoder_of(version: Version) -> Callable[[NDArray[np.int64]], NDArray[np.flo
 
     def encode(history: NDArray[np.int64]) -> NDArray[np.float32]:
         length = np.array([len(history)])
-        embedded = kernels.padded(vectors, history, length).view(np.float16)
+        embedded = kernels.padded(vectors, vectors[:0], history, length).view(np.float16)
         user: NDArray[np.float32] = session.run(["user"], {"history": embedded, "length": length})[0]
         return user
 

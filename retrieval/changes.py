@@ -1,0 +1,173 @@
+"""What the records of the log say: changes of items. A change is a JSON object, with `op` put, delete, move or patch.
+
+A put has all that an item needs to be found: vector, bias, paths, and the evidence from which these were derived.
+Vector and paths mean something only to the network that they were made for, which the change names. For another
+network, they are derived from the evidence again.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index_store.errors import LogDamaged
+from retrieval.query import ItemId
+
+PlacedBy = Literal["clicks", "like", "attributes", "kept", "none"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an item is found: its vector, float16 (E,), its bias, and the ids of its paths, at most J."""
+
+    vector: NDArray[np.float16]
+    bias: float
+    paths: Sequence[int]
+    placed_by: PlacedBy
+    network: str  # the first 16 digits of the digest of model.onnx
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """From what an item can be placed: histories of users who clicked it, items that it is like, and its attributes."""
+
+    clicked_by: Sequence[Sequence[ItemId]] = ()
+    like: Sequence[ItemId] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Put:
+    """An item is new, or replaces the one with this id. expires: ms since 1970, or None."""
+
+    item_id: ItemId
+    placement: Placement
+    evidence: Evidence = Evidence()
+    expires: int | None = None
+
+
+@dataclass(frozen=True)
+class Delete:
+    """The item is gone."""
+
+    item_id: ItemId
+
+
+@dataclass(frozen=True)
+class Move:
+    """The item is found on other paths."""
+
+    item_id: ItemId
+    paths: Sequence[int]
+    network: str
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Some facts about the item change. An empty mapping changes nothing; expires 0: the item does not expire."""
+
+    item_id: ItemId
+    bias: float | None = None
+    expires: int | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+Change = Put | Delete | Move | Patch
+
+
+def to_json(change: Change) -> dict[str, Any]:
+    """The change as a JSON object. Fields that say nothing are left out."""
+    if isinstance(change, Put):
+        place, evidence = change.placement, change.evidence
+        fields = {
+            "op": "put",
+            "item_id": change.item_id,
+            "vector": base64.b64encode(place.vector.astype("<f2").tobytes()).decode(),
+            "bias": place.bias,
+            "paths": list(place.paths),
+            "placed_by": place.placed_by,
+            "network": place.network,
+            "clicked_by": [list(history) for history in evidence.clicked_by],
+            "like": list(evidence.like),
+            "attributes": dict(evidence.attributes),
+            "expires": change.expires,
+        }
+        return {name: value for name, value in fields.items() if value not in (None, [], {}) or name == "paths"}
+    if isinstance(change, Delete):
+        return {"op": "delete", "item_id": change.item_id}
+    if isinstance(change, Move):
+        return {"op": "move", "item_id": change.item_id, "paths": list(change.paths), "network": change.network}
+    fields = {"bias": change.bias, "expires": change.expires, "attributes": dict(change.attributes)}
+    said = {name: value for name, value in fields.items() if value not in (None, {})}
+    return {"op": "patch", "item_id": change.item_id, **said}
+
+
+def from_json(fields: Mapping[str, Any]) -> Change:
+    """The change in a record. Raises LogDamaged if it is none. Unknown fields are ignored."""
+    try:
+        item = _checked(fields["item_id"], int, str)
+        match fields["op"]:
+            case "put":
+                return Put(item, _placement(fields), _evidence(fields), _time(fields))
+            case "delete":
+                return Delete(item)
+            case "move":
+                return Move(item, _paths(fields), _checked(fields["network"], str))
+            case "patch":
+                bias = fields.get("bias")
+                attributes = _checked(fields.get("attributes", {}), dict)
+                return Patch(item, None if bias is None else _finite(bias), _time(fields), attributes)
+            case _:
+                raise ValueError("op")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise LogDamaged(f"the log has a change that cannot be read ({type(error).__name__}: {error})") from None
+
+
+def _checked(value: Any, *kinds: type) -> Any:
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise TypeError(f"expected {' or '.join(kind.__name__ for kind in kinds)}")
+    return value
+
+
+def _placement(fields: Mapping[str, Any]) -> Placement:
+    vector = np.frombuffer(base64.b64decode(fields["vector"], validate=True), "<f2").astype(np.float16, copy=False)
+    if not np.isfinite(vector).all():
+        raise ValueError("vector")
+    if fields["placed_by"] not in ("clicks", "like", "attributes", "kept", "none"):
+        raise ValueError("placed_by")
+    network = _checked(fields["network"], str)
+    return Placement(vector, _finite(fields["bias"]), _paths(fields), fields["placed_by"], network)
+
+
+def _evidence(fields: Mapping[str, Any]) -> Evidence:
+    clicked_by = [_ids(history) for history in _checked(fields.get("clicked_by", []), list)]
+    return Evidence(clicked_by, _ids(fields.get("like", [])), _checked(fields.get("attributes", {}), dict))
+
+
+def _ids(values: Any) -> list[ItemId]:
+    return [_checked(value, int, str) for value in _checked(values, list)]
+
+
+def _paths(fields: Mapping[str, Any]) -> list[int]:
+    paths: list[int] = [_checked(path, int) for path in _checked(fields["paths"], list)]
+    if not all(0 <= path < 2**63 for path in paths):
+        raise ValueError("paths")
+    return paths
+
+
+def _time(fields: Mapping[str, Any]) -> int | None:
+    expires = fields.get("expires")
+    return None if expires is None else int(_checked(expires, int))
+
+
+def _finite(value: Any) -> float:
+    number = float(_checked(value, int, float))
+    if not math.isfinite(number):
+        raise ValueError("a number is not finite")
+    return number

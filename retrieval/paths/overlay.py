@@ -1,0 +1,196 @@
+"""The overlay: what a process holds beyond its version, so that items come and go while it answers.
+
+It has the items that are new since the version was made, in slots, and says which items are live. Item indices go on
+after those of the version: the item in slot i has the index V + i. All arrays are allocated once, and slots are used
+once: an item that is put again gets a new slot. When the slots are used up, a new version has to be made.
+
+One thread applies the records of the log, and any number of threads search. The two compiled loops of paths/lists.py
+hold the interpreter's lock, so a search sees all of the records that were applied together, or nothing of them.
+
+Shapes: V items of the version, C slots, P paths in use, J paths of an item, Q postings, E numbers in an item vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index_store.errors import LogDamaged
+from index_store.log import Place, Record
+from retrieval.changes import Change, Delete, Move, Patch, Placement, Put, from_json
+from retrieval.paths import lists
+from retrieval.query import ItemId
+from retrieval.vocabulary import Vocabulary
+
+#: Postings for each slot, relative to J: those of the items in the slots, and those of items that move.
+POSTINGS = 2
+
+
+class OverlayFull(Exception):
+    """The overlay has no room for a change. A new version makes room."""
+
+
+@dataclass
+class _Batch:
+    """The arguments of `lists.apply`, as lists: what happens to which item. paths: ids, of PUT and MOVE."""
+
+    kinds: list[int] = field(default_factory=list)
+    items: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    biases: list[float] = field(default_factory=list)
+    paths: list[Sequence[int]] = field(default_factory=list)
+
+    def add(self, kind: int, item: int, end: int = 0, bias: float = 0.0, paths: Sequence[int] = ()) -> None:
+        self.kinds.append(kind)
+        self.items.append(item)
+        self.ends.append(end)
+        self.biases.append(bias)
+        self.paths.append(paths)
+
+
+class Overlay:
+    """The changes since a version, up to the record `place`."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        path_ids: NDArray[np.int64],
+        item_bias: NDArray[np.float32],
+        embedding: int,
+        paths_per_item: int,
+        network: str,
+        slots: int,
+        place: Place,
+    ) -> None:
+        """vocabulary: gets the ids of new items. path_ids: (P,) ascending. item_bias: (V,). network: see `Placement`.
+
+        slots: C. place: the last record that the version covers.
+        """
+        self.place = place
+        self._vocabulary, self._path_ids, self._network = vocabulary, path_ids, network
+        self._first = len(item_bias)  # V
+        self._paths_per_item = paths_per_item
+        self.vectors = np.zeros((slots, embedding), np.uint16)
+        self.bias = np.concatenate([item_bias, np.zeros(slots, np.float32)])
+        self._state = np.zeros(self._first + slots, np.int64)
+        self._state[: self._first] = lists.NEVER << 16
+        self._heads = np.full(len(path_ids), -1, np.int32)
+        self._chain = np.zeros((POSTINGS * slots * paths_per_item, 3), np.int32)
+        self._used = np.zeros(3, np.int64)
+        self._used[lists.SEQ] = place.seq
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """What `lists.read_lists` needs: state, heads, chain and used."""
+        return self._state, self._heads, self._chain, self._used
+
+    @property
+    def slots(self) -> int:
+        """The number of slots in use."""
+        return int(self._used[lists.SLOTS])
+
+    @property
+    def fullness(self) -> float:
+        """The share of the slots, or of the postings, that is in use; the larger of the two. 1 if there are none."""
+        slots, postings = len(self.vectors), len(self._chain)
+        return max(self._used[lists.SLOTS] / slots, self._used[lists.POSTINGS] / postings) if slots else 1.0
+
+    def live(self, items: NDArray[np.int64], now: float) -> NDArray[np.bool_]:
+        """Which items are neither deleted nor expired."""
+        return self._state[items] >> 16 > now
+
+    def ends(self, item: int) -> int:
+        """The second at which the item is no longer live: 0 if it was deleted, lists.NEVER if it does not expire."""
+        return int(self._state[item] >> 16)
+
+    def apply(self, records: Sequence[Record], derive: Callable[[Put], Placement]) -> None:
+        """Apply records, together. They must follow `place`.
+
+        derive: places an item that was put for another network. Raises OverlayFull if there is no room, LogDamaged if a
+        change cannot be read. Then nothing has changed.
+        """
+        batch = _Batch()
+        names: list[ItemId] = []
+        vectors: list[NDArray[np.float16]] = []
+        new: dict[ItemId, int] = {}  # the items that these records put
+        for fields in (fields for record in records for fields in record.changes):
+            change = from_json(fields)
+            item_id = self._vocabulary.canonical(change.item_id)
+            if item_id is None:
+                raise LogDamaged(f"the log has an item id that is not of kind {self._vocabulary.kind}")
+            item = new[item_id] if item_id in new else self._vocabulary.index(item_id)
+            if isinstance(change, Put):
+                placement = change.placement if change.placement.network == self._network else derive(change)
+                if len(placement.vector) != self.vectors.shape[1]:
+                    raise LogDamaged(f"the log has a vector of {len(placement.vector)} numbers")
+                if item is not None:
+                    batch.add(lists.DELETE, item)
+                new[item_id] = self._first + self.slots + len(names)
+                names.append(item_id)
+                vectors.append(placement.vector)
+                batch.add(lists.PUT, new[item_id], _end(change.expires), placement.bias, placement.paths)
+            elif item is not None:
+                self._add(batch, item, change)
+        rows = self._rows(batch.paths)
+        self._require_room(batch, len(names), int((rows >= 0).sum()))
+        if vectors:
+            # Readers find the new ids before the items are live, so the vectors come first.
+            self.vectors[self.slots : self.slots + len(vectors)] = np.array(vectors).view(np.uint16)
+            self._vocabulary.add(names)
+        lists.apply(
+            np.array(batch.kinds, np.int64),
+            np.array(batch.items, np.int64),
+            np.array(batch.ends, np.int64),
+            np.array(batch.biases, np.float32),
+            rows,
+            self._state,
+            self.bias,
+            self._first,
+            self._heads,
+            self._chain,
+            self._used,
+            records[-1].seq if records else self.place.seq,
+        )
+        if records:
+            self.place = records[-1].place
+
+    def _add(self, batch: _Batch, item: int, change: Change) -> None:
+        if isinstance(change, Delete):
+            batch.add(lists.DELETE, item)
+        elif isinstance(change, Move):
+            if change.network == self._network:  # else the paths mean nothing here; the item keeps its own
+                batch.add(lists.MOVE, item, paths=change.paths)
+        elif isinstance(change, Patch):
+            if change.bias is not None:
+                batch.add(lists.BIAS, item, bias=change.bias)
+            if change.expires is not None:
+                batch.add(lists.END, item, _end(change.expires or None))
+
+    def _rows(self, paths: Sequence[Sequence[int]]) -> NDArray[np.int32]:
+        """The places in `heads` of the first J of each item's paths, (N, J).
+
+        -1 stands for no path, for a path that the version does not have, and for one that is named twice.
+        """
+        count = self._paths_per_item
+        wanted = np.array([[*each[:count], *[-1] * (count - len(each))] for each in paths], np.int64).reshape(-1, count)
+        wanted.sort(axis=1)
+        wanted[:, 1:][wanted[:, 1:] == wanted[:, :-1]] = -1
+        rows = np.minimum(np.searchsorted(self._path_ids, wanted), len(self._path_ids) - 1)
+        return np.where(self._path_ids[rows] == wanted, rows, -1).astype(np.int32)
+
+    def _require_room(self, batch: _Batch, slots: int, postings: int) -> None:
+        full = OverlayFull(f"the overlay's {len(self.vectors)} slots are used up; make a new version")
+        if self.slots + slots > len(self.vectors) or self._used[lists.POSTINGS] + postings > len(self._chain):
+            raise full
+        moved = [item for kind, item in zip(batch.kinds, batch.items, strict=True) if kind == lists.MOVE]
+        if any((self._state[item] & lists.GENERATIONS) + len(moved) > lists.GENERATIONS for item in moved):
+            raise full
+
+
+def _end(expires: int | None) -> int:
+    """The second at which an item ends. expires: ms since 1970, or None."""
+    return lists.NEVER if expires is None else min(max(expires // 1000, 0), lists.NEVER)

@@ -1,0 +1,348 @@
+"""The overlay: items that come, change, move and go beside a version, against a slow model of lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from index_store.errors import LogDamaged
+from index_store.log import START, Draft, Place, Record, decode, encode
+from retrieval.changes import Change, Delete, Evidence, Move, Patch, Placement, Put, from_json, to_json
+from retrieval.paths.index import NO_NEIGHBOURS, PathIndex
+from retrieval.paths.overlay import Overlay, OverlayFull
+from retrieval.query import ItemId, Request
+from retrieval.searcher import Searcher
+from retrieval.vocabulary import Vocabulary
+from tests.conftest import Planted
+
+NETWORK = "0123456789abcdef"
+ITEMS, PATHS, SIZE, J = 12, 8, 4, 3
+PATH_IDS = [3, 5, 8, 13, 21, 34, 55, 89]
+FAR = 4_000_000_000_000  # ms; in 2096
+
+
+def records(changes: Sequence[Sequence[Change]], after: Place = START) -> list[Record]:
+    """A record for each list of changes, as a store gives them."""
+    made = []
+    for each in changes:
+        after, text = encode(Draft("p", after.seq, [to_json(change) for change in each]), after, 0)
+        made.append(decode(text))
+    return made
+
+
+def never(_: Put) -> Placement:
+    """For records that were all made for this network."""
+    raise AssertionError("nothing has to be placed")
+
+
+def place(rng: np.random.Generator, paths: Sequence[int] | None = None, network: str = NETWORK) -> Placement:
+    """A random vector and bias, on `paths` or on up to three random ones."""
+    chosen = rng.choice(PATH_IDS, rng.integers(1, J + 1), replace=False).tolist() if paths is None else list(paths)
+    vector = rng.normal(size=SIZE).astype(np.float16)
+    return Placement(vector, float(np.float32(rng.normal())), chosen, "clicks", network)
+
+
+@dataclass
+class Living:
+    """A small index with an overlay, and the model of what it must contain."""
+
+    index: PathIndex
+    vocabulary: Vocabulary
+    lists: dict[int, list[ItemId]]  # path -> its items, in the order in which they are read
+    vectors: dict[ItemId, NDArray[np.float16]]
+    biases: dict[ItemId, float]
+    expires: dict[ItemId, int | None]
+
+    @property
+    def overlay(self) -> Overlay:
+        assert self.index.overlay
+        return self.index.overlay
+
+    def apply(self, changes: Sequence[Sequence[Change]]) -> None:
+        """Apply records to both."""
+        self.overlay.apply(records(changes, self.overlay.place), never)
+        for change in (change for each in changes for change in each):
+            self._change(change)
+
+    def _change(self, change: Change) -> None:
+        item = change.item_id
+        if isinstance(change, Put):
+            self._take_off(item)
+            for path in change.placement.paths:
+                self.lists[path].insert(0, item)
+            self.vectors[item], self.biases[item] = change.placement.vector, change.placement.bias
+            self.expires[item] = change.expires
+        elif item not in self.expires:
+            return
+        elif isinstance(change, Delete):
+            self._take_off(item)
+            del self.expires[item]
+        elif isinstance(change, Move):
+            self._take_off(item)
+            for path in change.paths:
+                self.lists[path].insert(0, item)
+        else:
+            self.biases[item] = self.biases[item] if change.bias is None else change.bias
+            if change.expires is not None:
+                self.expires[item] = change.expires or None
+
+    def _take_off(self, item: ItemId) -> None:
+        for items in self.lists.values():
+            if item in items:
+                items.remove(item)
+
+    def live(self, item: ItemId) -> bool:
+        """Whether the model has the item."""
+        return item in self.expires and (self.expires[item] or FAR) >= FAR
+
+    def check(self) -> None:
+        """Every path has the items of the model, in its order, whatever number of them is read; so have all items."""
+        for n in (1, 2, 100):
+            read = self.index.read(np.arange(-1, PATHS), n)
+            names = self.vocabulary.names(read.items.astype(np.int64))
+            expected = [[item for item in self.lists[path] if self.live(item)][:n] for path in PATH_IDS]
+            assert names == [item for items in expected for item in items]
+            assert read.lengths.tolist() == [0, *map(len, expected)]
+            assert read.seq == self.overlay.place.seq
+        live = self.vocabulary.names(np.flatnonzero(self.index.live()))
+        assert sorted(live) == sorted(item for item in self.expires if self.live(item))
+        vectors, new, bias, *_ = self.index.item_arrays
+        for item in self.expires:
+            at = self.vocabulary.index(item)
+            assert at is not None
+            row = vectors[at] if at < ITEMS else new[at - ITEMS]
+            assert row.tolist() == self.vectors[item].view(np.uint16).tolist()
+            assert bias[at] == np.float32(self.biases[item])
+
+
+def living(rng: np.random.Generator, *, text: bool = False, slots: int = 400, remote: bool = False) -> Living:
+    """An index of twelve items, each on one to three of eight paths."""
+    ids: list[ItemId] = [f"i{i:02}" for i in range(ITEMS)] if text else [int(i) for i in range(0, 10 * ITEMS, 10)]
+    lists: dict[int, list[ItemId]] = {path: [] for path in PATH_IDS}
+    for i, item in enumerate(ids):
+        for path in {PATH_IDS[i % PATHS], *rng.choice(PATH_IDS, 2).tolist()}:
+            lists[path].append(item)
+    flat = np.array([ids.index(item) for path in PATH_IDS for item in lists[path]], np.int32)
+    offsets = np.cumsum([0, *(len(lists[path]) for path in PATH_IDS)])
+    vectors, bias = rng.normal(size=(ITEMS, SIZE)).astype(np.float16), rng.normal(size=ITEMS).astype(np.float32)
+    vocabulary = Vocabulary([str(i) for i in ids] if text else np.array(ids))
+
+    def read_paths(paths: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+        starts = offsets[np.searchsorted(PATH_IDS, paths)]
+        return np.concatenate([np.empty(0, np.int32), *(flat[s : s + n] for s, n in zip(starts, lengths, strict=True))])
+
+    path_ids = np.array(PATH_IDS)
+    overlay = Overlay(vocabulary, path_ids, bias, SIZE, J, NETWORK, slots, START)
+    index = PathIndex(path_ids, offsets, flat, vectors, bias, NO_NEIGHBOURS, read_paths if remote else None, overlay)
+    return Living(
+        index, vocabulary, lists, dict(zip(ids, vectors, strict=True)), dict(zip(ids, bias.tolist(), strict=True)),
+        dict.fromkeys(ids),
+    )  # fmt: skip
+
+
+def random_change(random: Random, rng: np.random.Generator, ids: Sequence[ItemId]) -> Change:
+    """A change of an item of the version, of a new one, or of one that nobody knows."""
+    item = random.choice(ids)
+    match random.choice(["put", "put", "delete", "move", "bias", "expire", "stay"]):
+        case "put":
+            return Put(item, place(rng), Evidence(), random.choice([None, None, FAR, 1000]))
+        case "delete":
+            return Delete(item)
+        case "move":
+            return Move(item, rng.choice(PATH_IDS, rng.integers(1, J + 1), replace=False).tolist(), NETWORK)
+        case "bias":
+            return Patch(item, bias=float(np.float32(rng.normal())))
+        case "expire":
+            return Patch(item, expires=random.choice([1000, FAR]))
+        case _:
+            return Patch(item, expires=0)
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["resident", "remote"])
+@pytest.mark.parametrize("text", [False, True], ids=["integers", "strings"])
+@pytest.mark.parametrize("seed", range(5))
+def test_random_changes(seed: int, text: bool, remote: bool) -> None:
+    """After each group of random records, everything that can be read equals the model."""
+    random, rng = Random(seed), np.random.default_rng(seed)
+    catalogue = living(rng, text=text, remote=remote)
+    ids = [*catalogue.expires, *(["new", "i000", "z"] if text else [-5, 5, 10**15])]
+    catalogue.check()
+    for _ in range(25):
+        groups = [
+            [random_change(random, rng, ids) for _ in range(random.randrange(4))] for _ in range(random.randrange(1, 4))
+        ]
+        catalogue.apply(groups)
+        catalogue.check()
+
+
+def test_a_full_overlay_changes_nothing() -> None:
+    """Records for which there is no room are refused together; what needs no room is still applied."""
+    rng = np.random.default_rng(0)
+    catalogue = living(rng, slots=3)
+    catalogue.apply([[Put(1, place(rng)), Put(2, place(rng))]])
+    assert catalogue.overlay.fullness == pytest.approx(2 / 3)
+
+    too_many = records([[Delete(0)], [Put(3, place(rng)), Put(4, place(rng))]], catalogue.overlay.place)
+    with pytest.raises(OverlayFull, match="new version"):
+        catalogue.overlay.apply(too_many, never)
+    catalogue.check()
+    catalogue.apply([[Put(2, place(rng)), Delete(1)]])
+    catalogue.check()
+    assert catalogue.overlay.fullness == 1
+
+
+def test_moves_use_up_the_postings() -> None:
+    """They are bounded too."""
+    catalogue = living(np.random.default_rng(0), slots=3)
+    for _ in range(6):
+        catalogue.apply([[Move(0, PATH_IDS[:3], NETWORK)]])
+    with pytest.raises(OverlayFull):
+        catalogue.overlay.apply(records([[Move(0, PATH_IDS[:1], NETWORK)]], catalogue.overlay.place), never)
+    catalogue.check()
+    assert catalogue.overlay.place.seq == 6
+
+
+def test_an_item_that_was_placed_for_another_network() -> None:
+    """It is placed again, and moves of paths that mean nothing here are left out. Paths not in use are left out too."""
+    rng = np.random.default_rng(0)
+    catalogue = living(rng)
+    foreign = Put(7, place(rng, [1, 2], "f" * 16), Evidence([[10, 20]], [30], {"price": 4}), FAR)
+    own = place(rng, [5, 6, 8])
+    asked = []
+
+    def derive(put: Put) -> Placement:
+        asked.append(put)
+        return own
+
+    catalogue.overlay.apply(records([[foreign], [Move(0, [3], "f" * 16)]]), derive)
+    (put,) = asked
+    assert (put.item_id, put.evidence, put.expires) == (7, foreign.evidence, FAR)
+    catalogue._change(replace(foreign, placement=replace(own, paths=[5, 8])))
+    catalogue.check()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        Put(7, place(np.random.default_rng(0)), Evidence([[1, 2], []], [3], {"name": "x", "tags": ["a"]}), FAR),
+        Put("7", place(np.random.default_rng(1), []), Evidence([], [])),
+        Delete("7"),
+        Move(7, [1, 2], NETWORK),
+        Patch(7, 0.5, 0, {"price": None}),
+        Patch(7),
+    ],
+    ids=lambda change: type(change).__name__,
+)
+def test_changes_survive_the_log(change: Change) -> None:
+    """A change that was written and read is the same, its vector bit by bit."""
+    again = from_json(decode(encode(Draft("p", 1, [to_json(change)]), START, 0)[1]).changes[0])
+    if isinstance(change, Put) and isinstance(again, Put):
+        assert np.array_equal(again.placement.vector, change.placement.vector)
+        again, change = (replace(c, placement=replace(c.placement, vector=0)) for c in (again, change))  # type: ignore[arg-type]
+    assert again == change
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"op": "rename"},
+        {"item_id": None},
+        {"item_id": True},
+        {"item_id": 1.5},
+        {"vector": "?"},
+        {"vector": "AHw="},  # infinity
+        {"bias": None},
+        {"bias": 1e999},
+        {"paths": ["1"]},
+        {"paths": [-1]},
+        {"paths": [2**63]},
+        {"placed_by": "chance"},
+        {"network": 1},
+        {"clicked_by": [1]},
+        {"like": 5},
+        {"attributes": []},
+        {"expires": "soon"},
+        {"vector": "AAA="},  # one number
+        {"item_id": "seven"},
+    ],
+    ids=str,
+)
+def test_a_wrong_change_is_refused_with_its_whole_record(wrong: dict[str, object]) -> None:
+    """Nothing of the records is applied."""
+    rng = np.random.default_rng(0)
+    catalogue = living(rng)
+    fields = [to_json(Delete(0)), to_json(Put(7, place(rng))) | wrong]
+    _, text = encode(
+        Draft("p", 1, [{**each, "bias": 0} if each.get("bias") == 1e999 else each for each in fields]), START, 0
+    )
+    if wrong.get("bias") == 1e999:
+        text = text.replace(b'"bias":0', b'"bias":1e999')
+    with pytest.raises(LogDamaged):
+        catalogue.overlay.apply([decode(text)], never)
+    catalogue.check()
+
+
+def like(searcher: Searcher, item: ItemId, new: ItemId) -> Put:
+    """A new item with the vector, the bias and the paths of an item."""
+    index = searcher.structure.index
+    at = searcher.vocabulary.index(item)
+    assert at is not None
+    rows = np.repeat(np.arange(len(index.path_ids)), index.sizes)[index.path_items == at]
+    network = searcher.manifest.parts["model.onnx"].sha256[:16]
+    vector, bias = index.item_vectors[at], float(index.item_bias[at])
+    return Put(new, Placement(vector, bias, index.path_ids[rows].tolist(), "like", network))
+
+
+def answer(searcher: Searcher, **fields: Any) -> list[ItemId]:
+    """The ids of an answer."""
+    query, _ = searcher.prepare(Request(**fields))
+    return searcher.vocabulary.names(searcher.answer([query])[0].items)
+
+
+def test_items_come_and_go_in_answers(planted: Planted) -> None:
+    """A deleted item is replaced by the next one. A new item is found with the one that it is like, and has the same
+    effect in a history.
+    """
+    searcher = Searcher.open(planted.version, slots=100)
+    assert searcher.overlay
+    wide = {"beam": 30, "per_path": 50}
+    history = planted.searcher.vocabulary.names(np.arange(3))
+    before = answer(searcher, history=history, k=12, **wide)
+    searcher.apply(records([[Delete(before[0]), Delete(before[4])]], searcher.overlay.place))
+    assert answer(searcher, history=history, k=10, **wide) == [*before[1:4], *before[5:]]
+
+    searcher.apply(records([[like(searcher, before[1], 10**6)]], searcher.overlay.place))
+    both = {before[1], 10**6}
+    assert set(answer(searcher, history=history, k=2, rerank=False, exclude=before[2:], **wide)) == both
+    assert both <= set(answer(searcher, history=history, k=10, **wide))
+    assert 10**6 not in answer(searcher, history=history, k=10, exclude=[10**6], **wide)
+    after, also = (
+        answer(searcher, history=[*history, each], k=10, rerank=False, exclude=list(both), **wide) for each in both
+    )
+    assert after == also
+
+
+def test_an_answer_has_k_items_while_k_are_live(planted: Planted) -> None:
+    """However many are deleted, and on whichever paths the others are."""
+    searcher = Searcher.open(planted.version, slots=10)
+    ids = planted.searcher.vocabulary.names(np.arange(planted.index.items))
+    for part in np.array_split(np.random.default_rng(0).permutation(len(ids))[3:], 5):
+        searcher.apply(records([[Delete(ids[i]) for i in part]], searcher.overlay.place))  # type: ignore[union-attr]
+        live = searcher.vocabulary.names(np.flatnonzero(searcher.structure.index.live()))
+        for k in (3, len(live)):
+            found = answer(searcher, history=ids[:2], k=k, exclude_history=False)
+            assert len(found) == len(set(found)) == k
+            assert set(found) <= set(live)
+    assert len(live) == 3
+
+
+def test_a_searcher_without_room_has_no_overlay(planted: Planted) -> None:
+    """So the trainer measures without its cost."""
+    assert planted.searcher.overlay is None
+    assert answer(planted.searcher, history=[], k=5) == answer(Searcher.open(planted.version, slots=1), history=[], k=5)
