@@ -22,7 +22,7 @@ from trainer.benchmark import benchmark as benchmark_module
 from trainer.benchmark import sensitivity as sensitivity_module
 from trainer.benchmark.kept import keep
 from trainer.benchmark.sensitivity import slope
-from trainer.benchmark.summary import METHODS, summarise
+from trainer.benchmark.summary import METHODS, OTHERS, summarise
 from trainer.data.dataset import Dataset
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.fit import fit
@@ -91,6 +91,23 @@ def test_benchmark_measures_every_method_once(
     assert dr_trainer(command(shop, "whole")) == 0
     table = capsys.readouterr().out
     assert all(label in table for label in METHODS.values())
+
+
+def test_methods_can_be_left_out(shop: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Only the named ones are measured beside Deep Retrieval and brute force, with the same figures."""
+    arguments = [*command(shop, "few"), "--methods", "deep_retrieval,popularity"]
+    report = ["--report", str(tmp_path)]
+    rows = run(capsys, *arguments, *report)["datasets"]["shop"]["methods"]
+    whole = json.loads((shop / "report" / "benchmark.json").read_text())["datasets"]["shop"]["methods"]
+
+    ours = {name for name in METHODS if name.startswith("deep_retrieval")}
+    assert set(rows) == {*ours, "brute_force", "popularity"}
+    assert all(rows[name]["filtered"] == whole[name]["filtered"] for name in rows)
+    assert dr_trainer(arguments) == 0
+    assert "random" not in capsys.readouterr().out
+
+    assert dr_trainer([*command(shop, "few"), "--methods", "popularity,svd"]) == 1
+    assert "--methods svd: expected some of deep_retrieval, brute_force, random_paths" in capsys.readouterr().err
 
 
 def test_a_benchmark_killed_between_its_trainings_continues(
@@ -199,7 +216,7 @@ def test_held_out_items_reach_no_baseline(planted: Planted) -> None:
 
     for (name, scores, _), (_, changed_scores, _) in zip(
         *(
-            benchmark_module._classics(planted.config, data, planted.split, SilentProgress())
+            benchmark_module._classics(planted.config, data, planted.split, OTHERS, SilentProgress())
             for data in (dataset, dataclasses.replace(dataset, items=items))
         ),
         strict=True,

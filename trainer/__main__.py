@@ -234,7 +234,8 @@ def _benchmark(options: argparse.Namespace) -> int:
 
         require_writable(options.report)
     progress = choose_progress()
-    document = benchmark(sources, options.seeds, options.set, options.runs, progress)
+    methods = {"methods": options.methods.split(",")} if options.methods else {}
+    document = benchmark(sources, options.seeds, options.set, options.runs, progress, **methods)
     _print(
         document if options.json else "\n\n".join(table(name, result) for name, result in document["datasets"].items())
     )
@@ -342,6 +343,9 @@ def make_parser() -> argparse.ArgumentParser:
     measure.add_argument("--k", type=int, metavar="N", help="candidates per request; default: the version's k")
     compare.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="folder with the data sets")
     compare.add_argument("--datasets", metavar="A,B", help="names of data sets; default: all in --data-dir")
+    compare.add_argument(
+        "--methods", metavar="A,B", help="what is measured beside Deep Retrieval and brute force; default: everything"
+    )
     compare.add_argument(
         "--seeds", type=int, default=5, metavar="N", help="number of seeds, 0 to N - 1; default: %(default)s"
     )

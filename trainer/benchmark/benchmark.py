@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from retrieval.paths.rerank import SOFTMAX
 from retrieval.searcher import Searcher
 from trainer.benchmark.datasets import Source
 from trainer.benchmark.kept import keep
-from trainer.benchmark.summary import BUDGETS, HNSW_SEARCH, METHODS, summarise
+from trainer.benchmark.summary import ALWAYS, BUDGETS, HNSW_SEARCH, METHODS, OTHERS, summarise
 from trainer.benchmark.two_tower import answer_hnsw, build_hnsw, encode, train_two_tower
 from trainer.config import TrainConfig, load_config
 from trainer.data.dataset import Dataset, load_dataset
 from trainer.data.measures import Answers, new_items, no_new_items, recall_by_popularity
-from trainer.data.requests import held_out_requests, training_requests, tuning_requests
+from trainer.data.requests import Requests, held_out_requests, training_requests, tuning_requests
 from trainer.data.split import Split, click_counts, clicked_items, split_users
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.device import choose_device
@@ -54,9 +54,21 @@ FRONTIER_BEAMS = (5, 10, 15, 25, 35, 50, 75, 100, 150, 256)
 
 
 def benchmark(
-    sources: list[Source], seeds: int, settings: list[str], folder: Path, progress: Progress
+    sources: list[Source],
+    seeds: int,
+    settings: list[str],
+    folder: Path,
+    progress: Progress,
+    methods: Sequence[str] = OTHERS,
 ) -> dict[str, Any]:
-    """The document of `dr-trainer benchmark --json`. settings: `key=value`; these override each data set's protocol."""
+    """The document of `dr-trainer benchmark --json`. settings: `key=value`; these override each data set's protocol.
+
+    methods: those that are measured beside Deep Retrieval and brute force.
+    """
+    unknown = sorted(set(methods) - {*ALWAYS, *OTHERS})
+    if unknown:
+        raise ConfigError(f"--methods {','.join(unknown)}: expected some of {', '.join((*ALWAYS, *OTHERS))}")
+    others = tuple(name for name in OTHERS if name in methods)
     if any(setting.partition("=")[0].strip() == "seed" for setting in settings):
         raise ConfigError("--set seed: not allowed; --seeds N measures the seeds 0 to N - 1")
     results: dict[str, Any] = {}
@@ -68,14 +80,19 @@ def benchmark(
         runs = []
         for seed in range(seeds):
             seeded = config.replace(seed=seed)
-            measure = functools.partial(measure_seed, seeded, dataset, progress)
-            runs.append(keep(folder, f"{source.name}-{seed}", seeded, dataset, progress, measure))
+            measure = functools.partial(measure_seed, seeded, dataset, progress, others)
+            runs.append(keep(folder, f"{source.name}-{seed}", seeded, dataset, progress, measure, others))
         results[source.name] = summarise(runs)
     return {"seeds": seeds, "datasets": results}
 
 
-def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, folder: Path) -> dict[str, Any]:
-    """Train and measure all methods with the seed of `config`. Checkpoints are written to `folder`."""
+def measure_seed(
+    config: TrainConfig, dataset: Dataset, progress: Progress, others: Sequence[str], folder: Path
+) -> dict[str, Any]:
+    """Train and measure with the seed of `config`. Checkpoints are written to `folder`.
+
+    others: the methods that are measured beside Deep Retrieval and brute force.
+    """
     split = split_users(dataset, config)
     requests = held_out_requests(dataset, split)
     if not requests.histories:
@@ -117,30 +134,29 @@ def measure_seed(config: TrainConfig, dataset: Dataset, progress: Progress, fold
     add("brute_force", exact, encoder, at=dict.fromkeys(cutoffs, exact))
     index = measured.structure.index
     vectors, bias = index.item_vectors.astype(np.float32), np.asarray(index.item_bias)
-    graph, building = build_hnsw(vectors, bias)
-    vectors = np.concatenate(measured.users)
-    for wider in HNSW_SEARCH:
-        add(f"hnsw_{wider}", answer_hnsw(graph, vectors, requests, k, wider), encoder + building, measured.encoding)
+    if "hnsw" in others:
+        graph, building = build_hnsw(vectors, bias)
+        vectors = np.concatenate(measured.users)
+        for wider in HNSW_SEARCH:
+            add(f"hnsw_{wider}", answer_hnsw(graph, vectors, requests, k, wider), encoder + building, measured.encoding)
 
-    # The same encoder with random, fixed paths shows how much the learned paths contribute.
-    fixed = config.replace(start="random", reassignments=0)
-    _, random, _ = _version(fixed, dataset, split, folder / "random", progress, trained)
+    structures = {"deep_retrieval": measured}
+    if "random_paths" in others:
+        # The same encoder with random, fixed paths shows how much the learned paths contribute.
+        fixed = config.replace(start="random", reassignments=0)
+        _, random, _ = _version(fixed, dataset, split, folder / "random", progress, trained)
+        structures["random_paths"] = MeasuredVersion(Searcher.open(random), requests, k, progress)
     beam_requests = training_requests(dataset, split, BEAM_REQUESTS, config.seed)
-    measured_random = MeasuredVersion(Searcher.open(random), requests, k, progress)
     curves = {}
-    for name, candidate in (("deep_retrieval", measured), ("random_paths", measured_random)):
+    for name, candidate in structures.items():
         for budget in BUDGETS:
             beam, per_path = choose_beam(candidate.structure, beam_requests, config, budget)
             add(f"{name}_{budget}k", candidate.retrieval(k, beam, per_path, progress, widen=False), None)
         curves[name] = shares_by_reads(candidate, beam_requests, config)
 
-    started = time.perf_counter()
-    tower = train_two_tower(config, dataset, split, progress)
-    graph, _ = build_hnsw(tower.item_vectors.detach().numpy(), tower.item_bias.numpy())
-    seconds = time.perf_counter() - started
-    vectors, encoding = encode(tower, requests, config.history)
-    add("two_tower", answer_hnsw(graph, vectors, requests, k, HNSW_SEARCH[-1]), seconds, encoding)
-    for name, score, took in _classics(config, dataset, split, progress):
+    if "two_tower" in others:
+        add("two_tower", *_two_tower(config, dataset, split, requests, progress))
+    for name, score, took in _classics(config, dataset, split, others, progress):
         answers = answer_all(score, requests, longest)
         add(name, answers, took, at=dict.fromkeys(cutoffs, answers))
 
@@ -174,11 +190,23 @@ def _version(
     return trained, version, seconds
 
 
+def _two_tower(
+    config: TrainConfig, dataset: Dataset, split: Split, requests: Requests, progress: Progress
+) -> tuple[Answers, float, float]:
+    """The answers of a two-tower model with HNSW, the seconds of its training, and those of encoding the users."""
+    started = time.perf_counter()
+    tower = train_two_tower(config, dataset, split, progress)
+    graph, _ = build_hnsw(tower.item_vectors.detach().numpy(), tower.item_bias.numpy())
+    seconds = time.perf_counter() - started
+    vectors, encoding = encode(tower, requests, config.history)
+    return answer_hnsw(graph, vectors, requests, config.k, HNSW_SEARCH[-1]), seconds, encoding
+
+
 def _classics(
-    config: TrainConfig, dataset: Dataset, split: Split, progress: Progress
+    config: TrainConfig, dataset: Dataset, split: Split, others: Sequence[str], progress: Progress
 ) -> list[tuple[str, Scorer, float]]:
-    """Fit the classic baselines. Returns the name and scorer of each, and the seconds, including the choice of its
-    setting.
+    """Fit the classic baselines among `others`. Returns the name and scorer of each, and the seconds, including the
+    choice of its setting.
     """
     seen = clicked_items(dataset, split.train_users, split.train_length)
     everything = clicked_items(dataset, split.train_users, split.visible_length)
@@ -195,7 +223,7 @@ def _classics(
         fits["ease"] = lambda: tuned(ease, EASE_PENALTIES)
     fits["als"] = lambda: tuned(functools.partial(als, factors=config.embedding), ALS_SETTINGS)
     fitted = []
-    for name, make in fits.items():
+    for name, make in ((name, make) for name, make in fits.items() if name in others):
         progress.say(f"fitting {METHODS[name]}")
         started = time.perf_counter()
         score = make()

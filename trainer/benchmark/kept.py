@@ -6,7 +6,7 @@ import ast
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,13 @@ def keep(
     dataset: Dataset,
     progress: Progress,
     measure: Callable[[Path], dict[str, Any]],
+    methods: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The stored result of an earlier call, else the result of `measure`, whose argument is a folder to work in.
 
     Raises ResumeError if the folder cannot be used.
     """
-    own = own_folder(folder, name, config, dataset)
+    own = own_folder(folder, name, config, dataset, methods)
     file = own / "result.json"
     with _usable(own):
         measured = file.exists()
@@ -84,7 +85,7 @@ def _usable(folder: Path) -> Iterator[None]:
         raise ResumeError(f"--runs: {folder} cannot be used: {error.strerror or error}") from None
 
 
-def own_folder(folder: Path, name: str, config: TrainConfig, dataset: Dataset) -> Path:
-    """The folder for a measurement with these settings, these data and this code."""
-    about = json.dumps([config.to_json(), dataset.digest(), _CODE], sort_keys=True)
+def own_folder(folder: Path, name: str, config: TrainConfig, dataset: Dataset, methods: Sequence[str] = ()) -> Path:
+    """The folder for a measurement of these methods with these settings, these data and this code."""
+    about = json.dumps([config.to_json(), dataset.digest(), list(methods), _CODE], sort_keys=True)
     return folder / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"

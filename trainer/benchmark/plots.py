@@ -71,7 +71,7 @@ def curves(result: dict[str, Any]) -> bytes:
     """Shares of brute force's answer and of the true items among the items read, for the tree and for random paths."""
 
     def draw(axes: Axes) -> None:
-        for name, colour in (("deep_retrieval", OURS), ("random_paths", RIVAL)):
+        for name, colour in zip(result["curves"], (OURS, RIVAL), strict=False):
             for share, style, label in (("brute_force", "-", "brute force's answer"), ("truths", "--", "true items")):
                 points = [(p["reads"], p[share]) for p in result["curves"][name] if p[share]["mean"] is not None]
                 axes.errorbar(

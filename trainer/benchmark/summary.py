@@ -26,6 +26,10 @@ METHODS = {
     "popularity": "popularity",
 }
 
+#: The names for `--methods`: those that are always measured, and those that may be left out.
+ALWAYS = ("deep_retrieval", "brute_force")
+OTHERS = ("random_paths", "hnsw", "two_tower", "ease", "als", "item_cf", "popularity")
+
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation of every figure over the seeds, and the curves of the first seed."""
