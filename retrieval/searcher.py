@@ -15,7 +15,7 @@ from retrieval.changes import Placement, Put
 from retrieval.context import ContextSchema
 from retrieval.paths.overlay import Overlay
 from retrieval.paths.structure import PathStructure, default_search
-from retrieval.query import Answer, BadQuery, Limits, Query, Request, Unknown
+from retrieval.query import Answer, BadQuery, ItemId, Limits, Query, Request, Unknown
 from retrieval.vocabulary import Vocabulary
 
 
@@ -101,6 +101,11 @@ class Searcher:
             widen=request.beam is None,
         )
         return query, Unknown(len(request.history) - len(known), unknown)
+
+    def is_live(self, item: ItemId) -> bool:
+        """Whether the item is in the catalogue, and neither deleted nor expired."""
+        known = self.vocabulary.indices([item])
+        return bool(len(known) and self.structure.index.live(known)[0])
 
     def apply(self, records: Sequence[Record]) -> None:
         """Apply records of the log to the overlay. They must follow `overlay.place`; for one thread at a time.

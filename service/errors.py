@@ -5,7 +5,8 @@ ServiceError
 ├── Overloaded         too many requests are waiting
 ├── DeadlineExceeded   there was no answer within the request's timeout
 ├── AdminOff           no admin token is set
-├── Unauthorized       the admin token is missing or wrong
+├── WritingOff         no write token is set
+├── Unauthorized       the admin token or the write token is missing or wrong
 └── ClientGone         the client has closed the connection
 """
 
@@ -30,8 +31,12 @@ class AdminOff(ServiceError):
     """No admin token is set."""
 
 
+class WritingOff(ServiceError):
+    """No write token is set."""
+
+
 class Unauthorized(ServiceError):
-    """The admin token is missing or wrong."""
+    """The admin token or the write token is missing or wrong."""
 
 
 class ClientGone(ServiceError):

@@ -54,6 +54,16 @@ class Metrics:
         self.items = Gauge("deepretrieval_index_items", "Items of the version served", registry=self.registry)
         self.paths = Gauge("deepretrieval_index_paths", "Paths in use in the version served", registry=self.registry)
 
+        self.log_seq = Gauge("deepretrieval_log_seq", "Last record of the log that is applied", registry=self.registry)
+        self.log_fullness = Gauge(
+            "deepretrieval_overlay_fullness", "Share of the room for new items that is in use", registry=self.registry
+        )
+
+    def log(self, seq: int, fullness: float) -> None:
+        """Record how far the log was followed."""
+        self.log_seq.set(seq)
+        self.log_fullness.set(fullness)
+
     def serving(self, version: str, items: int, paths: int) -> None:
         """Record that a version was swapped in."""
         self.info.clear()

@@ -63,7 +63,7 @@ def test_an_answer_has_exactly_the_documented_keys(client: TestClient, planted: 
     """Candidates come best first, from the version that is served."""
     body = client.post("/v1/retrieve", json={"history": [1, 5, 9], "k": 4}).json()
 
-    assert set(body) == {"version", "request_id", "took_ms", "candidates", "coverage", "degraded"}
+    assert set(body) == {"version", "seq", "request_id", "took_ms", "candidates", "coverage", "degraded"}
     assert body["version"] == f"v1-{planted.version.manifest.fingerprint[:12]}"
     assert [set(candidate) for candidate in body["candidates"]] == [{"item_id", "score", "path_log_prob"}] * 4
     assert body["coverage"]["unknown_history"] == 0
@@ -132,7 +132,7 @@ def test_beam_and_per_path_are_honoured(client: TestClient) -> None:
 
     assert body["coverage"]["paths"] == 1
     assert body["coverage"]["items"] == 1
-    assert body["degraded"] == {"short": True, "narrowed": False}
+    assert body["degraded"] == {"short": True, "narrowed": False, "stale": False}
 
 
 def test_the_default_beam_shrinks_for_a_large_per_path(client: TestClient) -> None:
@@ -149,7 +149,7 @@ def test_a_narrowed_answer_is_marked_and_counted(client: TestClient, monkeypatch
     body = client.post("/v1/retrieve", json={"history": [1], "k": 1, "beam": 5}).json()
 
     assert body["coverage"]["paths"] == 2
-    assert body["degraded"] == {"short": False, "narrowed": True}
+    assert body["degraded"] == {"short": False, "narrowed": True, "stale": False}
     assert "deepretrieval_narrowed_answers_total 1.0" in client.get("/metrics").text
 
 
@@ -158,7 +158,7 @@ def test_an_answer_too_short_is_searched_wider(client: TestClient) -> None:
     body = client.post("/v1/retrieve", json={"history": [1, 5, 9, 13], "k": 36}).json()
 
     assert len(body["candidates"]) == 36
-    assert body["degraded"] == {"short": False, "narrowed": False}
+    assert body["degraded"] == {"short": False, "narrowed": False, "stale": False}
     assert client.post("/v1/retrieve", json={"history": [1], "k": 1000}).json()["degraded"]["short"] is True
 
 
@@ -319,7 +319,7 @@ def test_the_openapi_names_every_status_and_route(client: TestClient) -> None:
         assert "application/problem+json" in retrieve[status]["content"]
     assert set(schema["paths"]) == {
         "/v1/retrieve", "/v1/retrieve:batch", "/v1/info", "/livez", "/readyz", "/metrics",
-        "/admin/v1/versions", "/admin/v1/swap", "/admin/v1/rollback",
+        "/admin/v1/versions", "/admin/v1/swap", "/admin/v1/rollback", "/v1/items:delete",
     }  # fmt: skip
 
 

@@ -150,7 +150,7 @@ def test_items_without_clicks_are_found_by_their_attributes(tmp_path: Path) -> N
     version = make_version(config, dataset, split, trained, SilentProgress(), allow_collapsed=True)
     requests = held_out_requests(dataset, split)
     measured = MeasuredVersion(Searcher.open(version), requests, 10, SilentProgress())
-    answers = measured.retrieval(10, *measured.searcher.default_search(10), SilentProgress()).filtered
+    answers = measured.retrieval(10, 100, 20, SilentProgress()).filtered  # enough paths to read every item
 
     found = []
     for history, answer in zip(requests.histories, answers, strict=True):

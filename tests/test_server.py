@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis
 import yaml
 
 from index_store.errors import (
@@ -21,6 +22,7 @@ from index_store.errors import (
     VersionDamaged,
     VersionIncompatible,
 )
+from index_store.log import START, Draft
 from index_store.manifest import FORMAT
 from index_store.store import open_store, prune
 from index_store.version import Version
@@ -343,7 +345,9 @@ def test_a_version_that_lost_keys_on_a_cluster_node_is_not_activated(
 
 
 def test_the_service_user_of_the_stack_can_follow_a_cluster(redis_cluster: list[RedisServer]) -> None:
-    """With the permissions that docker-compose.yml gives it, the user can read, activate and hold, but not publish."""
+    """With the permissions that docker-compose.yml gives it, the user can read, activate, hold versions and append to the
+    log, but not publish.
+    """
     compose = yaml.safe_load((Path(__file__).parent.parent / "docker-compose.yml").read_text())
     words = compose["x-redis-command"]
     rules = [word for word in words[words.index("service") + 1 :] if not word.startswith(">")]
@@ -363,3 +367,15 @@ def test_the_service_user_of_the_stack_can_follow_a_cluster(redis_cluster: list[
     with pytest.raises(StoreMisconfigured):
         store.publish(small_version("3"))
     store.hold([])
+
+    assert store.append([Draft("p", 1, [{}])]) == [1]
+    assert [record.seq for record in store.read(START, 10)] == [1]
+    assert store.log_start() == START
+    assert store.log_end().seq == 1
+    with pytest.raises(StoreMisconfigured):
+        store.trim(2)
+    service = redis.RedisCluster(host="127.0.0.1", port=redis_cluster[0].port, username="service", password="pw")
+    for command in (("UNLINK", "dr:log"), ("SET", "dr:log", "x"), ("XTRIM", "dr:log", "MAXLEN", "0")):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            service.execute_command(*command)
+    service.close()

@@ -214,13 +214,13 @@ def test_the_start_is_logged_in_one_line(tmp_path: Path, caplog: pytest.LogCaptu
     """The line has the store, the reason why nothing is served, residency, admin and address; no password or token."""
     caplog.set_level("INFO", "service.http.app")
     store = open_store("redis://me:hunter2@127.0.0.1:1/0")
-    secrets = {"admin_token": "hunter2", "store_password": "hunter2"}
+    secrets = {"admin_token": "hunter2", "write_token": "hunter2", "store_password": "hunter2"}
     for settings, known, admin in ((secrets, store, "on"), ({}, FolderStore(str(tmp_path)), "off")):
         with TestClient(create_app(Settings.model_validate({"store": "x", **settings}), known)):
             pass
         line = next(line for line in caplog.messages if line.startswith("store "))
         assert f"store {known}; nothing to serve: " in line
-        assert f"path lists resident; admin {admin}; docs at /docs; for 127.0.0.1 port 8000" in line
+        assert f"path lists resident; admin {admin}; writing {admin}; docs at /docs; for 127.0.0.1 port 8000" in line
         caplog.clear()
     assert "hunter2" not in caplog.text
 

@@ -78,9 +78,9 @@ class PathIndex:
         """V and the number of new items; item indices are below it. Some of these items may be deleted."""
         return len(self.item_bias) + (self.overlay.slots if self.overlay else 0)
 
-    def live(self) -> NDArray[np.bool_]:
-        """Which items are neither deleted nor expired, (items,)."""
-        items = np.arange(self.items)
+    def live(self, items: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """Which of `items`, or of all items, are neither deleted nor expired."""
+        items = np.arange(self.items) if items is None else items
         return self.overlay.live(items, time.time()) if self.overlay else np.ones(len(items), bool)
 
     @property

@@ -16,7 +16,7 @@ from index_store.address import folder_of
 from index_store.store import IndexStore
 from retrieval.query import Limits
 from service.errors import NotReady
-from service.http import problems
+from service.http import items, problems
 from service.http import routes as api
 from service.http.middleware import RequestMiddleware
 from service.http.values import EXACT
@@ -25,6 +25,7 @@ from service.process.draining import Draining
 from service.process.settings import Settings
 from service.serving.batcher import HUNG_SECONDS, Batcher
 from service.serving.reloader import Reloader
+from service.serving.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ SEARCH_ROUND_TRIPS = Limits.BEAM.bit_length() + 1
 def create_app(settings: Settings, store: IndexStore) -> FastAPI:
     """The app that serves `store`'s current version. Does not use the store until its lifespan starts."""
     metrics, draining = Metrics(), Draining()
-    reloader = Reloader(store, settings.poll_seconds, metrics)
+    reloader = Reloader(store, settings.poll_seconds, metrics, settings.new_items)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[api.State]:
@@ -49,7 +50,9 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
         batcher = Batcher(
             settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics, HUNG_SECONDS + store_seconds
         )
-        tasks = [asyncio.create_task(run()) for run in (reloader.run, reloader.holding.keep, batcher.run)]
+        writer = Writer(store, reloader.follower)
+        running = reloader.run, reloader.holding.keep, reloader.follower.run, batcher.run, writer.run
+        tasks = [asyncio.create_task(run()) for run in running]
         # Usually the current version is loaded before the first request arrives. But /livez must not wait longer than
         # FIRST_LOOK_SECONDS for a long load, or for a store that does not answer.
         with suppress(TimeoutError):
@@ -62,6 +65,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
                     "metrics": metrics,
                     "reloader": reloader,
                     "batcher": batcher,
+                    "writer": writer,
                     "draining": draining,
                 }
         finally:
@@ -82,6 +86,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
     )
     app.add_middleware(RequestMiddleware, metrics=metrics, draining=draining, max_body_bytes=settings.max_body_bytes)
     app.include_router(api.router)
+    app.include_router(items.router)
     app.include_router(api.admin)
     problems.install(app)
     described = app.openapi
@@ -119,5 +124,6 @@ def _summary(settings: Settings, reloader: Reloader) -> str:
     residency = settings.residency if folder_of(settings.store) is None else "resident"  # in a folder they always are
     return (
         f"{reloader}; path lists {residency}; admin {'on' if settings.admin_token else 'off'}; "
+        f"writing {'on' if settings.write_token else 'off'}; "
         f"docs at /docs; for {settings.host} port {settings.port}"
     )

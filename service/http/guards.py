@@ -11,9 +11,10 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
-from service.errors import AdminOff, Unauthorized
+from service.errors import AdminOff, Unauthorized, WritingOff
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -49,7 +50,27 @@ class AdminRoute(Route):
         handle = super().get_route_handler()
 
         async def checked(request: Request) -> Response:
-            _require_admin(request)
+            token = request.state.settings.admin_token
+            if token is None:
+                raise AdminOff("the admin endpoint is off; set DR_ADMIN_TOKEN to open it")
+            _require_token(request, token, "the admin token")
+            return await handle(request)
+
+        return checked
+
+
+class WriteRoute(Route):
+    """A route that needs the write token. The token is checked before the body."""
+
+    def get_route_handler(self) -> Handler:
+        """Called once, by FastAPI."""
+        handle = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            token = request.state.settings.write_token
+            if token is None:
+                raise WritingOff("the catalogue cannot be changed here; set DR_WRITE_TOKEN to allow it")
+            _require_token(request, token, "the write token")
             return await handle(request)
 
         return checked
@@ -82,16 +103,13 @@ def _wrong_type(content_type: str) -> str | None:
         return WRONG_CHARSET
 
 
-def _require_admin(request: Request) -> None:
-    """Raise AdminOff or Unauthorized unless the request has the admin token.
+def _require_token(request: Request, token: SecretStr, called: str) -> None:
+    """Raise Unauthorized unless the request has the token.
 
     Digests are compared in constant time, so response times do not reveal the token's length or a prefix of it.
     """
-    token = request.state.settings.admin_token
-    if token is None:
-        raise AdminOff("the admin endpoint is off; set DR_ADMIN_TOKEN to open it")
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     wanted = hashlib.sha256(token.get_secret_value().encode()).digest()
     digest = hashlib.sha256(given.strip(" \t").encode("latin-1")).digest()
     if not hmac.compare_digest(wanted, digest) or scheme.lower() != "bearer":
-        raise Unauthorized("send Authorization: Bearer and the admin token")
+        raise Unauthorized(f"send Authorization: Bearer and {called}")

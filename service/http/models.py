@@ -12,7 +12,7 @@ from pydantic import BaseModel, FailFast, Field
 
 from retrieval.query import Answer, Limits, Request, Unknown
 from retrieval.vocabulary import Vocabulary
-from service.http.values import Body, Context, ItemId, integer
+from service.http.values import EXACT, Body, Context, ItemId, integer
 
 #: Fields of a retrieve request that the search needs; the service itself uses the other fields.
 SEARCH_FIELDS = [field.name for field in dataclasses.fields(Request)]
@@ -47,6 +47,11 @@ class RetrieveRequest(Body):
         description="deadline: the search is narrowed to meet it; a request that misses it is answered 504 (503 with "
         "remote path lists)",
     )
+    min_seq: Annotated[int, integer(0, EXACT)] | None = Field(
+        None,
+        description="the answer has the changes of the catalogue up to this record, as the answer to a write names it; "
+        "the request waits for them in up to 0.8 of its timeout_ms",
+    )
     rerank: bool = Field(True, description="order by the reranker's score; else by path probability")
 
     def to_request(self) -> Request:
@@ -72,7 +77,11 @@ class RetrieveRequest(Body):
                 "unknown_history": unknown.history,
                 "unknown_context": unknown.context,
             },
-            "degraded": {"short": answer.short, "narrowed": answer.narrowed},
+            "degraded": {
+                "short": answer.short,
+                "narrowed": answer.narrowed,
+                "stale": answer.seq < (self.min_seq or 0),
+            },
         }
 
 
@@ -106,17 +115,20 @@ class Coverage(BaseModel):
 class Degraded(BaseModel):
     """Whether the request got less than it asked for.
 
-    short: the answer has fewer than k candidates. narrowed: fewer paths were searched, to meet the deadline.
+    short: the answer has fewer than k candidates. narrowed: fewer paths were searched, to meet the deadline. stale: the
+    replica did not have the record `min_seq` in time.
     """
 
     short: bool
     narrowed: bool
+    stale: bool
 
 
 class RetrieveResponse(BaseModel):
-    """Candidates, best first, all from one version."""
+    """Candidates, best first, all from one version. seq: the last change of the catalogue that the search saw."""
 
     version: str
+    seq: int
     request_id: str
     took_ms: float
     candidates: list[Candidate]

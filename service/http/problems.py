@@ -26,6 +26,7 @@ STATUS: dict[type[Exception], int] = {
     service.ClientGone: 499,  # as in nginx; the client has gone, so only metrics show it
     BadQuery: 422,
     service.AdminOff: 403,
+    service.WritingOff: 403,
     service.Unauthorized: 401,
     service.ServiceError: 500,
     store.VersionNotFound: 404,
@@ -97,6 +98,12 @@ def problem(request: Request, status: int, detail: str, errors: list[dict[str, s
         body["errors"] = errors
     headers = HEADERS.get(status, {})
     return Response(orjson.dumps(body), status, headers, media_type="application/problem+json")
+
+
+def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route with these statuses, for the OpenAPI document."""
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"model": Problem, "content": content} for status in statuses}
 
 
 def install(app: FastAPI) -> None:

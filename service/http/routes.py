@@ -23,12 +23,13 @@ from service.http.models import (
     SwapRequest,
     SwapResponse,
 )
-from service.http.problems import Problem
+from service.http.problems import described
 from service.metrics import Metrics
 from service.process.draining import Draining
 from service.process.settings import Settings
 from service.serving.batcher import Batcher
 from service.serving.reloader import Reloader
+from service.serving.writer import Writer
 
 
 class State(TypedDict):
@@ -38,12 +39,8 @@ class State(TypedDict):
     metrics: Metrics
     reloader: Reloader
     batcher: Batcher
+    writer: Writer
     draining: Draining
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"model": Problem, "content": content} for status in statuses}
 
 
 async def _reloader(request: Request) -> Reloader:
@@ -56,6 +53,9 @@ ReloaderDep = Annotated[Reloader, Depends(_reloader)]
 #: Only for the OpenAPI document; AdminRoute checks the token.
 TOKEN = HTTPBearer(auto_error=False, description="DR_ADMIN_TOKEN")
 
+#: The share of a request's timeout in which it waits for the records up to `min_seq`.
+WAIT_FOR_LOG = 0.8
+
 router = APIRouter(route_class=Route)
 admin = APIRouter(prefix="/admin/v1", route_class=AdminRoute, dependencies=[Depends(TOKEN)], tags=["admin"])
 
@@ -63,7 +63,7 @@ admin = APIRouter(prefix="/admin/v1", route_class=AdminRoute, dependencies=[Depe
 @router.post(
     "/v1/retrieve",
     response_model=RetrieveResponse,
-    responses=_problems(400, 408, 413, 415, 422, 429, 500, 503, 504),
+    responses=described(400, 408, 413, 415, 422, 429, 500, 503, 504),
     tags=["retrieval"],
 )
 async def retrieve(body: RetrieveRequest, request: Request, reloader: ReloaderDep) -> Response:
@@ -75,7 +75,7 @@ async def retrieve(body: RetrieveRequest, request: Request, reloader: ReloaderDe
 @router.post(
     "/v1/retrieve:batch",
     response_model=BatchResponse,
-    responses=_problems(400, 408, 413, 415, 422, 429, 500, 503, 504),
+    responses=described(400, 408, 413, 415, 422, 429, 500, 503, 504),
     tags=["retrieval"],
 )
 async def retrieve_batch(body: BatchRequest, request: Request, reloader: ReloaderDep) -> Response:
@@ -83,7 +83,7 @@ async def retrieve_batch(body: BatchRequest, request: Request, reloader: Reloade
     return _json({"responses": await _answer(body.requests, request, reloader)})
 
 
-@router.get("/v1/info", responses=_problems(500, 503), tags=["retrieval"])
+@router.get("/v1/info", responses=described(500, 503), tags=["retrieval"])
 async def info(request: Request, reloader: ReloaderDep) -> dict[str, Any]:
     """The version served, its shape, defaults and context features, and the limits of a request."""
     retriever = reloader.retriever
@@ -106,7 +106,7 @@ async def livez() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", responses=_problems(500, 503), tags=["health"])
+@router.get("/readyz", responses=described(500, 503), tags=["health"])
 async def readyz(request: Request, reloader: ReloaderDep) -> dict[str, str]:
     """A version is loaded, verified and warm, no search hangs, and the process is not shutting down."""
     if request.state.draining.begun:
@@ -122,7 +122,7 @@ async def metrics(request: Request) -> Response:
     return Response(request.state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@admin.get("/versions", responses=_problems(401, 403, 500, 503))
+@admin.get("/versions", responses=described(401, 403, 500, 503))
 async def versions(reloader: ReloaderDep) -> dict[str, Any]:
     """All versions in the store, each with its state in this replica."""
     return await reloader.versions()
@@ -131,7 +131,7 @@ async def versions(reloader: ReloaderDep) -> dict[str, Any]:
 @admin.post(
     "/swap",
     response_model=SwapResponse,
-    responses=_problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503),
+    responses=described(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503),
 )
 async def swap(body: SwapRequest, reloader: ReloaderDep) -> dict[str, Any]:
     """Load and verify a version, make it current, serve it. Answered once this replica serves it."""
@@ -141,7 +141,7 @@ async def swap(body: SwapRequest, reloader: ReloaderDep) -> dict[str, Any]:
     return await reloader.swap(body.version, ... if body.expected is None else body.expected)
 
 
-@admin.post("/rollback", response_model=SwapResponse, responses=_problems(401, 403, 404, 409, 422, 500, 503))
+@admin.post("/rollback", response_model=SwapResponse, responses=described(401, 403, 404, 409, 422, 500, 503))
 async def rollback(reloader: ReloaderDep) -> dict[str, Any]:
     """Swap to the version that was current before. A second rollback undoes the first."""
     return await reloader.rollback()
@@ -151,11 +151,14 @@ async def _answer(bodies: Sequence[RetrieveRequest], request: Request, reloader:
     """The contents of a RetrieveResponse for each body, all from one version."""
     started = time.perf_counter()
     settings, counts, batcher = request.state.settings, request.state.metrics, request.state.batcher
+    timeout = max(body.timeout_ms or settings.timeout_ms for body in bodies) / 1000
+    if wanted := max(body.min_seq or 0 for body in bodies):
+        await reloader.follower.wait_for(wanted, WAIT_FOR_LOG * timeout)
+        timeout -= time.perf_counter() - started
     # Read once, so that this version answers even if another version is swapped in meanwhile.
     retriever = reloader.retriever
     searcher = retriever.searcher
     prepared = [searcher.prepare(body.to_request()) for body in bodies]
-    timeout = max(body.timeout_ms or settings.timeout_ms for body in bodies) / 1000
     gone = functools.partial(_hung_up, request)
     answers = await batcher.submit(retriever, [query for query, _ in prepared], timeout, gone)
     responses = []
@@ -165,6 +168,7 @@ async def _answer(bodies: Sequence[RetrieveRequest], request: Request, reloader:
         responses.append(
             {
                 "version": retriever.name,
+                "seq": answer.seq,
                 "request_id": request.scope["request_id"],
                 "took_ms": round((time.perf_counter() - started) * 1000, 3),
                 **described,

@@ -44,6 +44,16 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     workers: int = Field(1, ge=1, le=256, description="processes, each with the network in its own memory")
     admin_token: SecretStr | None = Field(None, description="bearer token for /admin; unset: /admin is off")
+    write_token: SecretStr | None = Field(
+        None, description="bearer token for writing to /v1/items; unset: the catalogue cannot be changed over HTTP"
+    )
+    new_items: int = Field(
+        100_000,
+        ge=1,
+        le=10_000_000,
+        description="most items that can be put before a new version is made; 250 bytes each, and 12 for each item of "
+        "the version",
+    )
     poll_seconds: float = Field(0.5, gt=0, le=60, description="seconds between two reads of `current`")
     timeout_ms: int = Field(1000, ge=1, le=Limits.TIMEOUT_MS, description="deadline of a request without timeout_ms")
     max_queue: int = Field(
@@ -70,7 +80,7 @@ class Settings(BaseSettings):
         stripped = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
         return {name: value for name, value in stripped.items() if value != ""}
 
-    @field_validator("admin_token")
+    @field_validator("admin_token", "write_token")
     @classmethod
     def _fits_in_a_header(cls, token: SecretStr | None) -> SecretStr | None:
         if token and not token.get_secret_value().isprintable():

@@ -19,18 +19,22 @@ TRANSIENT = (StoreUnavailable, StoreMisconfigured, StoreFull, VersionNotFound)
 class Loader:
     """Loads one version at a time, in a thread. refused: for the name of each refused version, the reason."""
 
-    def __init__(self, store: IndexStore, holding: Holding, metrics: Metrics) -> None:
-        self._store, self._holding, self._metrics = store, holding, metrics
+    def __init__(self, store: IndexStore, holding: Holding, metrics: Metrics, slots: int) -> None:
+        """slots: see Retriever."""
+        self._store, self._holding, self._metrics, self._slots = store, holding, metrics, slots
         self.refused: dict[str, str] = {}
         self._loading = asyncio.Lock()
         self._tried: set[tuple[str, ...]] = set()  # digests of models that passed their trial, with its input sizes
 
-    async def load(self, name: str) -> Retriever:
-        """Return the version, at once if it is in memory. Raises the errors of `IndexStore.load`."""
-        if retriever := self._holding.find(name):
+    async def load(self, name: str, *, again: bool = False) -> Retriever:
+        """Return the version, at once if it is in memory. Raises the errors of `IndexStore.load`.
+
+        again: load it even if it is in memory, without the records that were applied to it there.
+        """
+        if not again and (retriever := self._holding.find(name)):
             return retriever
         async with self._loading:
-            if retriever := self._holding.find(name):  # another caller loaded the version in the meantime
+            if not again and (retriever := self._holding.find(name)):  # another caller has loaded it meanwhile
                 return retriever
             self._holding.loading = name
             try:
@@ -56,4 +60,4 @@ class Loader:
         if trial not in self._tried:
             try_model(version)
             self._tried.add(trial)
-        return Retriever(version)
+        return Retriever(version, self._slots)

@@ -31,6 +31,9 @@ from typing import Any
 
 from index_store.errors import (
     CacheUnavailable,
+    LogBroken,
+    LogDamaged,
+    LogIncompatible,
     PointerMoved,
     StoreMisconfigured,
     StoreMissing,
@@ -41,12 +44,14 @@ from index_store.errors import (
 )
 from index_store.manifest import check_name
 from index_store.store import IndexStore, rollback_target
+from retrieval.paths.overlay import OverlayFull
 from service.errors import NotReady
 from service.metrics import Metrics
 from service.serving.failure_log import FailureLog
+from service.serving.follower import Follower
 from service.serving.holding import Holding
 from service.serving.loading import TRANSIENT, Loader
-from service.serving.retriever import Retriever
+from service.serving.retriever import SLOTS, Retriever
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +67,10 @@ REASONS: dict[type[Exception], str] = {
     VersionNotFound: "the current version is not in the store",
     VersionDamaged: "the current version is damaged",
     VersionIncompatible: "the current version is of a format that this release does not read",
+    LogBroken: "the log does not continue the current version",
+    LogDamaged: "the log is damaged",
+    LogIncompatible: "a newer release has written the log",
+    OverlayFull: "there are more new items than DR_NEW_ITEMS",
     Exception: "the current version is refused",
 }
 NO_VERSIONS = "the store has no versions; publish one with dr-trainer fit"
@@ -102,14 +111,17 @@ class Serving:
 class Reloader:
     """The version that one process serves. All methods run on the event loop; slow work is done in threads."""
 
-    def __init__(self, store: IndexStore, poll_seconds: float, metrics: Metrics) -> None:
+    def __init__(self, store: IndexStore, poll_seconds: float, metrics: Metrics, slots: int = SLOTS) -> None:
+        """slots: see Retriever."""
         self._store, self._poll_seconds, self._metrics = store, poll_seconds, metrics
         self.holding = Holding(store)
-        self.loader = Loader(store, self.holding, metrics)
+        self.loader = Loader(store, self.holding, metrics, slots)
+        self.follower = Follower(store, metrics)
         self.state: Waiting | Loading | Refused | Serving = Waiting()
         self.first_look_done = asyncio.Event()  # set after the first look at the pointer
         self._serving: Retriever | None = None
         self._before: Retriever | None = None  # kept in memory, so that a rollback loads nothing
+        self._again_at = 0.0  # when a version may be loaded again because of the log, by time.monotonic
         self._moving = asyncio.Lock()  # the pointer and the served version change together
         self._follow_failures, self._hint_failures = FailureLog(log), FailureLog(log)
 
@@ -152,6 +164,8 @@ class Reloader:
                     return
                 if self._serving and self._serving.name == name:
                     self._serve(self._serving)
+                    if isinstance(self.follower.problem, LogBroken):
+                        await self._load_again(self._serving)
                 else:
                     self.state = refused or Loading(name)
                     await self._load_and_serve(name)
@@ -171,7 +185,12 @@ class Reloader:
             raise PointerMoved("the current version is not the expected one; read it again, then repeat")
         retriever = await self.loader.load(name)
         async with self._moving:
-            replaced = await asyncio.to_thread(self._store.activate, name, expected)
+            retriever = await self._caught_up(retriever)
+            try:
+                replaced = await asyncio.to_thread(self._store.activate, name, expected)
+            except BaseException:
+                await self._turn_back()
+                raise
             self._serve(retriever)
         await self.holding.renew()
         return {"version": name, "previous": replaced}
@@ -207,10 +226,42 @@ class Reloader:
     async def _load_and_serve(self, name: str) -> None:
         retriever = await self.loader.load(name)
         async with self._moving:
+            retriever = await self._caught_up(retriever)
             # If the pointer has moved during the load, the next call of `follow` loads its new version.
             if await asyncio.to_thread(self._store.current) == name:
                 self._serve(retriever)
+            else:
+                await self._turn_back()
         await self.holding.renew()
+
+    async def _load_again(self, broken: Retriever) -> None:
+        """Replace a version whose records are not those of the log, for example because Redis lost its last second."""
+        if time.monotonic() < self._again_at:
+            return
+        self._again_at = time.monotonic() + RETRY_SECONDS
+        log.warning("the log does not continue record %d; loading %s again", broken.place.seq, broken.name)
+        async with self._moving:
+            retriever = await self._caught_up(await self.loader.load(broken.name, again=True))
+            if self._serving is broken:
+                self._serving = retriever
+            else:
+                await self._turn_back()
+
+    async def _caught_up(self, retriever: Retriever) -> Retriever:
+        """The version with all records of the log. It is loaded again if it has records that the log does not have."""
+        try:
+            await self.follower.turn_to(retriever)
+        except LogBroken:
+            if retriever.place == retriever.manifest.covers:
+                raise
+            retriever = await self.loader.load(retriever.name, again=True)
+            await self.follower.turn_to(retriever)
+        return retriever
+
+    async def _turn_back(self) -> None:
+        """Let the version in service get the records again."""
+        if self._serving:
+            await self.follower.turn_to(self._serving)
 
     def _serve(self, retriever: Retriever) -> None:
         self.state = Serving(retriever.name)

@@ -1,4 +1,7 @@
-"""One loaded version: verified, warmed up, and timed. A request keeps its Retriever, so one version answers it."""
+"""One loaded version: verified, warmed up, and timed. A request keeps its Retriever, so one version answers it.
+
+The records of the log are applied to it while it answers.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import IndexStoreError, VersionDamaged
+from index_store.log import Place
 from index_store.manifest import naming
 from index_store.version import Version
 from retrieval.golden import replay
@@ -16,13 +20,18 @@ from retrieval.query import Query
 from retrieval.searcher import Searcher
 from service.serving.pace import Pace
 
+SLOTS = 100_000  # new items, by default
+
 
 class Retriever:
-    """A version in service: its searcher, and the predicted time of a search (`pace`). Only `pace` ever changes."""
+    """A version in service: its searcher, and the predicted time of a search. Only this and the overlay ever change."""
 
-    def __init__(self, version: Version) -> None:
-        """Load the model, replay the golden queries and warm up. Raises VersionDamaged."""
-        self.searcher = Searcher.open(version)
+    def __init__(self, version: Version, slots: int = SLOTS) -> None:
+        """Load the model, replay the golden queries and warm up. Raises VersionDamaged.
+
+        slots: the most new items for which there is room.
+        """
+        self.searcher = Searcher.open(version, slots)
         self.manifest = version.manifest
         self.name = version.manifest.version
         self.max_beam = self.searcher.facts.max_beam
@@ -35,6 +44,18 @@ class Retriever:
                 raise
             except Exception as error:  # noqa: BLE001 -- any error of the runtime, for a model of wrong shape
                 raise VersionDamaged(f"model.onnx cannot be run ({type(error).__name__})") from None
+
+    @property
+    def place(self) -> Place:
+        """The last record of the log that is applied."""
+        assert self.searcher.overlay
+        return self.searcher.overlay.place
+
+    @property
+    def fullness(self) -> float:
+        """The share of the room for new items that is in use."""
+        assert self.searcher.overlay
+        return self.searcher.overlay.fullness
 
     def _warm_up(self) -> Pace:
         """Search batches of 1 and 8, so that no request is slowed by the runtime's first use; then measure the pace."""

@@ -29,6 +29,7 @@ from trainer.data.split import Split, click_counts, clicked_items, split_users
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.device import choose_device
 from trainer.deep_retrieval.fit import Trained, fit
+from trainer.deep_retrieval.warm_up import TUNED_ON
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.baselines import (
     ALS_SETTINGS,
@@ -210,7 +211,7 @@ def _classics(
     """
     seen = clicked_items(dataset, split.train_users, split.train_length)
     everything = clicked_items(dataset, split.train_users, split.visible_length)
-    tuning = tuning_requests(dataset, split)
+    tuning = tuning_requests(dataset, split).spread(TUNED_ON)
 
     def tuned(fit_one: Callable[..., Scorer], settings: tuple[Any, ...]) -> Scorer:
         return fit_one(everything, best_setting(fit_one, settings, seen, tuning, config.k))

@@ -1,0 +1,193 @@
+"""Changes of the catalogue over HTTP: who may make them, and that every replica and every version has them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from index_store.folder.store import FolderStore
+from index_store.log import START, Draft
+from service.http.app import create_app
+from service.process.settings import Settings
+from tests.conftest import Planted
+from tests.test_api import ADMIN, assert_problem, items_of, make_app
+
+WRITER = {"Authorization": "Bearer w"}
+
+
+@pytest.fixture
+def store(planted: Planted, tmp_path: Path) -> FolderStore:
+    """A store whose current version is the planted one."""
+    store = FolderStore(str(tmp_path / "store"))
+    store.activate(store.publish(planted.version))
+    return store
+
+
+def replica(store: FolderStore) -> TestClient:
+    """A replica that allows writing, with a store object of its own. It has to be entered."""
+    return TestClient(make_app(FolderStore(str(store.folder)), write_token="w"))
+
+
+@pytest.fixture
+def client(store: FolderStore) -> Iterator[TestClient]:
+    """A replica."""
+    with replica(store) as opened:
+        yield opened
+
+
+def ask(client: TestClient, **fields: Any) -> Any:
+    """A retrieve request with a history of group 1."""
+    response = client.post("/v1/retrieve", json={"history": [1, 5], "k": 6, **fields})
+    assert response.status_code == 200, response.text
+    return response
+
+
+def delete(client: TestClient, *items: int | str) -> Any:
+    """The answer to a delete."""
+    response = client.post("/v1/items:delete", json={"item_ids": items}, headers=WRITER)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_a_deleted_item_is_not_answered(client: TestClient) -> None:
+    """The next answer has it no more, and all others as before."""
+    before = items_of(ask(client, k=8, beam=30))
+    assert ask(client).json()["seq"] == 0
+    assert delete(client, before[0], before[2]) == {"seq": 1, "unknown": 0}
+
+    answer = ask(client, beam=30)
+    assert items_of(answer) == [before[1], *before[3:]]
+    assert answer.json()["seq"] == 1
+
+
+def test_what_is_not_there_cannot_be_deleted(client: TestClient) -> None:
+    """It is counted, and nothing is written for it."""
+    assert delete(client, 999, "x") == {"seq": 0, "unknown": 2}
+    assert delete(client, 3, "3", 999) == {"seq": 1, "unknown": 1}
+    assert delete(client, 3) == {"seq": 1, "unknown": 1}
+
+
+def test_writing_needs_its_token(store: FolderStore, client: TestClient) -> None:
+    """Without DR_WRITE_TOKEN it is off. The admin token is another one."""
+    body = {"item_ids": [1]}
+    for headers in ({}, ADMIN, {"Authorization": "Bearer wrong"}, {"Authorization": "w"}):
+        assert_problem(client.post("/v1/items:delete", json=body, headers=headers), 401)
+    with TestClient(create_app(Settings.model_validate({"store": str(store.folder)}), store)) as closed:
+        problem = assert_problem(closed.post("/v1/items:delete", json=body, headers=WRITER), 403)
+    assert "DR_WRITE_TOKEN" in problem["detail"]
+    assert store.read(START, 1) == []
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"item_ids": []}, {"item_ids": [1.5]}, {"item_ids": [""]}, {"item_ids": [1] * 1001}, {"items": [1]}]
+)
+def test_wrong_bodies(client: TestClient, body: Any) -> None:
+    """Each is a 422, and nothing is written."""
+    assert_problem(client.post("/v1/items:delete", json=body, headers=WRITER), 422)
+    assert ask(client).json()["seq"] == 0
+
+
+def test_another_replica_follows(store: FolderStore, client: TestClient) -> None:
+    """With `min_seq` it has the record; a replica that starts later has it at once."""
+    with replica(store) as other:
+        gone = items_of(ask(other))[0]
+        seq = delete(client, gone)["seq"]
+        answer = ask(other, min_seq=seq)
+        assert gone not in items_of(answer)
+        assert answer.json()["degraded"]["stale"] is False
+    with replica(store) as late:
+        assert gone not in items_of(ask(late))
+        assert ask(late).json()["seq"] == seq
+
+
+def test_a_record_that_does_not_come(client: TestClient) -> None:
+    """The answer comes before the deadline and says that it is stale."""
+    answer = ask(client, min_seq=7, timeout_ms=500).json()
+    assert answer["degraded"]["stale"] is True
+    assert answer["seq"] == 0
+    assert len(answer["candidates"]) == 6
+
+
+def test_swap_and_rollback_bring_nothing_back(store: FolderStore, planted: Planted, other: Planted) -> None:
+    """Deletes hold in the version that is swapped in, and in the one that is rolled back to."""
+    second = store.publish(other.version)
+    with replica(store) as client:
+        gone = {*items_of(ask(client, k=3))}
+        seq = delete(client, *gone)["seq"]
+        for verb, body in (("swap", {"version": second}), ("rollback", None), ("rollback", None)):
+            assert client.post(f"/admin/v1/{verb}", json=body, headers=ADMIN).status_code == 200
+            answer = ask(client, k=30)
+            assert not gone & {*items_of(answer)}
+            assert answer.json()["seq"] == seq
+            one = items_of(ask(client))[0]
+            seq = delete(client, one)["seq"]
+            gone.add(one)
+
+
+def test_writers_during_swaps(store: FolderStore, other: Planted) -> None:
+    """While versions are swapped, no answer misses a record that an earlier one had."""
+    first, second = str(store.current()), store.publish(other.version)
+    with replica(store) as client:
+        done = threading.Event()
+        deleted: dict[int, int] = {}  # item -> the record that deletes it
+
+        def write() -> None:
+            for item in range(30):
+                deleted[item] = delete(client, item)["seq"]
+            done.set()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        last, swaps = 0, 0
+        while not done.is_set() or swaps < 4:
+            target = (second, first)[swaps % 2]
+            assert client.post("/admin/v1/swap", json={"version": target}, headers=ADMIN).status_code == 200
+            swaps += 1
+            for _ in range(5):
+                known = dict(deleted)
+                answer = ask(client, history=[38, 39], k=10, exclude_history=False)
+                seq = answer.json()["seq"]
+                assert seq >= last
+                last = seq
+                assert not {item for item, record in known.items() if record <= seq} & {*items_of(answer)}
+                assert len(items_of(answer)) == 10
+        writer.join()
+    assert last == 30
+
+
+def test_a_replica_whose_records_were_lost(store: FolderStore, client: TestClient) -> None:
+    """If the log has other records than were applied, as after a crash of Redis, the replica takes those of the log."""
+    (first, second, third) = items_of(ask(client, k=3))
+    delete(client, first)
+    (segment,) = (store.folder / "log").glob("*.log")
+    backup = segment.read_bytes()
+    delete(client, second)
+    segment.write_bytes(backup)
+    FolderStore(str(store.folder)).append([Draft("another", 1, [{"op": "delete", "item_id": third}])])
+
+    assert client.portal
+    reloader = client.app_state["reloader"]
+    client.portal.call(reloader.follower.advance)
+    client.portal.call(reloader.follow)
+    answer = ask(client, beam=30)
+    assert answer.json()["seq"] == 2
+    assert second in items_of(answer)
+    assert not {first, third} & {*items_of(answer)}
+
+
+def test_a_log_that_is_damaged(store: FolderStore, client: TestClient) -> None:
+    """What is served stays, and writers are told."""
+    delete(client, 3)
+    delete(client, 7)
+    (segment,) = (store.folder / "log").glob("*.log")
+    content = bytearray(segment.read_bytes())
+    content[-200] ^= 1
+    segment.write_bytes(content + content[-4:])
+    with replica(store) as other:
+        assert_problem(other.get("/readyz"), 503)
+    assert ask(client).json()["seq"] == 2
