@@ -345,7 +345,7 @@ def test_a_version_that_lost_keys_on_a_cluster_node_is_not_activated(
 
 
 def test_the_service_user_of_the_stack_can_follow_a_cluster(redis_cluster: list[RedisServer]) -> None:
-    """With the permissions that docker-compose.yml gives it, the user can read, activate, hold versions and append to the
+    """With the rights that docker-compose.yml gives it, the user can read, activate, hold versions and append to the
     log, but not publish.
     """
     compose = yaml.safe_load((Path(__file__).parent.parent / "docker-compose.yml").read_text())
@@ -377,5 +377,5 @@ def test_the_service_user_of_the_stack_can_follow_a_cluster(redis_cluster: list[
     service = redis.RedisCluster(host="127.0.0.1", port=redis_cluster[0].port, username="service", password="pw")
     for command in (("UNLINK", "dr:log"), ("SET", "dr:log", "x"), ("XTRIM", "dr:log", "MAXLEN", "0")):
         with pytest.raises(redis.exceptions.NoPermissionError):
-            service.execute_command(*command)
+            service.execute_command(*command)  # type: ignore[no-untyped-call]
     service.close()

@@ -46,9 +46,7 @@ def read_lists(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them
     for i in range(len(rows)):
         if lists[i] >= 0:
             lengths[i] = min(n[i], offsets[lists[i] + 1] - offsets[lists[i]])
-            most += n[i] if len(state) else lengths[i]
-    if len(state):
-        most = min(most, lengths.sum() + used[POSTINGS])
+            most += n[i] if len(used) and used[POSTINGS] else lengths[i]
     taken = np.empty(most, np.int32)
     end = 0
     for i in range(len(rows)):
