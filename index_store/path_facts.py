@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,11 @@ class PathFacts:
     beam: int  # W, the number of paths searched by default
     per_path: int  # n, the number of items read from a path by default
     max_beam: int  # widest beam that the network accepts
+
+    def nodes(self, paths: Iterable[int]) -> list[list[int]]:
+        """The nodes of paths, one of each layer, from their ids."""
+        powers = [self.width ** (self.depth - 1 - layer) for layer in range(self.depth)]
+        return [[path // power % self.width for power in powers] for path in paths]
 
     @classmethod
     def of(cls, structure: Mapping[str, Any]) -> PathFacts:

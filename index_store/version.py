@@ -18,6 +18,7 @@ The kind "paths" also has:
     neighbours.npy     int32 (2, V, M)    for each item, the indices of the M items that are clicked by the same users,
                                           and of the M items that are clicked soon after it; -1: no further
     similarities.npy   uint16 (2, V, M)   how similar they are to it, from 0 to 1, in units of 1 / 65535
+    placing.json       {"users": (E,), "matrix": (E, E), "items": (E,), "length", "bias"}
     reranker.json      {"kind": "lr" | "softmax", "weights": {feature: weight}, "intercept": number}
 
 The manifest has the digest of each part, one fingerprint over all parts, and a digest of itself.
@@ -45,7 +46,15 @@ from index_store.path_facts import PathFacts
 PARTS = frozenset({"model.onnx", "item_vectors.npy", "item_bias.npy", "context.json", "golden.json"})
 #: The additional parts of the kind "paths".
 PATHS = frozenset(
-    {"path_ids.npy", "path_offsets.npy", "path_items.npy", "neighbours.npy", "similarities.npy", "reranker.json"}
+    {
+        "path_ids.npy",
+        "path_offsets.npy",
+        "path_items.npy",
+        "neighbours.npy",
+        "similarities.npy",
+        "placing.json",
+        "reranker.json",
+    }
 )
 #: The path lists. This part may be left in the store; then each request reads only the lists it needs.
 LISTS = "path_items.npy"
@@ -166,6 +175,7 @@ class Version:
         if offsets[0] != 0 or np.any(offsets[1:] <= offsets[:-1]) or offsets[-1] != facts.postings:
             raise VersionDamaged("path_offsets: expected to rise from 0 to the number of postings, with no empty path")
         self.document("reranker.json")
+        self.document("placing.json")
         neighbours = self.array("neighbours.npy")
         count = neighbours.shape[-1] if neighbours.ndim else 0
         _check(neighbours, "neighbours", np.int32, (2, items, count))

@@ -24,13 +24,19 @@ PlacedBy = Literal["clicks", "like", "attributes", "kept", "none"]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an item is found: its vector, float16 (E,), its bias, and the ids of its paths, at most J."""
+    """Where an item is found: its vector, float16 (E,), its bias, and the ids of its paths, at most J.
+
+    neighbours: items that the same users click, and their similarities, 0 to 1. follows: items after which it is
+    clicked soon.
+    """
 
     vector: NDArray[np.float16]
     bias: float
     paths: Sequence[int]
     placed_by: PlacedBy
     network: str  # the first 16 digits of the digest of model.onnx
+    neighbours: Mapping[ItemId, float] = field(default_factory=dict)
+    follows: Mapping[ItemId, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ def to_json(change: Change) -> dict[str, Any]:
             "paths": list(place.paths),
             "placed_by": place.placed_by,
             "network": place.network,
+            "neighbours": [[item, round(similarity, 5)] for item, similarity in place.neighbours.items()],
+            "follows": [[item, round(similarity, 5)] for item, similarity in place.follows.items()],
             "clicked_by": [list(history) for history in evidence.clicked_by],
             "like": list(evidence.like),
             "attributes": dict(evidence.attributes),
@@ -142,7 +150,11 @@ def _placement(fields: Mapping[str, Any]) -> Placement:
     if fields["placed_by"] not in ("clicks", "like", "attributes", "kept", "none"):
         raise ValueError("placed_by")
     network = _checked(fields["network"], str)
-    return Placement(vector, _finite(fields["bias"]), _paths(fields), fields["placed_by"], network)
+    near, follows = (
+        {_checked(item, int, str): _finite(similarity) for item, similarity in fields.get(name, [])}
+        for name in ("neighbours", "follows")
+    )
+    return Placement(vector, _finite(fields["bias"]), _paths(fields), fields["placed_by"], network, near, follows)
 
 
 def _evidence(fields: Mapping[str, Any]) -> Evidence:

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from index_store.errors import LogIncompatible, VersionDamaged, VersionIncompatible
+from index_store.errors import VersionDamaged, VersionIncompatible
 from index_store.log import Record
 from index_store.manifest import Manifest, naming
 from index_store.path_facts import PathFacts
 from index_store.version import Version
-from retrieval.changes import Placement, Put
+from retrieval.changes import Evidence, Placement
 from retrieval.context import ContextSchema
 from retrieval.paths.overlay import Overlay
+from retrieval.paths.placing import Placer, PlacingFacts
 from retrieval.paths.structure import PathStructure, default_search
 from retrieval.query import Answer, BadQuery, ItemId, Limits, Query, Request, Unknown
 from retrieval.vocabulary import Vocabulary
@@ -33,6 +34,15 @@ class Searcher:
         self.facts = facts
         self.overlay = self._overlay(structure, slots) if slots else None
         self.structure = structure.with_overlay(self.overlay)
+        self._placer = Placer(
+            self.structure,
+            self.vocabulary,
+            self.schema,
+            PlacingFacts.from_json(version.document("placing.json"), self.manifest.embedding),
+            facts.max_beam,
+            facts.paths_per_item,
+            self._network,
+        )
         if not structure.reads_context(len(self.schema.categories), len(self.schema.numbers)):
             raise VersionDamaged("context.json and model.onnx differ in the number of features")
 
@@ -52,6 +62,11 @@ class Searcher:
             facts = PathFacts.of(manifest.structure)
             return cls(version, facts, PathStructure.open(version, facts), slots)
 
+    @property
+    def _network(self) -> str:
+        """The network, as changes of items name it."""
+        return self.manifest.parts["model.onnx"].sha256[:16]
+
     def _overlay(self, structure: PathStructure, slots: int) -> Overlay:
         index, manifest = structure.index, self.manifest
         return Overlay(
@@ -60,7 +75,7 @@ class Searcher:
             index.item_bias,
             manifest.embedding,
             self.facts.paths_per_item,
-            manifest.parts["model.onnx"].sha256[:16],
+            self._network,
             slots,
             manifest.covers,
         )
@@ -102,6 +117,11 @@ class Searcher:
         )
         return query, Unknown(len(request.history) - len(known), unknown)
 
+    def paths_of(self, item: ItemId) -> list[int]:
+        """The ids of the paths on which the item is found, ascending; none if the lists of the version are remote."""
+        known = self.vocabulary.indices([item])
+        return self.structure.index.paths_of(int(known[0])) if len(known) else []
+
     def is_live(self, item: ItemId) -> bool:
         """Whether the item is in the catalogue, and neither deleted nor expired."""
         known = self.vocabulary.indices([item])
@@ -113,7 +133,11 @@ class Searcher:
         Raises OverlayFull, LogDamaged; then nothing has changed.
         """
         assert self.overlay
-        self.overlay.apply(records, _refuse)
+        self.overlay.apply(records, lambda put: self.place([put.evidence])[0])
+
+    def place(self, evidence: Sequence[Evidence]) -> list[Placement]:
+        """A place for each new item, of which the evidence is known."""
+        return self._placer.place(evidence)
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Answer queries together; all must have the same `beam` and `rerank`. If an answer is short, search wider."""
@@ -130,10 +154,6 @@ class Searcher:
     def widen(self, queries: Sequence[Query], answers: Sequence[Answer]) -> list[Answer]:
         """Search wider for the queries with a short answer and `widen` set. Returns all answers, in order."""
         return self.structure.widen(queries, answers)
-
-
-def _refuse(put: Put) -> Placement:
-    raise LogIncompatible(f"an item was placed for the network {put.placement.network}, which is another one")
 
 
 def require_known_kind(manifest: Manifest) -> None:

@@ -65,6 +65,15 @@ def parts_of_version(
         "item_bias.npy": npy(np.array(bias or [0.0] * items, np.float32)),
         "neighbours.npy": npy(np.full((2, items, 2), -1, np.int32)),
         "similarities.npy": npy(np.zeros((2, items, 2), np.uint16)),
+        "placing.json": json.dumps(
+            {
+                "users": [0] * items,
+                "matrix": np.eye(items).tolist(),
+                "items": [0] * items,
+                "length": 1,
+                "bias": 0,
+            }
+        ).encode(),
         "reranker.json": json.dumps(SOFTMAX.to_json()).encode(),
         "context.json": json.dumps({"features": []}).encode(),
         "golden.json": json.dumps(golden or {}).encode(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -191,3 +192,120 @@ def test_a_log_that_is_damaged(store: FolderStore, client: TestClient) -> None:
     with replica(store) as other:
         assert_problem(other.get("/readyz"), 503)
     assert ask(client).json()["seq"] == 2
+
+
+def put(client: TestClient, *items: dict[str, Any]) -> Any:
+    """The answer to a put."""
+    response = client.post("/v1/items", json={"items": items}, headers=WRITER)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_a_new_item_is_answered(store: FolderStore, client: TestClient) -> None:
+    """An item whose clicks, or whose like, are of a group is answered to users of the group, on every replica."""
+    clicked = {"item_id": 1001, "clicked_by": [[1, 5, 9], [13, 17], [5, 21]]}
+    like = {"item_id": "1002", "like": [2, 6]}
+    answer = put(client, clicked, like)
+
+    assert answer["seq"] == 1
+    assert [(item["item_id"], item["placed_by"]) for item in answer["items"]] == [(1001, "clicks"), (1002, "like")]
+    assert all(0 <= node < 6 for item in answer["items"] for path in item["paths"] for node in path)
+    with replica(store) as other:
+        for each in (client, other):
+            assert 1001 in items_of(ask(each, history=[1, 9], k=12, min_seq=1))
+            assert 1002 in items_of(ask(each, history=[2, 10], k=12, min_seq=1))
+            assert 1001 not in items_of(ask(each, history=[1, 9, 1001], k=12))
+            assert ask(each, history=[1001]).json()["coverage"]["unknown_history"] == 0
+
+
+def test_an_item_that_exists_is_kept_or_placed_again(client: TestClient) -> None:
+    """Without new evidence it stays where it is; with evidence it moves; a deleted one comes back only by a put."""
+    place = put(client, {"item_id": 1})["items"][0]
+    assert (place["placed_by"], len(place["paths"])) == ("kept", len(place["paths"]))
+    assert place["paths"]
+    moved = put(client, {"item_id": 1, "clicked_by": [[2, 6], [10, 14]]})["items"][0]
+    assert moved["placed_by"] == "clicks"
+    assert put(client, {"item_id": 1})["items"][0]["paths"] == sorted(moved["paths"])
+    found = items_of(ask(client, history=[2, 6], k=40, exclude_history=False))
+    assert found.count(1) == 1
+
+    delete(client, 1)
+    assert 1 not in items_of(ask(client, history=[2, 6], k=39, exclude_history=False))
+    put(client, {"item_id": 1, "like": [2]})
+    assert items_of(ask(client, history=[2, 6], k=40, exclude_history=False)).count(1) == 1
+
+
+def test_an_item_of_which_nothing_is_known(client: TestClient) -> None:
+    """It says so; it is in the catalogue, and is found when everything is asked for."""
+    for item in ({"item_id": 1001}, {"item_id": 1002, "like": [999]}, {"item_id": 1003, "clicked_by": [[], [999]]}):
+        assert put(client, item)["items"] == [{"item_id": item["item_id"], "paths": [], "placed_by": "none"}]
+    assert {1001, 1002, 1003} <= {*items_of(ask(client, history=[], k=43))}
+
+
+def test_items_expire(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An item is in no answer from its time on. A later put can take the end away."""
+    now = time.time()
+    put(client, {"item_id": 1001, "like": [1, 5], "expires": round(1000 * (now + 1000))})
+    put(client, {"item_id": 5, "expires": round(1000 * (now + 500))})
+    everything = {"history": [1], "k": 41, "exclude_history": False}
+    assert {5, 1001} <= {*items_of(ask(client, **everything))}
+    with monkeypatch.context() as later:
+        later.setattr(time, "time", lambda: now + 700)
+        assert 5 not in items_of(ask(client, **everything))
+        assert 1001 in items_of(ask(client, **everything))
+        assert put(client, {"item_id": 5})["items"][0]["placed_by"] == "none"  # it is gone, and nothing is known of it
+    put(client, {"item_id": 1001, "expires": 0})
+    with monkeypatch.context() as later:
+        later.setattr(time, "time", lambda: now + 5000)
+        assert 1001 in items_of(ask(client, **everything))
+
+
+def test_a_new_item_in_another_network(store: FolderStore, client: TestClient, other: Planted) -> None:
+    """After a swap it is placed again, from the same evidence."""
+    put(client, {"item_id": 1001, "clicked_by": [[1, 5, 9], [13, 17], [5, 21]]})
+    second = store.publish(other.version)
+    assert client.post("/admin/v1/swap", json={"version": second}, headers=ADMIN).status_code == 200
+    answer = ask(client, history=[1, 9], k=12)
+    assert answer.json()["version"] == second
+    assert answer.json()["seq"] == 1
+    assert 1001 in items_of(answer)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "items"),
+        ({"items": []}, "at least 1"),
+        ({"items": [{"item_id": 1, "colour": "red"}]}, "unknown field"),
+        ({"items": [{"like": [1]}]}, "item_id"),
+        ({"items": [{"item_id": "x", "like": [1]}]}, "expected an integer"),
+        ({"items": [{"item_id": 7}, {"item_id": "7"}]}, "twice"),
+        ({"items": [{"item_id": 7, "expires": 1000}]}, "future"),
+        ({"items": [{"item_id": 7, "expires": -1}]}, "expires"),
+        ({"items": [{"item_id": 7, "clicked_by": [1, 2]}]}, "clicked_by"),
+        ({"items": [{"item_id": 7, "clicked_by": [[1]] * 101}]}, "at most 100"),
+        ({"items": [{"item_id": 7, "like": ["y" * 257]}]}, "256"),
+        ({"items": [{"item_id": i} for i in range(1001)]}, "at most 1000"),
+    ],
+)
+def test_wrong_items(client: TestClient, body: Any, words: str) -> None:
+    """Each is a 422 that says what is expected, and nothing is written."""
+    response = client.post("/v1/items", json=body, headers=WRITER)
+    assert_problem(response, 422)
+    assert words in response.text
+    assert ask(client).json()["seq"] == 0
+
+
+def test_there_is_room_for_so_many_new_items(store: FolderStore) -> None:
+    """Beyond it a put gets 429; deletes and answers go on."""
+    with TestClient(make_app(store, write_token="w", new_items=20)) as client:
+        assert_problem(
+            client.post("/v1/items", json={"items": [{"item_id": i} for i in range(100, 119)]}, headers=WRITER), 429
+        )
+        put(client, *({"item_id": 1000 + i, "like": [1]} for i in range(18)))
+        response = client.post("/v1/items", json={"items": [{"item_id": 2000}]}, headers=WRITER)
+        problem = assert_problem(response, 429)
+        assert "DR_NEW_ITEMS" in problem["detail"]
+        assert "retry-after" in response.headers
+        assert delete(client, 1001)["seq"] == 2
+        assert 1001 not in items_of(ask(client, k=30))

@@ -43,7 +43,7 @@ class Neighbours(NamedTuple):
 
 
 #: The state, heads, chain and used of an index without an overlay; see lists.py.
-NO_OVERLAY = np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, 3), np.int32), np.zeros(0, np.int64)
+NO_OVERLAY = np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, 4), np.int32), np.zeros(0, np.int64)
 NO_NEIGHBOURS = Neighbours(np.empty((2, 0, 0), np.int32), np.empty((2, 0, 0), np.uint16))
 
 
@@ -78,6 +78,14 @@ class PathIndex:
         """V and the number of new items; item indices are below it. Some of these items may be deleted."""
         return len(self.item_bias) + (self.overlay.slots if self.overlay else 0)
 
+    def paths_of(self, item: int) -> list[int]:
+        """The ids of the paths that have the item, ascending. Those in remote lists are not known."""
+        rows = self.overlay.rows_of(item) if self.overlay else None
+        if rows is None:
+            rows = np.searchsorted(self.path_offsets, np.flatnonzero(self.path_items == item), side="right") - 1
+        paths: list[int] = self.path_ids[rows].tolist()
+        return paths
+
     def live(self, items: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
         """Which of `items`, or of all items, are neither deleted nor expired."""
         items = np.arange(self.items) if items is None else items
@@ -85,11 +93,14 @@ class PathIndex:
 
     @property
     def item_arrays(self) -> tuple[NDArray[Any], ...]:
-        """What a kernel needs to score an item: vectors (V, E), new vectors (C, E), bias (V + C,), neighbours."""
+        """What a kernel needs to score an item: vectors (V, E), new vectors (C, E), bias (V + C,), the neighbours and
+        their similarities, and those of new items.
+        """
         vectors = self.item_vectors.view(np.uint16)
         if self.overlay is None:
-            return vectors, vectors[:0], self.item_bias, *self.neighbours
-        return vectors, self.overlay.vectors, self.overlay.bias, *self.neighbours
+            return vectors, vectors[:0], self.item_bias, *self.neighbours, *NO_NEIGHBOURS
+        overlay = self.overlay
+        return vectors, overlay.vectors, overlay.bias, *self.neighbours, overlay.neighbours, overlay.similarities
 
     @cached_property
     def _vectors(self) -> NDArray[np.float32]:

@@ -119,7 +119,7 @@ def join(items, lengths, log_probs):  # type: ignore[no-untyped-def]
     float32[:, :],
 )
 def sum_similarities(neighbours, similarities, history, lengths, request, item, values):  # type: ignore[no-untyped-def]
-    """Write the last four features to columns 4 to 7 of values (N, 8); see FEATURES in rerank.py.
+    """Write the squares of the last four features to columns 4 to 7 of values (N, 8); see FEATURES in rerank.py.
 
     The candidates of a request are put in a hash table. Then each item of the history is looked up once, with all its
     neighbours, so the time grows with the history times M and not with the number of candidates.
@@ -157,15 +157,48 @@ def sum_similarities(neighbours, similarities, history, lengths, request, item, 
                         values[slots[slot], 5 + 2 * kind] += similarity * recency
         place += lengths[b]
         begin = end
+
+
+@compiled(
+    int64,
+    array_type(int32, 3),
+    array_type(uint16, 3),
+    array_type(int64),
+    array_type(int64),
+    array_type(int64),
+    array_type(int64),
+    float32[:, :],
+)
+def sum_new_similarities(first, neighbours, similarities, history, lengths, request, item, values):  # type: ignore[no-untyped-def]
+    """The same for new items, which are in no list of the version: those with an index from `first` on.
+
+    Slot s has the items that have `first` + s among their neighbours, and among their followers: neighbours,
+    similarities (2, C, N). These few are looked up in the history.
+    """
+    place = b = 0
     for i in range(len(item)):
-        for feature in range(4, 8):
-            values[i, feature] = np.sqrt(values[i, feature])
+        while b < request[i]:
+            place += lengths[b]
+            b += 1
+        slot = item[i] - first
+        if slot < 0 or b >= len(lengths):
+            continue
+        for t in range(lengths[b]):
+            recency = RECENCY ** (lengths[b] - 1 - t)
+            for kind in range(2):
+                for m in range(neighbours.shape[2]):
+                    if neighbours[kind, slot, m] == history[place + t]:
+                        similarity = similarities[kind, slot, m] / 65535
+                        values[i, 4 + 2 * kind] += similarity
+                        values[i, 5 + 2 * kind] += similarity * recency
 
 
 @compiled(
     array_type(uint16, 2),
     array_type(uint16, 2),
     array_type(float32),
+    array_type(int32, 3),
+    array_type(uint16, 3),
     array_type(int32, 3),
     array_type(uint16, 3),
     array_type(float32, 2),
@@ -178,12 +211,26 @@ def sum_similarities(neighbours, similarities, history, lengths, request, item, 
     fastmath=frozenset({"reassoc", "contract", "nsz"}),
 )
 def features(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them by name would take too long
-    vectors, new, bias, neighbours, similarities, user, history, lengths, request, item, log_prob, paths
+    vectors,
+    new,
+    bias,
+    neighbours,
+    similarities,
+    new_neighbours,
+    new_similarities,
+    user,
+    history,
+    lengths,
+    request,
+    item,
+    log_prob,
+    paths,
 ):
     """The reranker's features of N candidates, (N, 8); see FEATURES in rerank.py.
 
     vectors: the bits of float16 (V, E); new: (C, E), those of the items from V on. bias: (V + C,). neighbours,
-    similarities: (2, V, M). user: (B, E). history, lengths: see Beams.
+    similarities: (2, V, M). new_neighbours, new_similarities: (2, C, N), see
+    `sum_new_similarities`. user: (B, E). history, lengths: see Beams.
     The products of vectors are summed in float32.
     """
     size = vectors.shape[1]
@@ -213,6 +260,13 @@ def features(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them b
         values[i, 3] = paths[i]
     if neighbours.shape[2]:
         sum_similarities(neighbours, similarities, history, lengths, request, item, values)
+        if new_neighbours.shape[1]:
+            sum_new_similarities(
+                len(vectors), new_neighbours, new_similarities, history, lengths, request, item, values
+            )
+        for i in range(len(item)):
+            for feature in range(4, 8):
+                values[i, feature] = np.sqrt(values[i, feature])
     return values
 
 
@@ -232,6 +286,8 @@ def _descending(bits):  # type: ignore[no-untyped-def]
     array_type(float32),
     array_type(int32, 3),
     array_type(uint16, 3),
+    array_type(int32, 3),
+    array_type(uint16, 3),
     array_type(float32, 2),
     array_type(int64),
     array_type(int64),
@@ -242,8 +298,8 @@ def _descending(bits):  # type: ignore[no-untyped-def]
     array_type(int64),
 )
 def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them by name would take too long
-    items, lengths, log_probs, vectors, new, bias, neighbours, similarities, user, history, history_lengths, weights,
-    intercept, k, excluded, bounds
+    items, lengths, log_probs, vectors, new, bias, neighbours, similarities, new_neighbours, new_similarities, user,
+    history, history_lengths, weights, intercept, k, excluded, bounds
 ):  # fmt: skip
     """The k[b] best candidates of each request b, without the items in excluded[bounds[b] : bounds[b + 1]].
 
@@ -256,8 +312,8 @@ def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them by 
     request, item, log_prob, paths = join(items, lengths, log_probs)
     asked = len(history_lengths) if np.any(weights[4:] != 0) else 0  # else no feature needs the histories
     seen = features(
-        vectors, new, bias, neighbours, similarities, user, history, history_lengths[:asked], request, item, log_prob,
-        paths,
+        vectors, new, bias, neighbours, similarities, new_neighbours, new_similarities, user, history,
+        history_lengths[:asked], request, item, log_prob, paths,
     )  # fmt: skip
     scores = np.empty(len(item), np.float32)
     for i in range(len(item)):

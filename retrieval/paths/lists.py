@@ -38,8 +38,8 @@ def read_lists(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them
 
     offsets, items: the lists of the version. lists: (W,), the list of each path, -1 for none. rows: (W,), its place in
     `heads`. state: (V + C,), or empty if there is no overlay; then all items are live and there are no chains. heads:
-    (P,), the first posting of each chain, or -1. chain: (Q, 3), of each posting the next one or -1, the item, and the
-    generation. now: seconds.
+    (P,), the first posting of each chain, or -1. chain: (Q, 4), of each posting the next one or -1, the item, the
+    generation and the path. now: seconds.
     """
     lengths = np.zeros(len(rows), np.int64)
     most = 0
@@ -79,16 +79,16 @@ def read_lists(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them
 
 @compiled(
     array_type(int64), array_type(int64), array_type(int64), array_type(float32), array_type(int32, 2),
-    int64[:], float32[:], int64, int32[:], int32[:, :], int64[:], int64,
+    int64[:], float32[:], int64, int32[:], int32[:, :], int32[:], int64[:], int64,
 )  # fmt: skip
 def apply(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- as above
-    kinds, items, ends, biases, rows, state, bias, first, heads, chain, used, seq
+    kinds, items, ends, biases, rows, state, bias, first, heads, chain, crowd, used, seq
 ):
     """Make N changes, in order, and set used[SEQ] to `seq`.
 
     kinds, items: (N,), what happens to which item. ends: (N,), for PUT and END. biases: (N,), for PUT and BIAS. rows:
     (N, J), the places in `heads` of the item's paths, -1 for none, for PUT and MOVE. first: V, the index of the item in
-    the first slot. The other arrays are the overlay's; they must have room.
+    the first slot. crowd: (P,), the number of postings of each chain. The other arrays are the overlay's, with room.
     """
     for i in range(len(kinds)):
         kind, item = kinds[i], items[i]
@@ -110,6 +110,8 @@ def apply(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- as above
                     chain[posting, 0] = heads[row]
                     chain[posting, 1] = item
                     chain[posting, 2] = state[item] & GENERATIONS
+                    chain[posting, 3] = row
                     heads[row] = posting
+                    crowd[row] += 1
                     used[POSTINGS] += 1
     used[SEQ] = seq

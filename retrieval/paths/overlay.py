@@ -12,7 +12,7 @@ Shapes: V items of the version, C slots, P paths in use, J paths of an item, Q p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ from retrieval.vocabulary import Vocabulary
 
 #: Postings for each slot, relative to J: those of the items in the slots, and those of items that move.
 POSTINGS = 2
+#: The items that have a new item among their neighbours, at most so many of them, and as many that it follows.
+NEIGHBOURS = 8
 
 
 class OverlayFull(Exception):
@@ -75,11 +77,14 @@ class Overlay:
         self._first = len(item_bias)  # V
         self._paths_per_item = paths_per_item
         self.vectors = np.zeros((slots, embedding), np.uint16)
+        self.neighbours = np.zeros((2, slots, NEIGHBOURS), np.int32)
+        self.similarities = np.zeros((2, slots, NEIGHBOURS), np.uint16)
         self.bias = np.concatenate([item_bias, np.zeros(slots, np.float32)])
         self._state = np.zeros(self._first + slots, np.int64)
         self._state[: self._first] = lists.NEVER << 16
         self._heads = np.full(len(path_ids), -1, np.int32)
-        self._chain = np.zeros((POSTINGS * slots * paths_per_item, 3), np.int32)
+        self.crowd = np.zeros(len(path_ids), np.int32)  # postings of each chain, valid or not
+        self._chain = np.zeros((POSTINGS * slots * paths_per_item, 4), np.int32)
         self._used = np.zeros(3, np.int64)
         self._used[lists.SEQ] = place.seq
 
@@ -92,6 +97,11 @@ class Overlay:
     def slots(self) -> int:
         """The number of slots in use."""
         return int(self._used[lists.SLOTS])
+
+    @property
+    def room(self) -> int:
+        """C, how many items can be put in all."""
+        return len(self.vectors)
 
     @property
     def fullness(self) -> float:
@@ -107,6 +117,14 @@ class Overlay:
         """The second at which the item is no longer live: 0 if it was deleted, lists.NEVER if it does not expire."""
         return int(self._state[item] >> 16)
 
+    def rows_of(self, item: int) -> NDArray[np.int64] | None:
+        """The paths whose chains have a valid posting of the item, ascending; None if the version's lists have it."""
+        generation = int(self._state[item] & lists.GENERATIONS)
+        if generation == 0:
+            return None
+        chain = self._chain[: self._used[lists.POSTINGS]]
+        return np.sort(chain[(chain[:, 1] == item) & (chain[:, 2] == generation), 3]).astype(np.int64)
+
     def apply(self, records: Sequence[Record], derive: Callable[[Put], Placement]) -> None:
         """Apply records, together. They must follow `place`.
 
@@ -115,7 +133,7 @@ class Overlay:
         """
         batch = _Batch()
         names: list[ItemId] = []
-        vectors: list[NDArray[np.float16]] = []
+        placed: list[Placement] = []
         new: dict[ItemId, int] = {}  # the items that these records put
         for fields in (fields for record in records for fields in record.changes):
             change = from_json(fields)
@@ -131,15 +149,19 @@ class Overlay:
                     batch.add(lists.DELETE, item)
                 new[item_id] = self._first + self.slots + len(names)
                 names.append(item_id)
-                vectors.append(placement.vector)
+                placed.append(placement)
                 batch.add(lists.PUT, new[item_id], _end(change.expires), placement.bias, placement.paths)
             elif item is not None:
                 self._add(batch, item, change)
         rows = self._rows(batch.paths)
         self._require_room(batch, len(names), int((rows >= 0).sum()))
-        if vectors:
+        if placed:
             # Readers find the new ids before the items are live, so the vectors come first.
-            self.vectors[self.slots : self.slots + len(vectors)] = np.array(vectors).view(np.uint16)
+            slots = slice(self.slots, self.slots + len(placed))
+            self.vectors[slots] = np.array([placement.vector for placement in placed]).view(np.uint16)
+            for slot, placement in enumerate(placed, self.slots):
+                for kind, similar in enumerate((placement.neighbours, placement.follows)):
+                    self._set_neighbours(kind, slot, similar)
             self._vocabulary.add(names)
         lists.apply(
             np.array(batch.kinds, np.int64),
@@ -152,6 +174,7 @@ class Overlay:
             self._first,
             self._heads,
             self._chain,
+            self.crowd,
             self._used,
             records[-1].seq if records else self.place.seq,
         )
@@ -169,6 +192,16 @@ class Overlay:
                 batch.add(lists.BIAS, item, bias=change.bias)
             if change.expires is not None:
                 batch.add(lists.END, item, _end(change.expires or None))
+
+    def _set_neighbours(self, kind: int, slot: int, similar: Mapping[ItemId, float]) -> None:
+        place = 0
+        for item_id, similarity in list(similar.items())[:NEIGHBOURS]:
+            canonical = self._vocabulary.canonical(item_id)
+            item = None if canonical is None else self._vocabulary.index(canonical)
+            if item is not None:
+                self.neighbours[kind, slot, place] = item
+                self.similarities[kind, slot, place] = round(65535 * min(max(similarity, 0.0), 1.0))
+                place += 1
 
     def _rows(self, paths: Sequence[Sequence[int]]) -> NDArray[np.int32]:
         """The places in `heads` of the first J of each item's paths, (N, J).

@@ -2,23 +2,76 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import asyncio
+import time
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, FailFast, Field
 
-from retrieval.changes import Delete
+from retrieval.changes import Change, Delete, Evidence, Patch, Put
+from retrieval.query import BadQuery, Limits
+from retrieval.searcher import Searcher
+from retrieval.vocabulary import Vocabulary
+from service.errors import Overloaded
 from service.http.guards import WriteRoute
 from service.http.problems import described
-from service.http.values import Body, ItemId
+from service.http.values import EXACT, Body, ItemId, integer
 
 ITEMS = 1000  # in one request
+CLICKED_BY = 100  # histories of an item
 
 #: Only for the OpenAPI document; WriteRoute checks the token.
 TOKEN = HTTPBearer(auto_error=False, scheme_name="WriteToken", description="DR_WRITE_TOKEN")
 
 router = APIRouter(route_class=WriteRoute, dependencies=[Depends(TOKEN)], tags=["catalogue"])
+
+
+History = Annotated[list[ItemId], FailFast(), Field(max_length=Limits.HISTORY)]
+
+
+class NewItem(Body):
+    """An item, and what is known about it."""
+
+    item_id: ItemId
+    clicked_by: Annotated[list[History], FailFast()] = Field(
+        [],
+        max_length=CLICKED_BY,
+        description="histories of users who clicked it: item ids, oldest first, without the item",
+    )
+    like: Annotated[list[ItemId], FailFast()] = Field(
+        [], max_length=CLICKED_BY, description="items that it is like; used if no history has a known item"
+    )
+    expires: Annotated[int, integer(0, EXACT)] | None = Field(
+        None,
+        description="ms since 1970; from then on no answer has it. 0: an item that exists does not expire any more",
+    )
+
+
+class PutRequest(Body):
+    """The items to put into the catalogue, or to change."""
+
+    items: Annotated[list[NewItem], FailFast()] = Field(min_length=1, max_length=ITEMS)
+
+
+class PlacedItem(BaseModel):
+    """Where an item is found now: the nodes of its paths.
+
+    placed_by: the evidence that was used. kept: the item exists and is where it was. none: nothing known helps; the
+    item is in the catalogue, but only a search of the whole catalogue finds it.
+    """
+
+    item_id: ItemId
+    paths: list[list[int]]
+    placed_by: Literal["clicks", "like", "attributes", "kept", "none"]
+
+
+class PutResponse(BaseModel):
+    """The record that has the items: an answer whose `seq` is at least this may have them."""
+
+    seq: int
+    items: list[PlacedItem]
 
 
 class DeleteRequest(Body):
@@ -35,6 +88,61 @@ class DeleteResponse(BaseModel):
 
     seq: int
     unknown: int
+
+
+@router.post(
+    "/v1/items", response_model=PutResponse, responses=described(400, 401, 403, 408, 413, 415, 422, 429, 500, 503)
+)
+async def put(body: PutRequest, request: Request) -> dict[str, Any]:
+    """Put items into the catalogue. An item that exists gets another place if something new is known about it.
+
+    Answered when the record is durable and this replica has applied it; other replicas follow within 0.3 s.
+    """
+    retriever = request.state.reloader.retriever
+    if len(body.items) > retriever.room:
+        raise Overloaded("there is no room for new items; make a new version, or raise DR_NEW_ITEMS")
+    _check(body, retriever.searcher.vocabulary)
+    changes = await asyncio.to_thread(_changes, retriever.searcher, body)
+    seq = await request.state.writer.append(changes)
+    return {"seq": seq, "items": [_placed(retriever.searcher, change) for change in changes]}
+
+
+def _check(body: PutRequest, vocabulary: Vocabulary) -> None:
+    """Raise BadQuery for an item id of the wrong kind, one that is named twice, or an expiry in the past."""
+    ids = [vocabulary.canonical(item.item_id) for item in body.items]
+    now = time.time() * 1000
+    for place, (item_id, item) in enumerate(zip(ids, body.items, strict=True)):
+        if item_id is None:
+            raise BadQuery(f"items.{place}.item_id: expected an integer, as all ids of this catalogue are")
+        if item.expires and item.expires <= now:
+            raise BadQuery(f"items.{place}.expires: expected a time in the future, in ms since 1970")
+    if len(set(ids)) < len(ids):
+        raise BadQuery("items: an item is named twice; send one entry for it")
+
+
+def _changes(searcher: Searcher, body: PutRequest) -> list[Change]:
+    """A put for each item that has to be placed, a patch for the others; in order."""
+    kept = [searcher.is_live(item.item_id) and not item.clicked_by and not item.like for item in body.items]
+    evidence = [Evidence(item.clicked_by, item.like) for item, known in zip(body.items, kept, strict=True) if not known]
+    placements = iter(zip(evidence, searcher.place(evidence), strict=True))
+    changes: list[Change] = []
+    for item, known in zip(body.items, kept, strict=True):
+        item_id = searcher.vocabulary.canonical(item.item_id)
+        assert item_id is not None
+        if known:
+            changes.append(Patch(item_id, expires=item.expires))
+        else:
+            why, placement = next(placements)
+            changes.append(Put(item_id, placement, why, item.expires or None))
+    return changes
+
+
+def _placed(searcher: Searcher, change: Change) -> dict[str, Any]:
+    if isinstance(change, Put):
+        paths, placed_by = change.placement.paths, change.placement.placed_by
+    else:
+        paths, placed_by = searcher.paths_of(change.item_id), "kept"
+    return {"item_id": change.item_id, "paths": searcher.facts.nodes(paths), "placed_by": placed_by}
 
 
 @router.post(

@@ -57,6 +57,12 @@ class Retriever:
         assert self.searcher.overlay
         return self.searcher.overlay.fullness
 
+    @property
+    def room(self) -> int:
+        """How many items can be put now. A tenth is kept for writers on other replicas."""
+        assert self.searcher.overlay
+        return int((0.9 - self.fullness) * self.searcher.overlay.room)
+
     def _warm_up(self) -> Pace:
         """Search batches of 1 and 8, so that no request is slowed by the runtime's first use; then measure the pace."""
         empty = np.empty(0, np.int64)

@@ -13,7 +13,7 @@ from retrieval.paths.rerank import Beams
 from retrieval.paths.structure import PathStructure
 from retrieval.query import Query
 from trainer.data.dataset import Dataset
-from trainer.data.split import Split
+from trainer.data.split import Split, trained_items
 
 BATCH = 256  # most requests searched at once
 BATCH_SCORES = 50_000_000  # most scores (requests x items) in memory at once
@@ -89,6 +89,25 @@ def history_requests(dataset: Dataset, split: Split, count: int, seed: int) -> R
     generator = np.random.default_rng([seed, 7])
     users = np.sort(generator.permutation(split.train_users)[:count])
     return _requests(dataset, users, split.train_length[users], split.train_length)
+
+
+def clicked_requests(dataset: Dataset, split: Split, groups: int, count: int, seed: int) -> Requests:
+    """Users just before sampled clicks: `count` clicks of one item after another, of `groups` items, with repetition.
+
+    The truth is the clicked item. Items are drawn in proportion to the root of their clicks.
+    """
+    users, items = trained_items(dataset, split)
+    generator = np.random.default_rng([seed, 8])
+    order = np.argsort(items, kind="stable")
+    _, first, clicks = np.unique(items[order], return_index=True, return_counts=True)
+    chosen = generator.choice(len(first), groups, p=np.sqrt(clicks) / np.sqrt(clicks).sum())
+    drawn = (generator.random((groups, count)) * clicks[chosen][:, None]).astype(int)
+    at = order[first[chosen][:, None] + drawn].ravel()
+    start = np.searchsorted(users, users[at])
+    histories = [items[begin:end].astype(np.int64) for begin, end in zip(start, at, strict=True)]
+    truths = list(items[at].astype(np.int64)[:, None])
+    categories, numbers = dataset.context.categories[users[at]], dataset.context.numbers[users[at]]
+    return Requests(len(dataset.item_ids), histories, truths, categories, numbers, users[at])
 
 
 def tuning_requests(dataset: Dataset, split: Split) -> Requests:

@@ -16,6 +16,7 @@ from index_store.path_facts import PathFacts
 from index_store.version import Version, npy
 from retrieval.golden import record
 from retrieval.paths.index import PathIndex
+from retrieval.paths.placing import PlacingFacts
 from retrieval.paths.rerank import SOFTMAX, Reranker
 from retrieval.paths.structure import PathStructure
 from retrieval.paths.trie import path_trie
@@ -24,7 +25,7 @@ from retrieval.searcher import Searcher
 from retrieval.session import on_its_device, open_session
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
-from trainer.data.requests import Requests, history_requests, training_requests, tuning_requests
+from trainer.data.requests import Requests, clicked_requests, history_requests, training_requests, tuning_requests
 from trainer.data.split import Split, click_counts
 from trainer.deep_retrieval.fit import Trained
 from trainer.deep_retrieval.layers import PathModel
@@ -35,6 +36,7 @@ from trainer.publish.health import REACH_USERS, Health, churn, measure_health
 from trainer.publish.index import make_index, neighbours
 from trainer.publish.network import Network, to_onnx
 from trainer.publish.parity import check_parity
+from trainer.publish.placing import CLICKS, GROUPS, fit_placing
 from trainer.publish.reranker import fit_reranker
 
 BEAM_REQUESTS = 1000  # training users on whom beam and per_path are chosen
@@ -89,7 +91,9 @@ def make_version(
     if files:
         metrics["files"] = dict(files)
     facts = path_facts(config, model.width, index, beam, per_path)
-    return assemble(config, facts, onnx, index, structure.reranker, requests, dataset, metrics)
+    sampled = clicked_requests(dataset, split, GROUPS, CLICKS, config.seed)
+    placing = fit_placing(structure, dataset.context.schema, sampled, clicks)
+    return assemble(config, facts, onnx, index, structure.reranker, placing, requests, dataset, metrics)
 
 
 def path_facts(config: TrainConfig, width: int, index: PathIndex, beam: int, per_path: int) -> PathFacts:
@@ -112,6 +116,7 @@ def assemble(
     onnx: bytes,
     index: PathIndex,
     reranker: Reranker,
+    placing: PlacingFacts,
     requests: Requests,
     dataset: Dataset,
     metrics: dict[str, Any],
@@ -133,6 +138,7 @@ def assemble(
         "neighbours.npy": npy(index.neighbours.items),
         "similarities.npy": npy(index.neighbours.similarities),
         "reranker.json": _json(reranker.to_json()),
+        "placing.json": _json(placing.to_json()),
         "context.json": _json(dataset.context.schema.to_json()),
         "golden.json": _json({}),
         **({"item_ids.json": _json(ids.tolist())} if ids.dtype == object else {"item_ids.npy": npy(ids)}),
