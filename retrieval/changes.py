@@ -8,7 +8,6 @@ network, they are derived from the evidence again.
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +17,8 @@ from numpy.typing import NDArray
 
 from index_store.errors import LogDamaged
 from retrieval.query import ItemId
+
+LARGEST = float(np.finfo(np.float32).max)
 
 PlacedBy = Literal["clicks", "like", "attributes", "kept", "none"]
 
@@ -140,6 +141,8 @@ def from_json(fields: Mapping[str, Any]) -> Change:
 def _checked(value: Any, *kinds: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise TypeError(f"expected {' or '.join(kind.__name__ for kind in kinds)}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("a number does not fit in 64 bits")
     return value
 
 
@@ -180,6 +183,6 @@ def _time(fields: Mapping[str, Any]) -> int | None:
 
 def _finite(value: Any) -> float:
     number = float(_checked(value, int, float))
-    if not math.isfinite(number):
-        raise ValueError("a number is not finite")
+    if not abs(number) <= LARGEST:
+        raise ValueError("a number is not finite in 32 bits")
     return number

@@ -127,13 +127,13 @@ class Searcher:
         known = self.vocabulary.indices([item])
         return bool(len(known) and self.structure.index.live(known)[0])
 
-    def apply(self, records: Sequence[Record]) -> None:
-        """Apply records of the log to the overlay. They must follow `overlay.place`; for one thread at a time.
+    def apply(self, records: Sequence[Record]) -> int:
+        """Apply records of the log to the overlay, and return how many changes found no room (`Overlay.apply`).
 
-        Raises OverlayFull, LogDamaged; then nothing has changed.
+        They must follow `overlay.place`; for one thread at a time. Raises LogDamaged; then nothing has changed.
         """
         assert self.overlay
-        self.overlay.apply(records, lambda put: self.place([put.evidence])[0])
+        return self.overlay.apply(records, lambda puts: self.place([put.evidence for put in puts]))
 
     def place(self, evidence: Sequence[Evidence]) -> list[Placement]:
         """A place for each new item, of which the evidence is known."""

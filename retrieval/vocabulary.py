@@ -65,21 +65,33 @@ class Vocabulary:
         """The id as it is kept and returned: an integer, or a string. None if it is not of this kind."""
         return str(item) if self._places is not None else as_integer(item)
 
+    def named(self, item: ItemId) -> ItemId | None:
+        """The kept id of the item that a caller names: of a known one, or a new one. None if it is not of this kind.
+
+        "7.0" names a known item 7, but a new item gets the id that was given, without blanks around it.
+        """
+        known = self.indices([item])
+        text = str(item).strip()
+        return self.names(known)[0] if len(known) else self.canonical(text) if text else None
+
     def names(self, items: NDArray[np.int64]) -> list[ItemId]:
         """The caller's ids for item indices."""
         count = len(self._ids)
         if isinstance(self._ids, list):
             return [self._ids[i] if i < count else self._new.ids[i - count] for i in items.tolist()]
-        if not len(self._new):
+        if not self._new.ids:
             names: list[ItemId] = self._ids[items].tolist()
             return names
         known = self._ids[np.minimum(items, count - 1)].tolist()
         return [name if i < count else self._new.ids[i - count] for i, name in zip(items.tolist(), known, strict=True)]
 
     def add(self, ids: Sequence[ItemId]) -> None:
-        """Give the next indices to canonical `ids`. An id that has an index gets a new one."""
-        for item in ids:
-            self._new.add(item)
+        """Give the next indices to canonical `ids`: `names` knows them at once, `indices` after `publish`."""
+        self._new.ids.extend(ids)
+
+    def publish(self) -> None:
+        """Let `indices` find the ids that were added. An id that had an index has a new one from now on."""
+        self._new.publish()
 
     def _known_places(self, ids: Sequence[ItemId]) -> Iterator[int]:
         for item in ids:
@@ -104,26 +116,29 @@ class _NewIds:
         """first: the index of the first id."""
         self._first = first
         self.ids: list[ItemId] = []
+        self._published = 0  # how many of the ids are in the table
         self._table = array("i", [-1] * 64)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self._published
 
     def get(self, item: ItemId, default: int) -> int:
-        """The index of an id."""
-        place = self._table[self._slot(self._table, item)] if self.ids else -1
+        """The index of a published id."""
+        table = self._table
+        place = table[self._slot(table, item)] if self._published else -1
         return default if place < 0 else self._first + place
 
-    def add(self, item: ItemId) -> None:
-        """Give the next index to an id."""
-        self.ids.append(item)
-        table = self._table
+    def publish(self) -> None:
+        """Enter the ids that were added since the last call."""
+        table, first = self._table, self._published
         if 2 * len(self.ids) > len(table):
-            table = array("i", [-1]) * (2 * len(table))
-            for place, known in enumerate(self.ids):
-                table[self._slot(table, known)] = place
-        table[self._slot(table, item)] = len(self.ids) - 1
-        self._table = table  # readers see the old table or the new one
+            size = len(table)
+            while 2 * len(self.ids) > size:
+                size *= 2
+            table, first = array("i", [-1]) * size, 0
+        for place in range(first, len(self.ids)):
+            table[self._slot(table, self.ids[place])] = place
+        self._table, self._published = table, len(self.ids)  # readers see the old table or the new one
 
     def _slot(self, table: array[int], item: ItemId) -> int:
         """The position of the id's entry in the table, or of the free entry for it."""

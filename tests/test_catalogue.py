@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from index_store.errors import StoreUnavailable
 from index_store.folder.store import FolderStore
 from index_store.log import START, Draft
 from service.http.app import create_app
 from service.process.settings import Settings
-from tests.conftest import Planted
+from service.serving import follower
+from tests.conftest import SMALL, Planted, train_planted
 from tests.test_api import ADMIN, assert_problem, items_of, make_app
 
 WRITER = {"Authorization": "Bearer w"}
@@ -66,11 +68,44 @@ def test_a_deleted_item_is_not_answered(client: TestClient) -> None:
     assert answer.json()["seq"] == 1
 
 
-def test_what_is_not_there_cannot_be_deleted(client: TestClient) -> None:
-    """It is counted, and nothing is written for it."""
-    assert delete(client, 999, "x") == {"seq": 0, "unknown": 2}
+def test_what_is_not_there_is_counted(client: TestClient) -> None:
+    """Its delete is written all the same, because another replica may have put it a moment ago. "x" can be no id."""
+    assert delete(client, "x") == {"seq": 0, "unknown": 1}
     assert delete(client, 3, "3", 999) == {"seq": 1, "unknown": 1}
-    assert delete(client, 3) == {"seq": 1, "unknown": 1}
+    assert delete(client, 3) == {"seq": 2, "unknown": 1}
+
+
+def test_replicas_that_have_not_heard_of_each_other(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An item that was put on one replica can be deleted and changed on another, before that one has the record."""
+    monkeypatch.setattr(follower, "SECONDS", 60)
+    with replica(store) as first, replica(store) as second:
+        put(first, {"item_id": 1001, "like": [1, 5]}, {"item_id": 1002, "like": [1, 5]})
+        assert put(second, {"item_id": 1002, "expires": 2**45})["items"][0]["placed_by"] == "kept"
+        seq = delete(second, 1001)["seq"]
+        put(first, {"item_id": 1003, "like": [1]})
+        for each in (first, second):
+            found = items_of(ask(each, k=43, exclude_history=False))
+            assert 1001 not in found
+            assert 1002 in found
+        assert seq == 3
+
+
+def test_text_ids_are_named_as_in_requests(tmp_path: Path) -> None:
+    """Blanks around an id, and 7.0 for 7, name the same item in a write as in a request."""
+    trained = train_planted(tmp_path / "text", SMALL, text_ids=True)
+    store = FolderStore(str(tmp_path / "store"))
+    store.activate(store.publish(trained.version))
+    with replica(store) as client:
+        everything = {"history": ["item-005"], "k": 40, "exclude_history": False}
+        delete(client, " item-001 ")
+        assert "item-001" not in items_of(ask(client, **everything))
+        assert put(client, {"item_id": "item-002 ", "like": ["item-005"]})["items"][0]["item_id"] == "item-002"
+        assert put(client, {"item_id": " new "})["items"][0]["item_id"] == "new"
+        assert put(client, {"item_id": 77})["items"][0]["item_id"] == "77"
+        assert len(items_of(ask(client, **everything))) == 40
+        twice = {"items": [{"item_id": "a"}, {"item_id": "a "}]}
+        assert_problem(client.post("/v1/items", json=twice, headers=WRITER), 422)
+        assert_problem(client.post("/v1/items", json={"items": [{"item_id": " "}]}, headers=WRITER), 422)
 
 
 def test_writing_needs_its_token(store: FolderStore, client: TestClient) -> None:
@@ -131,15 +166,16 @@ def test_swap_and_rollback_bring_nothing_back(store: FolderStore, planted: Plant
 
 
 def test_writers_during_swaps(store: FolderStore, other: Planted) -> None:
-    """While versions are swapped, no answer misses a record that an earlier one had."""
+    """During swaps, no answer that begins after a delete was answered has the item, and `seq` only rises."""
     first, second = str(store.current()), store.publish(other.version)
     with replica(store) as client:
         done = threading.Event()
-        deleted: dict[int, int] = {}  # item -> the record that deletes it
+        deleted: list[int] = []
 
         def write() -> None:
             for item in range(30):
-                deleted[item] = delete(client, item)["seq"]
+                delete(client, item)
+                deleted.append(item)
             done.set()
 
         writer = threading.Thread(target=write)
@@ -150,15 +186,58 @@ def test_writers_during_swaps(store: FolderStore, other: Planted) -> None:
             assert client.post("/admin/v1/swap", json={"version": target}, headers=ADMIN).status_code == 200
             swaps += 1
             for _ in range(5):
-                known = dict(deleted)
+                known = set(deleted)
                 answer = ask(client, history=[38, 39], k=10, exclude_history=False)
-                seq = answer.json()["seq"]
-                assert seq >= last
-                last = seq
-                assert not {item for item, record in known.items() if record <= seq} & {*items_of(answer)}
+                assert answer.json()["seq"] >= max(last, len(known))
+                last = answer.json()["seq"]
+                assert not known & {*items_of(answer)}
                 assert len(items_of(answer)) == 10
         writer.join()
     assert last == 30
+
+
+@pytest.mark.parametrize("verb", ["activate", "current"])
+def test_a_swap_that_fails(store: FolderStore, other: Planted, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    """The version in service goes on to get all records."""
+    second = store.publish(other.version)
+    with replica(store) as client:
+        served = ask(client).json()["version"]
+
+        def fail(*_: object) -> None:
+            raise StoreUnavailable("the disk is gone")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(FolderStore, verb, fail)
+            assert_problem(client.post("/admin/v1/swap", json={"version": second}, headers=ADMIN), 503)
+        gone = items_of(ask(client))[0]
+        delete(client, gone)
+        answer = ask(client)
+        assert (answer.json()["version"], answer.json()["seq"]) == (served, 1)
+        assert gone not in items_of(answer)
+
+
+def test_writes_and_searches_at_once(client: TestClient) -> None:
+    """While items are put again and deleted, every answer has k different items, and none that was excluded."""
+    done = threading.Event()
+    failures: list[str] = []
+
+    def search(k: int) -> None:
+        while not done.is_set():
+            answer = items_of(ask(client, history=[1, 5], k=k, exclude=[9, 13], exclude_history=False))
+            if len(answer) != k or len(set(answer)) != k or {9, 13} & {*answer}:
+                failures.append(f"{k}: {answer}")
+
+    threads = [threading.Thread(target=search, args=(k,)) for k in (5, 36)]
+    for thread in threads:
+        thread.start()
+    for i in range(20):
+        put(client, *({"item_id": item, "clicked_by": [[i % 4, 4 + i % 4]]} for item in (1, 9, 13, 17)))
+        delete(client, 2)
+        put(client, {"item_id": 2, "like": [6]})
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
 
 
 def test_a_replica_whose_records_were_lost(store: FolderStore, client: TestClient) -> None:

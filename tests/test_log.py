@@ -141,7 +141,13 @@ def test_trimming(store: IndexStore, every_url: str, monkeypatch: pytest.MonkeyP
         for place in (START, records[0].place):
             with pytest.raises(LogBroken):
                 each.read(place, 10)
+        assert numbers(read_all(each, records[2].place)) == [4, 5]  # that of the last record that was removed
+        assert numbers(read_all(each, each.log_start())) == [4, 5]
     assert open_store(every_url).append(drafts(5, 6)) == [5, 6]  # repeats are still known
+    store.trim(100)
+    assert store.log_end().seq == 6
+    assert store.append(drafts(7)) == [7]
+    assert numbers(read_all(store, store.log_start()))[-1] == 7
 
 
 def test_a_place_of_another_log(store: IndexStore) -> None:
@@ -215,26 +221,41 @@ def test_a_torn_append_is_cut_off(folder: FolderStore) -> None:
             file.unlink()
 
 
-def test_damage_is_not_mistaken_for_a_torn_append(folder: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bit that flips in a group which others follow, in the same segment or in a later one, is reported."""
+@pytest.mark.parametrize("where", ["length", "checksum", "head", "payload", "last length"])
+def test_damage_is_not_mistaken_for_a_torn_append(folder: FolderStore, where: str) -> None:
+    """A bit that flips in a group which others follow, or in the length of the last one, is reported."""
     folder.append(drafts(1))
-    offset = segment(folder).stat().st_size - 4
+    start, end = segment(folder).read_bytes().rindex(b'{"format"') - 12, segment(folder).stat().st_size
     folder.append(drafts(2))
+    at = {"length": start, "checksum": start + 5, "head": start + 9, "payload": end - 4, "last length": end + 1}[where]
     content = bytearray(segment(folder).read_bytes())
-    content[offset] ^= 1
+    content[at] ^= 1
     segment(folder).write_bytes(content)
     for act in (read_all, lambda store: store.append(drafts(3)), lambda store: store.log_end()):
         with pytest.raises(LogDamaged, match="restore"):
             act(FolderStore(str(folder.folder)))
 
-    content[offset] ^= 1
-    segment(folder).write_bytes(content)
+
+def test_damage_in_an_earlier_segment(folder: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment that another one follows must be whole."""
     monkeypatch.setattr(folder_log, "SEGMENT", 1)
-    folder.append(drafts(3))
+    folder.append(drafts(1))
+    folder.append(drafts(2))
     first = min((folder.folder / "log").glob("*.log"))
-    first.write_bytes(content[:-1])
+    first.write_bytes(first.read_bytes()[:-1])
     with pytest.raises(LogDamaged):
         read_all(FolderStore(str(folder.folder)))
+
+
+def test_bytes_that_the_disk_did_not_write(folder: FolderStore) -> None:
+    """Zeros at the end, as after a power failure, are an append that was not acknowledged."""
+    folder.append(drafts(1))
+    with segment(folder).open("ab") as file:
+        file.write(bytes(100))
+    again = FolderStore(str(folder.folder))
+    assert numbers(read_all(again)) == [1]
+    assert again.append(drafts(2)) == [2]
+    assert numbers(read_all(again)) == [1, 2]
 
 
 def test_no_room(folder: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,6 +323,11 @@ def test_a_reader_notices_a_restored_backup(folder: FolderStore) -> None:
     segment(folder).write_bytes(backup)
     with pytest.raises(LogBroken):
         folder.read(place, 10)
+    assert FolderStore(str(folder.folder)).append(drafts(7, producer="another")) == [2]
+    with pytest.raises(LogBroken):
+        folder.read(place, 10)
+    assert folder.append(drafts(3)) == [3]
+    assert numbers(read_all(folder)) == [1, 7, 3]
 
 
 def test_redis_loses_its_last_records(own: RedisServer) -> None:

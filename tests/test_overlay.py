@@ -15,7 +15,7 @@ from index_store.errors import LogDamaged
 from index_store.log import START, Draft, Place, Record, decode, encode
 from retrieval.changes import Change, Delete, Evidence, Move, Patch, Placement, Put, from_json, to_json
 from retrieval.paths.index import NO_NEIGHBOURS, PathIndex
-from retrieval.paths.overlay import Overlay, OverlayFull
+from retrieval.paths.overlay import Overlay
 from retrieval.query import ItemId, Request
 from retrieval.searcher import Searcher
 from retrieval.vocabulary import Vocabulary
@@ -36,7 +36,7 @@ def records(changes: Sequence[Sequence[Change]], after: Place = START) -> list[R
     return made
 
 
-def never(_: Put) -> Placement:
+def never(_: Sequence[Put]) -> list[Placement]:
     """For records that were all made for this network."""
     raise AssertionError("nothing has to be placed")
 
@@ -181,49 +181,68 @@ def test_random_changes(seed: int, text: bool, remote: bool) -> None:
         catalogue.check()
 
 
-def test_a_full_overlay_changes_nothing() -> None:
-    """Records for which there is no room are refused together; what needs no room is still applied."""
+def test_a_full_overlay_leaves_new_items_out() -> None:
+    """Deletes and everything else that needs no room are applied. An item that is put again is gone, not twice."""
     rng = np.random.default_rng(0)
     catalogue = living(rng, slots=3)
     catalogue.apply([[Put(1, place(rng)), Put(2, place(rng))]])
     assert catalogue.overlay.fullness == pytest.approx(2 / 3)
 
-    too_many = records([[Delete(0)], [Put(3, place(rng)), Put(4, place(rng))]], catalogue.overlay.place)
-    with pytest.raises(OverlayFull, match="new version"):
-        catalogue.overlay.apply(too_many, never)
-    catalogue.check()
-    catalogue.apply([[Put(2, place(rng)), Delete(1)]])
+    more: list[list[Change]] = [
+        [Delete(0)],
+        [Put(3, place(rng)), Put(4, place(rng)), Put(2, place(rng)), Patch(10, bias=0.5)],
+    ]
+    assert catalogue.overlay.apply(records(more, catalogue.overlay.place), never) == 2
+    for change in (*more[0], more[1][0], Delete(2), more[1][3]):
+        catalogue._change(change)
     catalogue.check()
     assert catalogue.overlay.fullness == 1
+    catalogue.apply([[Delete(1)]])
+    catalogue.check()
 
 
 def test_moves_use_up_the_postings() -> None:
-    """They are bounded too."""
+    """An item whose move has no room stays where it is."""
     catalogue = living(np.random.default_rng(0), slots=3)
     for _ in range(6):
         catalogue.apply([[Move(0, PATH_IDS[:3], NETWORK)]])
-    with pytest.raises(OverlayFull):
-        catalogue.overlay.apply(records([[Move(0, PATH_IDS[:1], NETWORK)]], catalogue.overlay.place), never)
+    assert catalogue.overlay.apply(records([[Move(0, PATH_IDS[4:5], NETWORK)]], catalogue.overlay.place), never) == 1
     catalogue.check()
-    assert catalogue.overlay.place.seq == 6
+    assert catalogue.overlay.place.seq == 7
 
 
 def test_an_item_that_was_placed_for_another_network() -> None:
-    """It is placed again, and moves of paths that mean nothing here are left out. Paths not in use are left out too."""
+    """It is placed again, together with others; moves of paths that mean nothing here, and paths not in use, are left
+    out. An item with which this version was trained stays where it is.
+    """
     rng = np.random.default_rng(0)
     catalogue = living(rng)
     foreign = Put(7, place(rng, [1, 2], "f" * 16), Evidence([[10, 20]], [30], {"price": 4}), FAR)
+    second, trained = replace(foreign, item_id=8), replace(foreign, item_id=10, expires=None)
     own = place(rng, [5, 6, 8])
-    asked = []
+    asked: list[Put] = []
 
-    def derive(put: Put) -> Placement:
-        asked.append(put)
-        return own
+    def derive(puts: Sequence[Put]) -> list[Placement]:
+        asked.extend(puts)
+        return [own] * len(puts)
 
-    catalogue.overlay.apply(records([[foreign], [Move(0, [3], "f" * 16)]]), derive)
-    (put,) = asked
-    assert (put.item_id, put.evidence, put.expires) == (7, foreign.evidence, FAR)
-    catalogue._change(replace(foreign, placement=replace(own, paths=[5, 8])))
+    catalogue.overlay.apply(records([[foreign, trained], [second, Move(0, [3], "f" * 16)]]), derive)
+    assert [put.item_id for put in asked] == [7, 10, 8]
+    assert (asked[0].evidence, asked[0].expires) == (foreign.evidence, FAR)
+    for put in (foreign, second):
+        catalogue._change(replace(put, placement=replace(own, paths=[5, 8])))
+    catalogue.check()
+
+
+def test_a_put_without_evidence_keeps_an_item() -> None:
+    """It changes only when the item ends; a deleted item is put anew."""
+    rng = np.random.default_rng(0)
+    catalogue = living(rng)
+    nothing = replace(place(rng, []), placed_by="none")
+    catalogue.overlay.apply(records([[Put(10, nothing, expires=1000), Put(20, nothing)]]), never)
+    catalogue.expires[10] = 1000
+    catalogue.check()
+    catalogue.apply([[Delete(30)], [Put(30, nothing)]])
     catalogue.check()
 
 
@@ -268,6 +287,9 @@ def test_changes_survive_the_log(change: Change) -> None:
         {"like": 5},
         {"attributes": []},
         {"expires": "soon"},
+        {"item_id": 2**63},
+        {"like": [2**70]},
+        {"bias": 1e300},
         {"vector": "AAA="},  # one number
         {"item_id": "seven"},
     ],

@@ -3,7 +3,8 @@
     log/LOCK                       who holds it may write
     log/00000000000000000001.log   a segment; its name is the number of its first record
 
-A frame is 4 bytes of length, 4 bytes of CRC-32 (both little-endian), then that many bytes. The first frame of a segment
+A frame begins with three little-endian numbers of 4 bytes: the length of the rest, its CRC-32, and the CRC-32 of these
+two numbers. The first frame of a segment
 is JSON: the place after which the segment begins, and the last numbers of the producers. Every other frame is a group
 of records, one a line, which became durable with one fsync.
 
@@ -27,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from index_store.errors import LogBroken, LogDamaged
 from index_store.folder.files import sync_folder
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 SEGMENT = 64 * 2**20  # bytes after which a new segment begins
 LONGEST = 256 * 2**20  # bytes of a frame
-HEAD = struct.Struct("<II")  # length and CRC-32 of a frame
+HEAD = struct.Struct("<III")  # length and CRC-32 of a frame, and the CRC-32 of both
 SUFFIX = ".log"
 
 
@@ -48,12 +49,16 @@ class _Cursor:
     segment: Path
     offset: int
     place: Place
+    start: int  # of the frame before the position
+    head: bytes  # its first bytes
 
     @property
     def exists(self) -> bool:
         """Whether the log still has this position: it was neither trimmed nor replaced by an older copy."""
         try:
-            return self.segment.stat().st_size >= self.offset
+            with self.segment.open("rb") as file:
+                file.seek(self.start)
+                return file.read(HEAD.size) == self.head and os.fstat(file.fileno()).st_size >= self.offset
         except FileNotFoundError:
             return False
 
@@ -91,8 +96,8 @@ class FolderLog:
                     texts.append(text)
                 numbers.append(place.seq if stored is None else stored)
             if texts:
-                offset = _write(tail.segment, tail.offset, b"\n".join(texts))
-                self._tail = _Tail(tail.segment, offset, place, producers)
+                end, head = _write(tail.segment, tail.offset, b"\n".join(texts))
+                self._tail = _Tail(tail.segment, end, place, tail.offset, head, producers)
         return numbers
 
     def read(self, after: Place, most: int) -> list[Record]:
@@ -194,7 +199,7 @@ class FolderLog:
         for records, cursor in _groups(tail, last=True):
             for record in records:
                 tail.producers.add(record.producer, record.number, record.seq)
-            tail.offset, tail.place = cursor.offset, cursor.place
+            tail.offset, tail.place, tail.start, tail.head = cursor.offset, cursor.place, cursor.start, cursor.head
         size = tail.segment.stat().st_size
         if size > tail.offset:
             _cut(tail.segment, tail.offset)
@@ -219,19 +224,19 @@ def _begin(folder: Path, after: Place, producers: Producers) -> _Tail:
     segment = folder / f"{after.seq + 1:020d}{SUFFIX}"
     header = {"seq": after.seq, "digest": after.digest, "producers": producers.to_json()}
     partial = segment.with_suffix(".partial")
-    offset = _write(partial, 0, json.dumps(header).encode())
+    end, head = _write(partial, 0, json.dumps(header).encode())
     partial.rename(segment)
     sync_folder(folder)
     sync_folder(folder.parent)  # the log's own name, if this is its first segment
-    return _Tail(segment, offset, after, producers)
+    return _Tail(segment, end, after, 0, head, producers)
 
 
 def _header(segment: Path) -> dict[str, Any]:
     """The first frame of a segment. It is whole, because a segment gets its name when it has a header."""
-    payload, end = next(_frames(segment, 0, last=False), (b"", 0))
+    payload, end, head = next(_frames(segment, 0, last=False), (b"", 0, b""))
     try:
         header: dict[str, Any] = json.loads(payload)
-        return {**header, "place": Place(header["seq"], header["digest"]), "end": end}
+        return {**header, "place": Place(header["seq"], header["digest"]), "end": end, "head": head}
     except (ValueError, KeyError, TypeError):
         raise LogDamaged(f"{segment}: the first frame cannot be read") from None
 
@@ -241,55 +246,53 @@ def _start(segment: Path, after: Place | None = None) -> _Cursor:
     header = _header(segment)
     if after:
         _require_same(header["place"], after)
-    return _Cursor(segment, header["end"], header["place"])
+    return _Cursor(segment, header["end"], header["place"], 0, header["head"])
 
 
 def _groups(cursor: _Cursor, *, last: bool) -> Iterator[tuple[list[Record], _Cursor]]:
     """The groups of records after a cursor, to the end of its segment, and the cursor after each."""
-    for payload, end in _frames(cursor.segment, cursor.offset, last=last):
+    for payload, end, head in _frames(cursor.segment, cursor.offset, last=last):
         records = chained(payload.split(b"\n"), cursor.place)
-        cursor = _Cursor(cursor.segment, end, records[-1].place)
+        cursor = _Cursor(cursor.segment, end, records[-1].place, cursor.offset, head)
         yield records, cursor
 
 
-def _frames(segment: Path, offset: int, *, last: bool) -> Iterator[tuple[bytes, int]]:
-    """The frames after `offset`, each with its end. last: whether the segment may end with a frame that is not whole.
+def _frames(segment: Path, offset: int, *, last: bool) -> Iterator[tuple[bytes, int, bytes]]:
+    """The frames after `offset`, each with its end and its head. last: whether the last frame may not be whole.
 
-    Raises LogDamaged if a frame is damaged that was whole once: other frames, or another segment, follow it.
+    Raises LogDamaged if a frame is damaged that was whole once: the head is, or something follows the frame.
     """
     with segment.open("rb") as file:
         file.seek(offset)
         while head := file.read(HEAD.size):
-            payload = b""
-            if len(head) == HEAD.size:
-                length, checksum = HEAD.unpack(head)
-                payload = file.read(length) if length <= LONGEST else b""
-                if length and len(payload) == length and zlib.crc32(payload) == checksum:
-                    offset += HEAD.size + length
-                    yield payload, offset
-                    continue
-            if not last or (payload and _is_frame(file)):
+            length, checksum, head_checksum = HEAD.unpack(head.ljust(HEAD.size, b"\0"))
+            damaged = len(head) == HEAD.size and zlib.crc32(head[:8]) != head_checksum
+            payload = b"" if damaged else file.read(length)
+            if damaged:
+                damaged = any(head) or any(file.read())  # zeros: the power failed before the disk wrote
+            elif len(head) == HEAD.size and len(payload) == length and zlib.crc32(payload) == checksum:
+                offset += HEAD.size + length
+                yield payload, offset, head
+                continue
+            elif file.read(1):
+                damaged = True
+            if damaged or not last:
                 raise LogDamaged(f"{segment}: the bytes from {offset} on are damaged; restore the file from a copy")
             return
 
 
-def _is_frame(file: BinaryIO) -> bool:
-    """Whether a whole frame follows."""
-    head = file.read(HEAD.size)
-    if len(head) < HEAD.size:
-        return False
-    length, checksum = HEAD.unpack(head)
-    payload = file.read(min(length, LONGEST))
-    return bool(0 < length == len(payload) and zlib.crc32(payload) == checksum)
+def _write(file: Path, offset: int, payload: bytes) -> tuple[int, bytes]:
+    """Write a frame at `offset`, the end of the file, and make it durable. Returns its end and its head.
 
-
-def _write(file: Path, offset: int, payload: bytes) -> int:
-    """Write a frame at `offset`, the end of the file, and make it durable. Returns its end. Undone after an error."""
+    After an error, the file is as before.
+    """
     if len(payload) > LONGEST:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
-        frame = HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+        numbers = struct.pack("<II", len(payload), zlib.crc32(payload))
+        head = numbers + struct.pack("<I", zlib.crc32(numbers))
+        frame = head + payload
         try:
             written = 0
             while written < len(frame):
@@ -301,7 +304,7 @@ def _write(file: Path, offset: int, payload: bytes) -> int:
             raise
     finally:
         os.close(descriptor)
-    return offset + len(frame)
+    return offset + len(frame), head
 
 
 def _cut(segment: Path, offset: int) -> None:

@@ -55,12 +55,12 @@ class ServerLog:
         """
         # The record of `after` itself is read too: if the server has lost it, another record may have its number.
         texts = [fields[FIELD] for _, fields in self._server.entries(self._keys.log, max(after.seq, 1), most + 1)]
+        if texts and decode(texts[0]).seq == after.seq + 1:  # that of `after` was trimmed
+            return chained(texts[:most], after)
         if after == START:
             return chained(texts[:most], START)
-        if not texts:
-            raise LogBroken(f"the log no longer has record {after.seq}, which was read before")
-        if decode(texts[0]).place != after:
-            raise LogBroken(f"record {after.seq} of the log was removed, or is another one than the one read before")
+        if not texts or decode(texts[0]).place != after:
+            raise LogBroken(f"record {after.seq} of the log was lost, or is another one than the one read before")
         return chained(texts[1:], after)
 
     def start(self) -> Place:
@@ -74,8 +74,8 @@ class ServerLog:
         return _place(self._server.last_entry(self._keys.log))
 
     def trim(self, before: int) -> None:
-        """Remove the records with numbers below `before`."""
-        self._server.trim(self._keys.log, before)
+        """Remove the records with numbers below `before`, but not the last one, from which the log continues."""
+        self._server.trim(self._keys.log, min(before, self.end().seq))
 
 
 def _place(last: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> Place:

@@ -78,6 +78,16 @@ class PathIndex:
         """V and the number of new items; item indices are below it. Some of these items may be deleted."""
         return len(self.item_bias) + (self.overlay.slots if self.overlay else 0)
 
+    @property
+    def live_items(self) -> int:
+        """The number of items that were not deleted."""
+        return self.overlay.live_items if self.overlay else len(self.item_bias)
+
+    @property
+    def seq(self) -> int:
+        """The last record that is applied."""
+        return self.overlay.place.seq if self.overlay else 0
+
     def paths_of(self, item: int) -> list[int]:
         """The ids of the paths that have the item, ascending. Those in remote lists are not known."""
         rows = self.overlay.rows_of(item) if self.overlay else None

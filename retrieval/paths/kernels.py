@@ -177,7 +177,7 @@ def sum_new_similarities(first, neighbours, similarities, history, lengths, requ
     """
     place = b = 0
     for i in range(len(item)):
-        while b < request[i]:
+        while b < request[i] and b < len(lengths):
             place += lengths[b]
             b += 1
         slot = item[i] - first

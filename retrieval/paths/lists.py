@@ -23,8 +23,9 @@ NEVER = 2**46  # seconds
 GENERATIONS = 0xFFFF  # of an item, at most
 #: What a change does to an item.
 PUT, DELETE, MOVE, BIAS, END = range(5)
-#: Positions in `used`: the slots and the postings in use, and the number of the last record applied.
-SLOTS, POSTINGS, SEQ = range(3)
+#: Positions in `used`: the slots and the postings in use, the number of the last record applied, and that of the items
+#: that were not deleted.
+SLOTS, POSTINGS, SEQ, LIVE = range(4)
 
 
 @compiled(
@@ -93,6 +94,7 @@ def apply(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- as above
     for i in range(len(kinds)):
         kind, item = kinds[i], items[i]
         if kind == DELETE:
+            used[LIVE] -= state[item] >> 16 > 0
             state[item] &= GENERATIONS
         elif kind == END and state[item] >> 16 > 0:  # what was deleted stays deleted
             state[item] = state[item] & GENERATIONS | ends[i] << 16
@@ -101,6 +103,7 @@ def apply(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- as above
         if kind == PUT:
             state[item] = ends[i] << 16 | 1
             used[SLOTS] = item - first + 1
+            used[LIVE] += 1
         elif kind == MOVE:
             state[item] += 1
         if kind in (PUT, MOVE):

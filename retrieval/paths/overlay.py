@@ -32,10 +32,6 @@ POSTINGS = 2
 NEIGHBOURS = 8
 
 
-class OverlayFull(Exception):
-    """The overlay has no room for a change. A new version makes room."""
-
-
 @dataclass
 class _Batch:
     """The arguments of `lists.apply`, as lists: what happens to which item. paths: ids, of PUT and MOVE."""
@@ -45,6 +41,7 @@ class _Batch:
     ends: list[int] = field(default_factory=list)
     biases: list[float] = field(default_factory=list)
     paths: list[Sequence[int]] = field(default_factory=list)
+    postings: int = 0
 
     def add(self, kind: int, item: int, end: int = 0, bias: float = 0.0, paths: Sequence[int] = ()) -> None:
         self.kinds.append(kind)
@@ -52,6 +49,7 @@ class _Batch:
         self.ends.append(end)
         self.biases.append(bias)
         self.paths.append(paths)
+        self.postings += len(paths)
 
 
 class Overlay:
@@ -85,8 +83,9 @@ class Overlay:
         self._heads = np.full(len(path_ids), -1, np.int32)
         self.crowd = np.zeros(len(path_ids), np.int32)  # postings of each chain, valid or not
         self._chain = np.zeros((POSTINGS * slots * paths_per_item, 4), np.int32)
-        self._used = np.zeros(3, np.int64)
-        self._used[lists.SEQ] = place.seq
+        self._used = np.zeros(4, np.int64)
+        self._used[lists.SEQ], self._used[lists.LIVE] = place.seq, self._first
+        self._successors: dict[int, int] = {}  # from an item that was put again to its new index
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
@@ -102,6 +101,11 @@ class Overlay:
     def room(self) -> int:
         """C, how many items can be put in all."""
         return len(self.vectors)
+
+    @property
+    def live_items(self) -> int:
+        """The number of items that were not deleted, those that have expired included."""
+        return int(self._used[lists.LIVE])
 
     @property
     def fullness(self) -> float:
@@ -125,50 +129,64 @@ class Overlay:
         chain = self._chain[: self._used[lists.POSTINGS]]
         return np.sort(chain[(chain[:, 1] == item) & (chain[:, 2] == generation), 3]).astype(np.int64)
 
-    def apply(self, records: Sequence[Record], derive: Callable[[Put], Placement]) -> None:
-        """Apply records, together. They must follow `place`.
+    def apply(self, records: Sequence[Record], derive: Callable[[Sequence[Put]], Sequence[Placement]]) -> int:
+        """Apply records, together, and return how many puts and moves were left out because there is no room.
 
-        derive: places an item that was put for another network. Raises OverlayFull if there is no room, LogDamaged if a
-        change cannot be read. Then nothing has changed.
+        They must follow `place`. An item whose put is left out is in no answer until a version has room for it. derive:
+        places items that were put for another network. Raises LogDamaged if a change cannot be read; then nothing has
+        changed.
         """
+        changes = [from_json(fields) for record in records for fields in record.changes]
+        foreign = [
+            change for change in changes if isinstance(change, Put) and change.placement.network != self._network
+        ]
+        derived = iter(derive(foreign) if foreign else [])
         batch = _Batch()
         names: list[ItemId] = []
         placed: list[Placement] = []
         new: dict[ItemId, int] = {}  # the items that these records put
-        for fields in (fields for record in records for fields in record.changes):
-            change = from_json(fields)
+        gone: set[int] = set()  # those that they delete
+        left_out = 0
+        for change in changes:
             item_id = self._vocabulary.canonical(change.item_id)
             if item_id is None:
                 raise LogDamaged(f"the log has an item id that is not of kind {self._vocabulary.kind}")
             item = new[item_id] if item_id in new else self._vocabulary.index(item_id)
-            if isinstance(change, Put):
-                placement = change.placement if change.placement.network == self._network else derive(change)
-                if len(placement.vector) != self.vectors.shape[1]:
-                    raise LogDamaged(f"the log has a vector of {len(placement.vector)} numbers")
+            if not isinstance(change, Put):
                 if item is not None:
-                    batch.add(lists.DELETE, item)
-                new[item_id] = self._first + self.slots + len(names)
-                names.append(item_id)
-                placed.append(placement)
-                batch.add(lists.PUT, new[item_id], _end(change.expires), placement.bias, placement.paths)
-            elif item is not None:
-                self._add(batch, item, change)
-        rows = self._rows(batch.paths)
-        self._require_room(batch, len(names), int((rows >= 0).sum()))
+                    left_out += not self._add(batch, item, change)
+                if item is not None and isinstance(change, Delete):
+                    gone.add(item)
+                continue
+            is_foreign = change.placement.network != self._network
+            placement = next(derived) if is_foreign else change.placement
+            if len(placement.vector) != self.vectors.shape[1]:
+                raise LogDamaged(f"the log has a vector of {len(placement.vector)} numbers")
+            known = item is not None and item_id not in new and item not in gone
+            if item is not None and known and self._keeps(item, placement, is_foreign=is_foreign):
+                batch.add(lists.END, item, _end(change.expires))
+                continue
+            if item is not None:
+                batch.add(lists.DELETE, item)
+            if not self._has_room(batch, len(names) + 1, len(placement.paths)):
+                left_out += 1
+                continue
+            new[item_id] = self._first + self.slots + len(names)
+            if item is not None:
+                self._successors[item] = new[item_id]
+            names.append(item_id)
+            placed.append(placement)
+            batch.add(lists.PUT, new[item_id], _end(change.expires), placement.bias, placement.paths)
+        # The names and vectors come first, then the items are live, and last their ids are known to requests.
+        self._vocabulary.add(names)
         if placed:
-            # Readers find the new ids before the items are live, so the vectors come first.
-            slots = slice(self.slots, self.slots + len(placed))
-            self.vectors[slots] = np.array([placement.vector for placement in placed]).view(np.uint16)
-            for slot, placement in enumerate(placed, self.slots):
-                for kind, similar in enumerate((placement.neighbours, placement.follows)):
-                    self._set_neighbours(kind, slot, similar)
-            self._vocabulary.add(names)
+            self._store(placed, new)
         lists.apply(
             np.array(batch.kinds, np.int64),
             np.array(batch.items, np.int64),
             np.array(batch.ends, np.int64),
             np.array(batch.biases, np.float32),
-            rows,
+            self._rows(batch.paths),
             self._state,
             self.bias,
             self._first,
@@ -178,30 +196,60 @@ class Overlay:
             self._used,
             records[-1].seq if records else self.place.seq,
         )
+        self._vocabulary.publish()
         if records:
             self.place = records[-1].place
+        return left_out
 
-    def _add(self, batch: _Batch, item: int, change: Change) -> None:
+    def _keeps(self, item: int, placement: Placement, *, is_foreign: bool) -> bool:
+        """Whether a live item stays where it is though it is put: nothing is known about it, or this version's network
+        was trained with it after it was put for an earlier network.
+        """
+        live = self._state[item] >> 16 > 0
+        trained = is_foreign and item < self._first and self._state[item] & lists.GENERATIONS == 0
+        return bool(live and (trained or placement.placed_by == "none"))
+
+    def with_successors(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`items`, and the indices that these items have now if they were put again."""
+        later: list[int] = []
+        for item in items.tolist() if self._successors else ():
+            while (item := self._successors.get(item, -1)) >= 0:
+                later.append(item)
+        return np.concatenate([items, np.array(later, np.int64)]) if later else items
+
+    def _store(self, placed: Sequence[Placement], new: Mapping[ItemId, int]) -> None:
+        """Write the vectors and similar items of the next slots."""
+        slots = slice(self.slots, self.slots + len(placed))
+        self.vectors[slots] = np.array([placement.vector for placement in placed]).view(np.uint16)
+        for slot, placement in enumerate(placed, self.slots):
+            for kind, similar in enumerate((placement.neighbours, placement.follows)):
+                place = 0
+                for item_id, similarity in list(similar.items())[:NEIGHBOURS]:
+                    item = new.get(item_id, self._vocabulary.index(item_id))
+                    if item is not None:
+                        self.neighbours[kind, slot, place] = item
+                        self.similarities[kind, slot, place] = round(65535 * min(max(similarity, 0.0), 1.0))
+                        place += 1
+
+    def _add(self, batch: _Batch, item: int, change: Change) -> bool:
+        """Add a change of a known item. False if there is no room for it."""
         if isinstance(change, Delete):
             batch.add(lists.DELETE, item)
-        elif isinstance(change, Move):
-            if change.network == self._network:  # else the paths mean nothing here; the item keeps its own
-                batch.add(lists.MOVE, item, paths=change.paths)
+        elif isinstance(change, Move) and change.network == self._network:  # else the paths mean nothing here
+            generation = (self._state[item] & lists.GENERATIONS) + batch.items.count(item)
+            if generation >= lists.GENERATIONS or not self._has_room(batch, 0, len(change.paths)):
+                return False
+            batch.add(lists.MOVE, item, paths=change.paths)
         elif isinstance(change, Patch):
             if change.bias is not None:
                 batch.add(lists.BIAS, item, bias=change.bias)
             if change.expires is not None:
                 batch.add(lists.END, item, _end(change.expires or None))
+        return True
 
-    def _set_neighbours(self, kind: int, slot: int, similar: Mapping[ItemId, float]) -> None:
-        place = 0
-        for item_id, similarity in list(similar.items())[:NEIGHBOURS]:
-            canonical = self._vocabulary.canonical(item_id)
-            item = None if canonical is None else self._vocabulary.index(canonical)
-            if item is not None:
-                self.neighbours[kind, slot, place] = item
-                self.similarities[kind, slot, place] = round(65535 * min(max(similarity, 0.0), 1.0))
-                place += 1
+    def _has_room(self, batch: _Batch, slots: int, postings: int) -> bool:
+        postings += batch.postings + int(self._used[lists.POSTINGS])
+        return self.slots + slots <= len(self.vectors) and postings <= len(self._chain)
 
     def _rows(self, paths: Sequence[Sequence[int]]) -> NDArray[np.int32]:
         """The places in `heads` of the first J of each item's paths, (N, J).
@@ -214,14 +262,6 @@ class Overlay:
         wanted[:, 1:][wanted[:, 1:] == wanted[:, :-1]] = -1
         rows = np.minimum(np.searchsorted(self._path_ids, wanted), len(self._path_ids) - 1)
         return np.where(self._path_ids[rows] == wanted, rows, -1).astype(np.int32)
-
-    def _require_room(self, batch: _Batch, slots: int, postings: int) -> None:
-        full = OverlayFull(f"the overlay's {len(self.vectors)} slots are used up; make a new version")
-        if self.slots + slots > len(self.vectors) or self._used[lists.POSTINGS] + postings > len(self._chain):
-            raise full
-        moved = [item for kind, item in zip(batch.kinds, batch.items, strict=True) if kind == lists.MOVE]
-        if any((self._state[item] & lists.GENERATIONS) + len(moved) > lists.GENERATIONS for item in moved):
-            raise full
 
 
 def _end(expires: int | None) -> int:

@@ -94,7 +94,7 @@ class PathStructure:
         """Whether `widen` can find more items for `query` than `answer` has."""
         wider = min(2 * query.beam, self.max_beam)
         paths_left = wider > query.beam and wider * query.per_path <= Limits.READS
-        items_left = answer.candidates < self.index.items <= Limits.READS
+        items_left = answer.candidates < self.index.live_items <= Limits.READS
         return query.widen and answer.short and (paths_left or items_left)
 
     def widen(self, queries: Sequence[Query], answers: Sequence[Answer]) -> list[Answer]:
@@ -116,9 +116,9 @@ class PathStructure:
                 again = self._answer([queries[i] for i in group], beam)
                 for i, wider in zip(group, again, strict=True):
                     answers[i], searched[i] = wider._replace(read=answers[i].read + wider.read), beam
-        if self.index.items <= Limits.READS:
+        if self.index.live_items <= Limits.READS:
             for i, query in enumerate(queries):
-                if query.widen and answers[i].short and answers[i].candidates < self.index.items:
+                if query.widen and answers[i].short and answers[i].candidates < self.index.live_items:
                     (whole,) = self._answer([query], searched[i], whole_catalogue=True)
                     answers[i] = whole._replace(read=answers[i].read + whole.read)
         return answers
@@ -176,14 +176,23 @@ class PathStructure:
             np.array([query.numbers for query in queries], np.float32).reshape(len(queries), -1),
             beam,
         )
-        postings = self.read(beams, np.array([query.per_path for query in queries]))
+        n = np.array([query.per_path for query in queries])
+        postings = self.read(beams, n)
+        if whole_catalogue:
+            live = self.index.live()
+            while self.index.seq != postings.seq:  # records were applied in between: both must see the same
+                postings, live = self.read(beams, n), self.index.live()
+            postings = _with_unread_items(postings, live)
+        excluded = [query.excluded for query in queries]
+        if overlay := self.index.overlay:  # an item may have been put again after the request was prepared
+            excluded = [overlay.with_successors(items) for items in excluded]
         return rerank(
             self.index,
             beams,
-            _with_unread_items(postings, self.index.live()) if whole_catalogue else postings,
+            postings,
             self.reranker if queries[0].rerank else BY_PATH,
             [query.k for query in queries],
-            [query.excluded for query in queries],
+            excluded,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -21,6 +22,7 @@ from service.http.values import EXACT, Body, ItemId, integer
 
 ITEMS = 1000  # in one request
 CLICKED_BY = 100  # histories of an item
+USERS = 5000  # histories, or items that an item is like, in one request
 
 #: Only for the OpenAPI document; WriteRoute checks the token.
 TOKEN = HTTPBearer(auto_error=False, scheme_name="WriteToken", description="DR_WRITE_TOKEN")
@@ -99,50 +101,62 @@ async def put(body: PutRequest, request: Request) -> dict[str, Any]:
     Answered when the record is durable and this replica has applied it; other replicas follow within 0.3 s.
     """
     retriever = request.state.reloader.retriever
-    if len(body.items) > retriever.room:
+    writer = request.state.writer
+    ids = _check(body, retriever.searcher.vocabulary)
+    if len(ids) > retriever.room - writer.reserved:
         raise Overloaded("there is no room for new items; make a new version, or raise DR_NEW_ITEMS")
-    _check(body, retriever.searcher.vocabulary)
-    changes = await asyncio.to_thread(_changes, retriever.searcher, body)
-    seq = await request.state.writer.append(changes)
-    return {"seq": seq, "items": [_placed(retriever.searcher, change) for change in changes]}
+    writer.reserved += len(ids)
+    try:
+        await request.state.reloader.follower.advance()  # what was changed elsewhere decides what is kept
+        loop = asyncio.get_running_loop()
+        changes, placed = await loop.run_in_executor(writer.placing, _changes, retriever.searcher, ids, body.items)
+        return {"seq": await writer.append(changes), "items": placed}
+    finally:
+        writer.reserved -= len(ids)
 
 
-def _check(body: PutRequest, vocabulary: Vocabulary) -> None:
-    """Raise BadQuery for an item id of the wrong kind, one that is named twice, or an expiry in the past."""
-    ids = [vocabulary.canonical(item.item_id) for item in body.items]
+def _check(body: PutRequest, vocabulary: Vocabulary) -> list[ItemId]:
+    """The kept ids of the items.
+
+    Raises BadQuery for an id of the wrong kind, one that is named twice, an expiry in the past, or too much evidence.
+    """
+    ids: list[ItemId] = []
     now = time.time() * 1000
-    for place, (item_id, item) in enumerate(zip(ids, body.items, strict=True)):
+    for place, item in enumerate(body.items):
+        item_id = vocabulary.named(item.item_id)
         if item_id is None:
-            raise BadQuery(f"items.{place}.item_id: expected an integer, as all ids of this catalogue are")
+            kind = "an integer" if vocabulary.kind == "integer" else "a string that is not blank"
+            raise BadQuery(f"items.{place}.item_id: expected {kind}, as all ids of this catalogue are")
+        ids.append(item_id)
         if item.expires and item.expires <= now:
             raise BadQuery(f"items.{place}.expires: expected a time in the future, in ms since 1970")
     if len(set(ids)) < len(ids):
         raise BadQuery("items: an item is named twice; send one entry for it")
+    if sum(len(item.clicked_by) or len(item.like) for item in body.items) > USERS:
+        raise BadQuery(f"items: expected at most {USERS} histories and liked items together; send several requests")
+    return ids
 
 
-def _changes(searcher: Searcher, body: PutRequest) -> list[Change]:
-    """A put for each item that has to be placed, a patch for the others; in order."""
-    kept = [searcher.is_live(item.item_id) and not item.clicked_by and not item.like for item in body.items]
-    evidence = [Evidence(item.clicked_by, item.like) for item, known in zip(body.items, kept, strict=True) if not known]
+def _changes(
+    searcher: Searcher, ids: Sequence[ItemId], items: Sequence[NewItem]
+) -> tuple[list[Change], list[dict[str, Any]]]:
+    """A put for each item that has to be placed, a patch for the others; and the entries of the answer."""
+    kept = [searcher.is_live(i) and not item.clicked_by and not item.like for i, item in zip(ids, items, strict=True)]
+    evidence = [Evidence(item.clicked_by, item.like) for item, known in zip(items, kept, strict=True) if not known]
     placements = iter(zip(evidence, searcher.place(evidence), strict=True))
     changes: list[Change] = []
-    for item, known in zip(body.items, kept, strict=True):
-        item_id = searcher.vocabulary.canonical(item.item_id)
-        assert item_id is not None
+    placed = []
+    for item_id, item, known in zip(ids, items, kept, strict=True):
         if known:
-            changes.append(Patch(item_id, expires=item.expires))
+            if item.expires is not None:
+                changes.append(Patch(item_id, expires=item.expires))
+            paths, placed_by = searcher.paths_of(item_id), "kept"
         else:
             why, placement = next(placements)
             changes.append(Put(item_id, placement, why, item.expires or None))
-    return changes
-
-
-def _placed(searcher: Searcher, change: Change) -> dict[str, Any]:
-    if isinstance(change, Put):
-        paths, placed_by = change.placement.paths, change.placement.placed_by
-    else:
-        paths, placed_by = searcher.paths_of(change.item_id), "kept"
-    return {"item_id": change.item_id, "paths": searcher.facts.nodes(paths), "placed_by": placed_by}
+            paths, placed_by = list(placement.paths), placement.placed_by
+        placed.append({"item_id": item_id, "paths": searcher.facts.nodes(paths), "placed_by": placed_by})
+    return changes, placed
 
 
 @router.post(
@@ -156,7 +170,8 @@ async def delete(body: DeleteRequest, request: Request) -> dict[str, Any]:
     Answered when the record is durable and this replica has applied it; other replicas follow within 0.3 s.
     """
     searcher = request.state.reloader.retriever.searcher
-    live = {item: searcher.is_live(item) for item in body.item_ids}
-    unknown = sum(not live[item] for item in body.item_ids)
-    seq = await request.state.writer.append([Delete(item) for item, known in live.items() if known])
-    return {"seq": seq, "unknown": unknown}
+    ids = [searcher.vocabulary.named(item) for item in body.item_ids]
+    unknown = sum(item is None or not searcher.is_live(item) for item in ids)
+    # Items that are unknown here may have been put elsewhere a moment ago, so their deletes are written too.
+    changes = [Delete(item) for item in dict.fromkeys(ids) if item is not None]
+    return {"seq": await request.state.writer.append(changes), "unknown": unknown}

@@ -51,7 +51,7 @@ class Settings(BaseSettings):
         100_000,
         ge=1,
         le=10_000_000,
-        description="most items that can be put before a new version is made; 250 bytes each, and 12 for each item of "
+        description="most items that can be put before a new version is made; 400 bytes each, and 12 for each item of "
         "the version",
     )
     poll_seconds: float = Field(0.5, gt=0, le=60, description="seconds between two reads of `current`")

@@ -1,19 +1,18 @@
 """Keeps the version in service up to date with the log of the catalogue.
 
-All reading and applying is done in one thread, one call after another. At a swap, the new version catches up in this
-thread, and from then on only the new version gets records. So the last record seen by answers never goes back.
+All reading and applying is done in one thread, one call after another. During a swap both versions get the records, the
+new one first, so that the last record seen by answers never goes back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from concurrent.futures import ThreadPoolExecutor
 
-from index_store.errors import IndexStoreError
+from index_store.errors import LogBroken
 from index_store.store import IndexStore
-from retrieval.paths.overlay import OverlayFull
+from service.errors import Overloaded
 from service.metrics import Metrics
 from service.serving.failure_log import FailureLog
 from service.serving.retriever import Retriever
@@ -22,6 +21,7 @@ log = logging.getLogger(__name__)
 
 SECONDS = 0.05  # between two looks at the log
 READ = 1000  # records read at once
+WAITING = 1000  # requests that wait for a record, at most
 
 
 class Follower:
@@ -30,7 +30,9 @@ class Follower:
     def __init__(self, store: IndexStore, metrics: Metrics) -> None:
         self._store, self._metrics = store, metrics
         self._thread = ThreadPoolExecutor(1, "log")
-        self._target: Retriever | None = None
+        self._serving: Retriever | None = None
+        self._coming: Retriever | None = None  # will be served next
+        self._waiting = 0
         self._advanced = asyncio.Event()  # replaced each time that records were applied
         self.problem: Exception | None = None
         self._failures = FailureLog(log)
@@ -47,55 +49,87 @@ class Follower:
     @property
     def seq(self) -> int:
         """The last record that is applied."""
-        return self._target.place.seq if self._target else 0
+        return self._serving.place.seq if self._serving else 0
 
-    async def turn_to(self, retriever: Retriever) -> None:
-        """Apply all records to `retriever`, and from now on only to it.
+    async def prepare(self, retriever: Retriever) -> None:
+        """Apply all records to `retriever`, and from now on all later ones too, until `serve` or `give_up`.
 
-        Raises LogBroken if the log does not continue the version, OverlayFull, and the errors of `IndexStore.read`;
-        then the records still go to the retriever before.
+        Raises LogBroken if the log does not continue the version, and the errors of `IndexStore.read`.
         """
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._apply, retriever)
+        self._coming = retriever
+        await self.advance()  # it has at least the records of the version in service
+        if retriever.place.seq < self.seq and self.problem and not isinstance(self.problem, LogBroken):
+            self._coming = None
+            raise self.problem
 
-        def turn() -> None:
-            self._apply(retriever)
-            self._target = retriever
-
-        await asyncio.get_running_loop().run_in_executor(self._thread, turn)
+    def serve(self, retriever: Retriever) -> None:
+        """From now on, only `retriever` gets records, and `seq` is its."""
+        self._serving, self._coming = retriever, None
         self._tell()
+
+    def give_up(self) -> None:
+        """Forget the version that was prepared."""
+        self._coming = None
 
     async def advance(self) -> None:
         """Apply all records that are in the log now. Never raises: a failure is logged and becomes `problem`."""
-        target = self._target
-        if target is None:
+        if self._serving is None and self._coming is None:
             return
-        before = target.place.seq
+        before = self.seq
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._apply, target)
-        except (IndexStoreError, OverlayFull) as error:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._advance)
+        except Exception as error:  # noqa: BLE001 -- whatever is wrong with the log, answers go on
             self.problem = error
-            self._failures.failed(f"{target.name} cannot follow the log: {type(error).__name__}: {error}")
+            self._failures.failed(f"the log cannot be followed: {type(error).__name__}: {error}")
         else:
             self.problem = None
             self._failures.over()
-        if target.place.seq > before:
+        if self.seq > before:
             self._tell()
 
     async def wait_for(self, seq: int, seconds: float) -> bool:
-        """Wait until the version in service has all records up to `seq`, at most `seconds`. Whether it has."""
-        end = time.monotonic() + seconds
-        while self.seq < seq:
-            advanced = self._advanced
-            try:
-                async with asyncio.timeout_at(asyncio.get_running_loop().time() + end - time.monotonic()):
-                    await advanced.wait()
-            except TimeoutError:
-                return False
+        """Wait until the version in service has all records up to `seq`, at most `seconds`. Whether it has.
+
+        Raises Overloaded if WAITING others wait already.
+        """
+        if self.seq >= seq:
+            return True
+        if self._waiting >= WAITING:
+            raise Overloaded("too many requests wait for the record that their min_seq names; try again later")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(seconds):
+                while self.seq < seq:
+                    await self._advanced.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting -= 1
         return True
 
-    def _apply(self, retriever: Retriever) -> None:
-        while records := self._store.read(retriever.place, READ):
-            retriever.searcher.apply(records)
-        self._metrics.log(retriever.place.seq, retriever.fullness)
+    def _advance(self) -> None:
+        coming, serving = self._coming, self._serving
+        if coming is not None:
+            self._apply(coming)
+        if serving is not None:
+            self._apply(serving, coming.place.seq if coming else None)
+            self._metrics.log(serving.place.seq, serving.fullness)
+
+    def _apply(self, retriever: Retriever, last: int | None = None) -> None:
+        """Apply records, those after the record `last` excepted."""
+        left_out = 0
+        while last is None or retriever.place.seq < last:
+            records = self._store.read(retriever.place, READ)
+            if last is not None:
+                records = [record for record in records if record.seq <= last]
+            if not records:
+                break
+            left_out += retriever.searcher.apply(records)
+        if left_out:
+            log.error(
+                "%s: no room for %d new items; make a new version, or raise DR_NEW_ITEMS", retriever.name, left_out
+            )
 
     def _tell(self) -> None:
         self._advanced.set()

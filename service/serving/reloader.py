@@ -44,7 +44,6 @@ from index_store.errors import (
 )
 from index_store.manifest import check_name
 from index_store.store import IndexStore, rollback_target
-from retrieval.paths.overlay import OverlayFull
 from service.errors import NotReady
 from service.metrics import Metrics
 from service.serving.failure_log import FailureLog
@@ -56,6 +55,7 @@ from service.serving.retriever import SLOTS, Retriever
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0  # from the refusal of a current version to the next try to load it
+AGAIN_SECONDS = 5.0  # between two loads of a version because the log has other records
 HINT_SECONDS = 0.25  # longest wait for a hint from the store; the end of the process waits for it too
 
 #: The reasons why no version is served, as any client may read them: paths, hosts and names are only in the log.
@@ -70,7 +70,6 @@ REASONS: dict[type[Exception], str] = {
     LogBroken: "the log does not continue the current version",
     LogDamaged: "the log is damaged",
     LogIncompatible: "a newer release has written the log",
-    OverlayFull: "there are more new items than DR_NEW_ITEMS",
     Exception: "the current version is refused",
 }
 NO_VERSIONS = "the store has no versions; publish one with dr-trainer fit"
@@ -158,14 +157,14 @@ class Reloader:
                 self.state = Waiting(reason)
                 self._follow_failures.failed(f"nothing to serve from {self._store}: {reason}")
                 return
+            if self._serving and isinstance(self.follower.problem, LogBroken):
+                await self._load_again(self._serving)
             if name is not None:
                 refused = self.state if isinstance(self.state, Refused) and self.state.version == name else None
                 if refused and time.monotonic() < refused.until:
                     return
                 if self._serving and self._serving.name == name:
                     self._serve(self._serving)
-                    if isinstance(self.follower.problem, LogBroken):
-                        await self._load_again(self._serving)
                 else:
                     self.state = refused or Loading(name)
                     await self._load_and_serve(name)
@@ -185,13 +184,12 @@ class Reloader:
             raise PointerMoved("the current version is not the expected one; read it again, then repeat")
         retriever = await self.loader.load(name)
         async with self._moving:
-            retriever = await self._caught_up(retriever)
+            retriever = await self._prepared(retriever)
             try:
                 replaced = await asyncio.to_thread(self._store.activate, name, expected)
-            except BaseException:
-                await self._turn_back()
-                raise
-            self._serve(retriever)
+                self._serve(retriever)
+            finally:
+                self.follower.give_up()
         await self.holding.renew()
         return {"version": name, "previous": replaced}
 
@@ -226,48 +224,46 @@ class Reloader:
     async def _load_and_serve(self, name: str) -> None:
         retriever = await self.loader.load(name)
         async with self._moving:
-            retriever = await self._caught_up(retriever)
-            # If the pointer has moved during the load, the next call of `follow` loads its new version.
-            if await asyncio.to_thread(self._store.current) == name:
-                self._serve(retriever)
-            else:
-                await self._turn_back()
+            retriever = await self._prepared(retriever)
+            try:
+                # If the pointer has moved during the load, the next call of `follow` loads its new version.
+                if await asyncio.to_thread(self._store.current) == name:
+                    self._serve(retriever)
+            finally:
+                self.follower.give_up()
         await self.holding.renew()
 
     async def _load_again(self, broken: Retriever) -> None:
         """Replace a version whose records are not those of the log, for example because Redis lost its last second."""
         if time.monotonic() < self._again_at:
             return
-        self._again_at = time.monotonic() + RETRY_SECONDS
+        self._again_at = time.monotonic() + AGAIN_SECONDS
         log.warning("the log does not continue record %d; loading %s again", broken.place.seq, broken.name)
         async with self._moving:
-            retriever = await self._caught_up(await self.loader.load(broken.name, again=True))
+            retriever = await self.loader.load(broken.name, again=True)
+            await self.follower.prepare(retriever)
             if self._serving is broken:
                 self._serving = retriever
-            else:
-                await self._turn_back()
+                self.follower.serve(retriever)
+            self.follower.give_up()
 
-    async def _caught_up(self, retriever: Retriever) -> Retriever:
+    async def _prepared(self, retriever: Retriever) -> Retriever:
         """The version with all records of the log. It is loaded again if it has records that the log does not have."""
         try:
-            await self.follower.turn_to(retriever)
+            await self.follower.prepare(retriever)
         except LogBroken:
             if retriever.place == retriever.manifest.covers:
                 raise
             retriever = await self.loader.load(retriever.name, again=True)
-            await self.follower.turn_to(retriever)
+            await self.follower.prepare(retriever)
         return retriever
-
-    async def _turn_back(self) -> None:
-        """Let the version in service get the records again."""
-        if self._serving:
-            await self.follower.turn_to(self._serving)
 
     def _serve(self, retriever: Retriever) -> None:
         self.state = Serving(retriever.name)
         if retriever is self._serving:
             return
         self._before, self._serving = self._serving, retriever
+        self.follower.serve(retriever)
         self._metrics.serving(retriever.name, retriever.manifest.items, retriever.searcher.facts.paths)
         log.info("serving %s, before it %s", retriever.name, self._before.name if self._before else "nothing")
 

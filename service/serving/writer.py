@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from index_store.errors import StoreUnavailable
@@ -16,6 +17,7 @@ from service.serving.follower import Follower
 
 #: Records that wait for the append before them. Beyond it, writers are refused.
 MOST = 1000
+TOGETHER = 64  # records appended at once; each has at most the size of a request's body
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Writer:
         self._producer, self._number = uuid.uuid4().hex, 0
         self._waiting: list[_Entry] = []
         self._arrived = asyncio.Event()
+        self.reserved = 0  # new items that are being placed
+        self.placing = ThreadPoolExecutor(1, "placing")
 
     async def append(self, changes: Sequence[Change]) -> int:
         """Append one record, and return its number once it is durable and the version in service has it.
@@ -56,10 +60,11 @@ class Writer:
         """Append what waits, until cancelled."""
         while True:
             await self._arrived.wait()
-            self._arrived.clear()
-            entries, self._waiting = self._waiting, []
+            entries, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
             if entries:
                 await self._append(entries)
+            else:
+                self._arrived.clear()
 
     async def _append(self, entries: list[_Entry]) -> None:
         drafts = [entry.draft for entry in entries]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from index_store.version import Version
 from retrieval.context import ContextSchema
 from retrieval.paths.index import Neighbours, PathIndex
+from retrieval.paths.placing import PlacingFacts
 from retrieval.paths.rerank import Reranker
 from trainer.config import TrainConfig
 from trainer.data.context import UserContext
@@ -67,7 +68,9 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
     )
     reranker = Reranker("lr", np.array([1, *[0.1] * 7], np.float32), 0.0)
     facts = path_facts(config, width, index, int(config.beam), int(config.per_path))
-    version = assemble(config, facts, onnx, index, reranker, requests.first(4), dataset, {})
+    size = config.embedding
+    placing = PlacingFacts(np.zeros(size, np.float32), np.eye(size, dtype=np.float32), np.zeros(size, np.float32), 1, 0)
+    version = assemble(config, facts, onnx, index, reranker, placing, requests.first(4), dataset, {})
     return Catalogue(version, requests)
 
 
