@@ -42,13 +42,21 @@ class Vocabulary:
             return np.fromiter(self._known_places(ids), np.int64)
         assert not isinstance(self._ids, list)
         numbers = ids if all(isinstance(item, int) for item in ids) else map(as_integer, ids)
-        wanted = np.array([number for number in numbers if number is not None], np.int64)
+        known = self.places([number for number in numbers if number is not None])
+        return known[known >= 0]
+
+    def places(self, ids: Sequence[ItemId]) -> NDArray[np.int64]:
+        """The index of each canonical id, -1 if it is unknown."""
+        if self._places is not None:
+            return np.array([-1 if (place := self.index(item)) is None else place for item in ids], np.int64)
+        assert not isinstance(self._ids, list)
+        wanted = np.array(ids, np.int64)
         places = np.minimum(self._ids.searchsorted(wanted), len(self._ids) - 1)
         known: NDArray[np.int64] = np.where(self._ids[places] == wanted, places, -1)
         if len(self._new):
             newer = np.array([self._new.get(number, -1) for number in wanted.tolist()], np.int64)
             known = np.where(newer >= 0, newer, known)
-        return known[known >= 0]
+        return known
 
     def index(self, item: ItemId) -> int | None:
         """The index of a canonical id, or None if it is unknown."""

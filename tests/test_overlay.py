@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from index_store.errors import LogDamaged
 from index_store.log import START, Draft, Place, Record, decode, encode
 from retrieval.changes import Change, Delete, Evidence, Move, Patch, Placement, Put, from_json, to_json
-from retrieval.paths.index import NO_NEIGHBOURS, PathIndex
+from retrieval.paths.index import NO_NEIGHBOURS, Neighbours, PathIndex
 from retrieval.paths.overlay import Overlay
+from retrieval.paths.rerank import Beams, candidates
 from retrieval.query import ItemId, Request
 from retrieval.searcher import Searcher
 from retrieval.vocabulary import Vocabulary
@@ -368,3 +369,34 @@ def test_a_searcher_without_room_has_no_overlay(planted: Planted) -> None:
     """So the trainer measures without its cost."""
     assert planted.searcher.overlay is None
     assert answer(planted.searcher, history=[], k=5) == answer(Searcher.open(planted.version, slots=1), history=[], k=5)
+
+
+@pytest.mark.parametrize("text", [False, True], ids=["integers", "strings"])
+def test_a_new_item_has_its_own_neighbours(text: bool) -> None:
+    """The reranker's last four features of a new item: the roots of the sums over the history, all and recent."""
+    rng = np.random.default_rng(0)
+    catalogue = living(rng, text=text)
+    first, second = list(catalogue.expires)[:2]
+    none = Neighbours(np.full((2, ITEMS, 1), -1, np.int32), np.zeros((2, ITEMS, 1), np.uint16))
+    index = replace(catalogue.index, neighbours=none)
+    near_items: dict[ItemId, float] = {first: 0.5, second: 0.25, "new" if text else 7: 0.125}
+    new: list[ItemId] = ["new", "other"] if text else [7, 8]
+    puts = [Put(item, replace(place(rng, [3]), neighbours=near_items, follows={second: 1.0})) for item in new]
+    catalogue.apply([[puts[0]], [puts[1]]])
+
+    history = np.array([0, 1, 2, 1, ITEMS])  # first, second, third, second, the new item
+    beams = Beams(
+        np.zeros((2, SIZE), np.float32),
+        np.array([[0], [0]], np.int32),
+        np.zeros((2, 1), np.float32),
+        history,
+        np.array([0, 5]),
+    )
+    postings = index.read(np.array([0, 0]), 2)
+    read = candidates(index, beams, postings._replace(lengths=postings.lengths.reshape(2, 1)))
+    near = 0.5 + 2 * 0.25 + 0.125
+    recent = 0.5 * 0.8**4 + 0.25 * (0.8**3 + 0.8) + 0.125
+    expected = np.sqrt([near, recent, 2, 0.8**3 + 0.8])
+    assert read.item.tolist() == [ITEMS, ITEMS + 1] * 2
+    assert read.features[:2, 4:].tolist() == [[0] * 4] * 2  # without a history
+    assert np.allclose(read.features[2:, 4:], expected, atol=1e-4)

@@ -221,15 +221,21 @@ class Overlay:
         """Write the vectors and similar items of the next slots."""
         slots = slice(self.slots, self.slots + len(placed))
         self.vectors[slots] = np.array([placement.vector for placement in placed]).view(np.uint16)
+        ids: list[ItemId] = []
+        at: list[tuple[int, int, int]] = []  # kind, slot and place of each id
+        similarities: list[float] = []
         for slot, placement in enumerate(placed, self.slots):
             for kind, similar in enumerate((placement.neighbours, placement.follows)):
-                place = 0
-                for item_id, similarity in list(similar.items())[:NEIGHBOURS]:
-                    item = new.get(item_id, self._vocabulary.index(item_id))
-                    if item is not None:
-                        self.neighbours[kind, slot, place] = item
-                        self.similarities[kind, slot, place] = round(65535 * min(max(similarity, 0.0), 1.0))
-                        place += 1
+                ids += similar
+                similarities += similar.values()
+                at += [(kind, slot, place) for place in range(len(similar))]
+        items = self._vocabulary.places(ids)
+        if new:  # their ids are not published yet
+            items = np.array([new.get(i, item) for i, item in zip(ids, items.tolist(), strict=True)], np.int64)
+        kept = (items >= 0) & (np.array([place for _, _, place in at], np.int64) < NEIGHBOURS)
+        where = tuple(np.array(at, np.int64).reshape(-1, 3)[kept].T)
+        self.neighbours[where] = items[kept]
+        self.similarities[where] = np.rint(65535 * np.clip(np.array(similarities)[kept], 0, 1))
 
     def _add(self, batch: _Batch, item: int, change: Change) -> bool:
         """Add a change of a known item. False if there is no room for it."""
