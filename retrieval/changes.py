@@ -153,11 +153,20 @@ def _placement(fields: Mapping[str, Any]) -> Placement:
     if fields["placed_by"] not in ("clicks", "like", "attributes", "kept", "none"):
         raise ValueError("placed_by")
     network = _checked(fields["network"], str)
-    near, follows = (
-        {_checked(item, int, str): _finite(similarity) for item, similarity in fields.get(name, [])}
-        for name in ("neighbours", "follows")
-    )
+    near, follows = _similar(fields, "neighbours"), _similar(fields, "follows")
     return Placement(vector, _finite(fields["bias"]), _paths(fields), fields["placed_by"], network, near, follows)
+
+
+def _similar(fields: Mapping[str, Any], name: str) -> dict[ItemId, float]:
+    """Items and their similarities. Checked in bulk, because every new item has some."""
+    similar: dict[ItemId, float] = dict(fields.get(name, ()))
+    if not {*map(type, similar)} <= {int, str} or not {*map(type, similar.values())} <= {int, float}:
+        raise TypeError(name)
+    if any(isinstance(item, int) and not -(2**63) <= item < 2**63 for item in similar):
+        raise ValueError(name)
+    if not all(abs(similarity) <= LARGEST for similarity in similar.values()):
+        raise ValueError(name)
+    return similar
 
 
 def _evidence(fields: Mapping[str, Any]) -> Evidence:

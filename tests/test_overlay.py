@@ -290,6 +290,12 @@ def test_changes_survive_the_log(change: Change) -> None:
         {"expires": "soon"},
         {"item_id": 2**63},
         {"like": [2**70]},
+        {"neighbours": [5]},
+        {"neighbours": [[1.5, 0.5]]},
+        {"neighbours": [[2**70, 0.5]]},
+        {"follows": [[1, True]]},
+        {"follows": [[1, 1e300]]},
+        {"follows": 7},
         {"bias": 1e300},
         {"vector": "AAA="},  # one number
         {"item_id": "seven"},
