@@ -120,6 +120,10 @@ def wrong_versions(version: Version, other: Version) -> dict[str, tuple[Parts, d
             "deep JSON": with_parts(golden=b"[" * 100_000),
             "a NaN in the reranker": with_parts(reranker=json.dumps(reranker).encode()),
             "another reranker": with_parts(reranker=b'{"kind": "lr", "weights": {"clicks": 1}, "intercept": 0}'),
+            "no facts about new items": with_parts(placing=b"{}"),
+            "facts about new items of another size": with_parts(
+                placing=b'{"users": [0], "matrix": [[1]], "items": [0], "length": 1, "bias": 0}'
+            ),
             "a context it has not": with_parts(
                 context=b'{"features": [{"name": "x", "kind": "category", "values": ["y"]}]}'
             ),
