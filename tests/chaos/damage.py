@@ -174,10 +174,8 @@ def _model(version: Version) -> onnx.ModelProto:
 
 def _poisoned(version: Version, value: float) -> bytes:
     model = _model(version)
-    for tensor in model.graph.initializer:
-        if "encoder.project" in tensor.name:
-            array = np.full(tuple(tensor.dims), value, np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    (tensor,) = [tensor for tensor in model.graph.initializer if "encoder.pooled" in tensor.name]
+    tensor.CopyFrom(numpy_helper.from_array(np.full(tuple(tensor.dims), value, np.float32), tensor.name))
     return bytes(model.SerializeToString())
 
 
