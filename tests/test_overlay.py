@@ -406,3 +406,13 @@ def test_a_new_item_has_its_own_neighbours(text: bool) -> None:
     assert read.item.tolist() == [ITEMS, ITEMS + 1] * 2
     assert read.features[:2, 4:].tolist() == [[0] * 4] * 2  # without a history
     assert np.allclose(read.features[2:, 4:], expected, atol=1e-4)
+
+
+def test_neighbours_of_the_wrong_kind_are_left_out() -> None:
+    """An id that no item of this catalogue can have names none; the item itself is put, under its own name."""
+    rng = np.random.default_rng(0)
+    catalogue = living(rng)
+    for item in (7, 8):
+        catalogue.apply([[Put(item, replace(place(rng), neighbours={"abc": 0.5, 10: 0.25}, follows={"x": 1.0}))]])
+        catalogue.check()
+    assert catalogue.overlay.neighbours[0, :2, 1].tolist() == [1, 1]

@@ -117,10 +117,6 @@ class Overlay:
         """Which items are neither deleted nor expired."""
         return self._state[items] >> 16 > now
 
-    def ends(self, item: int) -> int:
-        """The second at which the item is no longer live: 0 if it was deleted, lists.NEVER if it does not expire."""
-        return int(self._state[item] >> 16)
-
     def rows_of(self, item: int) -> NDArray[np.int64] | None:
         """The paths whose chains have a valid posting of the item, ascending; None if the version's lists have it."""
         generation = int(self._state[item] & lists.GENERATIONS)
@@ -145,6 +141,7 @@ class Overlay:
         names: list[ItemId] = []
         placed: list[Placement] = []
         new: dict[ItemId, int] = {}  # the items that these records put
+        replaced: dict[int, int] = {}  # the old index of an item that is put again, and the new one
         gone: set[int] = set()  # those that they delete
         left_out = 0
         for change in changes:
@@ -173,20 +170,23 @@ class Overlay:
                 continue
             new[item_id] = self._first + self.slots + len(names)
             if item is not None:
-                self._successors[item] = new[item_id]
+                replaced[item] = new[item_id]
             names.append(item_id)
             placed.append(placement)
             batch.add(lists.PUT, new[item_id], _end(change.expires), placement.bias, placement.paths)
-        # The names and vectors come first, then the items are live, and last their ids are known to requests.
-        self._vocabulary.add(names)
+        # What may fail comes first, and writes only to slots that are not in use. Then the items get names, then they
+        # are live, and last their ids are known to requests.
+        rows = self._rows(batch.paths)
         if placed:
             self._store(placed, new)
+        self._successors |= replaced
+        self._vocabulary.add(names)
         lists.apply(
             np.array(batch.kinds, np.int64),
             np.array(batch.items, np.int64),
             np.array(batch.ends, np.int64),
             np.array(batch.biases, np.float32),
-            self._rows(batch.paths),
+            rows,
             self._state,
             self.bias,
             self._first,
@@ -229,9 +229,15 @@ class Overlay:
                 ids += similar
                 similarities += similar.values()
                 at += [(kind, slot, place) for place in range(len(similar))]
-        items = self._vocabulary.places(ids)
-        if new:  # their ids are not published yet
-            items = np.array([new.get(i, item) for i, item in zip(ids, items.tolist(), strict=True)], np.int64)
+        # An id of the wrong kind names no item.
+        known = [self._vocabulary.canonical(item_id) for item_id in ids]
+        items = np.full(len(ids), -1)
+        right = np.array([item_id is not None for item_id in known], bool)
+        items[right] = self._vocabulary.places([item_id for item_id in known if item_id is not None])
+        # The ids of the new items are not published yet.
+        items = np.array(
+            [new.get(i, item) if i is not None else -1 for i, item in zip(known, items.tolist(), strict=True)]
+        )
         kept = (items >= 0) & (np.array([place for _, _, place in at], np.int64) < NEIGHBOURS)
         where = tuple(np.array(at, np.int64).reshape(-1, 3)[kept].T)
         self.neighbours[where] = items[kept]

@@ -128,7 +128,9 @@ class Follower:
             left_out += retriever.searcher.apply(records)
         if left_out:
             log.error(
-                "%s: no room for %d new items; make a new version, or raise DR_NEW_ITEMS", retriever.name, left_out
+                "%s: no room for %d puts or moves of items; make a new version, or raise DR_NEW_ITEMS",
+                retriever.name,
+                left_out,
             )
 
     def _tell(self) -> None:
