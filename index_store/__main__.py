@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from importlib.metadata import entry_points
 from typing import Any
 
 from index_store.command import add_store, add_version, from_environment
@@ -174,6 +175,18 @@ def _log(store: IndexStore, options: argparse.Namespace) -> Result:
     return document, "\n".join([f"records {first} to {place.seq}; the last {len(rows)}:", *rows])
 
 
+def _fold(store: IndexStore, options: argparse.Namespace) -> Result:
+    # To fold, a version must be opened. This package does not import the one that opens versions; it is installed as a
+    # plug-in (pyproject.toml).
+    (plugin,) = entry_points(group="deep_retrieval", name="fold")
+    folded = plugin.load()(store, activate=not options.no_activate)
+    document = folded._asdict()
+    if folded.version is None:
+        return document, f"{folded.previous} has all records of the log; there is nothing to fold"
+    state = "published" if options.no_activate else "current"
+    return document, f"{folded.version} is {state}: {folded.previous} and {folded.records} records"
+
+
 def _find(store: IndexStore, version: str) -> Manifest:
     return next((m for m in store.versions() if m.version == version), None) or store.load(version).manifest
 
@@ -202,6 +215,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("rollback", _rollback, "make the previous version current again")
     keep = add("prune", _prune, "delete old versions, never the current or the previous one")
     keep.add_argument("--keep", type=_count, required=True, metavar="N", help="number of newest versions to keep")
+    fold = add("fold", _fold, "make a version of the current one and the log, with the same network, and activate it")
+    fold.add_argument("--no-activate", action="store_true", help="publish, but do not make the version current")
     last = add("log", _log, "show the last records of the catalogue's log")
     last.add_argument("--last", type=_positive, default=20, metavar="N", help="number of records; default 20")
     return parser

@@ -69,6 +69,14 @@ class PointerMoved(IndexStoreError):
     """Compare-and-set failed: `current` was not the version the caller expected."""
 
 
+class FoldRunning(IndexStoreError):
+    """Another process folds the current version with the log at the moment."""
+
+
+class FoldFailed(IndexStoreError):
+    """The process that folds died, for example because there was not enough memory."""
+
+
 class LogBroken(IndexStoreError):
     """The log does not continue what the reader has: records were removed or lost, or it is another catalogue's."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from types import EllipsisType
 from typing import Protocol
 
@@ -106,6 +106,12 @@ class IndexStore(Protocol):
 
     def trim(self, before: int) -> None:
         """Remove records of the log with numbers below `before`; some may be kept."""
+
+    def lease(self, task: str) -> AbstractContextManager[bool]:
+        """Whether this process may do `task` until the context ends; while it may, no other process may.
+
+        If the process dies, another may at once (folder), or after ten minutes (Redis).
+        """
 
     def sweep(self) -> None:
         """Remove the leftovers of killed publishers and deleters. Keeps complete versions and running publishes."""

@@ -14,10 +14,19 @@ The kind "paths" also has:
 
     path_ids.npy       int64 (P,)         the paths in use, ascending; a path's nodes are the base-K digits of its id
     path_offsets.npy   int64 (P + 1,)     path p of path_ids has path_items[path_offsets[p]:path_offsets[p + 1]]
-    path_items.npy     int32 (postings,)  item indices; within a path by descending item bias
+    path_items.npy     int32 (postings,)  item indices; within a path, items that came after the training are first,
+                                          the others follow by descending item bias
     neighbours.npy     int32 (2, V, M)    for each item, the indices of the M items that are clicked by the same users,
                                           and of the M items that are clicked soon after it; -1: no further
     similarities.npy   uint16 (2, V, M)   how similar they are to it, from 0 to 1, in units of 1 / 65535
+    item_ends.npy      uint32 (V,)        the second since 1970 at which an item ends; 0: it was deleted;
+                                          2^32 - 1: it does not end
+    late_items.npy     int32 (L,)         the items that came after the training, ascending; they are in no list of
+                                          neighbours.npy
+    late_neighbours.npy     int32 (2, L, N)    for each of them, the N items that it is a neighbour of, and that it
+                                               follows, in any order
+    late_similarities.npy   uint16 (2, L, N)   how similar it is to them; 0: no item
+    changes.json       for each item that the log has changed up to the record `covers`, what is known of it from there
     placing.json       {"users": (E,), "matrix": (E, E), "items": (E,), "length", "bias"}
     reranker.json      {"kind": "lr" | "softmax", "weights": {feature: weight}, "intercept": number}
 
@@ -52,6 +61,11 @@ PATHS = frozenset(
         "path_items.npy",
         "neighbours.npy",
         "similarities.npy",
+        "item_ends.npy",
+        "late_items.npy",
+        "late_neighbours.npy",
+        "late_similarities.npy",
+        "changes.json",
         "placing.json",
         "reranker.json",
     }
@@ -172,21 +186,31 @@ class Version:
         _check_ascending(path_ids, "path_ids")
         if path_ids[0] < 0 or path_ids[-1] >= facts.width**facts.depth:
             raise VersionDamaged("path_ids: a path outside 0..width^depth - 1")
-        if offsets[0] != 0 or np.any(offsets[1:] <= offsets[:-1]) or offsets[-1] != facts.postings:
-            raise VersionDamaged("path_offsets: expected to rise from 0 to the number of postings, with no empty path")
-        self.document("reranker.json")
-        self.document("placing.json")
-        neighbours = self.array("neighbours.npy")
-        count = neighbours.shape[-1] if neighbours.ndim else 0
-        _check(neighbours, "neighbours", np.int32, (2, items, count))
-        _check(self.array("similarities.npy"), "similarities", np.uint16, (2, items, count))
-        if neighbours.min(initial=-1) < -1 or neighbours.max(initial=-1) >= items:
-            raise VersionDamaged(f"neighbours: an item index is outside 0..{items - 1}")
+        if offsets[0] != 0 or np.any(offsets[1:] < offsets[:-1]) or offsets[-1] != facts.postings:
+            raise VersionDamaged("path_offsets: expected to rise from 0 to the number of postings")
+        for document in ("reranker.json", "placing.json", "changes.json"):
+            self.document(document)
+        _check(self.array("item_ends.npy"), "item_ends", np.uint32, (items,))
+        late = self.array("late_items.npy")
+        _check(late, "late_items", np.int32, late.shape[:1])
+        _check_ascending(late, "late_items")
+        if len(late) and (late[0] < 0 or late[-1] >= items):
+            raise VersionDamaged(f"late_items: an item index is outside 0..{items - 1}")
+        self._validate_neighbours("neighbours", "similarities", items)
+        self._validate_neighbours("late_neighbours", "late_similarities", len(late))
         if self.read_paths is None:
             path_items = self.array(LISTS)
             _check(path_items, "path_items", np.int32, (facts.postings,))
             if path_items.min() < 0 or path_items.max() >= items:
                 raise VersionDamaged(f"path_items: an item index is outside 0..{items - 1}")
+
+    def _validate_neighbours(self, neighbours: str, similarities: str, rows: int) -> None:
+        found, items = self.array(f"{neighbours}.npy"), self.manifest.items
+        count = found.shape[-1] if found.ndim else 0
+        _check(found, neighbours, np.int32, (2, rows, count))
+        _check(self.array(f"{similarities}.npy"), similarities, np.uint16, (2, rows, count))
+        if found.min(initial=-1) < -1 or found.max(initial=-1) >= items:
+            raise VersionDamaged(f"{neighbours}: an item index is outside 0..{items - 1}")
 
     def _part(self, part: str) -> Buffer:
         try:

@@ -2,13 +2,13 @@
 
 A put has all that an item needs to be found: vector, bias, paths, and the evidence from which these were derived.
 Vector and paths mean something only to the network that they were made for, which the change names. For another
-network, they are derived from the evidence again.
+network, they are derived from the evidence again. So `net`, what is left of many changes, has only the evidence.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,10 +51,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Put:
-    """An item is new, or replaces the one with this id. expires: ms since 1970, or None."""
+    """An item is new, or replaces the one with this id. placement: None if it has to be derived from the evidence.
+
+    expires: ms since 1970, or None.
+    """
 
     item_id: ItemId
-    placement: Placement
+    placement: Placement | None
     evidence: Evidence = Evidence()
     expires: int | None = None
 
@@ -91,17 +94,11 @@ Change = Put | Delete | Move | Patch
 def to_json(change: Change) -> dict[str, Any]:
     """The change as a JSON object. Fields that say nothing are left out."""
     if isinstance(change, Put):
-        place, evidence = change.placement, change.evidence
+        evidence = change.evidence
         fields = {
             "op": "put",
             "item_id": change.item_id,
-            "vector": base64.b64encode(place.vector.astype("<f2").tobytes()).decode(),
-            "bias": place.bias,
-            "paths": list(place.paths),
-            "placed_by": place.placed_by,
-            "network": place.network,
-            "neighbours": [[item, round(similarity, 5)] for item, similarity in place.neighbours.items()],
-            "follows": [[item, round(similarity, 5)] for item, similarity in place.follows.items()],
+            **(_placement_to_json(change.placement) if change.placement else {}),
             "clicked_by": [list(history) for history in evidence.clicked_by],
             "like": list(evidence.like),
             "attributes": dict(evidence.attributes),
@@ -117,13 +114,26 @@ def to_json(change: Change) -> dict[str, Any]:
     return {"op": "patch", "item_id": change.item_id, **said}
 
 
+def _placement_to_json(place: Placement) -> dict[str, Any]:
+    return {
+        "vector": base64.b64encode(place.vector.astype("<f2").tobytes()).decode(),
+        "bias": place.bias,
+        "paths": list(place.paths),
+        "placed_by": place.placed_by,
+        "network": place.network,
+        "neighbours": [[item, round(similarity, 5)] for item, similarity in place.neighbours.items()],
+        "follows": [[item, round(similarity, 5)] for item, similarity in place.follows.items()],
+    }
+
+
 def from_json(fields: Mapping[str, Any]) -> Change:
     """The change in a record. Raises LogDamaged if it is none. Unknown fields are ignored."""
     try:
         item = _checked(fields["item_id"], int, str)
         match fields["op"]:
             case "put":
-                return Put(item, _placement(fields), _evidence(fields), _time(fields))
+                placement = _placement(fields) if "vector" in fields else None
+                return Put(item, placement, _evidence(fields), _time(fields))
             case "delete":
                 return Delete(item)
             case "move":
@@ -136,6 +146,45 @@ def from_json(fields: Mapping[str, Any]) -> Change:
                 raise ValueError("op")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise LogDamaged(f"the log has a change that cannot be read ({type(error).__name__}: {error})") from None
+
+
+def net(changes: Iterable[Change]) -> list[Change]:
+    """What is left of changes in order, for any network: at most one change of each item.
+
+    Moves and biases are left out, because they mean something only to the network that they were made for. A put
+    without evidence leaves what was known.
+    """
+    left: dict[ItemId, Put | Delete | Patch] = {}
+    for change in changes:
+        before = left.get(change.item_id)
+        if isinstance(change, Delete):
+            left[change.item_id] = change
+        elif isinstance(change, Put):
+            known = before.evidence if isinstance(before, Put) else Evidence()
+            if isinstance(before, Patch):
+                known = Evidence(attributes=before.attributes)
+            left[change.item_id] = Put(change.item_id, None, _joined(known, change.evidence), change.expires)
+        elif isinstance(change, Patch):
+            expires = change.expires
+            if isinstance(before, Put):
+                evidence = _joined(before.evidence, Evidence(attributes=change.attributes))
+                left[change.item_id] = Put(
+                    change.item_id, None, evidence, before.expires if expires is None else expires or None
+                )
+            elif not isinstance(before, Delete):
+                attributes = dict(before.attributes if before else {}) | dict(change.attributes)
+                if expires is None and before:
+                    expires = before.expires
+                if expires is not None or attributes:
+                    left[change.item_id] = Patch(change.item_id, None, expires, attributes)
+    return list(left.values())
+
+
+def _joined(known: Evidence, new: Evidence) -> Evidence:
+    """All evidence of an item, which was known in part before."""
+    return Evidence(
+        new.clicked_by or known.clicked_by, new.like or known.like, dict(known.attributes) | dict(new.attributes)
+    )
 
 
 def _checked(value: Any, *kinds: type) -> Any:

@@ -8,6 +8,7 @@ Digests cannot prove this.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +24,14 @@ TOLERANCE = 1e-3
 
 
 def record(searcher: Searcher, requests: Sequence[Request]) -> dict[str, Any]:
-    """The content of golden.json: the requests and their answers. Each request must name k, beam and per_path."""
+    """The content of golden.json: the requests, their answers, and the time, because items may expire later.
+
+    Each request must name k, beam and per_path.
+    """
+    now = int(time.time())
+    searcher = searcher.at(lambda: now)
     return {
+        "time": now,
         "requests": [dataclasses.asdict(request) for request in requests],
         "answers": [_answer(searcher, request) for request in requests],
     }
@@ -39,6 +46,8 @@ def replay(searcher: Searcher, golden: Any) -> None:
     name = searcher.manifest.version
     try:
         recorded = golden["answers"]
+        then = float(golden["time"])
+        searcher = searcher.at(lambda: then)
         requests = [Request(**request) for request in golden["requests"]]
         if not recorded or len(recorded) != len(requests):
             raise VersionDamaged(f"{name}: {len(recorded)} golden answers for {len(requests)} queries")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from index_store.path_facts import PathFacts
 from index_store.version import Version
 from retrieval.changes import Evidence, Placement
 from retrieval.context import ContextSchema
+from retrieval.paths.fold import folded_parts
 from retrieval.paths.overlay import Overlay
 from retrieval.paths.placing import Placer, PlacingFacts
 from retrieval.paths.structure import PathStructure, default_search
@@ -69,16 +72,20 @@ class Searcher:
 
     def _overlay(self, structure: PathStructure, slots: int) -> Overlay:
         index, manifest = structure.index, self.manifest
-        return Overlay(
+        overlay = Overlay(
             self.vocabulary,
             index.path_ids,
             index.item_bias,
-            manifest.embedding,
-            self.facts.paths_per_item,
-            self._network,
-            slots,
-            manifest.covers,
+            index.ends,
+            index.late,
+            embedding=manifest.embedding,
+            paths_per_item=self.facts.paths_per_item,
+            network=self._network,
+            slots=slots,
+            place=manifest.covers,
         )
+        overlay.crowd += index.late_sizes
+        return overlay
 
     def default_search(self, k: int) -> tuple[int, int]:
         """(beam, per_path) for a request of k items with neither beam nor per_path."""
@@ -127,6 +134,11 @@ class Searcher:
         known = self.vocabulary.indices([item])
         return bool(len(known) and self.structure.index.live(known)[0])
 
+    def is_in_catalogue(self, item: ItemId) -> bool:
+        """Whether the item was put and not deleted; it may have expired."""
+        known = self.vocabulary.indices([item])
+        return bool(len(known) and self.structure.index.end_of(known)[0] > 0)
+
     def apply(self, records: Sequence[Record]) -> int:
         """Apply records of the log to the overlay, and return how many changes found no room (`Overlay.apply`).
 
@@ -134,6 +146,16 @@ class Searcher:
         """
         assert self.overlay
         return self.overlay.apply(records, lambda puts: self.place([put.evidence for put in puts]))
+
+    def folded_parts(self) -> tuple[dict[str, bytes], int, int]:
+        """See `fold.folded_parts`."""
+        return folded_parts(self.structure.index, self.vocabulary)
+
+    def at(self, clock: Callable[[], float]) -> Searcher:
+        """The same searcher with another clock, which says which items have expired; seconds since 1970."""
+        other = copy.copy(self)
+        other.structure = replace(self.structure, index=replace(self.structure.index, clock=clock))
+        return other
 
     def place(self, evidence: Sequence[Evidence]) -> list[Placement]:
         """A place for each new item, of which the evidence is known."""

@@ -50,6 +50,12 @@ class Metrics:
         self.swaps = Counter(
             "deepretrieval_index_swaps", "Versions loaded or refused", ["result"], registry=self.registry
         )
+        self.folds = Counter(
+            "deepretrieval_folds",
+            "Folds of the version and the log by this replica",
+            ["result"],
+            registry=self.registry,
+        )
         self.info = Gauge("deepretrieval_index_info", "1 for the version served", ["version"], registry=self.registry)
         self.items = Gauge("deepretrieval_index_items", "Items of the version served", registry=self.registry)
         self.paths = Gauge("deepretrieval_index_paths", "Paths in use in the version served", registry=self.registry)

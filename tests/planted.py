@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from index_store.version import Version, npy
+from retrieval.paths.overlay import NO_END, NO_LATE
 from retrieval.paths.rerank import SOFTMAX
 
 GROUPS = 4
@@ -65,6 +66,11 @@ def parts_of_version(
         "item_bias.npy": npy(np.array(bias or [0.0] * items, np.float32)),
         "neighbours.npy": npy(np.full((2, items, 2), -1, np.int32)),
         "similarities.npy": npy(np.zeros((2, items, 2), np.uint16)),
+        "item_ends.npy": npy(np.full(items, NO_END, np.uint32)),
+        "late_items.npy": npy(NO_LATE.items),
+        "late_neighbours.npy": npy(NO_LATE.neighbours),
+        "late_similarities.npy": npy(NO_LATE.similarities),
+        "changes.json": b"[]",
         "placing.json": json.dumps(
             {
                 "users": [0] * items,

@@ -96,6 +96,7 @@ def _how_to_continue(options: argparse.Namespace) -> str:
 def _fit(options: argparse.Namespace) -> int:
     # torch and its libraries take seconds to import, so import them after the settings have been checked.
     from index_store.store import open_store
+    from retrieval.fold import catalogue, with_catalogue
     from trainer.config import load_config
 
     config = load_config(options.config, options.set, seed=options.seed)
@@ -108,7 +109,7 @@ def _fit(options: argparse.Namespace) -> int:
     from trainer.deep_retrieval.checkpoint import Run
     from trainer.deep_retrieval.device import choose_device
     from trainer.deep_retrieval.fit import fit
-    from trainer.progress import choose_progress
+    from trainer.progress import choose_progress, counted
     from trainer.publish.version import make_version
 
     choose_device(config.device)  # before the files are read, to report a missing GPU early
@@ -139,6 +140,11 @@ def _fit(options: argparse.Namespace) -> int:
         allow_collapsed=options.allow_collapsed,
         files=_files(options),
     )
+    # Items that were put or deleted since the catalogue's log began are new or gone in this version too.
+    changes, covers = catalogue(store)
+    if changes:
+        progress.say(f"applying the catalogue's {counted(len(changes), 'change')} of items up to record {covers.seq}")
+    version = with_catalogue(version, changes, covers)
     previous = store.current()
     with progress.task("publishing, in %", 100) as advance:
         reported = 0

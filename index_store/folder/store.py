@@ -4,7 +4,7 @@
     DIR/versions/<version>/        the parts, and manifest.json
     DIR/versions/.partial-*        a version being written; the next publish removes what a killed publisher left
     DIR/versions/.deleted-*        a version being deleted; the next publish removes what a killed deleter left
-    DIR/PUBLISH.lock, DIR/CURRENT.lock
+    DIR/PUBLISH.lock, DIR/CURRENT.lock, DIR/FOLD.lock
 
 A version folder is written under a temporary name, synced, and then renamed, so a reader sees the whole version or
 nothing. Publishing and moving CURRENT use different locks, so a rollback never waits for a publish. A process that
@@ -341,6 +341,19 @@ class FolderStore:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+    @contextlib.contextmanager
+    def lease(self, task: str) -> Iterator[bool]:
+        with contextlib.ExitStack() as stack:
+            try:
+                with self._errors("lease"):
+                    stack.enter_context(self._lock(f"{task.upper()}.lock", fcntl.LOCK_NB))
+            except StoreUnavailable as error:
+                if not isinstance(error.__cause__, BlockingIOError):
+                    raise
+                yield False
+            else:
+                yield True
 
     # -- files --
 

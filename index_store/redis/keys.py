@@ -8,6 +8,7 @@
     {ns}:counter:{{ns}:versions}    the last number given to a version, such as "v7"; never decreases
     {ns}:log                        stream: the log of the catalogue; the entry n-0 is record n
     {ns}:producers:{{ns}:log}       JSON: the last number of each producer of records
+    {ns}:task:{task}                id of the process that does the task, until its lease ends
     {ns}:leases                     sorted set: "version holder" -> end of the lease, in ms of the server's clock
     {ns}:{version}:manifest
     {ns}:{version}:path:{path_id}   the path's items, packed little-endian int32
@@ -73,6 +74,9 @@ class Keys:
     @property
     def leases(self) -> str:
         return f"{self.namespace}:leases"
+
+    def task(self, name: str) -> str:
+        return f"{self.namespace}:task:{name}"
 
     def manifest(self, version: str) -> str:
         return f"{self.namespace}:{version}:manifest"

@@ -9,16 +9,19 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import EllipsisType
 from typing import Any
 
-from index_store.errors import PointerMoved, StoreMisconfigured
+from index_store.errors import IndexStoreError, PointerMoved, StoreMisconfigured
 from index_store.manifest import VERSION, counter
 from index_store.redis.client import Command, Server
 from index_store.redis.keys import Keys
 
 LEASE = re.compile(rf"(?P<version>{VERSION.pattern}) [0-9a-f]{{32}}")
 COUNT = re.compile(r"v\d+")
+TASK_MS = 600_000  # how long the lease of a task lasts
 
 
 class Listing:
@@ -142,6 +145,29 @@ class Listing:
         """The versions in use. On a full server no lease can be renewed, so there an ended lease counts as well."""
         full = self._server.full()
         return {lease.partition(" ")[0] for lease, left in self._leases().items() if left > 0 or full}
+
+    @contextmanager
+    def task_lease(self, task: str) -> Iterator[bool]:
+        """See `IndexStore.lease`."""
+        key, holder = self._keys.task(task), uuid.uuid4().hex
+        mine = False
+
+        def take(read: Any) -> list[Command] | None:
+            nonlocal mine
+            found = read.get(key)
+            mine = found in (None, holder.encode())
+            return [("SET", key, holder, "PX", TASK_MS)] if found is None else None
+
+        def release(read: Any) -> list[Command] | None:
+            return [("UNLINK", key)] if read.get(key) == holder.encode() else None
+
+        self._server.transact([key], take)
+        try:
+            yield mine
+        finally:
+            if mine:
+                with suppress(IndexStoreError):  # then the lease ends by itself
+                    self._server.transact([key], release)
 
     def forget_leases(self) -> None:
         """Remove the leases that have ended."""

@@ -43,7 +43,6 @@ class RemotePaths:
             log.error("requests are refused for now: %s", error)
             raise
         if np.any(np.fromiter(map(len, lists), np.int64, len(lists)) != 4 * lengths):
-            # A list cannot be empty, because only paths in use are read, and every path in use has items.
             if version not in self._logged:  # log once per version, not per request
                 self._logged.add(version)
                 log.error(

@@ -65,7 +65,7 @@ class ServerStore:
         self._listing = Listing(server, self._keys)
         records = ServerLog(server, self._keys)
         self.append, self.read, self.trim = records.append, records.read, records.trim
-        self.log_start, self.log_end = records.start, records.end
+        self.log_start, self.log_end, self.lease = records.start, records.end, self._listing.task_lease
         self._holder = uuid.uuid4().hex
         self._held: set[str] = set()
         self._renew_at = 0.0  # when the leases of held versions are next renewed

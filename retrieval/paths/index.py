@@ -6,6 +6,7 @@ Shapes: P paths in use, W paths that are read, V items of the version, C slots f
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from index_store.errors import StoreUnavailable
 from index_store.version import LISTS, PathReader, Version
 from retrieval.paths import lists
-from retrieval.paths.overlay import Overlay
+from retrieval.paths.overlay import NO_END, NO_LATE, Late, Overlay
 
 
 class Postings(NamedTuple):
@@ -58,7 +59,10 @@ class PathIndex:
     item_bias: NDArray[np.float32]  # (V,)
     neighbours: Neighbours = NO_NEIGHBOURS
     read_paths: PathReader | None = None
+    item_ends: NDArray[np.uint32] | None = None  # (V,), see `index_store.version`; None: no item ends
+    late: Late = NO_LATE
     overlay: Overlay | None = None
+    clock: Callable[[], float] = lambda: time.time()  # noqa: PLW0108 -- tests replace time.time
 
     @classmethod
     def of(cls, version: Version) -> PathIndex:
@@ -71,6 +75,8 @@ class PathIndex:
             version.array("item_bias.npy"),
             Neighbours(version.array("neighbours.npy"), version.array("similarities.npy")),
             version.read_paths,
+            version.array("item_ends.npy"),
+            Late(*(version.array(f"late_{part}.npy") for part in ("items", "neighbours", "similarities"))),
         )
 
     @property
@@ -81,7 +87,7 @@ class PathIndex:
     @property
     def live_items(self) -> int:
         """The number of items that were not deleted."""
-        return self.overlay.live_items if self.overlay else len(self.item_bias)
+        return self.overlay.live_items if self.overlay else int(np.count_nonzero(self.ends))
 
     @property
     def seq(self) -> int:
@@ -98,19 +104,36 @@ class PathIndex:
 
     def live(self, items: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
         """Which of `items`, or of all items, are neither deleted nor expired."""
-        items = np.arange(self.items) if items is None else items
-        return self.overlay.live(items, time.time()) if self.overlay else np.ones(len(items), bool)
+        return self.end_of(np.arange(self.items) if items is None else items) > self.clock()
+
+    def end_of(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The second since 1970 at which each item ends; 0 for an item that was deleted."""
+        return self.overlay.end_of(items) if self.overlay else self.ends[items].astype(np.int64)
 
     @property
     def item_arrays(self) -> tuple[NDArray[Any], ...]:
         """What a kernel needs to score an item: vectors (V, E), new vectors (C, E), bias (V + C,), the neighbours and
-        their similarities, and those of new items.
+        their similarities, the rows of late items, and their neighbours and similarities.
         """
         vectors = self.item_vectors.view(np.uint16)
         if self.overlay is None:
-            return vectors, vectors[:0], self.item_bias, *self.neighbours, *NO_NEIGHBOURS
-        overlay = self.overlay
-        return vectors, overlay.vectors, overlay.bias, *self.neighbours, overlay.neighbours, overlay.similarities
+            return vectors, vectors[:0], self.item_bias, *self.neighbours, self._late_rows, *self.late[1:]
+        over = self.overlay
+        return vectors, over.vectors, over.bias, *self.neighbours, self._late_rows, over.neighbours, over.similarities
+
+    @cached_property
+    def ends(self) -> NDArray[np.uint32]:
+        """The second at which each item of the version ends, (V,), as in item_ends.npy."""
+        return np.full(len(self.item_bias), NO_END, np.uint32) if self.item_ends is None else self.item_ends
+
+    @cached_property
+    def _late_rows(self) -> NDArray[np.int32]:
+        """The row of each item among the late items, (V,), -1 for others; empty if there are no late items."""
+        if not len(self.late.items):
+            return self.late.items
+        rows = np.full(len(self.item_bias), -1, np.int32)
+        rows[self.late.items] = np.arange(len(self.late.items))
+        return rows
 
     @cached_property
     def _vectors(self) -> NDArray[np.float32]:
@@ -120,6 +143,13 @@ class PathIndex:
         """The softmax head's logit of every item, (N, V): brute force. user: (N, E)."""
         logits: NDArray[np.float32] = user @ self._vectors.T + self.item_bias
         return logits
+
+    @property
+    def late_sizes(self) -> NDArray[np.int32]:
+        """The number of late items of each path, (P,); 0 if the lists are remote."""
+        late = self._late_rows[self.path_items] >= 0 if len(self._late_rows) else np.zeros(len(self.path_items), bool)
+        sums = np.concatenate([[0], np.cumsum(late)])
+        return np.diff(sums[np.minimum(self.path_offsets, len(late))]).astype(np.int32)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -169,4 +199,4 @@ class PathIndex:
     ) -> Postings:
         """The live items of paths: see `lists.read_lists`."""
         overlay = self.overlay.arrays if self.overlay else NO_OVERLAY
-        return Postings(*lists.read_lists(offsets, items, places, limits, rows, *overlay, int(time.time())))
+        return Postings(*lists.read_lists(offsets, items, places, limits, rows, *overlay, int(self.clock())))

@@ -160,6 +160,8 @@ def sum_similarities(neighbours, similarities, history, lengths, request, item, 
 
 
 @compiled(
+    array_type(int32),
+    int64,
     int64,
     array_type(int32, 3),
     array_type(uint16, 3),
@@ -169,18 +171,23 @@ def sum_similarities(neighbours, similarities, history, lengths, request, item, 
     array_type(int64),
     float32[:, :],
 )
-def sum_new_similarities(first, neighbours, similarities, history, lengths, request, item, values):  # type: ignore[no-untyped-def]
-    """The same for new items, which are in no list of the version: those with an index from `first` on.
+def sum_late_similarities(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- as below
+    late, items, first, neighbours, similarities, history, lengths, request, item, values
+):
+    """The same for items that came after the training, which are in no list of sum_similarities.
 
-    Slot s has the items that have `first` + s among their neighbours, and among their followers: neighbours,
-    similarities (2, C, N). These few are looked up in the history.
+    Each has a row of neighbours, similarities (2, R, N) with the items that have it among their neighbours, and among
+    their followers. These few are looked up in the history. late: (V,), the row of each item of the version, -1 for
+    none; empty if none has a row. items: V. first: the row of item V; those of the later items follow.
     """
     place = b = 0
     for i in range(len(item)):
         while b < request[i] and b < len(lengths):
             place += lengths[b]
             b += 1
-        slot = item[i] - first
+        slot = first + item[i] - items
+        if item[i] < items:
+            slot = np.int64(late[item[i]]) if len(late) else -1
         if slot < 0 or b >= len(lengths):
             continue
         for t in range(lengths[b]):
@@ -199,6 +206,7 @@ def sum_new_similarities(first, neighbours, similarities, history, lengths, requ
     array_type(float32),
     array_type(int32, 3),
     array_type(uint16, 3),
+    array_type(int32),
     array_type(int32, 3),
     array_type(uint16, 3),
     array_type(float32, 2),
@@ -216,8 +224,9 @@ def features(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them b
     bias,
     neighbours,
     similarities,
-    new_neighbours,
-    new_similarities,
+    late,
+    late_neighbours,
+    late_similarities,
     user,
     history,
     lengths,
@@ -229,8 +238,8 @@ def features(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them b
     """The reranker's features of N candidates, (N, 8); see FEATURES in rerank.py.
 
     vectors: the bits of float16 (V, E); new: (C, E), those of the items from V on. bias: (V + C,). neighbours,
-    similarities: (2, V, M). new_neighbours, new_similarities: (2, C, N), see
-    `sum_new_similarities`. user: (B, E). history, lengths: see Beams.
+    similarities: (2, V, M). late (V,), late_neighbours, late_similarities (2, R, N): see `sum_late_similarities`; the
+    last C rows are those of the items from V on. user: (B, E). history, lengths: see Beams.
     The products of vectors are summed in float32.
     """
     size = vectors.shape[1]
@@ -260,9 +269,10 @@ def features(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them b
         values[i, 3] = paths[i]
     if neighbours.shape[2]:
         sum_similarities(neighbours, similarities, history, lengths, request, item, values)
-        if new_neighbours.shape[1]:
-            sum_new_similarities(
-                len(vectors), new_neighbours, new_similarities, history, lengths, request, item, values
+        if late_neighbours.shape[1]:
+            first = late_neighbours.shape[1] - len(new)
+            sum_late_similarities(
+                late, len(vectors), first, late_neighbours, late_similarities, history, lengths, request, item, values
             )
         for i in range(len(item)):
             for feature in range(4, 8):
@@ -286,6 +296,7 @@ def _descending(bits):  # type: ignore[no-untyped-def]
     array_type(float32),
     array_type(int32, 3),
     array_type(uint16, 3),
+    array_type(int32),
     array_type(int32, 3),
     array_type(uint16, 3),
     array_type(float32, 2),
@@ -298,8 +309,8 @@ def _descending(bits):  # type: ignore[no-untyped-def]
     array_type(int64),
 )
 def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them by name would take too long
-    items, lengths, log_probs, vectors, new, bias, neighbours, similarities, new_neighbours, new_similarities, user,
-    history, history_lengths, weights, intercept, k, excluded, bounds
+    items, lengths, log_probs, vectors, new, bias, neighbours, similarities, late, late_neighbours, late_similarities,
+    user, history, history_lengths, weights, intercept, k, excluded, bounds
 ):  # fmt: skip
     """The k[b] best candidates of each request b, without the items in excluded[bounds[b] : bounds[b + 1]].
 
@@ -312,7 +323,7 @@ def rerank(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them by 
     request, item, log_prob, paths = join(items, lengths, log_probs)
     asked = len(history_lengths) if np.any(weights[4:] != 0) else 0  # else no feature needs the histories
     seen = features(
-        vectors, new, bias, neighbours, similarities, new_neighbours, new_similarities, user, history,
+        vectors, new, bias, neighbours, similarities, late, late_neighbours, late_similarities, user, history,
         history_lengths[:asked], request, item, log_prob, paths,
     )  # fmt: skip
     scores = np.empty(len(item), np.float32)

@@ -2,19 +2,21 @@
 
 It has the items that are new since the version was made, in slots, and says which items are live. Item indices go on
 after those of the version: the item in slot i has the index V + i. All arrays are allocated once, and slots are used
-once: an item that is put again gets a new slot. When the slots are used up, a new version has to be made.
+once: an item that is put again gets a new slot. Before the slots are used up, the version and its overlay are folded
+into a new version (fold.py).
 
 One thread applies the records of the log, and any number of threads search. The two compiled loops of paths/lists.py
 hold the interpreter's lock, so a search sees all of the records that were applied together, or nothing of them.
 
-Shapes: V items of the version, C slots, P paths in use, J paths of an item, Q postings, E numbers in an item vector.
+Shapes: V items of the version, L of them late, C slots, P paths in use, J paths of an item, Q postings, E numbers in an
+item vector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +30,24 @@ from retrieval.vocabulary import Vocabulary
 
 #: Postings for each slot, relative to J: those of the items in the slots, and those of items that move.
 POSTINGS = 2
+NO_END = 2**32 - 1  # of an item that does not end, in item_ends.npy
 #: The items that have a new item among their neighbours, at most so many of them, and as many that it follows.
 NEIGHBOURS = 8
+
+
+class Late(NamedTuple):
+    """The L items of a version that came after the training: their indices, (L,) ascending, and their similar items.
+
+    neighbours: int32 (2, L, NEIGHBOURS), the items that they are neighbours of, and those that they follow.
+    similarities: uint16 of the same shape, in units of 1 / 65535.
+    """
+
+    items: NDArray[np.int32]
+    neighbours: NDArray[np.int32]
+    similarities: NDArray[np.uint16]
+
+
+NO_LATE = Late(np.empty(0, np.int32), np.empty((2, 0, NEIGHBOURS), np.int32), np.empty((2, 0, NEIGHBOURS), np.uint16))
 
 
 @dataclass
@@ -60,31 +78,37 @@ class Overlay:
         vocabulary: Vocabulary,
         path_ids: NDArray[np.int64],
         item_bias: NDArray[np.float32],
+        item_ends: NDArray[np.uint32],
+        late: Late,
+        *,
         embedding: int,
         paths_per_item: int,
         network: str,
         slots: int,
         place: Place,
     ) -> None:
-        """vocabulary: gets the ids of new items. path_ids: (P,) ascending. item_bias: (V,). network: see `Placement`.
+        """vocabulary: gets the ids of new items. path_ids: (P,) ascending. item_bias, item_ends: (V,), of the version.
 
-        slots: C. place: the last record that the version covers.
+        network: see `Placement`. slots: C. place: the last record that the version covers.
         """
         self.place = place
         self._vocabulary, self._path_ids, self._network = vocabulary, path_ids, network
         self._first = len(item_bias)  # V
         self._paths_per_item = paths_per_item
         self.vectors = np.zeros((slots, embedding), np.uint16)
-        self.neighbours = np.zeros((2, slots, NEIGHBOURS), np.int32)
-        self.similarities = np.zeros((2, slots, NEIGHBOURS), np.uint16)
+        # The rows of the version's late items, and then those of the slots.
+        self._late, self._late_items = len(late.items), frozenset(late.items.tolist())
+        self.neighbours = np.concatenate([late.neighbours, np.zeros((2, slots, NEIGHBOURS), np.int32)], axis=1)
+        self.similarities = np.concatenate([late.similarities, np.zeros((2, slots, NEIGHBOURS), np.uint16)], axis=1)
         self.bias = np.concatenate([item_bias, np.zeros(slots, np.float32)])
         self._state = np.zeros(self._first + slots, np.int64)
-        self._state[: self._first] = lists.NEVER << 16
+        ends = item_ends.astype(np.int64)
+        self._state[: self._first] = np.where(ends == NO_END, lists.NEVER, ends) << 16
         self._heads = np.full(len(path_ids), -1, np.int32)
         self.crowd = np.zeros(len(path_ids), np.int32)  # postings of each chain, valid or not
         self._chain = np.zeros((POSTINGS * slots * paths_per_item, 4), np.int32)
         self._used = np.zeros(4, np.int64)
-        self._used[lists.SEQ], self._used[lists.LIVE] = place.seq, self._first
+        self._used[lists.SEQ], self._used[lists.LIVE] = place.seq, np.count_nonzero(ends)
         self._successors: dict[int, int] = {}  # from an item that was put again to its new index
 
     @property
@@ -113,9 +137,23 @@ class Overlay:
         slots, postings = len(self.vectors), len(self._chain)
         return max(self._used[lists.SLOTS] / slots, self._used[lists.POSTINGS] / postings) if slots else 1.0
 
-    def live(self, items: NDArray[np.int64], now: float) -> NDArray[np.bool_]:
-        """Which items are neither deleted nor expired."""
-        return self._state[items] >> 16 > now
+    def end_of(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The second since 1970 at which each item ends; 0 for an item that was deleted."""
+        return self._state[items] >> 16
+
+    def postings(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The items of the chains that were not deleted, (N,), and the path of each; the newest of a path first."""
+        chain = self._chain[: self._used[lists.POSTINGS]][::-1].astype(np.int64)
+        items, rows = chain[:, 1], chain[:, 3]
+        valid = (self._state[items] & lists.GENERATIONS == chain[:, 2]) & (self._state[items] >> 16 > 0)
+        order = np.argsort(rows[valid], kind="stable")
+        return items[valid][order], rows[valid][order]
+
+    def listed(self, items: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """Which items of the version's lists were neither deleted nor moved to other paths."""
+        state = self._state[items]
+        listed: NDArray[np.bool_] = (state & lists.GENERATIONS == 0) & (state >> 16 > 0)
+        return listed
 
     def rows_of(self, item: int) -> NDArray[np.int64] | None:
         """The paths whose chains have a valid posting of the item, ascending; None if the version's lists have it."""
@@ -133,9 +171,7 @@ class Overlay:
         changed.
         """
         changes = [from_json(fields) for record in records for fields in record.changes]
-        foreign = [
-            change for change in changes if isinstance(change, Put) and change.placement.network != self._network
-        ]
+        foreign = [change for change in changes if isinstance(change, Put) and self._is_foreign(change)]
         derived = iter(derive(foreign) if foreign else [])
         batch = _Batch()
         names: list[ItemId] = []
@@ -155,8 +191,8 @@ class Overlay:
                 if item is not None and isinstance(change, Delete):
                     gone.add(item)
                 continue
-            is_foreign = change.placement.network != self._network
-            placement = next(derived) if is_foreign else change.placement
+            is_foreign = self._is_foreign(change)
+            placement = next(derived) if is_foreign or change.placement is None else change.placement
             if len(placement.vector) != self.vectors.shape[1]:
                 raise LogDamaged(f"the log has a vector of {len(placement.vector)} numbers")
             known = item is not None and item_id not in new and item not in gone
@@ -201,13 +237,16 @@ class Overlay:
             self.place = records[-1].place
         return left_out
 
+    def _is_foreign(self, put: Put) -> bool:
+        """Whether the item has to be placed for this network."""
+        return put.placement is None or put.placement.network != self._network
+
     def _keeps(self, item: int, placement: Placement, *, is_foreign: bool) -> bool:
-        """Whether a live item stays where it is though it is put: nothing is known about it, or this version's network
-        was trained with it after it was put for an earlier network.
+        """Whether an item stays where it is though it is put: nothing is known about it, or this version's network was
+        trained with it. An item that was deleted does not stay.
         """
-        live = self._state[item] >> 16 > 0
-        trained = is_foreign and item < self._first and self._state[item] & lists.GENERATIONS == 0
-        return bool(live and (trained or placement.placed_by == "none"))
+        trained = item < self._first and item not in self._late_items and not self._state[item] & lists.GENERATIONS
+        return bool(self._state[item] >> 16 > 0 and (placement.placed_by == "none" or (is_foreign and trained)))
 
     def with_successors(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """`items`, and the indices that these items have now if they were put again."""
@@ -228,7 +267,7 @@ class Overlay:
             for kind, similar in enumerate((placement.neighbours, placement.follows)):
                 ids += similar
                 similarities += similar.values()
-                at += [(kind, slot, place) for place in range(len(similar))]
+                at += [(kind, self._late + slot, place) for place in range(len(similar))]
         # An id of the wrong kind names no item.
         known = [self._vocabulary.canonical(item_id) for item_id in ids]
         items = np.full(len(ids), -1)

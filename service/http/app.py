@@ -24,6 +24,7 @@ from service.metrics import Metrics
 from service.process.draining import Draining
 from service.process.settings import Settings
 from service.serving.batcher import HUNG_SECONDS, Batcher
+from service.serving.folding import Folding
 from service.serving.reloader import Reloader
 from service.serving.writer import Writer
 
@@ -51,7 +52,9 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
             settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics, HUNG_SECONDS + store_seconds
         )
         writer = Writer(store, reloader.follower)
-        running = reloader.run, reloader.holding.keep, reloader.follower.run, batcher.run, writer.run
+        password = settings.store_password.get_secret_value() if settings.store_password else None
+        folding = Folding(reloader, store, settings.store, password, metrics)
+        running = reloader.run, reloader.holding.keep, reloader.follower.run, batcher.run, writer.run, folding.run
         tasks = [asyncio.create_task(run()) for run in running]
         # Usually the current version is loaded before the first request arrives. But /livez must not wait longer than
         # FIRST_LOOK_SECONDS for a long load, or for a store that does not answer.
@@ -66,6 +69,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
                     "reloader": reloader,
                     "batcher": batcher,
                     "writer": writer,
+                    "folding": folding,
                     "draining": draining,
                 }
         finally:

@@ -141,15 +141,15 @@ def _changes(
     searcher: Searcher, ids: Sequence[ItemId], items: Sequence[NewItem]
 ) -> tuple[list[Change], list[dict[str, Any]]]:
     """A put for each item that has to be placed, a patch for the others; and the entries of the answer."""
-    kept = [searcher.is_live(i) and not item.clicked_by and not item.like for i, item in zip(ids, items, strict=True)]
+    kept = [searcher.is_in_catalogue(i) and not (m.clicked_by or m.like) for i, m in zip(ids, items, strict=True)]
     evidence = [Evidence(item.clicked_by, item.like) for item, known in zip(items, kept, strict=True) if not known]
     placements = iter(zip(evidence, searcher.place(evidence), strict=True))
     changes: list[Change] = []
     placed = []
     for item_id, item, known in zip(ids, items, kept, strict=True):
         if known:
-            if item.expires is not None:
-                changes.append(Patch(item_id, expires=item.expires))
+            if item.expires is not None or not searcher.is_live(item_id):  # one that has expired comes back
+                changes.append(Patch(item_id, expires=item.expires or 0))
             paths, placed_by = searcher.paths_of(item_id), "kept"
         else:
             why, placement = next(placements)

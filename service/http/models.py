@@ -157,6 +157,15 @@ class SwapRequest(Body):
     expected: str | None = Field(None, max_length=64, description="default: swap whichever version is current")
 
 
+class FoldResponse(BaseModel):
+    """`version` is current now: `previous` and so many records of the log. It is `previous` if there were none."""
+
+    version: str
+    previous: str
+    records: int
+    seconds: float
+
+
 class SwapResponse(BaseModel):
     """`version` is current now and this replica serves it; `previous` was current before."""
 

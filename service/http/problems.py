@@ -40,6 +40,8 @@ STATUS: dict[type[Exception], int] = {
     store.CacheUnavailable: 503,
     store.StoreMisconfigured: 503,
     store.StoreFull: 503,
+    store.FoldRunning: 409,
+    store.FoldFailed: 500,
     store.LogBroken: 503,
     store.LogDamaged: 503,
     store.LogIncompatible: 503,

@@ -18,6 +18,7 @@ from service.http.guards import AdminRoute, Route
 from service.http.models import (
     BatchRequest,
     BatchResponse,
+    FoldResponse,
     RetrieveRequest,
     RetrieveResponse,
     SwapRequest,
@@ -28,6 +29,7 @@ from service.metrics import Metrics
 from service.process.draining import Draining
 from service.process.settings import Settings
 from service.serving.batcher import Batcher
+from service.serving.folding import Folding
 from service.serving.reloader import Reloader
 from service.serving.writer import Writer
 
@@ -40,6 +42,7 @@ class State(TypedDict):
     reloader: Reloader
     batcher: Batcher
     writer: Writer
+    folding: Folding
     draining: Draining
 
 
@@ -145,6 +148,13 @@ async def swap(body: SwapRequest, reloader: ReloaderDep) -> dict[str, Any]:
 async def rollback(reloader: ReloaderDep) -> dict[str, Any]:
     """Swap to the version that was current before. A second rollback undoes the first."""
     return await reloader.rollback()
+
+
+@admin.post("/fold", response_model=FoldResponse, responses=described(401, 403, 409, 422, 500, 503))
+async def fold(request: Request) -> dict[str, Any]:
+    """Make a new version of the current one and all records of the log, and swap to it. It answers as before."""
+    folded: dict[str, Any] = await request.state.folding.fold()
+    return folded
 
 
 async def _answer(bodies: Sequence[RetrieveRequest], request: Request, reloader: Reloader) -> list[dict[str, Any]]:

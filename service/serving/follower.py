@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 SECONDS = 0.05  # between two looks at the log
 READ = 1000  # records read at once
+PREPARED = 100  # records applied at once to a version that will be served; the one in service waits for these
 WAITING = 1000  # requests that wait for a record, at most
 
 
@@ -56,7 +57,9 @@ class Follower:
 
         Raises LogBroken if the log does not continue the version, and the errors of `IndexStore.read`.
         """
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._apply, retriever)
+        loop = asyncio.get_running_loop()
+        while await loop.run_in_executor(self._thread, self._apply_some, retriever, PREPARED):
+            await self.advance()
         self._coming = retriever
         await self.advance()  # it has at least the records of the version in service
         if retriever.place.seq < self.seq and self.problem and not isinstance(self.problem, LogBroken):
@@ -118,20 +121,22 @@ class Follower:
 
     def _apply(self, retriever: Retriever, last: int | None = None) -> None:
         """Apply records, those after the record `last` excepted."""
-        left_out = 0
-        while last is None or retriever.place.seq < last:
-            records = self._store.read(retriever.place, READ)
-            if last is not None:
-                records = [record for record in records if record.seq <= last]
-            if not records:
-                break
-            left_out += retriever.searcher.apply(records)
+        while (last is None or retriever.place.seq < last) and self._apply_some(retriever, READ, last):
+            pass
+
+    def _apply_some(self, retriever: Retriever, most: int, last: int | None = None) -> bool:
+        """Apply about `most` records. Returns whether there were any."""
+        records = self._store.read(retriever.place, most)
+        if last is not None:
+            records = [record for record in records if record.seq <= last]
+        left_out = retriever.searcher.apply(records) if records else 0
         if left_out:
             log.error(
-                "%s: no room for %d puts or moves of items; make a new version, or raise DR_NEW_ITEMS",
+                "%s: no room for %d puts or moves of items; fold it with dr-index fold, or raise DR_NEW_ITEMS",
                 retriever.name,
                 left_out,
             )
+        return bool(records)
 
     def _tell(self) -> None:
         self._advanced.set()

@@ -131,6 +131,11 @@ class Reloader:
             raise NotReady(f"no version is loaded: {self._reason}")
         return self._serving
 
+    @property
+    def fullness(self) -> float:
+        """The share of the room for new items that is in use; 0 until a version is loaded."""
+        return self._serving.fullness if self._serving else 0.0
+
     def __str__(self) -> str:
         """The store and the served version, for the log."""
         served = f"serving {self._serving.name}" if self._serving else f"nothing to serve: {self._reason}"

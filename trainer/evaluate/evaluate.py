@@ -109,6 +109,13 @@ def table(result: dict[str, Any], split: str) -> str:
 def require_same_data(version: Version, dataset: Dataset, progress: Progress) -> None:
     """Raise DataError unless the data have the version's items. Warn if training had different interactions."""
     ids = np.asarray(version.item_ids, dtype=None if not isinstance(version.item_ids, list) else object)
+    late = len(version.array("late_items.npy"))
+    if late:
+        raise DataError(
+            f"{version.manifest.version} has {counted(late, 'item')} that came after its training, so it cannot be "
+            "measured on the files of its training; choose a version without such items with --version, or see "
+            "dr-trainer replay"
+        )
     if ids.dtype != dataset.item_ids.dtype or not np.array_equal(ids, dataset.item_ids):
         made_from = version.manifest.metrics.get("files") or {}  # an earlier release did not record it
         named = (name if kind == "interactions" else f"--{kind} {name}" for kind, name in made_from.items())

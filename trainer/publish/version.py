@@ -16,6 +16,7 @@ from index_store.path_facts import PathFacts
 from index_store.version import Version, npy
 from retrieval.golden import record
 from retrieval.paths.index import PathIndex
+from retrieval.paths.overlay import NO_END, NO_LATE
 from retrieval.paths.placing import PlacingFacts
 from retrieval.paths.rerank import SOFTMAX, Reranker
 from retrieval.paths.structure import PathStructure
@@ -137,6 +138,11 @@ def assemble(
         "item_bias.npy": npy(index.item_bias),
         "neighbours.npy": npy(index.neighbours.items),
         "similarities.npy": npy(index.neighbours.similarities),
+        "item_ends.npy": npy(np.full(len(ids), NO_END, np.uint32)),
+        "late_items.npy": npy(NO_LATE.items),
+        "late_neighbours.npy": npy(NO_LATE.neighbours),
+        "late_similarities.npy": npy(NO_LATE.similarities),
+        "changes.json": _json([]),
         "reranker.json": _json(reranker.to_json()),
         "placing.json": _json(placing.to_json()),
         "context.json": _json(dataset.context.schema.to_json()),
