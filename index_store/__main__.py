@@ -164,7 +164,7 @@ def _log(store: IndexStore, options: argparse.Namespace) -> Result:
     while new := store.read(place, LOG_READ):
         place = new[-1].place
         records = [*records, *new][-options.last :]
-    document = {"first": first, "last": place.seq, "records": [dataclasses.asdict(record) for record in records]}
+    document = {"first": first, "last": place.seq, "records": [_described(record) for record in records]}
     if not records:
         return document, f"the log of {store} is empty"
     rows = []
@@ -173,6 +173,12 @@ def _log(store: IndexStore, options: argparse.Namespace) -> Result:
         kinds = Counter(str(change.get("op")) for change in record.changes)
         rows.append(f"{record.seq:>9}  {time}  {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
     return document, "\n".join([f"records {first} to {place.seq}; the last {len(rows)}:", *rows])
+
+
+def _described(record: Record) -> dict[str, Any]:
+    fields = dataclasses.asdict(record) | {"changes": record.changes}
+    del fields["payload"]
+    return fields
 
 
 def _fold(store: IndexStore, options: argparse.Namespace) -> Result:

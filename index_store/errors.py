@@ -12,6 +12,8 @@
     ├── VersionIncompatible   the version has a format or a kind that this release does not read
     ├── VersionInUse          the version is current or held, so it cannot be deleted
     ├── PointerMoved          `current` is not the version that the caller expected
+    ├── FoldRunning           another process folds the current version and the log
+    ├── FoldFailed            the process that folds died
     ├── LogBroken             the log does not continue the records that were read before
     ├── LogDamaged            the bytes of the log are not those that were written
     └── LogIncompatible       a newer release has written the log

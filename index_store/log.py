@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from index_store.errors import LogBroken, LogDamaged, LogIncompatible
 
 FORMAT = 1
+CHANGES = b',"changes":'  # the last field of a record, which is read only by those who need it
 #: The most producers of which a log remembers the last number. A record of an older producer could be stored twice.
 PRODUCERS = 1000
 
@@ -48,7 +49,10 @@ class Draft:
 
 @dataclass(frozen=True)
 class Record:
-    """A record of the log. previous: the digest of the record before it. time: ms since 1970, by the writer's clock."""
+    """A record of the log. previous: the digest of the record before it. time: ms since 1970, by the writer's clock.
+
+    payload: its changes, a JSON list.
+    """
 
     seq: int
     digest: str
@@ -56,7 +60,18 @@ class Record:
     producer: str
     number: int
     time: int
-    changes: Sequence[Mapping[str, Any]]
+    payload: bytes
+
+    @property
+    def changes(self) -> list[Mapping[str, Any]]:
+        """The changes, as JSON objects. Raises LogDamaged."""
+        try:
+            changes = json.loads(self.payload)
+        except (ValueError, RecursionError):
+            changes = None
+        if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
+            raise LogDamaged(f"record {self.seq} of the log has no list of changes")
+        return changes
 
     @property
     def place(self) -> Place:
@@ -66,38 +81,34 @@ class Record:
 
 def encode(draft: Draft, after: Place, time: int) -> tuple[Place, bytes]:
     """The bytes of the record that follows `after`, one line of JSON without the line's end, and its place."""
-    text = json.dumps(
-        {
-            "format": FORMAT,
-            "seq": after.seq + 1,
-            "previous": after.digest,
-            "producer": draft.producer,
-            "number": draft.number,
-            "time": time,
-            "changes": list(draft.changes),
-        },
-        allow_nan=False,
-        separators=(",", ":"),
-    ).encode()
+    head = {
+        "format": FORMAT,
+        "seq": after.seq + 1,
+        "previous": after.digest,
+        "producer": draft.producer,
+        "number": draft.number,
+        "time": time,
+    }
+    text = b"%b%b%b}" % (_json(head)[:-1], CHANGES, _json(list(draft.changes)))
     return Place(after.seq + 1, _digest(text)), text
 
 
 def decode(text: bytes) -> Record:
     """The record with these bytes. Raises LogDamaged, or LogIncompatible if a newer release has written it."""
     try:
-        fields = json.loads(text)
+        head, mark, rest = text.partition(CHANGES)  # no text within JSON has unescaped quotes, so this is its place
+        fields = json.loads(head + b"}")
         its_format = fields.pop("format")
         if isinstance(its_format, int) and its_format > FORMAT:
             raise LogIncompatible(
                 f"the log has records of format {its_format}, but this release reads format {FORMAT}; upgrade it"
             )
-        record = Record(digest=_digest(text), **fields)
-        numbers = record.seq, record.number, record.time
-        if its_format != FORMAT or any(type(number) is not int for number in numbers) or record.seq < 1:
+        record = Record(digest=_digest(text), payload=rest[:-1], **fields)
+        if its_format != FORMAT or not mark or rest[-1:] != b"}" or record.seq < 1:
             raise TypeError
-        if not isinstance(record.producer, str) or not isinstance(record.previous, str):
+        if not type(record.seq) is type(record.number) is type(record.time) is int:
             raise TypeError
-        if not isinstance(record.changes, list) or not all(isinstance(change, dict) for change in record.changes):
+        if not type(record.producer) is type(record.previous) is str:
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise LogDamaged(f"the log has a record that cannot be read: it begins with {text[:40]!r}") from None
@@ -145,6 +156,10 @@ class Producers:
     def to_json(self) -> dict[str, Sequence[int]]:
         """Producers, those that were silent for longest first."""
         return dict(self._last)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _digest(text: bytes) -> str:

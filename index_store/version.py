@@ -94,7 +94,7 @@ class Version:
     read_paths: PathReader | None = field(default=None, compare=False)
 
     @classmethod
-    def build(cls, parts: Mapping[str, bytes], **facts: Any) -> Version:
+    def build(cls, parts: Mapping[str, Buffer], **facts: Any) -> Version:
         """Make and validate a version of `parts` that has no name yet. `facts` are the other fields of Manifest."""
         infos = {name: PartInfo(len(part), sha256(part)) for name, part in sorted(parts.items())}
         version = cls(Manifest(parts=infos, fingerprint=fingerprint(infos), **facts), dict(parts))
@@ -188,8 +188,8 @@ class Version:
             raise VersionDamaged("path_ids: a path outside 0..width^depth - 1")
         if offsets[0] != 0 or np.any(offsets[1:] < offsets[:-1]) or offsets[-1] != facts.postings:
             raise VersionDamaged("path_offsets: expected to rise from 0 to the number of postings")
-        for document in ("reranker.json", "placing.json", "changes.json"):
-            self.document(document)
+        self.document("reranker.json")
+        self.document("placing.json")
         _check(self.array("item_ends.npy"), "item_ends", np.uint32, (items,))
         late = self.array("late_items.npy")
         _check(late, "late_items", np.int32, late.shape[:1])

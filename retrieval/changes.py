@@ -8,84 +8,91 @@ network, they are derived from the evidence again. So `net`, what is left of man
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from index_store.errors import LogDamaged
-from retrieval.query import ItemId
+from index_store.log import Record
 
 LARGEST = float(np.finfo(np.float32).max)
-
+#: The types of fields; a value outside of them is refused when a record is read.
+Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | str
+Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+PathId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Milliseconds = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]  # since 1970
 PlacedBy = Literal["clicks", "like", "attributes", "kept", "none"]
 
 
-@dataclass(frozen=True)
-class Placement:
+class Similar(Struct, frozen=True, omit_defaults=True, gc=False):
+    """Items, and how similar they are to another item, 0 to 1."""
+
+    items: Sequence[Id] = []
+    similarities: Sequence[Number] = []
+
+
+class Placement(Struct, frozen=True, omit_defaults=True, gc=False):
     """Where an item is found: its vector, float16 (E,), its bias, and the ids of its paths, at most J.
 
-    neighbours: items that the same users click, and their similarities, 0 to 1. follows: items after which it is
-    clicked soon.
+    In JSON, the vector is the base64 text of its bytes, little-endian.
+    network: the first 16 digits of the digest of model.onnx. neighbours: items that the same users click. follows:
+    items after which it is clicked soon.
     """
 
     vector: NDArray[np.float16]
-    bias: float
-    paths: Sequence[int]
+    bias: Number
+    paths: Sequence[PathId]
     placed_by: PlacedBy
-    network: str  # the first 16 digits of the digest of model.onnx
-    neighbours: Mapping[ItemId, float] = field(default_factory=dict)
-    follows: Mapping[ItemId, float] = field(default_factory=dict)
+    network: str
+    neighbours: Similar = Similar()
+    follows: Similar = Similar()
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(Struct, frozen=True, omit_defaults=True, gc=False):
     """From what an item can be placed: histories of users who clicked it, items that it is like, and its attributes."""
 
-    clicked_by: Sequence[Sequence[ItemId]] = ()
-    like: Sequence[ItemId] = ()
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    clicked_by: Sequence[Sequence[Id]] = []
+    like: Sequence[Id] = []
+    attributes: dict[str, Any] = {}
 
 
-@dataclass(frozen=True)
-class Put:
+class Put(Struct, frozen=True, omit_defaults=True, gc=False, tag_field="op", tag="put"):
     """An item is new, or replaces the one with this id. placement: None if it has to be derived from the evidence.
 
     expires: ms since 1970, or None.
     """
 
-    item_id: ItemId
+    item_id: Id
     placement: Placement | None
     evidence: Evidence = Evidence()
-    expires: int | None = None
+    expires: Milliseconds | None = None
 
 
-@dataclass(frozen=True)
-class Delete:
+class Delete(Struct, frozen=True, omit_defaults=True, gc=False, tag_field="op", tag="delete"):
     """The item is gone."""
 
-    item_id: ItemId
+    item_id: Id
 
 
-@dataclass(frozen=True)
-class Move:
-    """The item is found on other paths."""
+class Move(Struct, frozen=True, omit_defaults=True, gc=False, tag_field="op", tag="move"):
+    """The item is found on other paths. network: see `Placement`."""
 
-    item_id: ItemId
-    paths: Sequence[int]
+    item_id: Id
+    paths: Sequence[PathId]
     network: str
 
 
-@dataclass(frozen=True)
-class Patch:
+class Patch(Struct, frozen=True, omit_defaults=True, gc=False, tag_field="op", tag="patch"):
     """Some facts about the item change. An empty mapping changes nothing; expires 0: the item does not expire."""
 
-    item_id: ItemId
-    bias: float | None = None
-    expires: int | None = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    item_id: Id
+    bias: Number | None = None
+    expires: Milliseconds | None = None
+    attributes: dict[str, Any] = {}
 
 
 Change = Put | Delete | Move | Patch
@@ -93,59 +100,37 @@ Change = Put | Delete | Move | Patch
 
 def to_json(change: Change) -> dict[str, Any]:
     """The change as a JSON object. Fields that say nothing are left out."""
-    if isinstance(change, Put):
-        evidence = change.evidence
-        fields = {
-            "op": "put",
-            "item_id": change.item_id,
-            **(_placement_to_json(change.placement) if change.placement else {}),
-            "clicked_by": [list(history) for history in evidence.clicked_by],
-            "like": list(evidence.like),
-            "attributes": dict(evidence.attributes),
-            "expires": change.expires,
-        }
-        return {name: value for name, value in fields.items() if value not in (None, [], {}) or name == "paths"}
-    if isinstance(change, Delete):
-        return {"op": "delete", "item_id": change.item_id}
-    if isinstance(change, Move):
-        return {"op": "move", "item_id": change.item_id, "paths": list(change.paths), "network": change.network}
-    fields = {"bias": change.bias, "expires": change.expires, "attributes": dict(change.attributes)}
-    said = {name: value for name, value in fields.items() if value not in (None, {})}
-    return {"op": "patch", "item_id": change.item_id, **said}
+    fields: dict[str, Any] = msgspec.to_builtins(change, enc_hook=_encode)
+    return fields
 
 
-def _placement_to_json(place: Placement) -> dict[str, Any]:
-    return {
-        "vector": base64.b64encode(place.vector.astype("<f2").tobytes()).decode(),
-        "bias": place.bias,
-        "paths": list(place.paths),
-        "placed_by": place.placed_by,
-        "network": place.network,
-        "neighbours": [[item, round(similarity, 5)] for item, similarity in place.neighbours.items()],
-        "follows": [[item, round(similarity, 5)] for item, similarity in place.follows.items()],
-    }
+def changes_of(records: Iterable[Record]) -> list[Change]:
+    """The changes of records, in order. Raises LogDamaged if one is none; unknown fields are ignored."""
+    return [change for record in records for change in read_changes(record.payload)]
 
 
-def from_json(fields: Mapping[str, Any]) -> Change:
-    """The change in a record. Raises LogDamaged if it is none. Unknown fields are ignored."""
+def read_changes(text: bytes | memoryview) -> list[Change]:
+    """The changes in a JSON list. Raises LogDamaged."""
     try:
-        item = _checked(fields["item_id"], int, str)
-        match fields["op"]:
-            case "put":
-                placement = _placement(fields) if "vector" in fields else None
-                return Put(item, placement, _evidence(fields), _time(fields))
-            case "delete":
-                return Delete(item)
-            case "move":
-                return Move(item, _paths(fields), _checked(fields["network"], str))
-            case "patch":
-                bias = fields.get("bias")
-                attributes = _checked(fields.get("attributes", {}), dict)
-                return Patch(item, None if bias is None else _finite(bias), _time(fields), attributes)
-            case _:
-                raise ValueError("op")
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise LogDamaged(f"the log has a change that cannot be read ({type(error).__name__}: {error})") from None
+        return _DECODER.decode(text)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise LogDamaged(f"the log has a change that cannot be read ({error})") from None
+
+
+def write_changes(changes: Sequence[Change]) -> bytes:
+    """A JSON list of changes, for `read_changes`."""
+    return msgspec.json.encode(changes, enc_hook=_encode)
+
+
+def _encode(vector: NDArray[np.float16]) -> str:
+    return base64.b64encode(vector.astype("<f2", copy=False).tobytes()).decode()
+
+
+def _decode(_: type, text: Any) -> NDArray[np.float16]:
+    return np.frombuffer(base64.b64decode(text, validate=True), "<f2").astype(np.float16, copy=False)
+
+
+_DECODER = msgspec.json.Decoder(list[Change], dec_hook=_decode)
 
 
 def net(changes: Iterable[Change]) -> list[Change]:
@@ -154,7 +139,7 @@ def net(changes: Iterable[Change]) -> list[Change]:
     Moves and biases are left out, because they mean something only to the network that they were made for. A put
     without evidence leaves what was known.
     """
-    left: dict[ItemId, Put | Delete | Patch] = {}
+    left: dict[int | str, Put | Delete | Patch] = {}
     for change in changes:
         before = left.get(change.item_id)
         if isinstance(change, Delete):
@@ -185,62 +170,3 @@ def _joined(known: Evidence, new: Evidence) -> Evidence:
     return Evidence(
         new.clicked_by or known.clicked_by, new.like or known.like, dict(known.attributes) | dict(new.attributes)
     )
-
-
-def _checked(value: Any, *kinds: type) -> Any:
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise TypeError(f"expected {' or '.join(kind.__name__ for kind in kinds)}")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError("a number does not fit in 64 bits")
-    return value
-
-
-def _placement(fields: Mapping[str, Any]) -> Placement:
-    vector = np.frombuffer(base64.b64decode(fields["vector"], validate=True), "<f2").astype(np.float16, copy=False)
-    if not np.isfinite(vector).all():
-        raise ValueError("vector")
-    if fields["placed_by"] not in ("clicks", "like", "attributes", "kept", "none"):
-        raise ValueError("placed_by")
-    network = _checked(fields["network"], str)
-    near, follows = _similar(fields, "neighbours"), _similar(fields, "follows")
-    return Placement(vector, _finite(fields["bias"]), _paths(fields), fields["placed_by"], network, near, follows)
-
-
-def _similar(fields: Mapping[str, Any], name: str) -> dict[ItemId, float]:
-    """Items and their similarities. Checked in bulk, because every new item has some."""
-    similar: dict[ItemId, float] = dict(fields.get(name, ()))
-    if not {*map(type, similar)} <= {int, str} or not {*map(type, similar.values())} <= {int, float}:
-        raise TypeError(name)
-    if any(isinstance(item, int) and not -(2**63) <= item < 2**63 for item in similar):
-        raise ValueError(name)
-    if not all(abs(similarity) <= LARGEST for similarity in similar.values()):
-        raise ValueError(name)
-    return similar
-
-
-def _evidence(fields: Mapping[str, Any]) -> Evidence:
-    clicked_by = [_ids(history) for history in _checked(fields.get("clicked_by", []), list)]
-    return Evidence(clicked_by, _ids(fields.get("like", [])), _checked(fields.get("attributes", {}), dict))
-
-
-def _ids(values: Any) -> list[ItemId]:
-    return [_checked(value, int, str) for value in _checked(values, list)]
-
-
-def _paths(fields: Mapping[str, Any]) -> list[int]:
-    paths: list[int] = [_checked(path, int) for path in _checked(fields["paths"], list)]
-    if not all(0 <= path < 2**63 for path in paths):
-        raise ValueError("paths")
-    return paths
-
-
-def _time(fields: Mapping[str, Any]) -> int | None:
-    expires = fields.get("expires")
-    return None if expires is None else int(_checked(expires, int))
-
-
-def _finite(value: Any) -> float:
-    number = float(_checked(value, int, float))
-    if not abs(number) <= LARGEST:
-        raise ValueError("a number is not finite in 32 bits")
-    return number

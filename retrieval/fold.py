@@ -16,7 +16,7 @@ from index_store.errors import FoldRunning, VersionNotFound
 from index_store.log import START, Place, Record
 from index_store.store import IndexStore
 from index_store.version import Version
-from retrieval.changes import Change, Move, Put, from_json, net, to_json
+from retrieval.changes import Change, Move, Put, changes_of, net, read_changes, write_changes
 from retrieval.golden import record, replay
 from retrieval.query import Request
 from retrieval.searcher import Searcher
@@ -71,9 +71,8 @@ def trim(store: IndexStore) -> None:
 
 def fold(version: Version, records: Sequence[Record]) -> Version:
     """The version with these records, which follow it. Raises VersionDamaged if the new one answers differently."""
-    changes = [from_json(fields) for record in records for fields in record.changes]
-    known = [from_json(fields) for fields in version.document("changes.json")]
-    return _folded(version, records, sum(isinstance(change, Put | Move) for change in changes), [*known, *changes])
+    changes = changes_of(records)
+    return _folded(version, changes, records[-1].place, [*read_changes(version.parts["changes.json"]), *changes])
 
 
 def with_catalogue(version: Version, changes: Sequence[Change], covers: Place) -> Version:
@@ -81,8 +80,7 @@ def with_catalogue(version: Version, changes: Sequence[Change], covers: Place) -
     left = net(changes)
     if not left:
         return dataclasses.replace(version, manifest=dataclasses.replace(version.manifest, covers=covers))
-    record = Record(covers.seq, covers.digest, "", "", 0, 0, [to_json(change) for change in left])
-    return _folded(version, [record], len(left), left)
+    return _folded(version, left, covers, left)
 
 
 def catalogue(store: IndexStore) -> tuple[list[Change], Place]:
@@ -95,19 +93,20 @@ def catalogue(store: IndexStore) -> tuple[list[Change], Place]:
     place = START
     if name is not None:
         version = store.load(name)
-        changes, place = [from_json(fields) for fields in version.document("changes.json")], version.manifest.covers
+        changes, place = read_changes(version.parts["changes.json"]), version.manifest.covers
     records = read_all(store, place)
-    changes += [from_json(fields) for record in records for fields in record.changes]
+    changes += changes_of(records)
     return net(changes), records[-1].place if records else place
 
 
-def _folded(version: Version, records: Sequence[Record], slots: int, changes: Sequence[Change]) -> Version:
-    """slots: the most items that the records put or move. changes: all that the new version has seen."""
+def _folded(version: Version, changes: Sequence[Change], covers: Place, seen: Sequence[Change]) -> Version:
+    """seen: all changes that the new version has."""
+    slots = sum(isinstance(change, Put | Move) for change in changes)
     searcher = Searcher.open(version, slots + 1)
-    left_out = searcher.apply(records)
+    left_out = searcher.change(changes, covers)
     assert not left_out
     parts, items, postings = searcher.folded_parts()
-    parts["changes.json"] = _json([to_json(change) for change in net(changes)])
+    parts["changes.json"] = write_changes(net(seen))
     golden = version.document("golden.json")
     manifest = version.manifest
     facts: dict[str, Any] = {
@@ -117,13 +116,13 @@ def _folded(version: Version, records: Sequence[Record], slots: int, changes: Se
         "items": items,
         "structure": dict(manifest.structure) | {"postings": postings},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "covers": records[-1].place,
+        "covers": covers,
     }
-    whole = {name: bytes(part) for name, part in version.parts.items()} | parts
+    whole = {**version.parts, **parts}
     requests = [Request(**request) for request in golden["requests"]]
-    whole["golden.json"] = _json(record(searcher, requests))
-    folded = Version.build(whole, **facts)
-    replay(Searcher.open(folded, 1), json.loads(whole["golden.json"]))
+    answers = record(searcher, requests)
+    folded = Version.build({**whole, "golden.json": _json(answers)}, **facts)
+    replay(Searcher.open(folded, 1), answers)
     return folded
 
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 
 from index_store.errors import VersionDamaged, VersionIncompatible
-from index_store.log import Record
+from index_store.log import Place, Record
 from index_store.manifest import Manifest, naming
 from index_store.path_facts import PathFacts
 from index_store.version import Version
-from retrieval.changes import Evidence, Placement
+from retrieval.changes import Change, Evidence, Placement, changes_of
 from retrieval.context import ContextSchema
 from retrieval.paths.fold import folded_parts
 from retrieval.paths.overlay import Overlay
@@ -84,7 +84,7 @@ class Searcher:
             slots=slots,
             place=manifest.covers,
         )
-        overlay.crowd += index.late_sizes
+        overlay.add_late(index.late_sizes)
         return overlay
 
     def default_search(self, k: int) -> tuple[int, int]:
@@ -144,8 +144,12 @@ class Searcher:
 
         They must follow `overlay.place`; for one thread at a time. Raises LogDamaged; then nothing has changed.
         """
+        return self.change(changes_of(records), records[-1].place)
+
+    def change(self, changes: Sequence[Change], place: Place) -> int:
+        """`apply` of the changes in records up to `place`."""
         assert self.overlay
-        return self.overlay.apply(records, lambda puts: self.place([put.evidence for put in puts]))
+        return self.overlay.apply(changes, place, lambda puts: self.place([put.evidence for put in puts]))
 
     def folded_parts(self) -> tuple[dict[str, bytes], int, int]:
         """See `fold.folded_parts`."""

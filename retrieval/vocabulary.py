@@ -15,6 +15,7 @@ from retrieval.query import ItemId
 #: column that has a missing value.
 INTEGER = r"(0|-?[1-9][0-9]{0,18})(\.0+)?"
 _INTEGER = re.compile(INTEGER)
+FEW = 50  # ids that are looked up one by one
 HASH = 0x9E3779B97F4A7C15  # integers times it are spread over the bits from 40 on
 
 
@@ -45,18 +46,36 @@ class Vocabulary:
         known = self.places([number for number in numbers if number is not None])
         return known[known >= 0]
 
-    def places(self, ids: Sequence[ItemId]) -> NDArray[np.int64]:
+    def places(self, ids: Sequence[ItemId] | NDArray[np.int64]) -> NDArray[np.int64]:
         """The index of each canonical id, -1 if it is unknown."""
         if self._places is not None:
-            return np.array([-1 if (place := self.index(item)) is None else place for item in ids], np.int64)
+            return np.array([-1 if (place := self.index(str(item))) is None else place for item in ids], np.int64)
         assert not isinstance(self._ids, list)
         wanted = np.array(ids, np.int64)
         places = np.minimum(self._ids.searchsorted(wanted), len(self._ids) - 1)
         known: NDArray[np.int64] = np.where(self._ids[places] == wanted, places, -1)
         if len(self._new):
-            newer = np.array([self._new.get(number, -1) for number in wanted.tolist()], np.int64)
+            newer = self._new.places(wanted)
             known = np.where(newer >= 0, newer, known)
         return known
+
+    def lookup(self, ids: Sequence[ItemId]) -> NDArray[np.int64]:
+        """The index of each id, -1 if it is unknown or not of this kind."""
+        if self._places is not None or set(map(type, ids)) <= {int}:
+            return self.places(ids)
+        numbers = [as_integer(item) for item in ids]
+        places = np.full(len(ids), -1, np.int64)
+        right = np.array([number is not None for number in numbers], bool)
+        places[right] = self.places([number for number in numbers if number is not None])
+        return places
+
+    def all_ids(self) -> NDArray[np.int64] | list[str]:
+        """All ids, ascending; those that were added included."""
+        if isinstance(self._ids, list):
+            return sorted({*self._ids, *map(str, self._new.ids)})
+        ids = np.sort(np.concatenate([self._ids, np.array(self._new.ids, np.int64)]))
+        different: NDArray[np.int64] = ids[np.concatenate([[True], ids[1:] != ids[:-1]])]
+        return different
 
     def index(self, item: ItemId) -> int | None:
         """The index of a canonical id, or None if it is unknown."""
@@ -117,7 +136,7 @@ class _NewIds:
     """Added ids, and the index of each: of an id that was added twice, the later one.
 
     A hash table with open addressing whose entries are positions in the list of ids. With an id of 10 characters it
-    takes 75 bytes an id; a dictionary would take 180.
+    takes 75 bytes an id, and 8 more if ids are integers; a dictionary would take 180.
     """
 
     def __init__(self, first: int) -> None:
@@ -126,6 +145,7 @@ class _NewIds:
         self.ids: list[ItemId] = []
         self._published = 0  # how many of the ids are in the table
         self._table = array("i", [-1] * 64)
+        self._numbers = np.empty(0, np.int64)  # the published ids, if they are integers
 
     def __len__(self) -> int:
         return self._published
@@ -136,9 +156,34 @@ class _NewIds:
         place = table[self._slot(table, item)] if self._published else -1
         return default if place < 0 else self._first + place
 
+    def places(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The index of each of many published ids that are integers, -1 for the others."""
+        if len(wanted) < FEW:
+            return np.array([self.get(item, -1) for item in wanted.tolist()], np.int64)
+        table = np.frombuffer(self._table, np.int32)
+        last = len(table) - 1
+        slots = (wanted.view(np.uint64) * np.uint64(HASH) >> np.uint64(40)).astype(np.int64) & last
+        found = np.full(len(wanted), -1, np.int64)
+        left = np.arange(len(wanted))
+        while len(left):
+            places = table[slots[left]]
+            right = places >= 0
+            right[right] = self._numbers[places[right]] == wanted[left[right]]
+            found[left[right]] = places[right] + self._first
+            left = left[~right & (places >= 0)]
+            slots[left] = slots[left] + 1 & last
+        return found
+
     def publish(self) -> None:
         """Enter the ids that were added since the last call."""
+        if self._published == len(self.ids):
+            return
         table, first = self._table, self._published
+        if not isinstance(self.ids[0], str):
+            if len(self.ids) > len(self._numbers):
+                more = np.empty(len(self.ids), np.int64)
+                self._numbers = np.concatenate([self._numbers[:first], more])
+            self._numbers[first : len(self.ids)] = self.ids[first:]
         if 2 * len(self.ids) > len(table):
             size = len(table)
             while 2 * len(self.ids) > size:
@@ -151,7 +196,7 @@ class _NewIds:
     def _slot(self, table: array[int], item: ItemId) -> int:
         """The position of the id's entry in the table, or of the free entry for it."""
         last = len(table) - 1
-        slot = hash(item) * HASH >> 40 & last
+        slot = (item if isinstance(item, int) else hash(item)) * HASH >> 40 & last
         while (place := table[slot]) >= 0 and self.ids[place] != item:
             slot = slot + 1 & last
         return slot

@@ -16,7 +16,7 @@ from index_store.folder.store import FolderStore
 from index_store.log import START, Draft, Record
 from index_store.store import IndexStore, open_store
 from index_store.version import Version
-from retrieval.changes import Change, Delete, Evidence, Move, Patch, Put, net, to_json
+from retrieval.changes import Change, Delete, Evidence, Move, Patch, Put, net, read_changes, to_json
 from retrieval.fold import catalogue, fold, fold_current, with_catalogue
 from retrieval.query import ItemId, Request
 from retrieval.searcher import Searcher
@@ -150,10 +150,10 @@ def test_what_a_folded_version_has(planted: Planted) -> None:
         assert folded.paths_of(item) == searcher.paths_of(item) != []
     assert [folded.is_live(item) for item in (first, second, 5000)] == [False, True, True]
     assert folded.prepare(Request(history=[first, 5000]))[1].history == 0
-    assert version.document("changes.json") == [
-        {"op": "put", "item_id": 5000, "clicked_by": [seen]},
-        {"op": "delete", "item_id": first},
-        {"op": "put", "item_id": second, "clicked_by": [seen]},
+    assert read_changes(version.parts["changes.json"]) == [
+        Put(5000, None, Evidence([seen])),
+        Delete(first),
+        Put(second, None, Evidence([seen])),
     ]
 
 
@@ -215,7 +215,7 @@ def test_net_changes() -> None:
     ]
 
     assert net(changes) == [
-        Put(7, None, Evidence([[1, 2]], (), {"a": 1, "b": 2}), 9),
+        Put(7, None, Evidence([[1, 2]], [], {"a": 1, "b": 2}), 9),
         Patch(8, None, 4, {"a": 1}),
         Delete(1),
         Put(2, None, Evidence()),

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from index_store.errors import LogDamaged
 from index_store.log import START, Draft, Place, Record, decode, encode
-from retrieval.changes import Change, Delete, Evidence, Move, Patch, Placement, Put, from_json, to_json
+from retrieval.changes import (
+    Change,
+    Delete,
+    Evidence,
+    Move,
+    Patch,
+    Placement,
+    Put,
+    Similar,
+    changes_of,
+    read_changes,
+    to_json,
+    write_changes,
+)
 from retrieval.paths.index import NO_NEIGHBOURS, Neighbours, PathIndex
 from retrieval.paths.overlay import NO_END, NO_LATE, Overlay
 from retrieval.paths.rerank import Beams, candidates
@@ -42,6 +57,13 @@ def never(_: Sequence[Put]) -> list[Placement]:
     raise AssertionError("nothing has to be placed")
 
 
+def apply(
+    overlay: Overlay, made: Sequence[Record], derive: Callable[[Sequence[Put]], Sequence[Placement]] = never
+) -> int:
+    """Apply records, as a searcher does."""
+    return overlay.apply(changes_of(made), made[-1].place if made else overlay.place, derive)
+
+
 def place(rng: np.random.Generator, paths: Sequence[int] | None = None, network: str = NETWORK) -> Placement:
     """A random vector and bias, on `paths` or on up to three random ones."""
     chosen = rng.choice(PATH_IDS, rng.integers(1, J + 1), replace=False).tolist() if paths is None else list(paths)
@@ -67,7 +89,7 @@ class Living:
 
     def apply(self, changes: Sequence[Sequence[Change]]) -> None:
         """Apply records to both."""
-        self.overlay.apply(records(changes, self.overlay.place), never)
+        apply(self.overlay, records(changes, self.overlay.place))
         for change in (change for each in changes for change in each):
             self._change(change)
 
@@ -200,7 +222,7 @@ def test_a_full_overlay_leaves_new_items_out() -> None:
         [Delete(0)],
         [Put(3, place(rng)), Put(4, place(rng)), Put(2, place(rng)), Patch(10, bias=0.5)],
     ]
-    assert catalogue.overlay.apply(records(more, catalogue.overlay.place), never) == 2
+    assert apply(catalogue.overlay, records(more, catalogue.overlay.place)) == 2
     for change in (*more[0], more[1][0], Delete(2), more[1][3]):
         catalogue._change(change)
     catalogue.check()
@@ -214,7 +236,7 @@ def test_moves_use_up_the_postings() -> None:
     catalogue = living(np.random.default_rng(0), slots=3)
     for _ in range(6):
         catalogue.apply([[Move(0, PATH_IDS[:3], NETWORK)]])
-    assert catalogue.overlay.apply(records([[Move(0, PATH_IDS[4:5], NETWORK)]], catalogue.overlay.place), never) == 1
+    assert apply(catalogue.overlay, records([[Move(0, PATH_IDS[4:5], NETWORK)]], catalogue.overlay.place)) == 1
     catalogue.check()
     assert catalogue.overlay.place.seq == 7
 
@@ -234,7 +256,7 @@ def test_an_item_that_was_placed_for_another_network() -> None:
         asked.extend(puts)
         return [own] * len(puts)
 
-    catalogue.overlay.apply(records([[foreign, trained], [second, Move(0, [3], "f" * 16)]]), derive)
+    apply(catalogue.overlay, records([[foreign, trained], [second, Move(0, [3], "f" * 16)]]), derive)
     assert [put.item_id for put in asked] == [7, 10, 8]
     assert (asked[0].evidence, asked[0].expires) == (foreign.evidence, FAR)
     for put in (foreign, second):
@@ -247,7 +269,7 @@ def test_a_put_without_evidence_keeps_an_item() -> None:
     rng = np.random.default_rng(0)
     catalogue = living(rng)
     nothing = replace(place(rng, []), placed_by="none")
-    catalogue.overlay.apply(records([[Put(10, nothing, expires=1000), Put(20, nothing)]]), never)
+    apply(catalogue.overlay, records([[Put(10, nothing, expires=1000), Put(20, nothing)]]))
     catalogue.expires[10] = 1000
     catalogue.check()
     catalogue.apply([[Delete(30)], [Put(30, nothing)]])
@@ -268,7 +290,9 @@ def test_a_put_without_evidence_keeps_an_item() -> None:
 )
 def test_changes_survive_the_log(change: Change) -> None:
     """A change that was written and read is the same, its vector bit by bit."""
-    again = from_json(decode(encode(Draft("p", 1, [to_json(change)]), START, 0)[1]).changes[0])
+    (again,) = changes_of([decode(encode(Draft("p", 1, [to_json(change)]), START, 0)[1])])
+    assert write_changes([again]) == write_changes([change])
+    assert write_changes(read_changes(write_changes([change]))) == write_changes([change])
     if isinstance(change, Put) and isinstance(again, Put) and change.placement:
         assert again.placement
         assert np.array_equal(again.placement.vector, change.placement.vector)
@@ -283,30 +307,31 @@ def test_changes_survive_the_log(change: Change) -> None:
         {"item_id": None},
         {"item_id": True},
         {"item_id": 1.5},
+        {"item_id": 2**63},
+        {"item_id": "seven"},
+        {"expires": "soon"},
+        {"evidence": {"clicked_by": [1]}},
+        {"evidence": {"like": 5}},
+        {"evidence": {"like": [2**70]}},
+        {"evidence": {"attributes": []}},
         {"vector": "?"},
-        {"vector": "AHw="},  # infinity
+        {"vector": "AHwAAAAAAAA="},  # infinity
+        {"vector": "AAA="},  # one number
         {"bias": None},
+        {"bias": 1e300},
         {"bias": 1e999},
         {"paths": ["1"]},
         {"paths": [-1]},
         {"paths": [2**63]},
         {"placed_by": "chance"},
         {"network": 1},
-        {"clicked_by": [1]},
-        {"like": 5},
-        {"attributes": []},
-        {"expires": "soon"},
-        {"item_id": 2**63},
-        {"like": [2**70]},
         {"neighbours": [5]},
-        {"neighbours": [[1.5, 0.5]]},
-        {"neighbours": [[2**70, 0.5]]},
-        {"follows": [[1, True]]},
-        {"follows": [[1, 1e300]]},
+        {"neighbours": {"items": [1.5], "similarities": [0.5]}},
+        {"neighbours": {"items": [2**70], "similarities": [0.5]}},
+        {"neighbours": {"items": [1, 2], "similarities": [0.5]}},
+        {"follows": {"items": [1], "similarities": [True]}},
+        {"follows": {"items": [1], "similarities": [1e300]}},
         {"follows": 7},
-        {"bias": 1e300},
-        {"vector": "AAA="},  # one number
-        {"item_id": "seven"},
     ],
     ids=str,
 )
@@ -314,14 +339,17 @@ def test_a_wrong_change_is_refused_with_its_whole_record(wrong: dict[str, object
     """Nothing of the records is applied."""
     rng = np.random.default_rng(0)
     catalogue = living(rng)
-    fields = [to_json(Delete(0)), to_json(Put(7, place(rng))) | wrong]
-    _, text = encode(
-        Draft("p", 1, [{**each, "bias": 0} if each.get("bias") == 1e999 else each for each in fields]), START, 0
-    )
-    if wrong.get("bias") == 1e999:
-        text = text.replace(b'"bias":0', b'"bias":1e999')
+    put = to_json(Put(7, place(rng)))
+    place_of = {} if wrong.keys() <= {"op", "item_id", "expires", "evidence"} else wrong
+    put |= {"placement": put["placement"] | place_of} | ({} if place_of else wrong)
+    huge = wrong.get("bias") == 1e999
+    if huge:
+        put["placement"]["bias"] = 0.0
+    _, text = encode(Draft("p", 1, [to_json(Delete(0)), put]), START, 0)
+    if huge:
+        text = text.replace(b'"bias":0.0', b'"bias":1e999')
     with pytest.raises(LogDamaged):
-        catalogue.overlay.apply([decode(text)], never)
+        apply(catalogue.overlay, [decode(text)])
     catalogue.check()
 
 
@@ -392,10 +420,12 @@ def test_a_new_item_has_its_own_neighbours(text: bool) -> None:
     catalogue = living(rng, text=text)
     first, second = list(catalogue.expires)[:2]
     none = Neighbours(np.full((2, ITEMS, 1), -1, np.int32), np.zeros((2, ITEMS, 1), np.uint16))
-    index = replace(catalogue.index, neighbours=none)
-    near_items: dict[ItemId, float] = {first: 0.5, second: 0.25, "new" if text else 7: 0.125}
+    index = replace_fields(catalogue.index, neighbours=none)
+    near_items = Similar([first, second, "new" if text else 7], [0.5, 0.25, 0.125])
     new: list[ItemId] = ["new", "other"] if text else [7, 8]
-    puts = [Put(item, replace(place(rng, [3]), neighbours=near_items, follows={second: 1.0})) for item in new]
+    puts = [
+        Put(item, replace(place(rng, [3]), neighbours=near_items, follows=Similar([second], [1.0]))) for item in new
+    ]
     catalogue.apply([[puts[0]], [puts[1]]])
 
     history = np.array([0, 1, 2, 1, ITEMS])  # first, second, third, second, the new item
@@ -421,6 +451,30 @@ def test_neighbours_of_the_wrong_kind_are_left_out() -> None:
     rng = np.random.default_rng(0)
     catalogue = living(rng)
     for item in (7, 8):
-        catalogue.apply([[Put(item, replace(place(rng), neighbours={"abc": 0.5, 10: 0.25}, follows={"x": 1.0}))]])
+        catalogue.apply(
+            [
+                [
+                    Put(
+                        item,
+                        replace(
+                            place(rng), neighbours=Similar(["abc", 10], [0.5, 0.25]), follows=Similar(["x"], [1.0])
+                        ),
+                    )
+                ]
+            ]
+        )
         catalogue.check()
     assert catalogue.overlay.neighbours[0, :2, 1].tolist() == [1, 1]
+
+
+def test_an_item_that_is_put_many_times() -> None:
+    """What it left on a path is taken off, so that reading the path does not take longer and longer."""
+    rng = np.random.default_rng(0)
+    catalogue = living(rng, slots=2000)
+    catalogue.apply([[Put(5, place(rng, PATH_IDS[:2]))]])
+    for item in (7, 9):
+        for _ in range(300):
+            catalogue.apply([[Put(item, place(rng, PATH_IDS[:3]))]])
+    catalogue.check()
+    assert catalogue.overlay.crowd[:3].max() < 100
+    assert catalogue.overlay.crowd[:2].min() >= 3

@@ -115,7 +115,6 @@ def test_parts_of_another_version_are_refused() -> None:
         ("late_items.npy", npy(np.array([3], np.int32)), "late_items"),
         ("late_items.npy", npy(np.array([1], np.int32)), "late_neighbours"),
         ("late_items.npy", npy(np.array([1, 1], np.int32)), "late_items"),
-        ("changes.json", b"{", "changes.json"),
         ("path_items.npy", npy(np.array([0, 1, 3], np.int32)), "outside"),
         ("path_items.npy", npy(np.array([0, 1, -1], np.int32)), "outside"),
         ("neighbours.npy", npy(np.full((2, 3, 2), 3, np.int32)), "neighbours: an item index is outside 0..2"),

@@ -10,7 +10,6 @@ Shapes: V items of the version, U items of the new version, S slots in use, P pa
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 from index_store.version import npy
 from retrieval.paths.index import Neighbours, PathIndex
 from retrieval.paths.overlay import NO_END, Late, Overlay
-from retrieval.query import ItemId
 from retrieval.vocabulary import Vocabulary
 
 #: An item that has expired so many seconds ago is deleted by a fold, so that the lists do not fill up with such items.
@@ -69,14 +67,8 @@ def folded_parts(index: PathIndex, vocabulary: Vocabulary) -> tuple[dict[str, by
 
 def _rename(vocabulary: Vocabulary, count: int) -> tuple[NDArray[np.int64] | list[str], _Renamed]:
     """The ids of the new version, ascending, and the indices. count: V + S."""
-    names: Sequence[ItemId] = vocabulary.names(np.arange(count))
-    ids: NDArray[np.int64] | list[str]
-    if vocabulary.kind == "string":
-        ids = sorted({str(name) for name in names})
-        old = vocabulary.places(ids)
-    else:
-        ids = np.unique(np.array(names, np.int64))
-        old = vocabulary.places(ids.tolist())
+    ids = vocabulary.all_ids()
+    old = vocabulary.places(ids)
     new = np.full(count, -1, np.int32)
     new[old] = np.arange(len(old))
     return ids, _Renamed(old, new)

@@ -21,6 +21,7 @@ from retrieval.paths.kernels import array_type, compiled
 
 NEVER = 2**46  # seconds
 GENERATIONS = 0xFFFF  # of an item, at most
+SWEPT = 16  # postings that are added to a chain before it is swept again, at least; and as many as it has
 #: What a change does to an item.
 PUT, DELETE, MOVE, BIAS, END = range(5)
 #: Positions in `used`: the slots and the postings in use, the number of the last record applied, and that of the items
@@ -78,18 +79,36 @@ def read_lists(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- to pass them
     return taken[:end], lengths, used[SEQ] if len(used) else 0
 
 
+@compiled(int64, int64[:], int32[:], int32[:, :], int32[:])
+def sweep(row, state, heads, chain, crowd):  # type: ignore[no-untyped-def]
+    """Take the postings that do not count any more out of the chain of a path."""
+    before, posting = -1, heads[row]
+    while posting >= 0:
+        item, following = chain[posting, 1], chain[posting, 0]
+        if state[item] & GENERATIONS == chain[posting, 2] and state[item] >> 16 > 0:
+            before = posting
+        else:
+            crowd[row] -= 1
+            if before < 0:
+                heads[row] = following
+            else:
+                chain[before, 0] = following
+        posting = following
+
+
 @compiled(
     array_type(int64), array_type(int64), array_type(int64), array_type(float32), array_type(int32, 2),
-    int64[:], float32[:], int64, int32[:], int32[:, :], int32[:], int64[:], int64,
+    int64[:], float32[:], int64, int32[:], int32[:, :], int32[:], int32[:], int64[:], int64,
 )  # fmt: skip
 def apply(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- as above
-    kinds, items, ends, biases, rows, state, bias, first, heads, chain, crowd, used, seq
+    kinds, items, ends, biases, rows, state, bias, first, heads, chain, crowd, limits, used, seq
 ):
     """Make N changes, in order, and set used[SEQ] to `seq`.
 
     kinds, items: (N,), what happens to which item. ends: (N,), for PUT and END. biases: (N,), for PUT and BIAS. rows:
     (N, J), the places in `heads` of the item's paths, -1 for none, for PUT and MOVE. first: V, the index of the item in
-    the first slot. crowd: (P,), the number of postings of each chain. The other arrays are the overlay's, with room.
+    the first slot. crowd: (P,), the number of late items of each path. limits: (P,), the number at which postings that
+    do not count any more are taken out of the chain. The other arrays are the overlay's, with room.
     """
     for i in range(len(kinds)):
         kind, item = kinds[i], items[i]
@@ -109,6 +128,9 @@ def apply(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- as above
         if kind in (PUT, MOVE):
             for row in rows[i]:
                 if row >= 0:
+                    if crowd[row] >= limits[row]:
+                        sweep(row, state, heads, chain, crowd)
+                        limits[row] = 2 * crowd[row] + SWEPT
                     posting = used[POSTINGS]
                     chain[posting, 0] = heads[row]
                     chain[posting, 1] = item

@@ -16,14 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import LogDamaged
-from index_store.log import Place, Record
-from retrieval.changes import Change, Delete, Move, Patch, Placement, Put, from_json
+from index_store.log import Place
+from retrieval.changes import Change, Delete, Move, Patch, Placement, Put
 from retrieval.paths import lists
 from retrieval.query import ItemId
 from retrieval.vocabulary import Vocabulary
@@ -105,11 +106,17 @@ class Overlay:
         ends = item_ends.astype(np.int64)
         self._state[: self._first] = np.where(ends == NO_END, lists.NEVER, ends) << 16
         self._heads = np.full(len(path_ids), -1, np.int32)
-        self.crowd = np.zeros(len(path_ids), np.int32)  # postings of each chain, valid or not
+        self.crowd = np.zeros(len(path_ids), np.int32)  # postings of each chain, and late items in each list
+        self._limits = np.full(len(path_ids), lists.SWEPT, np.int32)  # of `crowd`, see `lists.apply`
         self._chain = np.zeros((POSTINGS * slots * paths_per_item, 4), np.int32)
         self._used = np.zeros(4, np.int64)
         self._used[lists.SEQ], self._used[lists.LIVE] = place.seq, np.count_nonzero(ends)
         self._successors: dict[int, int] = {}  # from an item that was put again to its new index
+
+    def add_late(self, sizes: NDArray[np.int32]) -> None:
+        """Count the late items that are in the lists of the version as crowding their paths, (P,)."""
+        self.crowd += sizes
+        self._limits += 2 * sizes
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
@@ -163,14 +170,15 @@ class Overlay:
         chain = self._chain[: self._used[lists.POSTINGS]]
         return np.sort(chain[(chain[:, 1] == item) & (chain[:, 2] == generation), 3]).astype(np.int64)
 
-    def apply(self, records: Sequence[Record], derive: Callable[[Sequence[Put]], Sequence[Placement]]) -> int:
-        """Apply records, together, and return how many puts and moves were left out because there is no room.
+    def apply(
+        self, changes: Sequence[Change], place: Place, derive: Callable[[Sequence[Put]], Sequence[Placement]]
+    ) -> int:
+        """Apply changes, together, and return how many puts and moves were left out because there is no room.
 
-        They must follow `place`. An item whose put is left out is in no answer until a version has room for it. derive:
-        places items that were put for another network. Raises LogDamaged if a change cannot be read; then nothing has
-        changed.
+        They are those of the records after `self.place` up to `place`. An item whose put is left out is in no answer
+        until a version has room for it. derive: places items that were put for another network. Raises LogDamaged if
+        a change does not fit this catalogue; then nothing has changed.
         """
-        changes = [from_json(fields) for record in records for fields in record.changes]
         foreign = [change for change in changes if isinstance(change, Put) and self._is_foreign(change)]
         derived = iter(derive(foreign) if foreign else [])
         batch = _Batch()
@@ -180,11 +188,8 @@ class Overlay:
         replaced: dict[int, int] = {}  # the old index of an item that is put again, and the new one
         gone: set[int] = set()  # those that they delete
         left_out = 0
-        for change in changes:
-            item_id = self._vocabulary.canonical(change.item_id)
-            if item_id is None:
-                raise LogDamaged(f"the log has an item id that is not of kind {self._vocabulary.kind}")
-            item = new[item_id] if item_id in new else self._vocabulary.index(item_id)
+        for change, item_id, known_item in zip(changes, *self._named(changes), strict=True):
+            item = new.get(item_id, known_item if known_item >= 0 else None)
             if not isinstance(change, Put):
                 if item is not None:
                     left_out += not self._add(batch, item, change)
@@ -229,13 +234,23 @@ class Overlay:
             self._heads,
             self._chain,
             self.crowd,
+            self._limits,
             self._used,
-            records[-1].seq if records else self.place.seq,
+            place.seq,
         )
         self._vocabulary.publish()
-        if records:
-            self.place = records[-1].place
+        self.place = place
         return left_out
+
+    def _named(self, changes: Sequence[Change]) -> tuple[list[ItemId], list[int]]:
+        """The canonical id and the index of each change's item, -1 for an unknown one."""
+        ids = []
+        for change in changes:
+            item_id = self._vocabulary.canonical(change.item_id)
+            if item_id is None:
+                raise LogDamaged(f"the log has an item id that is not of kind {self._vocabulary.kind}")
+            ids.append(item_id)
+        return ids, self._vocabulary.places(ids).tolist()
 
     def _is_foreign(self, put: Put) -> bool:
         """Whether the item has to be placed for this network."""
@@ -259,28 +274,26 @@ class Overlay:
     def _store(self, placed: Sequence[Placement], new: Mapping[ItemId, int]) -> None:
         """Write the vectors and similar items of the next slots."""
         slots = slice(self.slots, self.slots + len(placed))
-        self.vectors[slots] = np.array([placement.vector for placement in placed]).view(np.uint16)
-        ids: list[ItemId] = []
-        at: list[tuple[int, int, int]] = []  # kind, slot and place of each id
-        similarities: list[float] = []
-        for slot, placement in enumerate(placed, self.slots):
-            for kind, similar in enumerate((placement.neighbours, placement.follows)):
-                ids += similar
-                similarities += similar.values()
-                at += [(kind, self._late + slot, place) for place in range(len(similar))]
-        # An id of the wrong kind names no item.
-        known = [self._vocabulary.canonical(item_id) for item_id in ids]
-        items = np.full(len(ids), -1)
-        right = np.array([item_id is not None for item_id in known], bool)
-        items[right] = self._vocabulary.places([item_id for item_id in known if item_id is not None])
-        # The ids of the new items are not published yet.
-        items = np.array(
-            [new.get(i, item) if i is not None else -1 for i, item in zip(known, items.tolist(), strict=True)]
-        )
-        kept = (items >= 0) & (np.array([place for _, _, place in at], np.int64) < NEIGHBOURS)
-        where = tuple(np.array(at, np.int64).reshape(-1, 3)[kept].T)
-        self.neighbours[where] = items[kept]
-        self.similarities[where] = np.rint(65535 * np.clip(np.array(similarities)[kept], 0, 1))
+        vectors = np.array([placement.vector for placement in placed])
+        if not np.isfinite(vectors).all():
+            raise LogDamaged("the log has a vector with a number that is not finite")
+        self.vectors[slots] = vectors.view(np.uint16)
+        for kind, lists_ in enumerate(([p.neighbours for p in placed], [p.follows for p in placed])):
+            ids = list(chain.from_iterable(similar.items for similar in lists_))
+            similarities = np.array(list(chain.from_iterable(similar.similarities for similar in lists_)))
+            counts = np.array([len(similar.items) for similar in lists_])
+            if counts.tolist() != [len(similar.similarities) for similar in lists_]:
+                raise LogDamaged("the log has similar items and similarities of different number")
+            items = self._vocabulary.lookup(ids)
+            if len(new) > 1:  # the ids of the new items are not published yet
+                items = np.array([new.get(i, item) for i, item in zip(ids, items.tolist(), strict=True)], np.int64)
+            starts = np.cumsum(counts) - counts
+            places = np.arange(len(ids)) - np.repeat(starts, counts)
+            kept = (items >= 0) & (places < NEIGHBOURS)
+            rows = np.repeat(self._late + self.slots + np.arange(len(placed)), counts)
+            where = kind, rows[kept], places[kept]
+            self.neighbours[where] = items[kept]
+            self.similarities[where] = np.rint(65535 * np.clip(similarities[kept], 0, 1))
 
     def _add(self, batch: _Batch, item: int, change: Change) -> bool:
         """Add a change of a known item. False if there is no room for it."""

@@ -25,11 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import VersionDamaged
-from retrieval.changes import Evidence, Placement
+from retrieval.changes import Evidence, Placement, Similar
 from retrieval.context import ContextSchema
 from retrieval.paths.overlay import NEIGHBOURS
 from retrieval.paths.structure import PathStructure
-from retrieval.query import ItemId
 from retrieval.vocabulary import Vocabulary
 
 TOGETHER = 64  # users searched at once
@@ -164,7 +163,7 @@ class Placer:
         length = float(np.linalg.norm(direction))
         return (direction * (self.facts.length / length if length > 0 else 0)).astype(np.float16)
 
-    def _similar(self, histories: Sequence[NDArray[np.int64]]) -> tuple[dict[ItemId, float], dict[ItemId, float]]:
+    def _similar(self, histories: Sequence[NDArray[np.int64]]) -> tuple[Similar, Similar]:
         """Items that have the new item among their neighbours, and those that it follows, with their similarities.
 
         In trainer/data/neighbours.py the similarities are of whole catalogues: a cosine is the number of common users,
@@ -180,7 +179,7 @@ class Placer:
                     follows[int(history[-gap])] += 1 / gap / sum(1 / g for g in GAPS)  # type: ignore[assignment]
         return self._largest(near, len(histories)), self._largest(follows, len(histories))
 
-    def _largest(self, counts: Counter[int], histories: int) -> dict[ItemId, float]:
+    def _largest(self, counts: Counter[int], histories: int) -> Similar:
         _, _, bias, *_ = self.structure.index.item_arrays
         items = np.array(list(counts), np.int64)
         # The clicks of an item, relative to those of a new item, plus RARE.
@@ -188,4 +187,4 @@ class Placer:
         similarity = np.array(list(counts.values())) / histories * np.sqrt((1 + RARE) / clicks)
         best = np.argsort(-similarity, kind="stable")[:NEIGHBOURS]
         names = self.vocabulary.names(items[best])
-        return dict(zip(names, np.minimum(similarity[best], 1).tolist(), strict=True))
+        return Similar(names, np.round(np.minimum(similarity[best], 1), 5).tolist())

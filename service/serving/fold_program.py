@@ -8,6 +8,7 @@ the name of an error class of index_store.errors and its message.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ import sys
 def main() -> int:
     """Fold once. Returns the exit status."""
     os.nice(10)  # requests have priority over the fold
+    gc.disable()  # it makes millions of objects and ends soon; looking for cycles among them takes as long as the rest
     from index_store.errors import IndexStoreError
     from index_store.store import open_store
     from retrieval.fold import fold_current
