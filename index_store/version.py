@@ -19,6 +19,7 @@ The kind "paths" also has:
     neighbours.npy     int32 (2, V, M)    for each item, the indices of the M items that are clicked by the same users,
                                           and of the M items that are clicked soon after it; -1: no further
     similarities.npy   uint16 (2, V, M)   how similar they are to it, from 0 to 1, in units of 1 / 65535
+    item_since.npy     int64 (V,)         when each item was put, ms since 1970; 0: it was trained with
     item_ends.npy      uint32 (V,)        the second since 1970 at which an item ends; 0: it was deleted;
                                           2^32 - 1: it does not end
     late_items.npy     int32 (L,)         the items that came after the training, ascending; they are in no list of
@@ -26,6 +27,13 @@ The kind "paths" also has:
     late_neighbours.npy     int32 (2, L, N)    for each of them, the N items that it is a neighbour of, and that it
                                                follows, in any order
     late_similarities.npy   uint16 (2, L, N)   how similar it is to them; 0: no item
+    attributes.json    the attributes of items: their kinds, categories and ranges, and the words of titles; each
+                       category, range and word is a feature, of F in all
+    attribute_codes.npy     int32 (V, S)       the features of each item's categories and ranges; -1: no further
+    attribute_numbers.npy   float64 (V, A)     its numbers, and times in ms since 1970; NaN: none
+    title_bytes.npy    uint8 (bytes,)     the titles in UTF-8, one after another
+    title_offsets.npy  int64 (V + 1,)     item v has title_bytes[title_offsets[v]:title_offsets[v + 1]]
+    feature_vectors.npy     float16 (F + 1, E) what each feature adds to an item vector; last, the vector without any
     changes.json       for each item that the log has changed up to the record `covers`, what is known of it from there
     placing.json       {"users": (E,), "matrix": (E, E), "items": (E,), "length", "bias"}
     reranker.json      {"kind": "lr" | "softmax", "weights": {feature: weight}, "intercept": number}
@@ -61,10 +69,17 @@ PATHS = frozenset(
         "path_items.npy",
         "neighbours.npy",
         "similarities.npy",
+        "item_since.npy",
         "item_ends.npy",
         "late_items.npy",
         "late_neighbours.npy",
         "late_similarities.npy",
+        "attributes.json",
+        "attribute_codes.npy",
+        "attribute_numbers.npy",
+        "title_bytes.npy",
+        "title_offsets.npy",
+        "feature_vectors.npy",
         "changes.json",
         "placing.json",
         "reranker.json",
@@ -191,11 +206,13 @@ class Version:
         self.document("reranker.json")
         self.document("placing.json")
         _check(self.array("item_ends.npy"), "item_ends", np.uint32, (items,))
+        _check(self.array("item_since.npy"), "item_since", np.int64, (items,))
         late = self.array("late_items.npy")
         _check(late, "late_items", np.int32, late.shape[:1])
         _check_ascending(late, "late_items")
         if len(late) and (late[0] < 0 or late[-1] >= items):
             raise VersionDamaged(f"late_items: an item index is outside 0..{items - 1}")
+        self._validate_attributes()
         self._validate_neighbours("neighbours", "similarities", items)
         self._validate_neighbours("late_neighbours", "late_similarities", len(late))
         if self.read_paths is None:
@@ -203,6 +220,22 @@ class Version:
             _check(path_items, "path_items", np.int32, (facts.postings,))
             if path_items.min() < 0 or path_items.max() >= items:
                 raise VersionDamaged(f"path_items: an item index is outside 0..{items - 1}")
+
+    def _validate_attributes(self) -> None:
+        items, embedding = self.manifest.items, self.manifest.embedding
+        self.document("attributes.json")
+        shapes = {name: self.array(f"{name}.npy").shape for name in ("attribute_codes", "attribute_numbers")}
+        _check(self.array("attribute_codes.npy"), "attribute_codes", np.int32, (items, *shapes["attribute_codes"][1:2]))
+        numbers = self.array("attribute_numbers.npy")
+        if numbers.dtype != np.float64 or numbers.ndim != 2 or len(numbers) != items:
+            raise VersionDamaged(f"attribute_numbers: expected float64 with {items} rows")
+        titles, offsets = self.array("title_bytes.npy"), self.array("title_offsets.npy")
+        _check(titles, "title_bytes", np.uint8, titles.shape[:1])
+        _check(offsets, "title_offsets", np.int64, (items + 1,))
+        if offsets[0] != 0 or np.any(offsets[1:] < offsets[:-1]) or offsets[-1] != len(titles):
+            raise VersionDamaged("title_offsets: expected to rise from 0 to the number of bytes")
+        features = self.array("feature_vectors.npy")
+        _check(features, "feature_vectors", np.float16, (max(1, *features.shape[:1]), embedding))
 
     def _validate_neighbours(self, neighbours: str, similarities: str, rows: int) -> None:
         found, items = self.array(f"{neighbours}.npy"), self.manifest.items

@@ -63,13 +63,14 @@ class Evidence(Struct, frozen=True, omit_defaults=True, gc=False):
 class Put(Struct, frozen=True, omit_defaults=True, gc=False, tag_field="op", tag="put"):
     """An item is new, or replaces the one with this id. placement: None if it has to be derived from the evidence.
 
-    expires: ms since 1970, or None.
+    expires: ms since 1970, or None. since: ms since 1970, when the item was put.
     """
 
     item_id: Id
     placement: Placement | None
     evidence: Evidence = Evidence()
     expires: Milliseconds | None = None
+    since: Milliseconds = 0
 
 
 class Delete(Struct, frozen=True, omit_defaults=True, gc=False, tag_field="op", tag="delete"):
@@ -148,14 +149,14 @@ def net(changes: Iterable[Change]) -> list[Change]:
             known = before.evidence if isinstance(before, Put) else Evidence()
             if isinstance(before, Patch):
                 known = Evidence(attributes=before.attributes)
-            left[change.item_id] = Put(change.item_id, None, _joined(known, change.evidence), change.expires)
+            since = before.since if isinstance(before, Put) else change.since
+            left[change.item_id] = Put(change.item_id, None, _joined(known, change.evidence), change.expires, since)
         elif isinstance(change, Patch):
             expires = change.expires
             if isinstance(before, Put):
                 evidence = _joined(before.evidence, Evidence(attributes=change.attributes))
-                left[change.item_id] = Put(
-                    change.item_id, None, evidence, before.expires if expires is None else expires or None
-                )
+                ends = before.expires if expires is None else expires or None
+                left[change.item_id] = Put(change.item_id, None, evidence, ends, before.since)
             elif not isinstance(before, Delete):
                 attributes = dict(before.attributes if before else {}) | dict(change.attributes)
                 if expires is None and before:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -120,7 +121,7 @@ def _folded(version: Version, changes: Sequence[Change], covers: Place, seen: Se
     }
     whole = {**version.parts, **parts}
     requests = [Request(**request) for request in golden["requests"]]
-    answers = record(searcher, requests)
+    answers = record(searcher, requests, int(time.time()))
     folded = Version.build({**whole, "golden.json": _json(answers)}, **facts)
     replay(Searcher.open(folded, 1), answers)
     return folded

@@ -8,7 +8,6 @@ Digests cannot prove this.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,12 +22,11 @@ from retrieval.searcher import Searcher
 TOLERANCE = 1e-3
 
 
-def record(searcher: Searcher, requests: Sequence[Request]) -> dict[str, Any]:
-    """The content of golden.json: the requests, their answers, and the time, because items may expire later.
+def record(searcher: Searcher, requests: Sequence[Request], now: int = 0) -> dict[str, Any]:
+    """The content of golden.json: the requests, their answers, and the time of these, because items may expire later.
 
-    Each request must name k, beam and per_path.
+    Each request must name k, beam and per_path. now: seconds since 1970; 0 for a version of which no item expires.
     """
-    now = int(time.time())
     searcher = searcher.at(lambda: now)
     return {
         "time": now,

@@ -13,8 +13,10 @@ from index_store.log import Place, Record
 from index_store.manifest import Manifest, naming
 from index_store.path_facts import PathFacts
 from index_store.version import Version
+from retrieval.attributes import Attributes
 from retrieval.changes import Change, Evidence, Placement, changes_of
 from retrieval.context import ContextSchema
+from retrieval.descriptions import Descriptions
 from retrieval.paths.fold import folded_parts
 from retrieval.paths.overlay import Overlay
 from retrieval.paths.placing import Placer, PlacingFacts
@@ -35,16 +37,20 @@ class Searcher:
             raise VersionDamaged(f"context.json: {error}") from None
         self.vocabulary = Vocabulary(version.item_ids)
         self.facts = facts
+        attributes = Attributes.of(version)
+        since, ends = version.array("item_since.npy"), structure.index.ends
+        self.descriptions = Descriptions(attributes, since, ends, self.vocabulary)
         self.overlay = self._overlay(structure, slots) if slots else None
         self.structure = structure.with_overlay(self.overlay)
         self._placer = Placer(
             self.structure,
             self.vocabulary,
             self.schema,
-            PlacingFacts.from_json(version.document("placing.json"), self.manifest.embedding),
+            PlacingFacts.from_json(version.document("placing.json"), version.array("feature_vectors.npy")),
             facts.max_beam,
             facts.paths_per_item,
             self._network,
+            attributes.schema,
         )
         if not structure.reads_context(len(self.schema.categories), len(self.schema.numbers)):
             raise VersionDamaged("context.json and model.onnx differ in the number of features")
@@ -149,11 +155,16 @@ class Searcher:
     def change(self, changes: Sequence[Change], place: Place) -> int:
         """`apply` of the changes in records up to `place`."""
         assert self.overlay
-        return self.overlay.apply(changes, place, lambda puts: self.place([put.evidence for put in puts]))
+        left_out = self.overlay.apply(changes, place, lambda puts: self.place([put.evidence for put in puts]))
+        self.descriptions.apply(changes)
+        return left_out
 
     def folded_parts(self) -> tuple[dict[str, bytes], int, int]:
         """See `fold.folded_parts`."""
-        return folded_parts(self.structure.index, self.vocabulary)
+        parts, items, postings = folded_parts(self.structure.index, self.vocabulary)
+        ids = self.vocabulary.all_ids()
+        names = ids if isinstance(ids, list) else ids.tolist()
+        return parts | self.descriptions.folded_parts(names), items, postings
 
     def at(self, clock: Callable[[], float]) -> Searcher:
         """The same searcher with another clock, which says which items have expired; seconds since 1970."""

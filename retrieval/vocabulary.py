@@ -80,8 +80,10 @@ class Vocabulary:
     def index(self, item: ItemId) -> int | None:
         """The index of a canonical id, or None if it is unknown."""
         place = self._new.get(item, -1)
-        if place >= 0:
-            return place
+        return place if place >= 0 else self.version_index(item)
+
+    def version_index(self, item: ItemId) -> int | None:
+        """The index that a canonical id has in the version, even if it was put again; None if it has none."""
         if self._places is not None:
             return self._places.get(str(item))
         assert not isinstance(self._ids, list)

@@ -35,6 +35,10 @@ class WritingOff(ServiceError):
     """No write token is set."""
 
 
+class ItemNotFound(ServiceError):
+    """No item of the catalogue has the id."""
+
+
 class Unauthorized(ServiceError):
     """The admin token or the write token is missing or wrong."""
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from index_store.version import Version, npy
+from retrieval.attributes import Attributes
 from retrieval.paths.overlay import NO_END, NO_LATE
 from retrieval.paths.rerank import SOFTMAX
 
@@ -66,11 +67,14 @@ def parts_of_version(
         "item_bias.npy": npy(np.array(bias or [0.0] * items, np.float32)),
         "neighbours.npy": npy(np.full((2, items, 2), -1, np.int32)),
         "similarities.npy": npy(np.zeros((2, items, 2), np.uint16)),
+        "item_since.npy": npy(np.zeros(items, np.int64)),
         "item_ends.npy": npy(np.full(items, NO_END, np.uint32)),
         "late_items.npy": npy(NO_LATE.items),
         "late_neighbours.npy": npy(NO_LATE.neighbours),
         "late_similarities.npy": npy(NO_LATE.similarities),
         "changes.json": b"[]",
+        "feature_vectors.npy": npy(np.zeros((1, items), np.float16)),
+        **Attributes.none(items).parts(),
         "placing.json": json.dumps(
             {
                 "users": [0] * items,

@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from retrieval.attributes import MAX_VALUES, Attribute, Attributes, AttributeSchema
 from retrieval.context import ContextSchema
 from retrieval.searcher import Searcher
 from tests.conftest import SMALL
 from tests.planted import GROUPS, write_interactions
 from tests.silent_progress import Interrupt, SilentProgress
 from trainer.config import TrainConfig
-from trainer.data.attributes import BUCKETS, MAX_VALUES, ItemAttributes
+from trainer.data.attributes import BUCKETS, ItemAttributes
 from trainer.data.dataset import Dataset, load_dataset
 from trainer.data.requests import held_out_requests
 from trainer.data.split import split_users
@@ -30,8 +31,6 @@ from trainer.errors import DataError
 from trainer.evaluate.evaluate import MeasuredVersion
 from trainer.publish.version import make_version
 
-EPOCH = "a=1970-01-01T00:00:00 to 1970-01-01T00:00:00"
-LATER = EPOCH.replace("00:00:00", "00:00:01")
 NEW = 1000  # the first id of the items without clicks
 
 
@@ -45,62 +44,65 @@ def read(folder: Path, column: Any, spec: str = "a", items: int = 4) -> ItemAttr
     return attributes
 
 
-def values(attributes: ItemAttributes) -> list[set[str]]:
-    """The values of each item."""
-    return [{attributes.values[code] for code in row if code >= 0} for row in attributes.codes.tolist()]
+def kind(values: list[str]) -> ItemAttributes:
+    """Items with one category each; "" for none."""
+    names = tuple(sorted({*values} - {""}))
+    codes = np.array([[names.index(value) if value else -1] for value in values], np.int32)
+    schema = AttributeSchema((Attribute("kind", "category", names),))
+    return ItemAttributes(Attributes.make(schema, codes, np.empty((len(values), 0)), [None] * len(values)))
+
+
+X, Y, XY, NONE = {"a": "x"}, {"a": "y"}, {"a": ["x", "y"]}, dict[str, Any]()
+YX = {"a": ["y", "x"]}
+LATER = 1_767_225_600_000  # 2026-01-01
 
 
 @pytest.mark.parametrize(
     ("column", "spec", "expected"),
     [
-        (["x", "y", None, " x "], "a", [{"a=x"}, {"a=y"}, set(), {"a=x"}]),
-        (["x|y", "y", "", "y|x|x"], "a", [{"a=x", "a=y"}, {"a=y"}, set(), {"a=x", "a=y"}]),
-        (["x|y", "nan", "", "NaN"], "a:category", [{"a=x|y"}, {"a=nan"}, set(), {"a=NaN"}]),
-        ([1.0, float("inf"), float("nan"), 2.5], "a:category", [{"a=1"}, set(), set(), {"a=2.5"}]),
-        (pa.array(["x", "y", "x", None], pa.string_view()), "a", [{"a=x"}, {"a=y"}, {"a=x"}, set()]),
-        (pa.array([1, 1, None, 1], pa.timestamp("s")).dictionary_encode(), "a", [{LATER}, {LATER}, set(), {LATER}]),
-        (pa.array([1, 1, None, 1], pa.timestamp("ns")), "a", [{EPOCH}, {EPOCH}, set(), {EPOCH}]),
-        (
-            pa.array([1, 1, None, 1], pa.time32("s")),
-            "a",
-            [{"a=00:00:01.000"}, {"a=00:00:01.000"}, set(), {"a=00:00:01.000"}],
-        ),
-        ([["x", "y"], [], None, ["y"]], "a", [{"a=x", "a=y"}, set(), set(), {"a=y"}]),
-        ([1, 2, 2, 1], "a:category", [{"a=1"}, {"a=2"}, {"a=2"}, {"a=1"}]),
-        ([True, False, None, True], "a", [{"a=true"}, {"a=false"}, set(), {"a=true"}]),
-        ([5, 5, 5, None], "a", [{"a=5 to 5"}, {"a=5 to 5"}, {"a=5 to 5"}, set()]),
-        (["1", "2", "10", "1"], "a:number", [{"a=1 to 2"}, {"a=2 to 10"}, {"a=10 to 10"}, {"a=1 to 2"}]),
-        (
-            [datetime.date(2026, 1, 1), datetime.date(2026, 1, 1), None, datetime.date(2026, 3, 1)],
-            "a",
-            [
-                {"a=2026-01-01T00:00:00 to 2026-03-01T00:00:00"},
-                {"a=2026-01-01T00:00:00 to 2026-03-01T00:00:00"},
-                set(),
-                {"a=2026-03-01T00:00:00 to 2026-03-01T00:00:00"},
-            ],
-        ),
+        (["x", "y", None, " x "], "a", [X, Y, NONE, X]),
+        (["x|y", "y", "", "y|x|x"], "a", [XY, {"a": ["y"]}, NONE, XY]),
+        (["x|y", "nan", "", "NaN"], "a:category", [{"a": "x|y"}, {"a": "nan"}, NONE, {"a": "NaN"}]),
+        ([1.0, float("inf"), float("nan"), 2.5], "a:category", [{"a": "1"}, NONE, NONE, {"a": "2.5"}]),
+        (pa.array(["x", "y", "x", None], pa.string_view()), "a", [X, Y, X, NONE]),
+        (pa.array([1, 1, None, 2], pa.timestamp("s")).dictionary_encode(), "a",
+         [{"a": 1000}, {"a": 1000}, NONE, {"a": 2000}]),
+        (pa.array([10**7, 1, None, 10**9], pa.timestamp("ns")), "a", [{"a": 10}, {"a": 0}, NONE, {"a": 1000}]),
+        (pa.array([1, 1, None, 1], pa.time32("s")), "a", [{"a": "00:00:01.000"}] * 2 + [NONE, {"a": "00:00:01.000"}]),
+        ([["x", "y"], [], None, ["y"]], "a", [YX, NONE, NONE, {"a": ["y"]}]),
+        ([1, 2, 2, 1], "a:category", [{"a": "1"}, {"a": "2"}, {"a": "2"}, {"a": "1"}]),
+        ([True, False, None, True], "a", [{"a": "true"}, {"a": "false"}, NONE, {"a": "true"}]),
+        ([5, 5, 5, None], "a", [{"a": 5}] * 3 + [NONE]),
+        ([1.5, float("inf"), float("nan"), 2.0], "a", [{"a": 1.5}, NONE, NONE, {"a": 2}]),
+        (["1", "2", "10", "1"], "a:number", [{"a": 1}, {"a": 2}, {"a": 10}, {"a": 1}]),
+        ([datetime.date(2026, 1, 1)] * 2 + [None, datetime.date(2026, 1, 2)], "a",
+         [{"a": LATER}] * 2 + [NONE, {"a": LATER + 86_400_000}]),
     ],
-)
-def test_kinds_of_columns(tmp_path: Path, column: Any, spec: str, expected: list[set[str]]) -> None:
+)  # fmt: skip
+def test_kinds_of_columns(tmp_path: Path, column: Any, spec: str, expected: list[dict[str, Any]]) -> None:
     """Categories, lists as text and as lists, numbers, times; missing values are no values."""
-    assert values(read(tmp_path, column, spec)) == expected
+    table = read(tmp_path, column, spec).table
+    assert [table.values(item) for item in range(4)] == expected
+    features = read(tmp_path, column, spec).features()
+    for item, found in enumerate(expected):  # a put with these attributes has the features that were learned
+        assert sorted(table.schema.features(found)) == sorted(features[[item]].indices.tolist())
+        assert table.schema.problem(found) is None
 
 
 def test_numbers_are_cut_into_ranges_of_equally_many_items(tmp_path: Path) -> None:
     """1,600 different prices give BUCKETS ranges of 100 items, in ascending order."""
     attributes = read(tmp_path, (np.arange(1600.0)[::-1] ** 2).tolist(), items=1600)
 
-    assert attributes.codes[:, 0].tolist() == [BUCKETS - 1 - item // 100 for item in range(1600)]
-    assert attributes.values[0] == "a=0 to 10000"
+    assert attributes.table.codes[:, 0].tolist() == [BUCKETS - 1 - item // 100 for item in range(1600)]
+    assert attributes.table.schema.attributes[0].edges[0] == 100**2
 
 
 def test_an_item_has_at_most_so_many_values(tmp_path: Path) -> None:
     """The number of values that are used is limited, and a message says how many items have more."""
     attributes = read(tmp_path, [[f"{number:02}" for number in range(40)], ["39", "38"], [], None])
 
-    assert (attributes.codes >= 0).sum(axis=1).tolist() == [MAX_VALUES, 2, 0, 0]
-    assert values(attributes)[0] == {"a=38", "a=39", *(f"a={number:02}" for number in range(30))}
+    assert (attributes.table.codes >= 0).sum(axis=1).tolist() == [MAX_VALUES, 2, 0, 0]
+    assert {*attributes.table.values(0)["a"]} == {"38", "39", *(f"{number:02}" for number in range(30))}
     assert attributes.notes == (
         f"{tmp_path}/items.parquet: column a: 1 item with more than 32 values; the most frequent are used",
     )
@@ -185,13 +187,13 @@ def test_a_new_item_is_an_average_item_of_its_kind() -> None:
     """Its vector and bias are near the means of its kind's; clicked items, and items without attributes, stay."""
     rng = np.random.default_rng(0)
     clicks = np.array([*rng.integers(20, 40, 100), *rng.integers(200, 400, 100), 0, 0, 0])
-    codes = np.array([*[0] * 100, *[1] * 100, 0, 1, -1], np.int32)[:, None]
+    attributes = kind([*["0"] * 100, *["1"] * 100, "0", "1", ""])
     model = PathModel(TrainConfig(embedding=4, hidden=4), 10, clicks, ContextSchema())
     with torch.no_grad():
         model.item_vectors[:100] += 5
     vectors, bias = model.item_vectors.detach().clone(), model.item_bias.clone()
 
-    describe_unclicked(model, clicks, ItemAttributes(codes, ("kind=0", "kind=1")))
+    describe_unclicked(model, clicks, attributes)
 
     assert torch.equal(model.item_vectors[:200], vectors[:200])
     assert torch.equal(model.item_bias[:200], bias[:200])
@@ -201,5 +203,5 @@ def test_a_new_item_is_an_average_item_of_its_kind() -> None:
     assert abs(model.item_bias[200] - bias[:100].mean()) < 0.1
     assert abs(model.item_bias[201] - bias[100:200].mean()) < 0.1
     again = model.item_vectors.detach().clone()
-    describe_unclicked(model, clicks, ItemAttributes(codes, ("kind=0", "kind=1")))
+    describe_unclicked(model, clicks, attributes)
     assert torch.equal(model.item_vectors, again)

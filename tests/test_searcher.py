@@ -60,7 +60,7 @@ def test_facts_about_new_items_that_are_wrong(planted: Planted, wrong: dict[str,
     if wrong == {"bias": 1e39}:
         facts["bias"] = float("inf")
     with pytest.raises(VersionDamaged, match=message):
-        PlacingFacts.from_json(facts, planted.version.manifest.embedding)
+        PlacingFacts.from_json(facts, planted.version.array("feature_vectors.npy"))
 
 
 def test_where_a_new_item_is_placed(planted: Planted) -> None:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from index_store.version import Version
+from retrieval.attributes import Attributes
 from tests.conftest import SMALL, Planted
 from tests.planted import GROUPS
 from tests.silent_progress import Interrupt, SilentProgress
@@ -218,7 +219,7 @@ def test_a_run_of_other_data_is_not_continued(planted: Planted, tmp_path: Path, 
         "items": planted.dataset.items[::-1].copy(),
         "strengths": np.ones(len(planted.dataset.items), np.float32),
         "impressions": Impressions(np.zeros(121, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64)),
-        "attributes": ItemAttributes(np.full((40, 1), -1, np.int32), ("a=b",)),
+        "attributes": ItemAttributes(Attributes.none(40)),
     }
     Run(tmp_path, SMALL, planted.dataset)
     changed = dataclasses.replace(planted.dataset, **{part: parts[part]})

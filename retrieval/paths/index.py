@@ -43,6 +43,7 @@ class Neighbours(NamedTuple):
     similarities: NDArray[np.uint16]
 
 
+LONGEST = 2**31 - 1  # items of a path, at most
 #: The state, heads, chain and used of an index without an overlay; see lists.py.
 NO_OVERLAY = np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, 4), np.int32), np.zeros(0, np.int64)
 NO_NEIGHBOURS = Neighbours(np.empty((2, 0, 0), np.int32), np.empty((2, 0, 0), np.uint16))
@@ -109,6 +110,36 @@ class PathIndex:
     def end_of(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """The second since 1970 at which each item ends; 0 for an item that was deleted."""
         return self.overlay.end_of(items) if self.overlay else self.ends[items].astype(np.int64)
+
+    def places_of(self, item: int) -> list[tuple[int, int, int]]:
+        """The id of each path that has the item, the item's place in the path's list, from 1 on, and the list's length.
+
+        Items that are not live do not count. Paths in remote lists are not known.
+        """
+        paths = self.paths_of(item)
+        postings = self.read(np.searchsorted(self.path_ids, paths), LONGEST)
+        parts = np.split(postings.items, np.cumsum(postings.lengths)[:-1]) if paths else []
+        found = ((path, np.flatnonzero(part == item), len(part)) for path, part in zip(paths, parts, strict=True))
+        return [(path, int(place[0]) + 1, length) for path, place, length in found if len(place)]
+
+    def neighbours_of(self, item: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """The items that are clicked by the same users, most similar first, and their similarities, 0 to 1.
+
+        Of an item that came after the training: the items that it is a neighbour of.
+        """
+        rows = self._late_rows
+        row = item - len(self.item_bias) + len(self.late.items)
+        if item < len(self.item_bias):
+            row = int(rows[item]) if len(rows) else -1
+        source = self.overlay or self.late
+        items, similarities = (
+            (source.neighbours[0, row], source.similarities[0, row])
+            if row >= 0
+            else (self.neighbours.items[0, item], self.neighbours.similarities[0, item])
+        )
+        known = (items >= 0) & ((similarities > 0) | (row < 0))
+        order = np.argsort(-similarities[known].astype(np.int64), kind="stable")
+        return items[known][order], similarities[known][order] / 65535
 
     @property
     def item_arrays(self) -> tuple[NDArray[Any], ...]:

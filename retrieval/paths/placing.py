@@ -1,7 +1,9 @@
 """Place a new item: find a vector, a bias, paths and similar items for it, from what is known about it.
 
-What is known are histories of users who clicked it, or items that it is like; for an item that is like another one, a
-user who has just clicked the other one stands for a clicking user. From these users follow:
+What is known are histories of users who clicked it, items that it is like, or its attributes and its title. For an
+item that is like another one, a user who has just clicked the other one stands for a clicking user. Attributes predict
+a vector, with a regression that was fitted to the items of the version; the network reads it as if it were in a
+history, and the item is like the NEAREST items to the vector on the paths that are found. From the users follow:
 
 - its paths: those with the largest sum of the users' path probabilities, divided by 1 plus the number of new items that
   are on the path already. That is the score of the paper's M-step (Sec. 3.2) with a penalty on crowded paths;
@@ -17,21 +19,25 @@ docs/log.md has what was tried, and what it is worth.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import VersionDamaged
-from retrieval.changes import Evidence, Placement, Similar
+from retrieval.attributes import AttributeSchema
+from retrieval.changes import Evidence, PlacedBy, Placement, Similar
 from retrieval.context import ContextSchema
 from retrieval.paths.overlay import NEIGHBOURS
+from retrieval.paths.rerank import Beams
 from retrieval.paths.structure import PathStructure
 from retrieval.vocabulary import Vocabulary
 
 TOGETHER = 64  # users searched at once
+NEAREST = 5  # items to which an item with attributes alone is like
+READ = 5  # items of each path among which these are looked for
 GAPS = (1, 2, 3)  # an item follows another if it is so many places after it; it counts 1 / gap
 #: Clicks that are added to each item, so that rare items are not similar by chance; relative to those of a new item.
 RARE = 1 / 3
@@ -43,7 +49,7 @@ class PlacingFacts:
 
     users: (E,), the mean user vector at a click. matrix: (E, E), from the mean user vector of an item's clicks minus
     `users` to the item's vector minus `items`. items: (E,), the mean vector of clicked items. length: the mean length
-    of their vectors. bias: that of a new item.
+    of their vectors. bias: that of a new item. features: (F + 1, E), see feature_vectors.npy.
     """
 
     users: NDArray[np.float32]
@@ -51,15 +57,17 @@ class PlacingFacts:
     items: NDArray[np.float32]
     length: float
     bias: float
+    features: NDArray[np.float16]
 
     def to_json(self) -> dict[str, Any]:
         """The content of placing.json."""
-        arrays = {name: np.round(value, 6).tolist() for name, value in asdict(self).items() if np.ndim(value)}
+        arrays = {name: np.round(getattr(self, name), 6).tolist() for name in ("users", "matrix", "items")}
         return {**arrays, "length": self.length, "bias": self.bias}
 
     @classmethod
-    def from_json(cls, document: Any, size: int) -> PlacingFacts:
-        """The facts in placing.json. size: E. Raises VersionDamaged for wrong shapes or numbers."""
+    def from_json(cls, document: Any, features: NDArray[np.float16]) -> PlacingFacts:
+        """The facts in placing.json and feature_vectors.npy. Raises VersionDamaged for wrong shapes or numbers."""
+        size = features.shape[1]
         try:
             users, matrix, items = (np.array(document[name], np.float32) for name in ("users", "matrix", "items"))
             length, bias = float(document["length"]), float(document["bias"])
@@ -70,7 +78,7 @@ class PlacingFacts:
             raise VersionDamaged(f"placing.json: expected vectors of {size} numbers")
         if not np.isfinite(numbers).all():
             raise VersionDamaged("placing.json: a number is not finite")
-        return cls(users, matrix, items, length, bias)
+        return cls(users, matrix, items, length, bias, features)
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class Placer:
     beam: int  # paths searched for a user
     count: int  # J, paths of an item
     network: str  # see Placement
+    attributes: AttributeSchema
 
     def place(self, evidence: Sequence[Evidence]) -> list[Placement]:
         """A placement for each new item. Items of the same call avoid each other's paths.
@@ -91,7 +100,7 @@ class Placer:
         Histories without a known item, and unknown items that an item is like, count for nothing. An item of which
         nothing else is known gets the mean vector and no path.
         """
-        known = [self._histories(each) for each in evidence]
+        known = self._histories(evidence)
         users, rows, probabilities = self._search([history for histories, _ in known for history in histories])
         crowd: Counter[int] = Counter()
         placements, start = [], 0
@@ -110,7 +119,7 @@ class Placer:
                     self._vector(self.facts.items + mean @ self.facts.matrix),
                     self.facts.bias,
                     self.structure.index.path_ids[chosen].tolist(),
-                    "clicks" if placed_by == "clicks" else "like",
+                    placed_by,
                     self.network,
                     near,
                     follows,
@@ -118,25 +127,50 @@ class Placer:
             )
         return placements
 
-    def _histories(self, evidence: Evidence) -> tuple[list[NDArray[np.int64]], str]:
-        """The histories that the item is placed by, as item indices."""
-        clicked = [known for history in evidence.clicked_by if len(known := self.vocabulary.indices(history))]
-        if clicked:
-            return clicked, "clicks"
-        return list(self.vocabulary.indices(evidence.like)[:, None]), "like"
+    def _histories(self, evidence: Sequence[Evidence]) -> list[tuple[list[NDArray[np.int64]], PlacedBy]]:
+        """The histories that each item is placed by, as item indices, and what these were made of."""
+        found: list[tuple[list[NDArray[np.int64]], PlacedBy]] = []
+        described: dict[int, NDArray[np.float16]] = {}  # the predicted vectors of those that are placed by attributes
+        for each in evidence:
+            clicked = [known for history in each.clicked_by if len(known := self.vocabulary.indices(history))]
+            like = list(self.vocabulary.indices(each.like)[:, None])
+            if not clicked and not like and (features := self.attributes.features(each.attributes)):
+                weights = self.facts.features.astype(np.float32)
+                described[len(found)] = self._vector(weights[-1] + weights[features].sum(axis=0) / len(features) ** 0.5)
+            found.append((clicked, "clicks") if clicked else (like, "like"))
+        for place, nearest in zip(described, self._nearest(list(described.values())), strict=True):
+            found[place] = list(nearest[:, None]), "attributes"
+        return found
+
+    def _nearest(self, vectors: list[NDArray[np.float16]]) -> Iterator[NDArray[np.int64]]:
+        """For each vector, the items with the nearest directions, of those that its paths have."""
+        index = self.structure.index
+        table, *_ = index.item_arrays
+        for start in range(0, len(vectors), TOGETHER):
+            part = np.array(vectors[start : start + TOGETHER])
+            histories = list(len(table) + np.arange(len(part))[:, None])
+            beams = self._run(histories, part.view(np.uint16))
+            read = self.structure.read(beams, READ)
+            ends = np.cumsum(read.lengths.sum(axis=1))
+            for vector, first, end in zip(part, [0, *ends[:-1]], ends, strict=True):
+                items = np.unique(read.items[first:end]).astype(np.int64)
+                items = items[items < len(table)]
+                others = table[items].view(np.float16).astype(np.float32)
+                cosine = others @ vector.astype(np.float32) / (np.linalg.norm(others, axis=1) + 1e-9)
+                yield items[np.argsort(-cosine, kind="stable")[:NEAREST]]
+
+    def _run(self, histories: Sequence[NDArray[np.int64]], new: NDArray[np.uint16] | None = None) -> Beams:
+        """The widest beams of users with these histories and without a context."""
+        categories, numbers, _ = self.schema.encode({})
+        tile = np.tile(np.array(categories, np.int64), (len(histories), 1))
+        of_numbers = np.tile(np.array(numbers, np.float32), (len(histories), 1))
+        return self.structure.search(histories, tile, of_numbers, self.beam, new)
 
     def _search(
         self, histories: list[NDArray[np.int64]]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
         """The user vectors (N, E) of histories, the paths found for each (N, W), and their probabilities (N, W)."""
-        categories, numbers, _ = self.schema.encode({})
-        found = []
-        for start in range(0, len(histories), TOGETHER):
-            part = histories[start : start + TOGETHER]
-            tile = np.tile(np.array(categories, np.int64), (len(part), 1))
-            found.append(
-                self.structure.search(part, tile, np.tile(np.array(numbers, np.float32), (len(part), 1)), self.beam)
-            )
+        found = [self._run(histories[start : start + TOGETHER]) for start in range(0, len(histories), TOGETHER)]
         if not found:
             return np.empty((0, 0), np.float32), np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)
         return (

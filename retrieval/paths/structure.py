@@ -129,19 +129,22 @@ class PathStructure:
         categories: NDArray[np.int64],
         numbers: NDArray[np.float32],
         beam: int,
+        new: NDArray[np.uint16] | None = None,
     ) -> Beams:
         """Run the network for B users.
 
         histories: item indices from 0 to V - 1, which is not checked here; the last `history` of each are read.
-        categories: (B, C). numbers: (B, M). Raises VersionDamaged if the outputs have wrong shapes or types, or name a
+        categories: (B, C). numbers: (B, M). new: the bits of the vectors of the items from V on, if they are not those
+        of the overlay. Raises VersionDamaged if the outputs have wrong shapes or types, or name a
         path that the index does not have.
         """
         histories = [history[-self.history :] for history in histories]
         lengths = np.array(list(map(len, histories)))
         items = histories[0] if len(histories) == 1 else np.concatenate(histories)
-        vectors, new, *_ = self.index.item_arrays
+        vectors, of_overlay, *_ = self.index.item_arrays
+        added = of_overlay if new is None else new
         feeds = {
-            "history": kernels.padded(vectors, new, items, lengths).view(np.float16),
+            "history": kernels.padded(vectors, added, items, lengths).view(np.float16),
             "length": lengths,
             "categories": categories,
             "numbers": numbers,

@@ -91,6 +91,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
     app.add_middleware(RequestMiddleware, metrics=metrics, draining=draining, max_body_bytes=settings.max_body_bytes)
     app.include_router(api.router)
     app.include_router(items.router)
+    app.include_router(items.reading)
     app.include_router(api.admin)
     problems.install(app)
     described = app.openapi

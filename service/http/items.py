@@ -7,16 +7,17 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, FailFast, Field
 
+from retrieval.attributes import TITLE
 from retrieval.changes import Change, Delete, Evidence, Patch, Put
 from retrieval.query import BadQuery, Limits
 from retrieval.searcher import Searcher
-from retrieval.vocabulary import Vocabulary
-from service.errors import Overloaded
-from service.http.guards import WriteRoute
+from service.errors import ItemNotFound, Overloaded
+from service.http.guards import Route, WriteRoute
 from service.http.problems import described
 from service.http.values import EXACT, Body, ItemId, integer
 
@@ -28,6 +29,7 @@ USERS = 5000  # histories, or items that an item is like, in one request
 TOKEN = HTTPBearer(auto_error=False, scheme_name="WriteToken", description="DR_WRITE_TOKEN")
 
 router = APIRouter(route_class=WriteRoute, dependencies=[Depends(TOKEN)], tags=["catalogue"])
+reading = APIRouter(route_class=Route, tags=["catalogue"])
 
 
 History = Annotated[list[ItemId], FailFast(), Field(max_length=Limits.HISTORY)]
@@ -44,6 +46,12 @@ class NewItem(Body):
     )
     like: Annotated[list[ItemId], FailFast()] = Field(
         [], max_length=CLICKED_BY, description="items that it is like; used if no history has a known item"
+    )
+    attributes: dict[str, Any] = Field(
+        {},
+        max_length=Limits.FEATURES,
+        description="as the items file of the training names them, and `title`; null takes one away. If neither "
+        "clicked_by nor like helps, a new item is placed by them",
     )
     expires: Annotated[int, integer(0, EXACT)] | None = Field(
         None,
@@ -76,6 +84,37 @@ class PutResponse(BaseModel):
     items: list[PlacedItem]
 
 
+class PathOfItem(BaseModel):
+    """A path that has an item. position: from 1 on; a request reads the first `per_path` items of a path, of `size`."""
+
+    nodes: list[int]
+    position: int
+    size: int
+
+
+class Neighbour(BaseModel):
+    """An item that the same users click. similarity: 0 to 1."""
+
+    item_id: ItemId
+    similarity: float
+
+
+class ItemResponse(BaseModel):
+    """What the catalogue has about an item.
+
+    live: false if it was deleted or has expired. since: when it was put, in ms since 1970; null if the version was
+    trained with it. Times among the attributes are in ms since 1970 too.
+    """
+
+    item_id: ItemId
+    live: bool
+    since: int | None
+    attributes: dict[str, Any]
+    title: str | None
+    paths: list[PathOfItem]
+    neighbours: list[Neighbour]
+
+
 class DeleteRequest(Body):
     """The items to delete."""
 
@@ -102,7 +141,7 @@ async def put(body: PutRequest, request: Request) -> dict[str, Any]:
     """
     retriever = request.state.reloader.retriever
     writer = request.state.writer
-    ids = _check(body, retriever.searcher.vocabulary)
+    ids = _check(body, retriever.searcher)
     if len(ids) > retriever.room - writer.reserved:
         raise Overloaded("there is no room for new items; make a new version, or raise DR_NEW_ITEMS")
     writer.reserved += len(ids)
@@ -115,11 +154,13 @@ async def put(body: PutRequest, request: Request) -> dict[str, Any]:
         writer.reserved -= len(ids)
 
 
-def _check(body: PutRequest, vocabulary: Vocabulary) -> list[ItemId]:
+def _check(body: PutRequest, searcher: Searcher) -> list[ItemId]:
     """The kept ids of the items.
 
-    Raises BadQuery for an id of the wrong kind, one that is named twice, an expiry in the past, or too much evidence.
+    Raises BadQuery for an id of the wrong kind, one that is named twice, an attribute that the version does not have or
+    of the wrong type, an expiry in the past, or too much evidence.
     """
+    vocabulary, schema = searcher.vocabulary, searcher.descriptions.schema
     ids: list[ItemId] = []
     now = time.time() * 1000
     for place, item in enumerate(body.items):
@@ -128,6 +169,8 @@ def _check(body: PutRequest, vocabulary: Vocabulary) -> list[ItemId]:
             kind = "an integer" if vocabulary.kind == "integer" else "a string that is not blank"
             raise BadQuery(f"items.{place}.item_id: expected {kind}, as all ids of this catalogue are")
         ids.append(item_id)
+        if item.attributes and (problem := schema.problem(item.attributes)):
+            raise BadQuery(f"items.{place}.attributes: {problem}")
         if item.expires and item.expires <= now:
             raise BadQuery(f"items.{place}.expires: expected a time in the future, in ms since 1970")
     if len(set(ids)) < len(ids):
@@ -142,21 +185,64 @@ def _changes(
 ) -> tuple[list[Change], list[dict[str, Any]]]:
     """A put for each item that has to be placed, a patch for the others; and the entries of the answer."""
     kept = [searcher.is_in_catalogue(i) and not (m.clicked_by or m.like) for i, m in zip(ids, items, strict=True)]
-    evidence = [Evidence(item.clicked_by, item.like) for item, known in zip(items, kept, strict=True) if not known]
+    schema, now = searcher.descriptions.schema, int(1000 * time.time())
+    evidence = [
+        Evidence(item.clicked_by, item.like, schema.normal(item.attributes))
+        for item, known in zip(items, kept, strict=True)
+        if not known
+    ]
     placements = iter(zip(evidence, searcher.place(evidence), strict=True))
     changes: list[Change] = []
     placed = []
     for item_id, item, known in zip(ids, items, kept, strict=True):
         if known:
-            if item.expires is not None or not searcher.is_live(item_id):  # one that has expired comes back
-                changes.append(Patch(item_id, expires=item.expires or 0))
+            # An item that has expired comes back.
+            expires = item.expires if searcher.is_live(item_id) else item.expires or 0
+            if expires is not None or item.attributes:
+                changes.append(Patch(item_id, expires=expires, attributes=schema.normal(item.attributes)))
             paths, placed_by = searcher.paths_of(item_id), "kept"
         else:
             why, placement = next(placements)
-            changes.append(Put(item_id, placement, why, item.expires or None))
+            changes.append(Put(item_id, placement, why, item.expires or None, now))
             paths, placed_by = list(placement.paths), placement.placed_by
         placed.append({"item_id": item_id, "paths": searcher.facts.nodes(paths), "placed_by": placed_by})
     return changes, placed
+
+
+@reading.get("/v1/items/{item_id:path}", response_model=ItemResponse, responses=described(404, 500, 503))
+async def show(item_id: str, request: Request) -> dict[str, Any]:
+    """What the catalogue has about an item: whether it is live, its attributes, and where it is found."""
+    searcher = request.state.reloader.retriever.searcher
+    return await asyncio.to_thread(_shown, searcher, item_id)
+
+
+def _shown(searcher: Searcher, text: str) -> dict[str, Any]:
+    vocabulary, index = searcher.vocabulary, searcher.structure.index
+    known = vocabulary.indices([text])
+    if not len(known):
+        raise ItemNotFound("no item of the catalogue has this id")
+    (name,), item = vocabulary.names(known), int(known[0])
+    found = searcher.descriptions.of(name)
+    values = dict(found.values) if found else {}
+    places = index.places_of(item) if searcher.is_live(name) else []
+    items, similarities = index.neighbours_of(item)
+    return {
+        "item_id": name,
+        "live": searcher.is_live(name),
+        "since": (found.since if found else 0) or None,
+        "title": values.pop(TITLE, None),
+        "attributes": values,
+        "paths": [
+            {"nodes": nodes, "position": position, "size": size}
+            for nodes, (_, position, size) in zip(
+                searcher.facts.nodes([path for path, _, _ in places]), places, strict=True
+            )
+        ],
+        "neighbours": [
+            {"item_id": other, "similarity": round(similarity, 4)}
+            for other, similarity in zip(vocabulary.names(items.astype(np.int64)), similarities.tolist(), strict=True)
+        ],
+    }
 
 
 @router.post(

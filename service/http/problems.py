@@ -27,6 +27,7 @@ STATUS: dict[type[Exception], int] = {
     BadQuery: 422,
     service.AdminOff: 403,
     service.WritingOff: 403,
+    service.ItemNotFound: 404,
     service.Unauthorized: 401,
     service.ServiceError: 500,
     store.VersionNotFound: 404,

@@ -69,7 +69,14 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
     reranker = Reranker("lr", np.array([1, *[0.1] * 7], np.float32), 0.0)
     facts = path_facts(config, width, index, int(config.beam), int(config.per_path))
     size = config.embedding
-    placing = PlacingFacts(np.zeros(size, np.float32), np.eye(size, dtype=np.float32), np.zeros(size, np.float32), 1, 0)
+    placing = PlacingFacts(
+        np.zeros(size, np.float32),
+        np.eye(size, dtype=np.float32),
+        np.zeros(size, np.float32),
+        1,
+        0,
+        np.zeros((1, size), np.float16),
+    )
     version = assemble(config, facts, onnx, index, reranker, placing, requests.first(4), dataset, {})
     return Catalogue(version, requests)
 

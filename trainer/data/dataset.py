@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from retrieval.attributes import TITLE
 from retrieval.context import ContextSchema
 from trainer.config import TrainConfig
 from trainer.data.attributes import ItemAttributes, read_attributes
@@ -48,7 +49,7 @@ class Dataset:
     """The sequences of U users over V items.
 
     item_ids: (V,) and user_ids: (U,), ascending. items: int32 (N,), item indices, user by user, each in time
-    order. offsets: int64 (U + 1,). context: the users' features. attributes: those of the items, if any are named.
+    order. offsets: int64 (U + 1,). context: the users' features. attributes: those of the items, if they have a file.
     strengths: float32 (N,), how much each click counts in the losses, with the mean 1, or None if all count the same.
     notes: messages to print about how files were read.
     """
@@ -71,8 +72,9 @@ class Dataset:
         if self.impressions:
             arrays += [self.impressions.offsets, self.impressions.items, self.impressions.before]
         if self.attributes:
-            digest.update(json.dumps(self.attributes.values).encode())
-            arrays.append(self.attributes.codes)
+            table = self.attributes.table
+            digest.update(json.dumps(table.schema.to_json(), sort_keys=True).encode())
+            arrays += [table.codes, table.numbers, table.titles]
         for array in arrays:
             digest.update(np.ascontiguousarray(array).data)
         for ids in (self.item_ids, self.user_ids):
@@ -102,7 +104,7 @@ def load_dataset(
     ratings = set() if config.min_rating is None else {"rating", "weight"}
     named = {name for name in (config.strength, config.clicked) if name}
     table = read_table(interactions, {"user_id", "item_id", "timestamp", *ratings, *named, *context})
-    catalogue = read_table(items, {"item_id", *described}) if items else None
+    catalogue = read_table(items, {"item_id", TITLE, *described}) if items else None
     by_user = read_table(users, {"user_id", *context}) if users and config.context else None
     encoded_items = encode_ids([table, catalogue] if catalogue else [table], "item_id", config.item_id)
     encoded_users = encode_ids([table, by_user] if by_user else [table], "user_id", config.user_id)
@@ -141,7 +143,7 @@ def load_dataset(
     context_of = read_context(config.context, sources, len(kept_users), schema)
     notes = [line for part in (table, catalogue, by_user) if part for line in part.notes]
     attributes = None
-    if catalogue and described:
+    if catalogue and (described or TITLE in catalogue.names):
         item_rows = _rows_of(encoded_items.rows[1], kept_items, encoded_items.ids, catalogue, "item")
         attributes = read_attributes(config.attributes, catalogue, item_rows)
     notes += [*encoded_items.notes, *encoded_users.notes, *context_of.notes, *(attributes.notes if attributes else ())]

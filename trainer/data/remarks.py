@@ -24,8 +24,9 @@ def remarks(dataset: Dataset, config: TrainConfig, users: Path | None, current: 
             for feature in dataset.context.schema.features
         )
     if dataset.attributes:
-        without = int((dataset.attributes.codes < 0).all(axis=1).sum())
-        values = counted(len(dataset.attributes.values), "value")
+        table = dataset.attributes.table
+        without = int(((table.codes < 0).all(axis=1) & (table.offsets[1:] == table.offsets[:-1])).sum())
+        values = f"{counted(table.schema.starts[-1], 'value')} and {counted(len(table.schema.words), 'word')} of titles"
         yield f"attributes: {values} in all; {counted(without, 'item')} of {len(dataset.item_ids)} without any"
     if dataset.impressions:
         yield f"{counted(len(dataset.impressions.items), 'row')} shown and not clicked ({config.clicked})"

@@ -42,7 +42,7 @@ from trainer.deep_retrieval.unclicked import describe_unclicked
 from trainer.deep_retrieval.warm_up import WarmUp, seed_epoch
 from trainer.encoders.spectral import spectral_vectors
 from trainer.encoders.user import UserEncoder
-from trainer.progress import Progress
+from trainer.progress import Progress, counted
 
 #: The most dropout in the encoder while the path layers learn. The encoder is overfitted to its training sequences;
 #: with dropout, their user vectors resemble those of users that it has not seen.
@@ -108,8 +108,9 @@ def fit(
             run.save(record, {"model": model, "averages": warm_up.averages}, warm_up.optimizers, paths)
             progress.say(_line(record, config))
     if dataset.attributes and len(_of_warm_up(run)) == len(run.history):  # later checkpoints have these vectors
-        progress.say("items without clicks: vectors from their attributes")
-        describe_unclicked(model, clicks, dataset.attributes)
+        described = describe_unclicked(model, clicks, dataset.attributes)
+        if described:
+            progress.say(f"{counted(described, 'item')} without clicks: vectors from their attributes and titles")
     paths = _learn_paths(config, model, head, batches, paths, run, optimizers, progress)
     return Trained(model.cpu().eval(), paths, run.history)
 

@@ -14,6 +14,7 @@ import torch
 
 from index_store.path_facts import PathFacts
 from index_store.version import Version, npy
+from retrieval.attributes import Attributes
 from retrieval.golden import record
 from retrieval.paths.index import PathIndex
 from retrieval.paths.overlay import NO_END, NO_LATE
@@ -37,7 +38,7 @@ from trainer.publish.health import REACH_USERS, Health, churn, measure_health
 from trainer.publish.index import make_index, neighbours
 from trainer.publish.network import Network, to_onnx
 from trainer.publish.parity import check_parity
-from trainer.publish.placing import CLICKS, GROUPS, fit_placing
+from trainer.publish.placing import CLICKS, GROUPS, fit_features, fit_placing
 from trainer.publish.reranker import fit_reranker
 
 BEAM_REQUESTS = 1000  # training users on whom beam and per_path are chosen
@@ -93,7 +94,8 @@ def make_version(
         metrics["files"] = dict(files)
     facts = path_facts(config, model.width, index, beam, per_path)
     sampled = clicked_requests(dataset, split, GROUPS, CLICKS, config.seed)
-    placing = fit_placing(structure, dataset.context.schema, sampled, clicks)
+    features = fit_features(index, dataset.attributes, clicks, config.seed)
+    placing = fit_placing(structure, dataset.context.schema, sampled, clicks, features)
     return assemble(config, facts, onnx, index, structure.reranker, placing, requests, dataset, metrics)
 
 
@@ -138,11 +140,14 @@ def assemble(
         "item_bias.npy": npy(index.item_bias),
         "neighbours.npy": npy(index.neighbours.items),
         "similarities.npy": npy(index.neighbours.similarities),
+        "item_since.npy": npy(np.zeros(len(ids), np.int64)),
         "item_ends.npy": npy(np.full(len(ids), NO_END, np.uint32)),
         "late_items.npy": npy(NO_LATE.items),
         "late_neighbours.npy": npy(NO_LATE.neighbours),
         "late_similarities.npy": npy(NO_LATE.similarities),
         "changes.json": _json([]),
+        "feature_vectors.npy": npy(placing.features),
+        **(dataset.attributes.table if dataset.attributes else Attributes.none(len(ids))).parts(),
         "reranker.json": _json(reranker.to_json()),
         "placing.json": _json(placing.to_json()),
         "context.json": _json(dataset.context.schema.to_json()),
