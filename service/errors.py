@@ -6,6 +6,7 @@ ServiceError
 ├── DeadlineExceeded   there was no answer within the request's timeout
 ├── AdminOff           no admin token is set
 ├── WritingOff         no write token is set
+├── ItemNotFound       no item of the catalogue has the id
 ├── Unauthorized       the admin token or the write token is missing or wrong
 └── ClientGone         the client has closed the connection
 """

@@ -43,6 +43,15 @@ def client(store: FolderStore) -> Iterator[TestClient]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def refusing(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A replica that several tests use, because it refuses everything that they send."""
+    store = FolderStore(str(tmp_path_factory.mktemp("store")))
+    store.activate(store.publish(planted.version))
+    with replica(store) as opened:
+        yield opened
+
+
 def ask(client: TestClient, **fields: Any) -> Any:
     """A retrieve request with a history of group 1."""
     response = client.post("/v1/retrieve", json={"history": [1, 5], "k": 6, **fields})
@@ -122,10 +131,10 @@ def test_writing_needs_its_token(store: FolderStore, client: TestClient) -> None
 @pytest.mark.parametrize(
     "body", [{}, {"item_ids": []}, {"item_ids": [1.5]}, {"item_ids": [""]}, {"item_ids": [1] * 1001}, {"items": [1]}]
 )
-def test_wrong_bodies(client: TestClient, body: Any) -> None:
+def test_wrong_bodies(refusing: TestClient, body: Any) -> None:
     """Each is a 422, and nothing is written."""
-    assert_problem(client.post("/v1/items:delete", json=body, headers=WRITER), 422)
-    assert ask(client).json()["seq"] == 0
+    assert_problem(refusing.post("/v1/items:delete", json=body, headers=WRITER), 422)
+    assert ask(refusing).json()["seq"] == 0
 
 
 def test_another_replica_follows(store: FolderStore, client: TestClient) -> None:
@@ -368,12 +377,12 @@ def test_a_new_item_in_another_network(store: FolderStore, client: TestClient, o
         ({"items": [{"item_id": i} for i in range(1001)]}, "at most 1000"),
     ],
 )
-def test_wrong_items(client: TestClient, body: Any, words: str) -> None:
+def test_wrong_items(refusing: TestClient, body: Any, words: str) -> None:
     """Each is a 422 that says what is expected, and nothing is written."""
-    response = client.post("/v1/items", json=body, headers=WRITER)
+    response = refusing.post("/v1/items", json=body, headers=WRITER)
     assert_problem(response, 422)
     assert words in response.text
-    assert ask(client).json()["seq"] == 0
+    assert ask(refusing).json()["seq"] == 0
 
 
 def test_there_is_room_for_so_many_new_items(store: FolderStore) -> None:

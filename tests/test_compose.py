@@ -89,6 +89,7 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
     metrics.requests.labels("/v1/retrieve", 200).inc()
     metrics.duration.labels("/v1/retrieve").observe(1)
     metrics.serving("v1-000000000000", 1, 1)
+    metrics.folds.labels("done").inc()
     exported = {line.split("{")[0].split(" ")[0] for line in metrics.text().decode().splitlines() if line[0] != "#"}
 
     assert shown <= exported

@@ -55,12 +55,24 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Version:
     return make_version(config, dataset, split, trained, SilentProgress(), allow_collapsed=True)
 
 
+def serve(version: Version, folder: Path) -> TestClient:
+    """A replica that serves the version; it has to be entered."""
+    store = FolderStore(str(folder))
+    store.activate(store.publish(version))
+    return TestClient(make_app(store, write_token="w"))
+
+
 @pytest.fixture
 def client(version: Version, tmp_path: Path) -> Iterator[TestClient]:
-    """A replica that serves the version."""
-    store = FolderStore(str(tmp_path / "store"))
-    store.activate(store.publish(version))
-    with TestClient(make_app(store, write_token="w")) as opened:
+    """A replica of its own."""
+    with serve(version, tmp_path / "store") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def refusing(version: Version, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A replica that several tests use, because it refuses everything that they send."""
+    with serve(version, tmp_path_factory.mktemp("store")) as opened:
         yield opened
 
 
@@ -160,12 +172,12 @@ def test_attributes_change(client: TestClient) -> None:
     ],
     ids=str,
 )
-def test_wrong_attributes(client: TestClient, attributes: Any, words: str) -> None:
+def test_wrong_attributes(refusing: TestClient, attributes: Any, words: str) -> None:
     """They are refused with what was expected, and nothing is put."""
-    response = put(client, 1001, attributes=attributes)
+    response = put(refusing, 1001, attributes=attributes)
     assert words in assert_problem(response, 422)["detail"]
     assert "secret" not in response.text
-    assert_problem(client.get("/v1/items/1001"), 404)
+    assert_problem(refusing.get("/v1/items/1001"), 404)
 
 
 def test_a_fold_keeps_descriptions(client: TestClient) -> None:

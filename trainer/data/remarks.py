@@ -26,8 +26,9 @@ def remarks(dataset: Dataset, config: TrainConfig, users: Path | None, current: 
     if dataset.attributes:
         table = dataset.attributes.table
         without = int(((table.codes < 0).all(axis=1) & (table.offsets[1:] == table.offsets[:-1])).sum())
-        values = f"{counted(table.schema.starts[-1], 'value')} and {counted(len(table.schema.words), 'word')} of titles"
-        yield f"attributes: {values} in all; {counted(without, 'item')} of {len(dataset.item_ids)} without any"
+        values = counted(table.schema.starts[-1], "value")
+        words = f" and {counted(len(table.schema.words), 'word')} of titles" if len(table.titles) else ""
+        yield f"attributes: {values}{words} in all; {counted(without, 'item')} of {len(dataset.item_ids)} without any"
     if dataset.impressions:
         yield f"{counted(len(dataset.impressions.items), 'row')} shown and not clicked ({config.clicked})"
     if users and not config.context:
