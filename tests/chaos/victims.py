@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,9 +17,11 @@ import torch
 
 import trainer.__main__
 import trainer.publish.version
+from index_store.log import Draft
 from index_store.redis import store as server_module
-from index_store.store import open_store
+from index_store.store import IndexStore, open_store
 from index_store.version import Version
+from retrieval.fold import fold_current
 from tests.chaos.disk import watched
 
 LEASE_MS = 300  # a killed publisher's lease: short, as the next publisher may have to wait for it
@@ -61,6 +64,20 @@ def _begin(sender: Connection, work: Callable[..., Any], *arguments: Any) -> Non
 
 def publish_and_activate(url: str, version: Version, steps: int | None = None) -> None:
     """Publish and activate; die by SIGKILL after `steps` operations on the disk and messages to the server."""
+    with dying(url, steps) as store:
+        store.activate(store.publish(version))
+
+
+def append_and_fold(url: str, drafts: list[Draft], steps: int | None = None) -> None:
+    """Append records and fold; die as `publish_and_activate` does."""
+    with dying(url, steps) as store:
+        store.append(drafts)
+        fold_current(store)
+
+
+@contextmanager
+def dying(url: str, steps: int | None) -> Iterator[IndexStore]:
+    """A store with which this process dies by SIGKILL after `steps` operations on the disk and messages."""
     left = steps
 
     def step(*_: Any) -> None:
@@ -79,7 +96,7 @@ def publish_and_activate(url: str, version: Version, steps: int | None = None) -
     redis.connection.Connection.send_packed_command = send_or_die  # type: ignore[method-assign]
     store = open_store(url)
     with watched(Path(url), step):
-        store.activate(store.publish(version))
+        yield store
 
 
 def train(arguments: list[str], log: str) -> None:
