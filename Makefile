@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 
 help:
 	@echo "make install   make .venv with everything"
-	@echo "make demo      train on the shipped purchases, serve, ask; ONCE=1 ends after the answer"
+	@echo "make demo      train on the shipped purchases, serve, ask; ONCE=1 ends after the answers"
 	@echo "make docs      write docs/reference.md: every setting, command and route"
 	@echo "make test      lint, types and tests, in JOBS processes (two a core): about three minutes on two cores"
 	@echo "make lint      lint and types only"

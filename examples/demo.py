@@ -1,6 +1,7 @@
-"""Go from the shipped purchases to an HTTP answer: train, publish, serve, send a request. `make demo` runs this file.
+"""Go from the shipped purchases to an HTTP answer: train, publish, serve, send a request; then put a product that was
+never sold, find it, and take it down. `make demo` runs this file.
 
-With ONCE=1 in the environment, the demo ends after the answer. DEMO_STORE is the folder of the store (default
+With ONCE=1 in the environment, the demo ends there. DEMO_STORE is the folder of the store (default
 ./demo-store). If the store has a version already, the demo serves that version without training.
 """
 
@@ -44,7 +45,7 @@ def main() -> int:
     address = f"http://127.0.0.1:{port}"
     service = subprocess.Popen(
         [COMMANDS / "dr-service", "--store", str(STORE), "--port", str(port)],
-        env={"DR_ADMIN_TOKEN": "demo", "DR_DRAIN_SECONDS": "0"} | os.environ,
+        env={"DR_ADMIN_TOKEN": "demo", "DR_WRITE_TOKEN": "demo", "DR_DRAIN_SECONDS": "0"} | os.environ,
     )
     try:
         # The service is on this machine, so a proxy that the environment names is not used.
@@ -56,11 +57,8 @@ def main() -> int:
             say(f"     {titles[item]}")
         answer = client.post("/v1/retrieve", json=body).raise_for_status().json()
         say(f"   the answer, of version {answer['version']}, in {answer['took_ms']:.1f} ms:")
-        for rank, candidate in enumerate(answer["candidates"], 1):
-            print(
-                f"{rank:4}  {candidate['item_id']:7} {candidate['score']:7.2f}  {titles[candidate['item_id']]}",
-                flush=True,
-            )
+        show(answer, titles)
+        put_and_delete(client, body, titles)
         short = json.dumps({"history": body["history"][-3:], "context": body["context"], "k": K})
         say("\nask yourself:")
         say(f"  curl -s {address}/v1/retrieve -H 'content-type: application/json' -d '{short}'")
@@ -74,6 +72,41 @@ def main() -> int:
             service.wait(15)
         service.kill()
     return 0
+
+
+def put_and_delete(client: httpx.Client, body: dict[str, Any], titles: dict[str, str]) -> None:
+    """Put a product of which only the title is known, ask again, and take it down."""
+    token = {"Authorization": f"Bearer {os.environ.get('DR_WRITE_TOKEN', 'demo')}"}
+    name, title = "NEW-1", "ALARM CLOCK BAKELIKE YELLOW"
+    say(f"\n4. putting a product that was never sold: {title}")
+    started = time.perf_counter()
+    items = [{"item_id": name, "attributes": {"title": title}}]
+    put = client.post("/v1/items", json={"items": items}, headers=token).raise_for_status().json()
+    answer = client.post("/v1/retrieve", json={**body, "min_seq": put["seq"]}).raise_for_status().json()
+    took = 1000 * (time.perf_counter() - started)
+    say(
+        f"   {took:.0f} ms later, the answer has it"
+        if has(answer, name)
+        else "   it is not among the best for this customer"
+    )
+    show(answer, titles | {name: f"{title}   <- new"})
+    started = time.perf_counter()
+    gone = client.post("/v1/items:delete", json={"item_ids": [name]}, headers=token).raise_for_status().json()
+    answer = client.post("/v1/retrieve", json={**body, "min_seq": gone["seq"]}).raise_for_status().json()
+    took = 1000 * (time.perf_counter() - started)
+    say(f"   taken down; {took:.0f} ms later, the answer has it {'still' if has(answer, name) else 'no more'}")
+
+
+def has(answer: dict[str, Any], item: str) -> bool:
+    """Whether an answer has an item."""
+    return item in [candidate["item_id"] for candidate in answer["candidates"]]
+
+
+def show(answer: dict[str, Any], titles: dict[str, str]) -> None:
+    """Print the candidates with their titles."""
+    for rank, candidate in enumerate(answer["candidates"], 1):
+        item = candidate["item_id"]
+        say(f"{rank:4}  {item:7} {candidate['score']:7.2f}  {titles[item]}")
 
 
 def train() -> None:
