@@ -11,8 +11,8 @@ import datetime
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -209,22 +209,30 @@ class Attributes:
             raise VersionDamaged("attribute_codes.npy: a code is outside of those in attributes.json")
         return cls(schema, codes, numbers, titles, offsets)
 
-    def with_titles_of(self, other: Attributes, rows: NDArray[np.int64], but: Collection[int]) -> Attributes:
-        """The same with the titles that another table has in `rows`, (V,), -1 for none; those of items `but` stay."""
-        lengths = np.where(rows >= 0, np.diff(other.offsets)[rows] if len(other.offsets) > 1 else 0, 0)
-        kept = list(but)
-        own = np.diff(self.offsets)
-        lengths[kept] = own[kept]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        titles = np.empty(offsets[-1], np.uint8)
+    def folded(
+        self,
+        schema: AttributeSchema,
+        codes: NDArray[np.int32],
+        numbers: NDArray[np.float64],
+        rows: NDArray[np.int64],
+        titles: Mapping[int, str | None],
+    ) -> Attributes:
+        """Those of U items. rows: (U,), from which row of this table each title is, -1 for none; but for `titles`."""
+        texts = {row: (title or "").encode() for row, title in titles.items()}
         taken = rows.copy()
-        taken[kept] = -1
-        copied = np.flatnonzero((taken >= 0) & (lengths > 0))
-        source = _spans(other.offsets[taken[copied]], lengths[copied])
-        titles[_spans(offsets[copied], lengths[copied])] = other.titles[source]
-        for item in kept:
-            titles[offsets[item] : offsets[item + 1]] = self.titles[self.offsets[item] : self.offsets[item + 1]]
-        return replace(self, titles=titles, offsets=offsets)
+        taken[list(texts)] = -1
+        known = np.flatnonzero(taken >= 0)
+        lengths = np.zeros(len(rows), np.int64)
+        lengths[known] = np.diff(self.offsets)[taken[known]]
+        lengths[list(texts)] = list(map(len, texts.values()))
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        written = np.empty(offsets[-1], np.uint8)
+        written[_spans(offsets[known], lengths[known])] = self.titles[
+            _spans(self.offsets[taken[known]], lengths[known])
+        ]
+        for row, text in texts.items():
+            written[offsets[row] : offsets[row + 1]] = np.frombuffer(text, np.uint8)
+        return Attributes(schema, codes, numbers, written, offsets)
 
     def parts(self) -> dict[str, bytes]:
         """The parts of a version."""

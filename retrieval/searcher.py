@@ -38,8 +38,7 @@ class Searcher:
         self.vocabulary = Vocabulary(version.item_ids)
         self.facts = facts
         attributes = Attributes.of(version)
-        since, ends = version.array("item_since.npy"), structure.index.ends
-        self.descriptions = Descriptions(attributes, since, ends, self.vocabulary)
+        self.descriptions = Descriptions(attributes, self.vocabulary)
         self.overlay = self._overlay(structure, slots) if slots else None
         self.structure = structure.with_overlay(self.overlay)
         self._placer = Placer(
@@ -84,6 +83,7 @@ class Searcher:
             index.item_bias,
             index.ends,
             index.late,
+            self.version.array("item_since.npy"),
             embedding=manifest.embedding,
             paths_per_item=self.facts.paths_per_item,
             network=self._network,
@@ -162,9 +162,7 @@ class Searcher:
     def folded_parts(self) -> tuple[dict[str, bytes], int, int]:
         """See `fold.folded_parts`."""
         parts, items, postings = folded_parts(self.structure.index, self.vocabulary)
-        ids = self.vocabulary.all_ids()
-        names = ids if isinstance(ids, list) else ids.tolist()
-        return parts | self.descriptions.folded_parts(names), items, postings
+        return parts | self.descriptions.folded_parts(), items, postings
 
     def at(self, clock: Callable[[], float]) -> Searcher:
         """The same searcher with another clock, which says which items have expired; seconds since 1970."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.query import ItemId
 
+T = TypeVar("T")
 #: An integer id as text, in files and requests. A fraction of zeros is allowed, because pandas writes 7 as 7.0 in a
 #: column that has a missing value.
 INTEGER = r"(0|-?[1-9][0-9]{0,18})(\.0+)?"
@@ -81,6 +84,23 @@ class Vocabulary:
         """The index of a canonical id, or None if it is unknown."""
         place = self._new.get(item, -1)
         return place if place >= 0 else self.version_index(item)
+
+    def version_rows(self) -> NDArray[np.int64]:
+        """For each of `all_ids`, the index that it has in the version, -1 for none."""
+        ids = self.all_ids()
+        if isinstance(ids, list):
+            assert self._places is not None
+            return np.array([self._places.get(name, -1) for name in ids], np.int64)
+        assert not isinstance(self._ids, list)
+        places = np.minimum(self._ids.searchsorted(ids), len(self._ids) - 1)
+        return np.where(self._ids[places] == ids, places, -1)
+
+    def ascending_rows(self, named: Mapping[ItemId, T]) -> dict[int, T]:
+        """What is named, by positions in `all_ids`."""
+        ids = self.all_ids()
+        if isinstance(ids, list):
+            return {bisect_left(ids, str(name)): value for name, value in named.items()}
+        return dict(zip(ids.searchsorted(list(named)).tolist(), named.values(), strict=True)) if named else {}
 
     def version_index(self, item: ItemId) -> int | None:
         """The index that a canonical id has in the version, even if it was put again; None if it has none."""

@@ -213,14 +213,11 @@ def test_descriptions_follow_the_records(version: Version) -> None:
     made = records([[one], [Delete(1001), two, Patch(3, attributes={"price": 9})], [three, Delete(4)]])
     searcher.apply(made)
     for _ in range(2):
-        descriptions = searcher.descriptions
-        found = descriptions.of(1001)
-        assert found
-        assert (dict(found.values), found.since) == ({"price": 2, "title": "t"}, 22)
-        assert descriptions.of(4) is None
-        changed = descriptions.of(3)
-        assert changed
-        assert (changed.values["price"], changed.values["colour"]) == (9, "black")
+        index, descriptions = searcher.structure.index, searcher.descriptions
+        assert descriptions.of(1001) == {"price": 2, "title": "t"}
+        assert index.since(searcher.vocabulary.indices([1001, 3])).tolist() == [22, 0]
+        assert descriptions.of(4) == {}
+        assert (descriptions.of(3)["price"], descriptions.of(3)["colour"]) == (9, "black")
         searcher = Searcher.open(fold(version, made), 20)
 
 

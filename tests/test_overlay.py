@@ -164,7 +164,7 @@ def living(rng: np.random.Generator, *, text: bool = False, slots: int = 400, re
     path_ids = np.array(PATH_IDS)
     ends = np.full(ITEMS, NO_END, np.uint32)
     overlay = Overlay(
-        vocabulary, path_ids, bias, ends, NO_LATE,
+        vocabulary, path_ids, bias, ends, NO_LATE, np.zeros(ITEMS, np.int64),
         embedding=SIZE, paths_per_item=J, network=NETWORK, slots=slots, place=START,
     )  # fmt: skip
     index = PathIndex(

@@ -51,6 +51,7 @@ def folded_parts(index: PathIndex, vocabulary: Vocabulary) -> tuple[dict[str, by
         "item_vectors": _rows(index.item_vectors, overlay.vectors.view(np.float16), renamed.old),
         "item_bias": overlay.bias[renamed.old],
         "item_ends": ends,
+        "item_since": overlay.since(renamed.old),
         "neighbours": nearest.items,
         "similarities": nearest.similarities,
         "late_items": late.items,

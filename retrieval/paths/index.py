@@ -111,6 +111,10 @@ class PathIndex:
         """The second since 1970 at which each item ends; 0 for an item that was deleted."""
         return self.overlay.end_of(items) if self.overlay else self.ends[items].astype(np.int64)
 
+    def since(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """When each item was put, ms since 1970; 0 for one that the version was trained with."""
+        return self.overlay.since(items) if self.overlay else np.zeros(len(items), np.int64)
+
     def places_of(self, item: int) -> list[tuple[int, int, int]]:
         """The id of each path that has the item, the item's place in the path's list, from 1 on, and the list's length.
 

@@ -81,6 +81,7 @@ class Overlay:
         item_bias: NDArray[np.float32],
         item_ends: NDArray[np.uint32],
         late: Late,
+        item_since: NDArray[np.int64],
         *,
         embedding: int,
         paths_per_item: int,
@@ -88,7 +89,8 @@ class Overlay:
         slots: int,
         place: Place,
     ) -> None:
-        """vocabulary: gets the ids of new items. path_ids: (P,) ascending. item_bias, item_ends: (V,), of the version.
+        """vocabulary: gets the ids of new items. path_ids: (P,) ascending. item_bias, item_ends and item_since are those
+        of the version, (V,).
 
         network: see `Placement`. slots: C. place: the last record that the version covers.
         """
@@ -105,6 +107,7 @@ class Overlay:
         self._state = np.zeros(self._first + slots, np.int64)
         ends = item_ends.astype(np.int64)
         self._state[: self._first] = np.where(ends == NO_END, lists.NEVER, ends) << 16
+        self._item_since, self._new_since = item_since, np.zeros(slots, np.int64)
         self._heads = np.full(len(path_ids), -1, np.int32)
         self.crowd = np.zeros(len(path_ids), np.int32)  # postings of each chain, and late items in each list
         self._limits = np.full(len(path_ids), lists.SWEPT, np.int32)  # of `crowd`, see `lists.apply`
@@ -148,6 +151,13 @@ class Overlay:
         """The second since 1970 at which each item ends; 0 for an item that was deleted."""
         return self._state[items] >> 16
 
+    def since(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """When each item was put, ms since 1970; 0 for one that the version was trained with."""
+        new = items >= self._first
+        found = self._item_since[np.where(new, 0, items)]
+        found[new] = self._new_since[items[new] - self._first]
+        return found
+
     def postings(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The items of the chains that were not deleted, (N,), and the path of each; the newest of a path first."""
         chain = self._chain[: self._used[lists.POSTINGS]][::-1].astype(np.int64)
@@ -184,6 +194,7 @@ class Overlay:
         batch = _Batch()
         names: list[ItemId] = []
         placed: list[Placement] = []
+        since: list[int] = []
         new: dict[ItemId, int] = {}  # the items that these records put
         replaced: dict[int, int] = {}  # the old index of an item that is put again, and the new one
         gone: set[int] = set()  # those that they delete
@@ -210,6 +221,7 @@ class Overlay:
                 left_out += 1
                 continue
             new[item_id] = self._first + self.slots + len(names)
+            since.append(self._since_of(item, gone, change, since))
             if item is not None:
                 replaced[item] = new[item_id]
             names.append(item_id)
@@ -220,6 +232,7 @@ class Overlay:
         rows = self._rows(batch.paths)
         if placed:
             self._store(placed, new)
+            self._new_since[self.slots : self.slots + len(since)] = since
         self._successors |= replaced
         self._vocabulary.add(names)
         lists.apply(
@@ -251,6 +264,15 @@ class Overlay:
                 raise LogDamaged(f"the log has an item id that is not of kind {self._vocabulary.kind}")
             ids.append(item_id)
         return ids, self._vocabulary.places(ids).tolist()
+
+    def _since_of(self, item: int | None, gone: set[int], put: Put, since: Sequence[int]) -> int:
+        """Since when an item is there that is put now. since: of the items that were put with it, in order."""
+        first = self._first + self.slots
+        if item is None or item in gone:
+            return put.since
+        if item >= first:
+            return since[item - first]
+        return int(self.since(np.array([item]))[0]) if self._state[item] >> 16 > 0 else put.since
 
     def _is_foreign(self, put: Put) -> bool:
         """Whether the item has to be placed for this network."""

@@ -222,14 +222,13 @@ def _shown(searcher: Searcher, text: str) -> dict[str, Any]:
     if not len(known):
         raise ItemNotFound("no item of the catalogue has this id")
     (name,), item = vocabulary.names(known), int(known[0])
-    found = searcher.descriptions.of(name)
-    values = dict(found.values) if found else {}
+    values = dict(searcher.descriptions.of(name))
     places = index.places_of(item) if searcher.is_live(name) else []
     items, similarities = index.neighbours_of(item)
     return {
         "item_id": name,
         "live": searcher.is_live(name),
-        "since": (found.since if found else 0) or None,
+        "since": int(index.since(known)[0]) or None,
         "title": values.pop(TITLE, None),
         "attributes": values,
         "paths": [
