@@ -89,7 +89,7 @@ class Overlay:
         slots: int,
         place: Place,
     ) -> None:
-        """vocabulary: gets the ids of new items. path_ids: (P,) ascending. item_bias, item_ends and item_since are those
+        """vocabulary: gets the ids of new items. path_ids: (P,) ascending. item_bias, item_ends and item_since: those
         of the version, (V,).
 
         network: see `Placement`. slots: C. place: the last record that the version covers.
