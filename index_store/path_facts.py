@@ -39,8 +39,9 @@ class PathFacts:
             names = ", ".join(field.name for field in dataclasses.fields(cls))
             raise VersionDamaged(f"structure: expected {names}") from None
         for name, value in dataclasses.asdict(facts).items():
-            if type(value) is not int or value < 1:
-                raise VersionDamaged(f"{name}: expected a whole number from 1, found {value!r}")
+            least = 0 if name == "postings" else 1  # all items may be deleted
+            if type(value) is not int or value < least:
+                raise VersionDamaged(f"{name}: expected a whole number from {least}, found {value!r}")
         if facts.beam > facts.max_beam:
             raise VersionDamaged(f"beam: expected at most max_beam, {facts.max_beam}, found {facts.beam}")
         # Refuse a huge depth or width first: computing its power could take hours.

@@ -218,7 +218,7 @@ class Version:
         if self.read_paths is None:
             path_items = self.array(LISTS)
             _check(path_items, "path_items", np.int32, (facts.postings,))
-            if path_items.min() < 0 or path_items.max() >= items:
+            if path_items.min(initial=0) < 0 or path_items.max(initial=0) >= items:
                 raise VersionDamaged(f"path_items: an item index is outside 0..{items - 1}")
 
     def _validate_attributes(self) -> None:

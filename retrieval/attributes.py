@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from index_store.errors import VersionDamaged
 from index_store.version import Version, npy
-from retrieval.context import as_text
+from retrieval.context import as_text, is_absent
 from retrieval.query import Limits
 
 Kind = Literal["number", "time", "category", "categories"]
@@ -62,7 +62,7 @@ class Attribute:
         return {value: code for code, value in enumerate(self.values)}
 
     def parse(self, value: Any) -> float | list[str] | None:
-        """The number, or the categories; None if the value is of another kind."""
+        """The number, or the categories; None if the value is of another kind. Blanks and NaN are no categories."""
         if self.kind == "number":
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             return float(value) if is_number and abs(value) <= 2**53 and math.isfinite(value) else None
@@ -71,8 +71,10 @@ class Attribute:
         values = value if self.kind == "categories" else [value]
         if not isinstance(values, list) or len(values) > MAX_VALUES:
             return None
-        texts = [as_text(each) for each in values if isinstance(each, str | int | float)]
-        return texts if len(texts) == len(values) and max(map(len, texts), default=0) <= Limits.FEATURE_VALUE else None
+        if not all(isinstance(each, str | int | float) for each in values):
+            return None
+        texts = [as_text(each) for each in values if not is_absent(each) and each not in (math.inf, -math.inf)]
+        return texts if all(len(text) <= Limits.FEATURE_VALUE and is_unicode(text) for text in texts) else None
 
     def features(self, value: float | list[str]) -> list[int]:
         """The features of a parsed value, from 0 on; those of unknown categories are left out."""
@@ -111,7 +113,9 @@ class AttributeSchema:
         """What is wrong with the attributes of an item that is put, without input that may be secret."""
         for name, value in values.items():
             if name == TITLE and TITLE not in self.by_name:
-                if value is not None and not (isinstance(value, str) and len(value) <= TITLE_LENGTH):
+                if value is not None and not (
+                    isinstance(value, str) and len(value) <= TITLE_LENGTH and is_unicode(value)
+                ):
                     return f"{TITLE}: expected a text of at most {TITLE_LENGTH} characters"
             elif name not in self.by_name:
                 known = ", ".join((*self.by_name, TITLE))
@@ -125,9 +129,9 @@ class AttributeSchema:
         kept: dict[str, Any] = {}
         for name, value in values.items():
             attribute = self.by_name.get(name)
-            parsed = attribute.parse(value) if attribute and value is not None else value
+            parsed = attribute.parse(value) if attribute and value is not None else value or None
             if isinstance(parsed, list) and attribute and attribute.kind == "category":
-                parsed = parsed[0]
+                parsed = parsed[0] if parsed else None
             kept[name] = int(parsed) if isinstance(parsed, float) and parsed.is_integer() else parsed
         return kept
 
@@ -272,6 +276,15 @@ def _spans(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.
     """The positions starts[0], starts[0] + 1, ... of all spans, one after another."""
     places: NDArray[np.int64] = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
     return places
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written in UTF-8; half of a surrogate pair, which JSON may have, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def words_of(title: Any) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index_store.version import npy
 from retrieval.attributes import TITLE, Attribute, Attributes, AttributeSchema
 from retrieval.changes import Change, Delete, Patch, Put
 from retrieval.query import ItemId
@@ -54,8 +55,11 @@ class Descriptions:
         title = self._attributes.title(place)
         return self._attributes.values(place) | ({TITLE: title} if title is not None else {})
 
-    def folded_parts(self) -> dict[str, bytes]:
-        """The parts of a version with all items that have an id, ascending, for `fold.folded_parts`."""
+    def folded_parts(self, features: NDArray[np.float16]) -> dict[str, bytes]:
+        """The parts of a version with all items that have an id, ascending, for `fold.folded_parts`.
+
+        features: the version's feature_vectors.npy. Categories that only new items have add nothing to a vector.
+        """
         table = self._attributes
         old = self._vocabulary.version_rows()
         new = self._vocabulary.ascending_rows(self._changed)
@@ -72,7 +76,11 @@ class Descriptions:
             all_codes[row, : len(codes[row])] = codes[row]
             all_numbers[row] = numbers[row]
         titles = {row: values.get(TITLE) for row, values in new.items()}
-        return table.folded(schema, all_codes, all_numbers, old, titles).parts()
+        vectors = np.zeros((schema.size + 1, features.shape[1]), np.float16)
+        vectors[_moved(table.schema, schema)] = features[: table.schema.starts[-1]]
+        vectors[schema.starts[-1] :] = features[table.schema.starts[-1] :]
+        parts = table.folded(schema, all_codes, all_numbers, old, titles).parts()
+        return parts | {"feature_vectors.npy": npy(vectors)}
 
 
 def _with_new_categories(schema: AttributeSchema, described: Sequence[Mapping[str, Any]]) -> tuple[Attribute, ...]:
@@ -83,7 +91,8 @@ def _with_new_categories(schema: AttributeSchema, described: Sequence[Mapping[st
         for values in described if not attribute.is_number else ():
             parsed = attribute.parse(values.get(attribute.name))
             found |= dict.fromkeys(parsed if isinstance(parsed, list) else [])
-        more = tuple(text for text in found if text not in attribute.values)
+        known = set(attribute.values)
+        more = tuple(text for text in found if text not in known)
         made.append(replace(attribute, values=attribute.values + more))
     return tuple(made)
 
@@ -103,10 +112,12 @@ def _encoded(
 
 def _shifted(table: Attributes, schema: AttributeSchema) -> NDArray[np.int32]:
     """The codes of the version's items by a schema that has more categories."""
-    before, after = table.schema.starts, schema.starts
-    if before == after:
+    if table.schema.starts == schema.starts:
         return table.codes
-    shift = np.concatenate(
-        [np.full(end - start, new - start) for start, end, new in zip(before, before[1:], after, strict=False)]
-    )
-    return np.where(table.codes < 0, -1, table.codes + shift[np.maximum(table.codes, 0)]).astype(np.int32)
+    return np.where(table.codes < 0, -1, _moved(table.schema, schema)[np.maximum(table.codes, 0)]).astype(np.int32)
+
+
+def _moved(before: AttributeSchema, after: AttributeSchema) -> NDArray[np.int64]:
+    """The number that each feature of the attributes has in a schema with more categories."""
+    starts = zip(before.starts, before.starts[1:], after.starts, strict=False)
+    return np.concatenate([np.empty(0, np.int64), *(new + np.arange(end - start) for start, end, new in starts)])

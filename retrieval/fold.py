@@ -10,19 +10,32 @@ import dataclasses
 import datetime
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
-from index_store.errors import FoldRunning, VersionNotFound
+from numpy.typing import NDArray
+
+from index_store.errors import (
+    FoldRunning,
+    LogDamaged,
+    VersionDamaged,
+    VersionIncompatible,
+    VersionInUse,
+    VersionNotFound,
+)
 from index_store.log import START, Place, Record
 from index_store.store import IndexStore
 from index_store.version import Version
-from retrieval.changes import Change, Move, Put, changes_of, net, read_changes, write_changes
+from retrieval.changes import Change, Delete, Move, Put, changes_of, net, read_changes, write_changes
 from retrieval.golden import record, replay
-from retrieval.query import Request
+from retrieval.query import ItemId, Request
 from retrieval.searcher import Searcher
+from retrieval.vocabulary import Vocabulary
 
 READ = 1000  # records read at once
+LEASE = "fold"  # the task that one process does at a time
 
 
 class Folded(NamedTuple):
@@ -39,21 +52,26 @@ def fold_current(store: IndexStore, *, activate: bool = True) -> Folded:
     Raises FoldRunning if another process does the same, VersionNotFound if no version is current, and the errors of
     the store.
     """
-    with store.lease("fold") as mine:
+    with store.lease(LEASE) as mine:
         if not mine:
             raise FoldRunning("another process folds the current version at the moment; its result will be served")
-        name = store.current()
-        if name is None:
-            raise VersionNotFound(f"{store}: no version is current, so there is nothing to fold")
-        version = store.load(name)
-        records = read_all(store, version.manifest.covers)
-        if not records:
-            return Folded(None, name, 0)
-        folded = store.publish(fold(version, records))
-        if activate:
-            store.activate(folded, expected=name)
-            trim(store)
-        return Folded(folded, name, len(records))
+        folded = publish_folded(store)
+        if activate and folded.version:
+            store.activate(folded.version, expected=folded.previous)
+            tidy(store)
+        return folded
+
+
+def publish_folded(store: IndexStore) -> Folded:
+    """Fold the current version and the whole log, and publish the result. The caller has the lease."""
+    name = store.current()
+    if name is None:
+        raise VersionNotFound(f"{store}: no version is current, so there is nothing to fold")
+    version = store.load(name)
+    records = read_all(store, version.manifest.covers)
+    if not records:
+        return Folded(None, name, 0)
+    return Folded(store.publish(fold(version, records)), name, len(records))
 
 
 def read_all(store: IndexStore, after: Place) -> list[Record]:
@@ -64,10 +82,19 @@ def read_all(store: IndexStore, after: Place) -> list[Record]:
     return records
 
 
-def trim(store: IndexStore) -> None:
-    """Remove the records that the current and the previous version have. A version that has fewer is then refused."""
-    covers = {manifest.version: manifest.covers.seq for manifest in store.versions()}
-    store.trim(1 + min(covers.get(name or "", 0) for name in (store.current(), store.previous())))
+def tidy(store: IndexStore) -> None:
+    """Remove what folds leave: records that the current and the previous version have, and other folded versions.
+
+    A version that has fewer records is then refused.
+    """
+    kept = store.previous(), store.current()  # in this order: a rollback between the two gives an older version twice
+    manifests = {manifest.version: manifest for manifest in store.versions()}
+    covers = [manifests[name].covers.seq if name in manifests else 0 for name in kept]
+    store.trim(1 + min(covers))
+    for name, manifest in manifests.items():
+        if name not in kept and "folded" in manifest.metrics:
+            with suppress(VersionInUse, VersionNotFound):
+                store.delete(name)
 
 
 def fold(version: Version, records: Sequence[Record]) -> Version:
@@ -80,6 +107,7 @@ def with_catalogue(version: Version, changes: Sequence[Change], covers: Place) -
     """A version that was trained on interactions, with what the log says about its items up to the record `covers`."""
     left = net(changes)
     if not left:
+        # Nothing is said about items, but the records need not be read again.
         return dataclasses.replace(version, manifest=dataclasses.replace(version.manifest, covers=covers))
     return _folded(version, left, covers, left)
 
@@ -87,37 +115,52 @@ def with_catalogue(version: Version, changes: Sequence[Change], covers: Place) -
 def catalogue(store: IndexStore) -> tuple[list[Change], Place]:
     """What the log says about items, from its beginning to its end; for a version that is trained anew.
 
-    The records that were trimmed are in the current version.
+    The records that were trimmed are in the current version. If that cannot be read, the whole log is, unless some of
+    it was trimmed.
     """
-    name = store.current()
+    name, place = store.current(), store.log_start()
     changes: list[Change] = []
-    place = START
-    if name is not None:
-        version = store.load(name)
-        changes, place = read_changes(version.parts["changes.json"]), version.manifest.covers
+    try:
+        if name is not None:
+            version = store.load(name)
+            changes, place = read_changes(version.parts["changes.json"]), version.manifest.covers
+    except (VersionIncompatible, VersionDamaged, VersionNotFound):
+        if place != START:
+            raise
     records = read_all(store, place)
     changes += changes_of(records)
     return net(changes), records[-1].place if records else place
+
+
+def require_ids(changes: Sequence[Change], ids: NDArray[Any]) -> None:
+    """Raise LogDamaged unless the items of the changes can be in one catalogue with these items."""
+    vocabulary = Vocabulary(ids.tolist() if ids.dtype == object else ids)
+    for change in changes:
+        if vocabulary.canonical(change.item_id) is None:
+            raise LogDamaged(
+                f"the log of the catalogue has the item {str(change.item_id)[:60]!r}, but all ids of the data are "
+                f"{vocabulary.kind}s; set item_id, or choose another store"
+            )
 
 
 def _folded(version: Version, changes: Sequence[Change], covers: Place, seen: Sequence[Change]) -> Version:
     """seen: all changes that the new version has."""
     slots = sum(isinstance(change, Put | Move) for change in changes)
     searcher = Searcher.open(version, slots + 1)
-    left_out = searcher.change(changes, covers)
-    assert not left_out
-    parts, items, postings = searcher.folded_parts()
-    parts["changes.json"] = write_changes(net(seen))
+    for group in _groups(changes):
+        left_out = searcher.change(group, covers)
+        assert not left_out
+    parts, items, postings, expired = searcher.folded_parts()
+    parts["changes.json"] = write_changes(net([*seen, *map(Delete, expired)]))
     golden = version.document("golden.json")
     manifest = version.manifest
-    facts: dict[str, Any] = {
-        name: getattr(manifest, name) for name in ("kind", "embedding", "history", "k", "config", "metrics")
-    }
+    facts: dict[str, Any] = {name: getattr(manifest, name) for name in ("kind", "embedding", "history", "k", "config")}
     facts |= {
         "items": items,
         "structure": dict(manifest.structure) | {"postings": postings},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "covers": covers,
+        "metrics": {**manifest.metrics, "folded": manifest.version},
     }
     whole = {**version.parts, **parts}
     requests = [Request(**request) for request in golden["requests"]]
@@ -125,6 +168,22 @@ def _folded(version: Version, changes: Sequence[Change], covers: Place, seen: Se
     folded = Version.build({**whole, "golden.json": _json(answers)}, **facts)
     replay(Searcher.open(folded, 1), answers)
     return folded
+
+
+def _groups(changes: Sequence[Change]) -> Iterator[list[Change]]:
+    """The changes in order, cut so that the evidence of an item without a place names only items of earlier groups."""
+    group: list[Change] = []
+    put: set[ItemId] = set()
+    for change in changes:
+        if isinstance(change, Put) and change.placement is None:
+            named = {*change.evidence.like, *chain.from_iterable(change.evidence.clicked_by)}
+            if named & put:
+                yield group
+                group, put = [], set()
+        group.append(change)
+        if isinstance(change, Put):
+            put.add(change.item_id)
+    yield group
 
 
 def _json(value: Mapping[str, Any] | list[Any]) -> bytes:

@@ -51,6 +51,8 @@ class Searcher:
             self._network,
             attributes.schema,
         )
+        if len(version.array("feature_vectors.npy")) != attributes.schema.size + 1:
+            raise VersionDamaged("attributes.json and feature_vectors.npy differ in the number of features")
         if not structure.reads_context(len(self.schema.categories), len(self.schema.numbers)):
             raise VersionDamaged("context.json and model.onnx differ in the number of features")
 
@@ -159,16 +161,25 @@ class Searcher:
         self.descriptions.apply(changes)
         return left_out
 
-    def folded_parts(self) -> tuple[dict[str, bytes], int, int]:
+    def folded_parts(self) -> tuple[dict[str, bytes], int, int, list[ItemId]]:
         """See `fold.folded_parts`."""
-        parts, items, postings = folded_parts(self.structure.index, self.vocabulary)
-        return parts | self.descriptions.folded_parts(), items, postings
+        parts, items, postings, expired = folded_parts(self.structure.index, self.vocabulary)
+        features = self.version.array("feature_vectors.npy")
+        return parts | self.descriptions.folded_parts(features), items, postings, expired
 
     def at(self, clock: Callable[[], float]) -> Searcher:
         """The same searcher with another clock, which says which items have expired; seconds since 1970."""
         other = copy.copy(self)
         other.structure = replace(self.structure, index=replace(self.structure.index, clock=clock))
         return other
+
+    def where(self, item: ItemId) -> Placement:
+        """Where an item is found that is in the catalogue, as a placement that keeps it there."""
+        (at,), index = self.vocabulary.indices([item]).tolist(), self.structure.index
+        table, new, bias, *_ = index.item_arrays
+        row = table[at] if at < len(table) else new[at - len(table)]
+        paths = index.paths_of(at)
+        return Placement(row.copy().view(np.float16), float(bias[at]), paths, "kept", self._network)
 
     def place(self, evidence: Sequence[Evidence]) -> list[Placement]:
         """A place for each new item, of which the evidence is known."""

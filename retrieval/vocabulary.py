@@ -19,7 +19,7 @@ T = TypeVar("T")
 INTEGER = r"(0|-?[1-9][0-9]{0,18})(\.0+)?"
 _INTEGER = re.compile(INTEGER)
 FEW = 50  # ids that are looked up one by one
-HASH = 0x9E3779B97F4A7C15  # integers times it are spread over the bits from 40 on
+HASH, BITS = 0x9E3779B97F4A7C15, 2**64 - 1  # integers times it are spread over the upper bits of 64
 
 
 class Vocabulary:
@@ -184,7 +184,7 @@ class _NewIds:
             return np.array([self.get(item, -1) for item in wanted.tolist()], np.int64)
         table = np.frombuffer(self._table, np.int32)
         last = len(table) - 1
-        slots = (wanted.view(np.uint64) * np.uint64(HASH) >> np.uint64(40)).astype(np.int64) & last
+        slots = (wanted.view(np.uint64) * np.uint64(HASH) >> np.uint64(32)).astype(np.int64) & last
         found = np.full(len(wanted), -1, np.int64)
         left = np.arange(len(wanted))
         while len(left):
@@ -218,7 +218,7 @@ class _NewIds:
     def _slot(self, table: array[int], item: ItemId) -> int:
         """The position of the id's entry in the table, or of the free entry for it."""
         last = len(table) - 1
-        slot = (item if isinstance(item, int) else hash(item)) * HASH >> 40 & last
+        slot = ((item if isinstance(item, int) else hash(item)) * HASH & BITS) >> 32 & last
         while (place := table[slot]) >= 0 and self.ids[place] != item:
             slot = slot + 1 & last
         return slot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,7 @@ def test_what_is_known_helps_more(client: TestClient) -> None:
         ({"attributes": {"colour": "orange"}}, "none"),
         ({"attributes": {"title": "unheard of"}}, "none"),
         ({"attributes": {"colour": None}}, "none"),
+        ({"attributes": {"colour": " ", "title": ""}}, "none"),
     ):
         assert put(client, 1001, **fields).json()["items"][0]["placed_by"] == by
         client.post("/v1/items:delete", json={"item_ids": [1001]}, headers=WRITER)
@@ -169,12 +171,17 @@ def test_attributes_change(client: TestClient) -> None:
         ({"tags": ["x"] * 33}, "tags: expected a list"),
         ({"title": 5}, "title: expected a text of at most 1000 characters"),
         ({"title": "x" * 1001}, "title: expected a text"),
+        ({"title": "half \ud800"}, "title: expected a text"),
+        ({"colour": "half \ud800"}, "colour: expected a text"),
+        ({"tags": ["\udfff"]}, "tags: expected a list"),
+        ({"half \ud800": 1}, "expected only attributes that the version has"),
     ],
     ids=str,
 )
 def test_wrong_attributes(refusing: TestClient, attributes: Any, words: str) -> None:
     """They are refused with what was expected, and nothing is put."""
-    response = put(refusing, 1001, attributes=attributes)
+    body = json.dumps({"items": [{"item_id": 1001, "attributes": attributes}]})  # with escapes for what is not UTF-8
+    response = refusing.post("/v1/items", content=body, headers={**WRITER, "content-type": "application/json"})
     assert words in assert_problem(response, 422)["detail"]
     assert "secret" not in response.text
     assert_problem(refusing.get("/v1/items/1001"), 404)
@@ -197,9 +204,23 @@ def test_a_fold_keeps_descriptions(client: TestClient) -> None:
         }
         assert tags == {n: sorted(v) if isinstance(v, list) else v for n, v in after["attributes"].items()}
     assert again[-1]["attributes"]["colour"] == "pink"
-    assert put(client, 1002, attributes={"colour": "green"}).json()["items"][0]["placed_by"] == "attributes"
     put(client, 1001, attributes={"price": 2})
     assert show(client, 1001)["attributes"]["tags"] == again[-1]["attributes"]["tags"]
+
+
+def test_new_categories_change_no_other_place(version: Version) -> None:
+    """After a fold with categories that the training did not see, all others place an item as before."""
+    searcher = Searcher.open(version, 20)
+    [placement] = searcher.place([Evidence(like=[1])])
+    new = {"colour": "pink", "tags": ["fresh", "g1", "rare"]}
+    folded = Searcher.open(fold(version, records([[Put(1001, placement, Evidence(attributes=new))]])), 20)
+    asked: list[dict[str, Any]] = [{"colour": "green"}, {"tags": ["g1"]}, {"price": 11}, {"title": "Green thing"}]
+    before, after = (s.place([Evidence(attributes=each) for each in asked]) for s in (searcher, folded))
+
+    for one, two in zip(before, after, strict=True):
+        assert one.placed_by == two.placed_by == "attributes"
+        first, second = one.vector.astype(float), two.vector.astype(float)
+        assert first @ second / np.linalg.norm(first) / np.linalg.norm(second) > 0.99
 
 
 def test_descriptions_follow_the_records(version: Version) -> None:

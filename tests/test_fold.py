@@ -6,18 +6,20 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 
-from index_store.errors import FoldRunning, PointerMoved, VersionNotFound
+from index_store.errors import FoldRunning, PointerMoved, VersionIncompatible, VersionNotFound
 from index_store.folder.store import FolderStore
-from index_store.log import START, Draft, Record
+from index_store.log import START, Draft, Place, Record
+from index_store.manifest import FORMAT
 from index_store.store import IndexStore, open_store
 from index_store.version import Version
 from retrieval.changes import Change, Delete, Evidence, Move, Patch, Put, net, read_changes, to_json
-from retrieval.fold import catalogue, fold, fold_current, with_catalogue
+from retrieval.fold import catalogue, fold, fold_current, tidy, with_catalogue
 from retrieval.query import ItemId, Request
 from retrieval.searcher import Searcher
 from tests.conftest import Planted
@@ -192,6 +194,77 @@ def test_another_network_gets_the_catalogue(planted: Planted, other: Planted) ->
         )
     ].tolist() or set(searcher.paths_of(5000)) == set(other.searcher.place([Evidence(like=ids[:2])])[0].paths)
     assert searcher.paths_of(ids[2]) == other.searcher.paths_of(ids[2])  # this network was trained with it
+
+
+def test_new_items_that_are_like_new_items(planted: Planted, other: Planted) -> None:
+    """A version that is trained anew places them one after another."""
+    ids = planted.searcher.vocabulary.names(np.arange(2))
+    changes = [Put(5000 + i, None, Evidence(like=[ids[0]] if i == 0 else [4999 + i])) for i in range(3)]
+    searcher = Searcher.open(with_catalogue(other.version, changes, Place(1, "0" * 16)), 10)
+
+    assert all(searcher.paths_of(5000 + i) for i in range(3))
+
+
+def test_everything_is_deleted(planted: Planted) -> None:
+    """The folded version has no posting, and answers with nothing until items are put again."""
+    ids = planted.searcher.vocabulary.names(np.arange(planted.index.items))
+    _, made = living(planted.version, [[Delete(item) for item in ids]])
+    folded = Searcher.open(fold(planted.version, made), 10)
+
+    assert len(folded.answer([folded.prepare(Request(history=ids[:3]))[0]])[0].items) == 0
+    folded.apply(records([[put(planted.searcher, 5000, Evidence(like=ids[:2]))]], made[-1].place))
+    assert folded.vocabulary.names(folded.answer([folded.prepare(Request(k=3))[0]])[0].items) == [5000]
+
+
+def test_an_item_that_has_expired_for_long_stays_deleted(planted: Planted, other: Planted) -> None:
+    """Also in a version that is trained later; it comes back with a put that has its place."""
+    item, *_ = planted.searcher.vocabulary.names(np.arange(3))
+    searcher, made = living(planted.version, [[Patch(item, expires=1000)]])
+    version = fold(planted.version, made)
+    left = read_changes(version.parts["changes.json"])
+
+    assert left == [Delete(item)]
+    assert not Searcher.open(with_catalogue(other.version, left, made[-1].place), 10).is_live(item)
+    back = records([[Put(item, searcher.where(item), Evidence(), None, 5)]], made[-1].place)
+    for opened in (searcher, Searcher.open(version, 10)):
+        opened.apply(back)
+        assert opened.is_live(item)
+        assert opened.paths_of(item) == planted.searcher.paths_of(item)
+
+
+def test_a_current_version_that_cannot_be_read(tmp_path: Path, planted: Planted) -> None:
+    """A training then reads the whole log; if some of it was removed, it says so instead of forgetting deletes."""
+    store = FolderStore(str(tmp_path / "store"))
+    store.activate(store.publish(planted.version))
+    append(store, [Delete(5000)])
+    manifest = tmp_path / "store" / "versions" / str(store.current()) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 2'))
+
+    assert catalogue(store) == ([Delete(5000)], store.log_end())
+    store.log_start = store.log_end  # type: ignore[method-assign]
+    with pytest.raises(VersionIncompatible):
+        catalogue(store)
+
+
+def test_a_rollback_while_the_log_is_trimmed(tmp_path: Path, planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the version needs that is current again is kept."""
+    store = FolderStore(str(tmp_path / "store"))
+    first = store.publish(planted.version)
+    store.activate(first)
+    append(store, [Delete(5000)])
+    second = fold_current(store).version
+    trimmed: list[int] = []
+    monkeypatch.setattr(store, "trim", trimmed.append)
+    previous = store.previous
+
+    def roll_back_after() -> str | None:
+        found = previous()
+        store.activate(first, expected=second)
+        return found
+
+    monkeypatch.setattr(store, "previous", roll_back_after)
+    tidy(store)
+    assert trimmed == [1]
 
 
 def test_net_changes() -> None:

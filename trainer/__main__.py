@@ -96,7 +96,7 @@ def _how_to_continue(options: argparse.Namespace) -> str:
 def _fit(options: argparse.Namespace) -> int:
     # torch and its libraries take seconds to import, so import them after the settings have been checked.
     from index_store.store import open_store
-    from retrieval.fold import catalogue, with_catalogue
+    from retrieval.fold import catalogue, require_ids, with_catalogue
     from trainer.config import load_config
 
     config = load_config(options.config, options.set, seed=options.seed)
@@ -128,6 +128,7 @@ def _fit(options: argparse.Namespace) -> int:
     manifest = next((manifest for manifest in store.versions() if manifest.version == current), None)
     for line in remarks(dataset, config, options.users, manifest):
         progress.say(line)
+    require_ids(catalogue(store)[0], dataset.item_ids)  # before hours of training
     progress.say(f"checkpoints and metrics.jsonl are in {run_folder}")
     trained = fit(config, dataset, split, run, progress)
     version = make_version(

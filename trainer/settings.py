@@ -150,6 +150,8 @@ class Network(Group):
             if len(columns) > Limits.FEATURES:
                 raise ConfigError(f"{setting}: expected at most {Limits.FEATURES} columns, found {len(columns)}")
             names = [column.partition(":")[0] for column in columns]
+            if setting == "attributes" and "title" in names:
+                raise ConfigError("attributes: leave out title; the words of titles count without being named")
             for column, name in zip(columns, names, strict=True):
                 kinds = ("category", "categorical", "number")
                 if not name or column not in {name, *(f"{name}:{kind}" for kind in kinds)}:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from index_store.version import npy
 from retrieval.paths.index import Neighbours, PathIndex
 from retrieval.paths.overlay import NO_END, Late, Overlay
+from retrieval.query import ItemId
 from retrieval.vocabulary import Vocabulary
 
 #: An item that has expired so many seconds ago is deleted by a fold, so that the lists do not fill up with such items.
@@ -31,8 +32,10 @@ class _Renamed(NamedTuple):
     new: NDArray[np.int32]
 
 
-def folded_parts(index: PathIndex, vocabulary: Vocabulary) -> tuple[dict[str, bytes], int, int]:
+def folded_parts(index: PathIndex, vocabulary: Vocabulary) -> tuple[dict[str, bytes], int, int, list[ItemId]]:
     """The parts of the new version that differ from the old one's, and its numbers of items and of postings.
+
+    Last, the items that are deleted because they have expired.
 
     index: with an overlay, and with lists that are not remote.
     """
@@ -41,7 +44,8 @@ def folded_parts(index: PathIndex, vocabulary: Vocabulary) -> tuple[dict[str, by
     assert index.read_paths is None
     ids, renamed = _rename(vocabulary, len(index.item_bias) + overlay.slots)
     ends = np.minimum(overlay.end_of(renamed.old), NO_END).astype(np.uint32)
-    ends[(ends > 0) & (ends < index.clock() - EXPIRED)] = 0
+    expired = (ends > 0) & (ends < index.clock() - EXPIRED)
+    ends[expired] = 0
     offsets, items = _lists(index, overlay, renamed, ends)
     late = _late(index, overlay, renamed)
     nearest = _neighbours(index.neighbours, renamed, len(index.item_bias))
@@ -63,7 +67,7 @@ def folded_parts(index: PathIndex, vocabulary: Vocabulary) -> tuple[dict[str, by
         parts["item_ids.json"] = json.dumps(ids).encode()
     else:
         parts["item_ids.npy"] = npy(ids)
-    return parts, len(renamed.old), len(items)
+    return parts, len(renamed.old), len(items), vocabulary.names(renamed.old[expired])
 
 
 def _rename(vocabulary: Vocabulary, count: int) -> tuple[NDArray[np.int64] | list[str], _Renamed]:
@@ -114,9 +118,10 @@ def _neighbours(nearest: Neighbours, renamed: _Renamed, first: int) -> Neighbour
     weights = nearest.similarities[:, rows]
     # The entry of an item that was put again is gone; those after it move up, because a list ends at its first -1.
     holes = (renewed < 0) & (listed >= 0)
-    for kind, row in zip(*np.nonzero(holes.any(axis=2)), strict=True):
-        order = np.argsort(renewed[kind, row] < 0, kind="stable")
-        renewed[kind, row], weights[kind, row] = renewed[kind, row, order], weights[kind, row, order]
+    where = np.nonzero(holes.any(axis=2))
+    order = np.argsort(renewed[where] < 0, axis=1, kind="stable")
+    for array in (renewed, weights):
+        array[where] = np.take_along_axis(array[where], order, axis=1)
     items[:, known], similarities[:, known] = renewed, weights
     return Neighbours(items, similarities)
 

@@ -43,7 +43,6 @@ class Neighbours(NamedTuple):
     similarities: NDArray[np.uint16]
 
 
-LONGEST = 2**31 - 1  # items of a path, at most
 #: The state, heads, chain and used of an index without an overlay; see lists.py.
 NO_OVERLAY = np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, 4), np.int32), np.zeros(0, np.int64)
 NO_NEIGHBOURS = Neighbours(np.empty((2, 0, 0), np.int32), np.empty((2, 0, 0), np.uint16))
@@ -121,13 +120,14 @@ class PathIndex:
         Items that are not live do not count. Paths in remote lists are not known.
         """
         paths = self.paths_of(item)
-        postings = self.read(np.searchsorted(self.path_ids, paths), LONGEST)
+        rows = np.searchsorted(self.path_ids, paths)
+        postings = self.read(rows, self.sizes[rows] + (self.overlay.crowd[rows] if self.overlay else 0))
         parts = np.split(postings.items, np.cumsum(postings.lengths)[:-1]) if paths else []
         found = ((path, np.flatnonzero(part == item), len(part)) for path, part in zip(paths, parts, strict=True))
         return [(path, int(place[0]) + 1, length) for path, place, length in found if len(place)]
 
     def neighbours_of(self, item: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """The items that are clicked by the same users, most similar first, and their similarities, 0 to 1.
+        """The live items that are clicked by the same users, most similar first, and their similarities, 0 to 1.
 
         Of an item that came after the training: the items that it is a neighbour of.
         """
@@ -141,7 +141,7 @@ class PathIndex:
             if row >= 0
             else (self.neighbours.items[0, item], self.neighbours.similarities[0, item])
         )
-        known = (items >= 0) & ((similarities > 0) | (row < 0))
+        known = (items >= 0) & ((similarities > 0) | (row < 0)) & self.live(np.maximum(items, 0).astype(np.int64))
         order = np.argsort(-similarities[known].astype(np.int64), kind="stable")
         return items[known][order], similarities[known][order] / 65535
 

@@ -283,7 +283,8 @@ class Overlay:
         trained with it. An item that was deleted does not stay.
         """
         trained = item < self._first and item not in self._late_items and not self._state[item] & lists.GENERATIONS
-        return bool(self._state[item] >> 16 > 0 and (placement.placed_by == "none" or (is_foreign and trained)))
+        stays = placement.placed_by in ("none", "kept")
+        return bool(self._state[item] >> 16 > 0 and (stays or (is_foreign and trained)))
 
     def with_successors(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """`items`, and the indices that these items have now if they were put again."""

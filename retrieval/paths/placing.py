@@ -135,8 +135,8 @@ class Placer:
             clicked = [known for history in each.clicked_by if len(known := self.vocabulary.indices(history))]
             like = list(self.vocabulary.indices(each.like)[:, None])
             if not clicked and not like and (features := self.attributes.features(each.attributes)):
-                weights = self.facts.features.astype(np.float32)
-                described[len(found)] = self._vector(weights[-1] + weights[features].sum(axis=0) / len(features) ** 0.5)
+                last, *added = self.facts.features[[-1, *features]].astype(np.float32)
+                described[len(found)] = self._vector(last + np.sum(added, axis=0) / len(features) ** 0.5)
             found.append((clicked, "clicks") if clicked else (like, "like"))
         for place, nearest in zip(described, self._nearest(list(described.values())), strict=True):
             found[place] = list(nearest[:, None]), "attributes"

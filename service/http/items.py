@@ -196,10 +196,12 @@ def _changes(
     placed = []
     for item_id, item, known in zip(ids, items, kept, strict=True):
         if known:
-            # An item that has expired comes back.
-            expires = item.expires if searcher.is_live(item_id) else item.expires or 0
-            if expires is not None or item.attributes:
-                changes.append(Patch(item_id, expires=expires, attributes=schema.normal(item.attributes)))
+            described = schema.normal(item.attributes)
+            if not searcher.is_live(item_id):  # it has expired, and another version may have forgotten it
+                why = Evidence(attributes={**searcher.descriptions.of(item_id), **described})
+                changes.append(Put(item_id, searcher.where(item_id), why, item.expires or None, now))
+            elif item.expires is not None or described:
+                changes.append(Patch(item_id, expires=item.expires, attributes=described))
             paths, placed_by = searcher.paths_of(item_id), "kept"
         else:
             why, placement = next(placements)

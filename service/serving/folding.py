@@ -12,13 +12,15 @@ import logging
 import os
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from index_store import errors
-from index_store.errors import FoldRunning, IndexStoreError, StoreMisconfigured
+from index_store.errors import FoldRunning, IndexStoreError
 from index_store.store import IndexStore
-from retrieval.fold import trim
+from retrieval.fold import LEASE, tidy
 from service.metrics import Metrics
 from service.serving.failure_log import FailureLog
 from service.serving.reloader import Reloader
@@ -47,13 +49,14 @@ class Folding:
             await asyncio.sleep(LOOK_SECONDS)
             if time.monotonic() < due or self._reloader.fullness < FULL:
                 continue
+            due = time.monotonic() + AGAIN_SECONDS
             try:
-                await self.fold()
-                self._failures.over()
+                if await asyncio.to_thread(self._store.current) == self._reloader.retriever.name:
+                    await self.fold()
+                    self._failures.over()
             except FoldRunning:
                 due = time.monotonic() + LOOK_SECONDS
             except Exception as error:  # noqa: BLE001 -- whatever is wrong, answers go on
-                due = time.monotonic() + AGAIN_SECONDS
                 self._failures.failed(f"the log cannot be folded into a new version: {type(error).__name__}: {error}")
 
     async def fold(self) -> dict[str, Any]:
@@ -64,23 +67,42 @@ class Folding:
         """
         started = time.monotonic()
         self._reloader.retriever  # noqa: B018 -- raises NotReady if no version is served
-        try:
-            folded = await self._run_program()
-            if folded["version"]:
-                await self._reloader.swap(folded["version"], folded["previous"])
-        except FoldRunning:
-            raise
-        except Exception:
-            self._metrics.folds.labels("failed").inc()
-            raise
-        if folded["version"]:
-            self._metrics.folds.labels("done").inc()
+        async with self._lease():
             try:
-                await asyncio.to_thread(trim, self._store)
-            except StoreMisconfigured:  # the service's user may not trim; the next `dr-index fold` does it
-                log.info("the records that were folded are kept, because the store's user may not remove them")
-            log.info("folded %d records into %s", folded["records"], folded["version"])
+                folded = await self._run_program()
+                if folded["version"]:
+                    await self._swap(folded["version"], folded["previous"])
+            except Exception:
+                self._metrics.folds.labels("failed").inc()
+                raise
+            if folded["version"]:
+                self._metrics.folds.labels("done").inc()
+                try:
+                    await asyncio.to_thread(tidy, self._store)
+                except IndexStoreError as error:  # for example, the service's user may not; the next fold tries again
+                    log.info("records and versions that are not needed any more are kept: %s", error)
+                log.info("folded %d records into %s", folded["records"], folded["version"])
         return {**folded, "version": folded["version"] or folded["previous"], "seconds": time.monotonic() - started}
+
+    @asynccontextmanager
+    async def _lease(self) -> AsyncIterator[None]:
+        lease = self._store.lease(LEASE)
+        mine = await asyncio.to_thread(lease.__enter__)
+        try:
+            if not mine:
+                raise FoldRunning("another process folds the current version at the moment; its result will be served")
+            yield
+        finally:
+            await asyncio.to_thread(lease.__exit__, None, None, None)
+
+    async def _swap(self, name: str, previous: str) -> None:
+        """Serve the folded version; if that fails, delete it, so that failing folds do not fill the store."""
+        try:
+            await self._reloader.swap(name, previous)
+        except Exception:
+            with suppress(IndexStoreError):
+                await asyncio.to_thread(self._store.delete, name)
+            raise
 
     async def _run_program(self) -> dict[str, Any]:
         process = await asyncio.create_subprocess_exec(

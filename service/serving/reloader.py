@@ -162,7 +162,7 @@ class Reloader:
                 self.state = Waiting(reason)
                 self._follow_failures.failed(f"nothing to serve from {self._store}: {reason}")
                 return
-            if self._serving and isinstance(self.follower.problem, LogBroken):
+            if self._serving and self._serving.name == name and isinstance(self.follower.problem, LogBroken):
                 await self._load_again(self._serving)
             if name is not None:
                 refused = self.state if isinstance(self.state, Refused) and self.state.version == name else None

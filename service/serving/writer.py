@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from index_store.errors import StoreUnavailable
 from index_store.log import Draft
 from index_store.store import IndexStore
-from retrieval.changes import Change, to_json
+from retrieval.changes import Change, read_changes, to_json, write_changes
 from service.errors import Overloaded
 from service.serving.follower import Follower
 
@@ -49,6 +49,7 @@ class Writer:
             return self._follower.seq
         if len(self._waiting) >= MOST:
             raise Overloaded("too many writes are waiting; try again later")
+        read_changes(write_changes(changes))  # what a replica could not read must not be in the log
         self._number += 1
         draft = Draft(self._producer, self._number, [to_json(change) for change in changes])
         entry = _Entry(draft, asyncio.get_running_loop().create_future())

@@ -93,7 +93,7 @@ def read_attributes(specs: Sequence[str], catalogue: Table, rows: Indices) -> It
         size += read.attribute.size
         attributes.append(read.attribute)
         numbers += [] if read.numbers is None else [read.numbers[None]]
-    titles = _titles(catalogue, rows)
+    titles = _titles(catalogue, rows, notes)
     schema = AttributeSchema(tuple(attributes), _frequent_words(titles))
     codes = np.concatenate(blocks, axis=1).astype(np.int32)
     # The codes of an item come before its -1.
@@ -102,11 +102,15 @@ def read_attributes(specs: Sequence[str], catalogue: Table, rows: Indices) -> It
     return ItemAttributes(Attributes.make(schema, codes, np.concatenate(numbers).T, titles), tuple(notes))
 
 
-def _titles(catalogue: Table, rows: Indices) -> list[str | None]:
+def _titles(catalogue: Table, rows: Indices, notes: list[str]) -> list[str | None]:
     """The title of each item, if the catalogue has titles."""
     if TITLE not in catalogue.names:
         return [None] * len(rows)
-    column = plain(catalogue.column(TITLE), f"{catalogue.file}: column {TITLE}").cast(pa.string())
+    try:
+        column = plain(catalogue.column(TITLE), f"{catalogue.file}: column {TITLE}").cast(pa.string())
+    except DataError as error:
+        notes.append(f"titles are not read: {error}")
+        return [None] * len(rows)
     titles: list[str | None] = column.take(pa.array(rows, mask=rows < 0)).to_pylist()
     return titles
 

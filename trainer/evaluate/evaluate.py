@@ -46,11 +46,22 @@ def evaluate(searcher: Searcher, dataset: Dataset, split: Split, k: int, progres
     requests = held_out_requests(dataset, split)
     if not requests.histories:
         raise DataError("test_users: nobody was held out, so there is nobody to measure; train with more")
-    measured = MeasuredVersion(searcher, requests, k, progress)
+    # The version may have items that came after its training; so its items have other indices than those of the data.
+    items = searcher.vocabulary.places(dataset.item_ids.tolist())
+    of_version = replace(
+        requests,
+        items=searcher.structure.index.items,
+        histories=[items[history] for history in requests.histories],
+        truths=[items[truth] for truth in requests.truths],
+    )
+    measured = MeasuredVersion(searcher, of_version, k, progress)
     search = searcher.default_search(k)
     deep = measured.retrieval(k, *search, progress)
     clicked = clicked_items(dataset, split.train_users, split.visible_length)
-    figures = {"deep_retrieval": deep.figures(requests, k), "brute_force": measured.brute_force.figures(requests, k)}
+    figures = {
+        "deep_retrieval": deep.figures(of_version, k),
+        "brute_force": measured.brute_force.figures(of_version, k),
+    }
     for name, fit in {"item_cf": item_cf, "popularity": popularity}.items():
         progress.say(f"measuring {name}")
         figures[name] = answer_all(fit(clicked), requests, k).figures(requests, k)
@@ -109,14 +120,9 @@ def table(result: dict[str, Any], split: str) -> str:
 def require_same_data(version: Version, dataset: Dataset, progress: Progress) -> None:
     """Raise DataError unless the data have the version's items. Warn if training had different interactions."""
     ids = np.asarray(version.item_ids, dtype=None if not isinstance(version.item_ids, list) else object)
-    late = len(version.array("late_items.npy"))
-    if late:
-        raise DataError(
-            f"{version.manifest.version} has {counted(late, 'item')} that came after its training, so it cannot be "
-            "measured on the files of its training; choose a version without such items with --version, or see "
-            "dr-trainer replay"
-        )
-    if ids.dtype != dataset.item_ids.dtype or not np.array_equal(ids, dataset.item_ids):
+    trained = np.delete(ids, version.array("late_items.npy"))  # a trained item may have been put again
+    same_type = ids.dtype == dataset.item_ids.dtype
+    if not same_type or not (np.isin(trained, dataset.item_ids).all() and np.isin(dataset.item_ids, ids).all()):
         made_from = version.manifest.metrics.get("files") or {}  # an earlier release did not record it
         named = (name if kind == "interactions" else f"--{kind} {name}" for kind, name in made_from.items())
         raise DataError(
