@@ -185,7 +185,8 @@ def _fold(store: IndexStore, options: argparse.Namespace) -> Result:
     # To fold, a version must be opened. This package does not import the one that opens versions; it is installed as a
     # plug-in (pyproject.toml).
     (plugin,) = entry_points(group="deep_retrieval", name="fold")
-    folded = plugin.load()(store, activate=not options.no_activate)
+    version = find_version(store, options.version) if options.version else None
+    folded = plugin.load()(store, version, activate=not options.no_activate)
     document = folded._asdict()
     if folded.version is None:
         return document, f"{folded.previous} has all records of the log; there is nothing to fold"
@@ -222,6 +223,9 @@ def make_parser() -> argparse.ArgumentParser:
     keep = add("prune", _prune, "delete old versions, never the current or the previous one")
     keep.add_argument("--keep", type=_count, required=True, metavar="N", help="number of newest versions to keep")
     fold = add("fold", _fold, "make a version of the current one and the log, with the same network, and activate it")
+    fold.add_argument(
+        "--version", metavar="V", help="fold this version instead, so an earlier network gets the catalogue"
+    )
     fold.add_argument("--no-activate", action="store_true", help="publish, but do not make the version current")
     last = add("log", _log, "show the last records of the catalogue's log")
     last.add_argument("--last", type=_positive, default=20, metavar="N", help="number of records; default 20")

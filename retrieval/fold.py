@@ -39,25 +39,30 @@ LEASE = "fold"  # the task that one process does at a time
 
 
 class Folded(NamedTuple):
-    """The version that was made, None if there was nothing to fold; the one it was made of; and the records in it."""
+    """The version that was made, None if there was nothing to fold; the one it was made of; and the records in it.
+
+    If it was made of another version than the current one, records is the number of items that the log has changed.
+    """
 
     version: str | None
     previous: str
     records: int
 
 
-def fold_current(store: IndexStore, *, activate: bool = True) -> Folded:
+def fold_current(store: IndexStore, version: str | None = None, *, activate: bool = True) -> Folded:
     """Fold the current version and the whole log, publish the result, and make it current.
 
-    Raises FoldRunning if another process does the same, VersionNotFound if no version is current, and the errors of
-    the store.
+    version: fold this one instead; so an earlier network gets the catalogue of today, although the log has not all
+    records after it any more. Raises FoldRunning if another process folds, VersionNotFound if no version is current,
+    and the errors of the store.
     """
     with store.lease(LEASE) as mine:
         if not mine:
             raise FoldRunning("another process folds the current version at the moment; its result will be served")
-        folded = publish_folded(store)
+        current = store.current()
+        folded = publish_folded(store) if version in (None, current) else _publish_with_catalogue(store, str(version))
         if activate and folded.version:
-            store.activate(folded.version, expected=folded.previous)
+            store.activate(folded.version, expected=current)
             tidy(store)
         return folded
 
@@ -72,6 +77,12 @@ def publish_folded(store: IndexStore) -> Folded:
     if not records:
         return Folded(None, name, 0)
     return Folded(store.publish(fold(version, records)), name, len(records))
+
+
+def _publish_with_catalogue(store: IndexStore, version: str) -> Folded:
+    changes, covers = catalogue(store)
+    made = with_catalogue(store.load(version), changes, covers)
+    return Folded(store.publish(made), version, len(changes))
 
 
 def read_all(store: IndexStore, after: Place) -> list[Record]:

@@ -12,6 +12,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from index_store.__main__ import main
 from index_store.errors import FoldRunning, PointerMoved, VersionIncompatible, VersionNotFound
 from index_store.folder.store import FolderStore
 from index_store.log import START, Draft, Place, Record
@@ -336,6 +337,28 @@ def test_folding_a_store(store: IndexStore, planted: Planted) -> None:
     assert store.log_start().seq in (0, 3)  # a folder removes whole files, so it may keep more than it must
 
 
+def test_an_earlier_network_gets_the_catalogue(store: IndexStore, planted: Planted, other: Planted) -> None:
+    """Also after the records that it lacks were removed."""
+    ids = planted.searcher.vocabulary.names(np.arange(4))
+    first = store.publish(planted.version)
+    store.activate(first)
+    append(store, [put(planted.searcher, 5000, Evidence(like=ids[2:])), Delete(ids[0])])
+    store.activate(store.publish(with_catalogue(other.version, *catalogue(store))))
+    append(store, [Delete(ids[1])])
+    fold_current(store)
+    append(store, [Put(5001, None, Evidence(like=ids[2:]))])
+    fold_current(store)
+
+    made, base, _ = fold_current(store, first)
+    assert (store.current(), base) == (made, first)
+    version = store.load(str(made))
+    assert version.manifest.covers == store.log_end()
+    assert version.manifest.parts["model.onnx"] == planted.version.manifest.parts["model.onnx"]
+    searcher = Searcher.open(version)
+    assert [searcher.is_live(item) for item in (*ids[:3], 5000, 5001)] == [False, False, True, True, True]
+    assert searcher.paths_of(5001)
+
+
 def test_one_folds_at_a_time(store: IndexStore, every_url: str, planted: Planted) -> None:
     """The second is told so, and may when the first is done."""
     store.activate(store.publish(planted.version))
@@ -365,3 +388,26 @@ def test_a_fold_does_not_undo_a_swap(
     with pytest.raises(PointerMoved):
         fold_current(store)
     assert store.current() == second
+
+
+def test_the_command(tmp_path: Path, planted: Planted, capsys: pytest.CaptureFixture[str]) -> None:
+    """`dr-index fold` makes the new version current and says what is in it; `--version V` and `--no-activate` too."""
+    url = str(tmp_path / "store")
+    store = FolderStore(url)
+    first = store.publish(planted.version)
+    store.activate(first)
+    assert main(["fold", "--store", url]) == 0
+    assert capsys.readouterr().out == f"{first} has all records of the log; there is nothing to fold\n"
+
+    append(store, [Delete(5000)])
+    assert main(["fold", "--store", url, "--no-activate"]) == 0
+    made = capsys.readouterr().out.split()[0]
+    assert store.current() == first
+    assert main(["fold", "--store", url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"version": made, "previous": first, "records": 1}
+    assert store.current() == made
+    assert main(["fold", "--store", url, "--version", "v1"]) == 0
+    assert capsys.readouterr().out == f"{store.current()} is current: {first} and 1 records\n"
+    with store.lease("fold"):
+        assert main(["fold", "--store", url]) == 1
+    assert "another process folds" in capsys.readouterr().err
