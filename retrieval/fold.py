@@ -111,7 +111,9 @@ def tidy(store: IndexStore) -> None:
 def fold(version: Version, records: Sequence[Record]) -> Version:
     """The version with these records, which follow it. Raises VersionDamaged if the new one answers differently."""
     changes = changes_of(records)
-    return _folded(version, changes, records[-1].place, [*read_changes(version.parts["changes.json"]), *changes])
+    seen = [*read_changes(version.parts["changes.json"]), *changes]
+    # With the time of the last record, not of today, two folds of the same records give the same version.
+    return _folded(version, changes, records[-1].place, seen, records[-1].time // 1000)
 
 
 def with_catalogue(version: Version, changes: Sequence[Change], covers: Place) -> Version:
@@ -120,7 +122,7 @@ def with_catalogue(version: Version, changes: Sequence[Change], covers: Place) -
     if not left:
         # Nothing is said about items, but the records need not be read again.
         return dataclasses.replace(version, manifest=dataclasses.replace(version.manifest, covers=covers))
-    return _folded(version, left, covers, left)
+    return _folded(version, left, covers, left, int(time.time()))
 
 
 def catalogue(store: IndexStore) -> tuple[list[Change], Place]:
@@ -154,10 +156,10 @@ def require_ids(changes: Sequence[Change], ids: NDArray[Any]) -> None:
             )
 
 
-def _folded(version: Version, changes: Sequence[Change], covers: Place, seen: Sequence[Change]) -> Version:
-    """seen: all changes that the new version has."""
+def _folded(version: Version, changes: Sequence[Change], covers: Place, seen: Sequence[Change], now: int) -> Version:
+    """seen: all changes that the new version has. now: seconds since 1970."""
     slots = sum(isinstance(change, Put | Move) for change in changes)
-    searcher = Searcher.open(version, slots + 1)
+    searcher = Searcher.open(version, slots + 1).at(lambda: now)
     for group in _groups(changes):
         left_out = searcher.change(group, covers)
         assert not left_out
@@ -175,7 +177,7 @@ def _folded(version: Version, changes: Sequence[Change], covers: Place, seen: Se
     }
     whole = {**version.parts, **parts}
     requests = [Request(**request) for request in golden["requests"]]
-    answers = record(searcher, requests, int(time.time()))
+    answers = record(searcher, requests, now)
     folded = Version.build({**whole, "golden.json": _json(answers)}, **facts)
     replay(Searcher.open(folded, 1), answers)
     return folded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
@@ -41,13 +42,14 @@ NETWORK = "0123456789abcdef"
 ITEMS, PATHS, SIZE, J = 12, 8, 4, 3
 PATH_IDS = [3, 5, 8, 13, 21, 34, 55, 89]
 FAR = 4_000_000_000_000  # ms; in 2096
+NOW = time.time_ns() // 10**6
 
 
 def records(changes: Sequence[Sequence[Change]], after: Place = START) -> list[Record]:
     """A record for each list of changes, as a store gives them."""
     made = []
     for each in changes:
-        after, text = encode(Draft("p", after.seq, [to_json(change) for change in each]), after, 0)
+        after, text = encode(Draft("p", after.seq, [to_json(change) for change in each]), after, NOW)
         made.append(decode(text))
     return made
 
