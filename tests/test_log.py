@@ -373,3 +373,23 @@ def test_the_form_of_a_record() -> None:
         "time": 1_700_000_000_000,
         "changes": [{"n": 1}],
     }
+
+
+def test_two_readers_in_turn_read_each_frame_once(folder: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two versions do during a swap; else each read would begin at the start of the segment."""
+    for number in range(40):
+        folder.append(drafts(number))
+    read = log_module.decode
+    decoded: list[int] = []
+
+    def counting(text: bytes) -> Record:
+        decoded.append(len(text))
+        return read(text)
+
+    monkeypatch.setattr(log_module, "decode", counting)
+    places = [START, folder.read(START, 1)[-1].place]
+    for _ in range(30):
+        for reader, place in enumerate(places):
+            places[reader] = folder.read(place, 1)[-1].place
+    assert [place.seq for place in places] == [30, 31]
+    assert len(decoded) <= 2 + 2 * 30 + 2

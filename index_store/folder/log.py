@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 SEGMENT = 64 * 2**20  # bytes after which a new segment begins
 LONGEST = 256 * 2**20  # bytes of a frame
+READERS = 4  # positions that are remembered
 HEAD = struct.Struct("<III")  # length and CRC-32 of a frame, and the CRC-32 of both
 SUFFIX = ".log"
 
@@ -78,7 +79,7 @@ class FolderLog:
     def __init__(self, folder: Path) -> None:
         """folder: of the log; the first append creates it."""
         self._folder = folder
-        self._reader: _Cursor | None = None
+        self._readers: dict[Place, _Cursor] = {}  # where reads ended; a version and the one after it are read in turn
         self._tail: _Tail | None = None
 
     def append(self, drafts: Sequence[Draft]) -> list[int]:
@@ -105,8 +106,8 @@ class FolderLog:
 
         Raises LogBroken if the log does not continue `after`, LogDamaged.
         """
-        cursor = self._reader
-        if cursor is None or cursor.place != after or not cursor.exists:
+        cursor = self._readers.get(after)
+        if cursor is None or not cursor.exists:
             cursor = self._find(after)
         records: list[Record] = []
         while cursor and len(records) < most:
@@ -119,7 +120,11 @@ class FolderLog:
                 cursor = _start(later[0], cursor.place)
             else:
                 break
-        self._reader = cursor
+        if cursor:
+            self._readers.pop(cursor.place, None)  # so that it is the newest
+            self._readers[cursor.place] = cursor
+            if len(self._readers) > READERS:
+                del self._readers[next(iter(self._readers))]
         return records
 
     def start(self) -> Place:
