@@ -189,11 +189,8 @@ def test_another_network_gets_the_catalogue(planted: Planted, other: Planted) ->
 
     assert version.manifest.covers == made[-1].place
     assert [searcher.is_live(item) for item in (5000, 5001, ids[0], ids[1], ids[2])] == [True, False, False, True, True]
-    assert searcher.paths_of(5000) == other.searcher.structure.index.path_ids[
-        np.searchsorted(
-            other.searcher.structure.index.path_ids, other.searcher.place([Evidence(like=ids[:2])])[0].paths
-        )
-    ].tolist() or set(searcher.paths_of(5000)) == set(other.searcher.place([Evidence(like=ids[:2])])[0].paths)
+    (placement,) = other.searcher.place([Evidence(like=ids[:2])])
+    assert searcher.paths_of(5000) == sorted(placement.paths) != []
     assert searcher.paths_of(ids[2]) == other.searcher.paths_of(ids[2])  # this network was trained with it
 
 
