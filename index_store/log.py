@@ -1,11 +1,12 @@
-"""The log of a catalogue: numbered records of what changed in it after a version was made.
+"""The logs of a catalogue: numbered records of what changed in it after a version was made, and of what users did.
 
-A record is a batch of changes that is applied as a whole. Records are numbered 1, 2, 3, ... without gaps. Each record
-has the digest of the record before it, so the records form a chain: a reader notices if records were lost, and if their
-numbers were then given to others. The producer of a record numbers its own records, so that a record which is sent
-again, because the answer was lost, is stored once.
+A record is a batch of changes that is applied as a whole, or a batch of events. Records are numbered 1, 2, 3, ...
+without gaps. Each record has the digest of the record before it, so the records form a chain: a reader notices if
+records were lost, and if their numbers were then given to others. The producer of a record numbers its own records, so
+that a record which is sent again, because the answer was lost, is stored once.
 
-What a change says is described in retrieval/changes.py; here it is any JSON object.
+What a change says is described in retrieval/changes.py, what an event says in retrieval/events.py; here both are any
+JSON object.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from index_store.errors import LogBroken, LogDamaged, LogIncompatible
 
+#: The two logs of a catalogue: the changes of its items, and the events from which the trainer learns.
+LogName = Literal["log", "events"]
 FORMAT = 1
 CHANGES = b',"changes":'  # the last field of a record, which is read only by those who need it
 #: The most producers of which a log remembers the last number. A record of an older producer could be stored twice.

@@ -19,7 +19,7 @@ from typing import Any
 from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
 from index_store.log import START, Place
 
-FORMAT = 8
+FORMAT = 9
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}\Z")
 #: The form of the names that stores give to versions: v7-0123456789ab.
 VERSION = re.compile(r"v[1-9]\d*-[0-9a-f]{12}")

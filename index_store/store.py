@@ -10,7 +10,7 @@ from typing import Protocol
 from index_store.address import Address, folder_of
 from index_store.errors import InvalidName, PointerMoved, VersionInUse, VersionNotFound
 from index_store.folder.store import FolderStore
-from index_store.log import Draft, Place, Record
+from index_store.log import Draft, LogName, Place, Record
 from index_store.manifest import VERSION, Manifest, check_name
 from index_store.version import ByteProgress, Version
 
@@ -84,28 +84,28 @@ class IndexStore(Protocol):
         The result is only a hint. It may be wrong, and a move of `current` may be missed.
         """
 
-    def append(self, drafts: Sequence[Draft]) -> list[int]:
-        """Append drafts to the log, and return the number of each one's record. A repeat is not stored again.
+    def append(self, drafts: Sequence[Draft], log: LogName = "log") -> list[int]:
+        """Append drafts to a log, and return the number of each one's record. A repeat is not stored again.
 
         When this returns, the records are durable: on the disk of a folder, or in Redis as its `appendfsync` says.
         After an error, all of them were stored or none, and a repeat is safe. Raises StoreFull, LogDamaged.
         """
 
-    def read(self, after: Place, most: int) -> list[Record]:
-        """Records of the log after `after`, in order, about `most`; [] at the end of the log. For one thread at a time.
+    def read(self, after: Place, most: int, log: LogName = "log") -> list[Record]:
+        """Records of a log after `after`, in order, about `most`; [] at the end of the log. For one thread at a time.
 
         Raises LogBroken if the log does not continue `after`: the next record was removed, the record of `after` was
         lost, or the log belongs to another catalogue. Raises LogDamaged, LogIncompatible.
         """
 
-    def log_start(self) -> Place:
-        """The place before the first record of the log that was not trimmed. Raises LogDamaged."""
+    def log_start(self, log: LogName = "log") -> Place:
+        """The place before the first record of a log that was not trimmed. Raises LogDamaged."""
 
-    def log_end(self) -> Place:
-        """The place after the last record of the log. Raises LogDamaged."""
+    def log_end(self, log: LogName = "log") -> Place:
+        """The place after the last record of a log. Raises LogDamaged."""
 
-    def trim(self, before: int) -> None:
-        """Remove records of the log with numbers below `before`; some may be kept."""
+    def trim(self, before: int, log: LogName = "log") -> None:
+        """Remove records of a log with numbers below `before`; some may be kept."""
 
     def lease(self, task: str) -> AbstractContextManager[bool]:
         """Whether this process may do `task` until the context ends; while it may, no other process may.

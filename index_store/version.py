@@ -35,6 +35,7 @@ The kind "paths" also has:
     title_offsets.npy  int64 (V + 1,)     item v has title_bytes[title_offsets[v]:title_offsets[v + 1]]
     feature_vectors.npy     float16 (F + 1, E) what each feature adds to an item vector; last, the vector without any
     changes.json       for each item that the log has changed up to the record `covers`, what is known of it from there
+    weights.safetensors     the network's weights, from which the trainer continues; the service does not read them
     placing.json       {"users": (E,), "matrix": (E, E), "items": (E,), "length", "bias"}
     reranker.json      {"kind": "lr" | "softmax", "weights": {feature: weight}, "intercept": number}
 
@@ -83,6 +84,7 @@ PATHS = frozenset(
         "changes.json",
         "placing.json",
         "reranker.json",
+        "weights.safetensors",
     }
 )
 #: The path lists. This part may be left in the store; then each request reads only the lists it needs.

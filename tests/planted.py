@@ -84,6 +84,7 @@ def parts_of_version(
                 "bias": 0,
             }
         ).encode(),
+        "weights.safetensors": b"none",  # the trainer cannot learn on from a planted network
         "reranker.json": json.dumps(SOFTMAX.to_json()).encode(),
         "context.json": json.dumps({"features": []}).encode(),
         "golden.json": json.dumps(golden or {}).encode(),

@@ -28,6 +28,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "publish": {"data", "encoders", "deep_retrieval"},
         "evaluate": {"data", "deep_retrieval", "publish"},
         "benchmark": {"data", "encoders", "deep_retrieval", "publish", "evaluate"},
+        "living": {"data", "deep_retrieval", "publish"},
     },
     "service": {"process": set(), "serving": set(), "http": {"process", "serving"}},
     "retrieval": {"paths": set()},

@@ -1,4 +1,4 @@
-"""dr-trainer: train a retrieval index from interactions, publish it, measure it."""
+"""dr-trainer: train a retrieval index from interactions, publish it, measure it, let it learn from events."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from index_store.command import add_store, add_version, from_environment
+from index_store.command import from_environment
 from index_store.errors import IndexStoreError
+from trainer.arguments import make_parser
 from trainer.errors import ConfigError, TrainerError
 from trainer.stopping import stopped_by_signals, tell
 
@@ -23,40 +24,20 @@ if TYPE_CHECKING:  # imported only where they are used, so that --help is fast
     from index_store.version import Version
     from trainer.progress import Progress
 
-FIT_EXAMPLE = """example:
-  dr-trainer fit examples/online_retail/interactions.parquet --items examples/online_retail/items.parquet \\
-      --users examples/online_retail/users.parquet --store ./demo-store --set k=20 --set context=country
-
-INTERACTIONS is Parquet or CSV with the columns user_id, item_id (integers or strings), timestamp (integer or
-date and time) and optionally rating or weight. Interrupted? Run the same command again with --resume and the folder
-that it named. docs/reference.md lists the settings."""
-
-EVALUATE_EXAMPLE = """example:
-  dr-trainer evaluate examples/online_retail/interactions.parquet --items examples/online_retail/items.parquet \\
-      --users examples/online_retail/users.parquet --store ./demo-store
-
-Measures the users that were held out when the version was trained, with the version's own settings."""
-
-BENCHMARK_EXAMPLE = """example:
-  dr-trainer benchmark --data-dir data --datasets ml-1m,purchases.parquet --seeds 3 --report benchmark-report
-
-DIR may contain ml-100k, ml-1m, ml-20m, ml-25m (GroupLens' folders, unzipped), amazon-beauty, amazon-books
-(ratings_Beauty.csv, ratings_Books.csv), online-retail (part of a checkout), and any file of interactions, by its name.
-Needs pip install 'deep-retrieval[benchmark]'. Interrupted? Run the same command again; it continues."""
-
-SENSITIVITY_EXAMPLE = """example:
-  dr-trainer sensitivity examples/online_retail/interactions.parquet --set k=20 --report sensitivity-report
-
-Learns encoder and head once, then paths for each value of K, D, J and alpha: 8.5 times as long as one training.
-Interrupted? Run the same command again; it continues."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 1 after an error, 2 for wrong usage, 128 + N after signal N."""
     options = make_parser().parse_args(arguments)
     if options.command == "fit" and options.resume is None:
         options.resume = Path("runs", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
-    commands = {"fit": _fit, "evaluate": _evaluate, "benchmark": _benchmark, "sensitivity": _sensitivity}
+    commands = {
+        "fit": _fit,
+        "evaluate": _evaluate,
+        "benchmark": _benchmark,
+        "sensitivity": _sensitivity,
+        "replay": _replay,
+        "follow": _follow,
+    }
     with stopped_by_signals() as signals:
         try:
             return commands[options.command](options)
@@ -84,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _how_to_continue(options: argparse.Namespace) -> str:
     """The end of the message for a stopped command: how to continue it."""
-    if options.command == "evaluate":
+    if options.command in {"evaluate", "replay"}:
         return ""
     if options.command != "fit":
         return "; to continue, run the same command again"
@@ -280,6 +261,75 @@ def _sensitivity(options: argparse.Namespace) -> int:
     return 0
 
 
+def _replay(options: argparse.Namespace) -> int:
+    from trainer.config import load_config
+
+    config = load_config(options.config, options.set, seed=options.seed)
+    if options.report:
+        _require("matplotlib")
+
+        from trainer.benchmark.report import require_writable, write_replay
+
+        require_writable(options.report)
+
+    from trainer.deep_retrieval.device import choose_device
+    from trainer.living.replay import replay, table
+    from trainer.progress import choose_progress
+
+    choose_device(config.device)
+    progress = choose_progress()
+    document = replay(
+        options.interactions,
+        options.items,
+        config.replace(k=options.k),
+        progress,
+        start=options.start,
+        steps=options.steps,
+        retrained=options.retrained,
+    )
+    _print(document if options.json else table(document))
+    if options.report:
+        progress.say(f"report: {write_replay(options.report, document)}")
+    return 0
+
+
+def _follow(options: argparse.Namespace) -> int:
+    from index_store.store import open_store
+
+    password = from_environment("DR_STORE_PASSWORD")
+    store = open_store(options.store, password=password)
+    store.require_writable()
+    named = options.events
+    is_store = "://" in named or Path(named).expanduser().is_dir()
+    events_store = open_store(named, password=password) if is_store else None
+    if events_store:
+        events_store.require_readable()
+
+    from trainer.data.events import FileEvents, StandardInput, StoreEvents
+    from trainer.living.checkpoint import Checkpoint
+    from trainer.living.follow import EVERY, Follow
+    from trainer.progress import choose_progress
+
+    checkpoint = Checkpoint(options.checkpoint)
+    name = str(events_store or (named if named == "-" else Path(named).expanduser().absolute()))
+    state = checkpoint.load(str(store), name)
+    place = state.place if state else None
+    source = (
+        StoreEvents(events_store, place)
+        if events_store
+        else StandardInput()
+        if named == "-"
+        else FileEvents(Path(named).expanduser(), place, waits=options.every is not None)
+    )
+
+    def report(facts: dict[str, Any]) -> None:
+        if options.json:
+            print(json.dumps(facts), flush=True)
+
+    Follow(store, source, name, checkpoint, state, options.every or EVERY, choose_progress(), report).run()
+    return 0
+
+
 def _require(*modules: str) -> None:
     """Raise TrainerError unless these optional modules are installed."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
@@ -289,74 +339,6 @@ def _require(*modules: str) -> None:
 
 def _print(result: Any) -> None:
     print(result if isinstance(result, str) else json.dumps(result, indent=2))
-
-
-def _table(text: str) -> Path:
-    """Parse a command-line argument that names the file or folder of a table."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("expected a file or folder, found an empty name")
-    if "://" in text:
-        raise argparse.ArgumentTypeError(
-            f"expected a local file or folder, found {text}; copy it to this machine first"
-        )
-    return Path("/dev/stdin") if text == "-" else Path(text).expanduser()
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The command line of dr-trainer."""
-    parser = argparse.ArgumentParser(prog="dr-trainer", description=__doc__)
-    add_version(parser)
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def add(name: str, text: str, epilog: str) -> argparse.ArgumentParser:
-        raw = argparse.RawDescriptionHelpFormatter
-        command = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw)
-        command.add_argument("--json", action="store_true", help="print one JSON document on stdout")
-        return command
-
-    fit = add("fit", "train, publish and activate a version", FIT_EXAMPLE)
-    measure = add("evaluate", "measure precision, recall and F of a version on its held-out users", EVALUATE_EXAMPLE)
-    compare = add(
-        "benchmark", "compare Deep Retrieval with other methods on several data sets and seeds", BENCHMARK_EXAMPLE
-    )
-    vary = add("sensitivity", "measure how beam, K, D, J and alpha change recall on your data", SENSITIVITY_EXAMPLE)
-    for command in (fit, measure, vary):
-        command.add_argument("interactions", type=_table, metavar="INTERACTIONS", help="Parquet or CSV")
-        command.add_argument("--items", type=_table, metavar="F", help="the catalogue: Parquet or CSV with item_id")
-        command.add_argument("--users", type=_table, metavar="F", help="context features: Parquet or CSV with user_id")
-    for command in (fit, measure):
-        add_store(command)
-    for command in (fit, vary, compare):
-        command.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; overrides the file"
-        )
-    for command in (fit, vary):
-        command.add_argument("--config", type=Path, metavar="F.toml", help="TOML file of settings, one per line")
-        command.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
-    for command in (compare, vary):
-        command.add_argument(
-            "--report", type=Path, metavar="DIR", help="folder to write a page with tables and plots to"
-        )
-        command.add_argument(
-            "--runs", type=Path, default=Path("runs", command.prog.split()[-1]), metavar="DIR",
-            help="folder that keeps the measurements; default: %(default)s",
-        )  # fmt: skip
-    fit.add_argument(
-        "--resume", type=Path, metavar="DIR", help="keep checkpoints in DIR, and continue the run in it if there is one"
-    )
-    fit.add_argument("--no-activate", action="store_true", help="publish, but do not make the version current")
-    fit.add_argument("--allow-collapsed", action="store_true", help="publish even if the check of index health fails")
-    measure.add_argument("--version", metavar="V", help="version to measure; default: the current one")
-    measure.add_argument("--k", type=int, metavar="N", help="candidates per request; default: the version's k")
-    compare.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="folder with the data sets")
-    compare.add_argument("--datasets", metavar="A,B", help="names of data sets; default: all in --data-dir")
-    compare.add_argument(
-        "--methods", metavar="A,B", help="what is measured beside Deep Retrieval and brute force; default: everything"
-    )
-    compare.add_argument(
-        "--seeds", type=int, default=5, metavar="N", help="number of seeds, 0 to N - 1; default: %(default)s"
-    )
-    return parser
 
 
 if __name__ == "__main__":

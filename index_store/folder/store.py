@@ -25,6 +25,7 @@ import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import EllipsisType
+from typing import get_args
 
 from index_store.errors import (
     IndexStoreError,
@@ -39,7 +40,7 @@ from index_store.errors import (
 )
 from index_store.folder.files import map_file, sync_folder
 from index_store.folder.log import FolderLog
-from index_store.log import Draft, Place, Record
+from index_store.log import Draft, LogName, Place, Record
 from index_store.manifest import NAME, Manifest, check_name, counter
 from index_store.version import Buffer, ByteProgress, PathReader, Version, parts_here
 
@@ -57,7 +58,7 @@ class FolderStore:
             raise InvalidName("store URL: the folder is missing; write file:///absolute/folder or a path")
         self.folder = Path(folder)
         self._versions = self.folder / "versions"
-        self._log = FolderLog(self.folder / "log")
+        self._logs = {name: FolderLog(self.folder / name) for name in get_args(LogName)}
         self._held: dict[str, int] = {}  # version -> descriptor of its manifest, with a shared lock
 
     def __repr__(self) -> str:
@@ -190,25 +191,25 @@ class FolderStore:
             ):
                 remove()
 
-    def append(self, drafts: Sequence[Draft]) -> list[int]:
+    def append(self, drafts: Sequence[Draft], log: LogName = "log") -> list[int]:
         with self._errors("append to the log"):
-            return self._log.append(drafts)
+            return self._logs[log].append(drafts)
 
-    def read(self, after: Place, most: int) -> list[Record]:
+    def read(self, after: Place, most: int, log: LogName = "log") -> list[Record]:
         with self._errors("read the log"):
-            return self._log.read(after, most)
+            return self._logs[log].read(after, most)
 
-    def log_start(self) -> Place:
+    def log_start(self, log: LogName = "log") -> Place:
         with self._errors("read the log"):
-            return self._log.start()
+            return self._logs[log].start()
 
-    def log_end(self) -> Place:
+    def log_end(self, log: LogName = "log") -> Place:
         with self._errors("read the log"):
-            return self._log.end()
+            return self._logs[log].end()
 
-    def trim(self, before: int) -> None:
+    def trim(self, before: int, log: LogName = "log") -> None:
         with self._errors("trim the log"):
-            self._log.trim(before)
+            self._logs[log].trim(before)
 
     # -- the steps of a publish --
 

@@ -6,8 +6,9 @@
     {ns}:versions                   set: the complete versions
     {ns}:publishing:{{ns}:versions} set: the versions being published or deleted
     {ns}:counter:{{ns}:versions}    the last number given to a version, such as "v7"; never decreases
-    {ns}:log                        stream: the log of the catalogue; the entry n-0 is record n
-    {ns}:producers:{{ns}:log}       JSON: the last number of each producer of records
+    {ns}:log                        stream: the changes of the catalogue; the entry n-0 is record n
+    {ns}:events                     stream: the events from which the trainer learns, likewise
+    {ns}:producers:{{ns}:log}       JSON: the last number of each producer of records; and the same for events
     {ns}:task:{task}                id of the process that does the task, until its lease ends
     {ns}:leases                     sorted set: "version holder" -> end of the lease, in ms of the server's clock
     {ns}:{version}:manifest
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from index_store.log import LogName
 from index_store.manifest import PART, VERSION
 from index_store.version import LISTS, Buffer, Version
 
@@ -63,13 +65,11 @@ class Keys:
     def counter(self) -> str:
         return f"{self.namespace}:counter:{{{self.namespace}:versions}}"
 
-    @property
-    def log(self) -> str:
-        return f"{self.namespace}:log"
+    def log(self, name: LogName) -> str:
+        return f"{self.namespace}:{name}"
 
-    @property
-    def producers(self) -> str:
-        return f"{self.namespace}:producers:{{{self.namespace}:log}}"
+    def producers(self, name: LogName) -> str:
+        return f"{self.namespace}:producers:{{{self.namespace}:{name}}}"
 
     @property
     def leases(self) -> str:

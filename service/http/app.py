@@ -16,7 +16,7 @@ from index_store.address import folder_of
 from index_store.store import IndexStore
 from retrieval.query import Limits
 from service.errors import NotReady
-from service.http import items, problems
+from service.http import events, items, problems
 from service.http import routes as api
 from service.http.middleware import RequestMiddleware
 from service.http.values import EXACT
@@ -24,6 +24,7 @@ from service.metrics import Metrics
 from service.process.draining import Draining
 from service.process.settings import Settings
 from service.serving.batcher import HUNG_SECONDS, Batcher
+from service.serving.event_log import EventLog
 from service.serving.folding import Folding
 from service.serving.reloader import Reloader
 from service.serving.writer import Writer
@@ -51,11 +52,11 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
         batcher = Batcher(
             settings.max_queue, settings.max_batch, settings.timeout_ms / 2000, metrics, HUNG_SECONDS + store_seconds
         )
-        writer = Writer(store, reloader.follower)
+        writer, event_log = Writer(store, reloader.follower), EventLog(store, settings.events)
         password = settings.store_password.get_secret_value() if settings.store_password else None
         folding = Folding(reloader, store, settings.store, password, metrics)
-        running = reloader.run, reloader.holding.keep, reloader.follower.run, batcher.run, writer.run, folding.run
-        tasks = [asyncio.create_task(run()) for run in running]
+        parts = reloader, reloader.follower, batcher, writer, event_log, folding
+        tasks = [asyncio.create_task(run()) for run in (reloader.holding.keep, *(part.run for part in parts))]
         # Usually the current version is loaded before the first request arrives. But /livez must not wait longer than
         # FIRST_LOOK_SECONDS for a long load, or for a store that does not answer.
         with suppress(TimeoutError):
@@ -69,6 +70,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
                     "reloader": reloader,
                     "batcher": batcher,
                     "writer": writer,
+                    "event_log": event_log,
                     "folding": folding,
                     "draining": draining,
                 }
@@ -92,6 +94,7 @@ def create_app(settings: Settings, store: IndexStore) -> FastAPI:
     app.include_router(api.router)
     app.include_router(items.router)
     app.include_router(items.reading)
+    app.include_router(events.router)
     app.include_router(api.admin)
     problems.install(app)
     described = app.openapi

@@ -29,6 +29,7 @@ from service.metrics import Metrics
 from service.process.draining import Draining
 from service.process.settings import Settings
 from service.serving.batcher import Batcher
+from service.serving.event_log import EventLog
 from service.serving.folding import Folding
 from service.serving.reloader import Reloader
 from service.serving.writer import Writer
@@ -42,6 +43,7 @@ class State(TypedDict):
     reloader: Reloader
     batcher: Batcher
     writer: Writer
+    event_log: EventLog
     folding: Folding
     draining: Draining
 

@@ -45,7 +45,8 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, le=256, description="processes, each with the network in its own memory")
     admin_token: SecretStr | None = Field(None, description="bearer token for /admin; unset: /admin is off")
     write_token: SecretStr | None = Field(
-        None, description="bearer token for writing to /v1/items; unset: the catalogue cannot be changed over HTTP"
+        None,
+        description="bearer token for writing to /v1/items and /v1/events; unset: nothing can be written over HTTP",
     )
     new_items: int = Field(
         100_000,
@@ -53,6 +54,11 @@ class Settings(BaseSettings):
         le=10_000_000,
         description="most items that can be put before a new version is made; 400 bytes each, and 12 for each item of "
         "the version",
+    )
+    events: int = Field(
+        100_000,
+        ge=1,
+        description="most requests to /v1/events that wait for dr-trainer follow to learn from them; 429 beyond it",
     )
     poll_seconds: float = Field(0.5, gt=0, le=60, description="seconds between two reads of `current`")
     timeout_ms: int = Field(1000, ge=1, le=Limits.TIMEOUT_MS, description="deadline of a request without timeout_ms")

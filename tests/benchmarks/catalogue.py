@@ -27,6 +27,7 @@ from trainer.deep_retrieval.layers import PathModel
 from trainer.publish.index import path_lists
 from trainer.publish.network import Network, to_onnx
 from trainer.publish.version import assemble, path_facts
+from trainer.publish.weights import WEIGHTS
 
 #: The shape of the paper's Amazon Books (Sec. 4.2), and its k.
 CONFIG = TrainConfig(depth=3, width=100, paths_per_item=3, beam=50, per_path=10, k=200)
@@ -77,7 +78,8 @@ def make_catalogue(items: int, paths: int, users: int, config: TrainConfig = CON
         0,
         np.zeros((1, size), np.float16),
     )
-    version = assemble(config, facts, onnx, index, reranker, placing, requests.first(4), dataset, {})
+    network = {"model.onnx": onnx, WEIGHTS: b""}
+    version = assemble(config, facts, network, index, reranker, placing, requests.first(4), dataset, {})
     return Catalogue(version, requests)
 
 

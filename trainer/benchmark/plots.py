@@ -170,3 +170,21 @@ def _png(draw: Callable[[Axes], None]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
+
+
+def replay(document: dict[str, Any], figure: str) -> bytes:
+    """A figure of the frozen, the living and the retrained index by step, in percent."""
+
+    def draw(axes: Axes) -> None:
+        for name, colour, style in (("retrained", EXACT, "D"), ("living", OURS, "o-"), ("frozen", RIVAL, "s-")):
+            points = [
+                (step, 100 * row[name][figure])
+                for step, row in enumerate(document["steps"], 1)
+                if row[name] and row[name][figure] is not None
+            ]
+            axes.plot(*zip(*points, strict=True) if points else ([], []), style, color=colour, label=name)
+        axes.set(xlabel="step", ylabel="%", ylim=(0, 1.05 * axes.get_ylim()[1]))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend()
+
+    return _png(draw)

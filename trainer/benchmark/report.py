@@ -17,6 +17,8 @@ from trainer.data import measures
 from trainer.errors import TrainerError
 from trainer.progress import counted
 
+#: The figures of `replay` that the page shows, and their titles.
+REPLAYED = {"recall": "recall", "recall_new": "of new items"}
 PLOTTED = ("deep_retrieval", "brute_force", "two_tower", "ease", "als", "item_cf", "popularity")
 
 
@@ -81,6 +83,48 @@ def write_sensitivity(folder: Path, document: dict[str, Any]) -> Path:
         "setting had no effect, so large a difference would occur in at least 1 of 20 cases; the band shows its size."
     )
     return _write(folder, "sensitivity", document, "What each setting is worth", note, [section])
+
+
+def write_replay(folder: Path, document: dict[str, Any]) -> Path:
+    """Write index.html, replay.json and PNG files to `folder`. Returns the path of the page."""
+    k, gap = document["k"], document["gap_closed"]
+    pictures = {
+        "recall": (f"Recall@{k} by step", plots.replay(document, "recall")),
+        "recall_new": (
+            f"Recall@{k} of items that are not in the first part, by step",
+            plots.replay(document, "recall_new"),
+        ),
+    }
+    indexes = ("frozen", "living", "retrained")
+    rows = [
+        {
+            "cells": [
+                step,
+                row["events"],
+                row["users"],
+                *(_share(row[name], figure) for figure in REPLAYED for name in indexes),
+            ],
+            "ours": False,
+        }
+        for step, row in enumerate(document["steps"], 1)
+    ]
+    closed = "" if gap is None else f" The living index closes {gap:.0%} of the gap between frozen and retrained."
+    section = {
+        "title": "By step",
+        "note": f"In percent.{closed}",
+        "head": ["step", "events", "users", *(f"{name}: {title}" for title in REPLAYED.values() for name in indexes)],
+        "rows": rows,
+        "plots": _save(folder, "replay", pictures),
+    }
+    note = (
+        "Three indexes answer the same requests, before the step is learned: frozen, trained on the first part and "
+        "never changed; living, which learns from the events of each step; retrained on everything before the step."
+    )
+    return _write(folder, "replay", document, "What learning from events is worth", note, [section])
+
+
+def _share(figures: dict[str, Any] | None, figure: str) -> str:
+    return UNMEASURED if figures is None or figures[figure] is None else f"{100 * figures[figure]:.2f}"
 
 
 def _row(method: str, row: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -46,7 +46,10 @@ class SoftmaxHead:
     """The loss of the softmax head: over all items, or for large V over sampled negatives with log-Q correction."""
 
     def __init__(
-        self, config: TrainConfig, clicks: NDArray[np.int64], device: torch.device | Literal["cpu"] = "cpu"
+        self,
+        config: TrainConfig,
+        clicks: NDArray[Any],
+        device: torch.device | Literal["cpu"] = "cpu",
     ) -> None:
         """clicks: (V,), the clicks of each item in training. device: the device of the models."""
         self.device = torch.device(device)

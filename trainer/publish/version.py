@@ -40,6 +40,7 @@ from trainer.publish.network import Network, to_onnx
 from trainer.publish.parity import check_parity
 from trainer.publish.placing import CLICKS, GROUPS, fit_features, fit_placing
 from trainer.publish.reranker import fit_reranker
+from trainer.publish.weights import WEIGHTS, weights_part
 
 BEAM_REQUESTS = 1000  # training users on whom beam and per_path are chosen
 RERANKED_USERS = 10_000  # most tuning users on whom the reranker is fitted
@@ -89,14 +90,16 @@ def make_version(
         health = dataclasses.replace(health, churn=changed, previous=previous.manifest.version)
     _gate(health, config, progress, allow_collapsed=allow_collapsed)
 
-    metrics = {"paths": health.to_json(), "epochs": trained.history, "data_sha256": dataset.digest()}
+    metrics: dict[str, Any] = {"paths": health.to_json(), "epochs": trained.history, "data_sha256": dataset.digest()}
+    metrics["clicks"] = int(clicks.sum())
     if files:
         metrics["files"] = dict(files)
     facts = path_facts(config, model.width, index, beam, per_path)
     sampled = clicked_requests(dataset, split, GROUPS, CLICKS, config.seed)
     features = fit_features(index, dataset.attributes, clicks, config.seed)
     placing = fit_placing(structure, dataset.context.schema, sampled, clicks, features)
-    return assemble(config, facts, onnx, index, structure.reranker, placing, requests, dataset, metrics)
+    parts = {"model.onnx": onnx, WEIGHTS: weights_part(model)}
+    return assemble(config, facts, parts, index, structure.reranker, placing, requests, dataset, metrics)
 
 
 def path_facts(config: TrainConfig, width: int, index: PathIndex, beam: int, per_path: int) -> PathFacts:
@@ -116,7 +119,7 @@ def path_facts(config: TrainConfig, width: int, index: PathIndex, beam: int, per
 def assemble(
     config: TrainConfig,
     facts: PathFacts,
-    onnx: bytes,
+    network: Mapping[str, bytes],
     index: PathIndex,
     reranker: Reranker,
     placing: PlacingFacts,
@@ -128,11 +131,11 @@ def assemble(
 
     requests: of training users, as item indices. Each is also written as a caller would send it, and ExportRefused is
     raised if the service encodes that differently from training. The first requests become golden queries, stored with
-    their answers; the last golden query has an empty history.
+    their answers; the last golden query has an empty history. network: the parts model.onnx and weights.safetensors.
     """
     ids = dataset.item_ids
     parts = {
-        "model.onnx": onnx,
+        **network,
         "path_ids.npy": npy(index.path_ids),
         "path_offsets.npy": npy(index.path_offsets),
         "path_items.npy": npy(index.path_items),

@@ -1,0 +1,1 @@
+"""Learning between two trainings: from events, what users do right now."""

@@ -1,0 +1,143 @@
+"""The sequences that events make up: a session is what one user clicked, and grows with each event that continues it.
+
+An event has no user, but the user's history. If the history is a session that is known, the event continues it, else it
+begins a new one. Two users with the same history are told apart by what they click next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.context import ContextSchema
+from retrieval.events import Event
+from retrieval.query import ItemId, Limits, Value
+from retrieval.vocabulary import Vocabulary
+from trainer.data.context import UserContext
+from trainer.data.dataset import Dataset
+from trainer.data.split import Split
+
+SESSIONS = 50_000  # most sessions in memory; those that did not grow for longest are forgotten
+TAIL = 8  # last items of a history by which its session is found
+#: How much a click counts that was learned before, relative to a new one. It keeps the network from forgetting.
+OLD = 0.1
+#: One in so many sessions with new clicks is held back, and at most so many of them.
+HELD_BACK, MOST_HELD_BACK = 10, 1000
+
+
+@dataclass
+class Session:
+    """items: oldest first, the last `fresh` of them not learned yet. context: that of the last event."""
+
+    items: list[ItemId]
+    fresh: int
+    context: Mapping[str, Value]
+
+
+class Clicks(NamedTuple):
+    """Sessions as training data. fresh: bool (N,), which of `dataset.items` were not learned yet."""
+
+    dataset: Dataset
+    split: Split
+    fresh: NDArray[np.bool_]
+
+
+class Sessions:
+    """The newest sessions."""
+
+    def __init__(self, longest: int) -> None:
+        """longest: items of a session that are kept beside those that were not learned yet; older ones are cut off."""
+        self.longest = longest
+        self._sessions: dict[tuple[ItemId, ...], Session] = {}  # by its last items; the one that grew last is last
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def fresh(self) -> int:
+        """The number of clicks that were not learned yet."""
+        return sum(session.fresh for session in self._sessions.values())
+
+    def add(self, event: Event) -> None:
+        """Add a click. Ids must be canonical, so that the same item always has the same id."""
+        history = list(event.history)
+        session = self._sessions.pop(tuple(history[-TAIL:]), None) if history else None
+        if session is None or session.items[-len(history) :] != history[-len(session.items) :]:
+            session = Session(history, 0, {})
+        session.fresh = min(session.fresh + 1, Limits.HISTORY)
+        session.items = [*session.items, event.item_id][-min(self.longest + session.fresh, Limits.HISTORY) :]
+        session.context = event.context
+        self._sessions[tuple(session.items[-TAIL:])] = session
+        if len(self._sessions) > SESSIONS:
+            del self._sessions[next(iter(self._sessions))]
+
+    def held_back(self) -> list[Session]:
+        """Some of the sessions with new clicks. Their last click is not learned yet, to measure with it."""
+        new = [session for session in self._sessions.values() if session.fresh and len(session.items) > 1]
+        return new[HELD_BACK - 1 :: HELD_BACK][-MOST_HELD_BACK:]
+
+    def learned(self, held: Sequence[Session]) -> None:
+        """No click is new any more, but for the last clicks of `held`."""
+        for session in self._sessions.values():
+            session.fresh = 0
+        for session in held:
+            session.fresh = 1
+
+    def drawn(self, held: Sequence[Session]) -> list[Session]:
+        """All sessions with new clicks, without the last click of `held`, and as many others, evenly spread."""
+        new = [session for session in self._sessions.values() if session.fresh]
+        others = [session for session in self._sessions.values() if not session.fresh]
+        left_out = set(map(id, held))
+        cut = [
+            Session(session.items[:-1], session.fresh - 1, session.context) if id(session) in left_out else session
+            for session in new
+        ]
+        return cut + others[:: max(1, -(-len(others) // max(1, len(new))))]
+
+    def to_json(self) -> list[tuple[list[ItemId], int, dict[str, Value]]]:
+        """The sessions, as `from_json` reads them."""
+        return [(session.items, session.fresh, dict(session.context)) for session in self._sessions.values()]
+
+    @classmethod
+    def from_json(cls, longest: int, sessions: Iterable[tuple[Sequence[ItemId], int, Mapping[str, Value]]]) -> Sessions:
+        """The sessions in a result of `to_json`."""
+        made = cls(longest)
+        for items, fresh, context in sessions:
+            made._sessions[tuple(items[-TAIL:])] = Session(list(items), fresh, context)
+        return made
+
+
+def as_training_data(
+    sessions: Sequence[Session], vocabulary: Vocabulary, schema: ContextSchema, taught: NDArray[np.bool_]
+) -> Clicks:
+    """Sessions as training data for a version: each is a user, of whom training sees everything.
+
+    vocabulary: of the version; items that it does not know are left out. taught: (V,), the items that may be predicted;
+    the strength of the others is 0.
+    """
+    lengths = np.array([len(session.items) for session in sessions])
+    flat = vocabulary.places([item for session in sessions for item in session.items])
+    position = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    fresh = position >= np.repeat(lengths - [session.fresh for session in sessions], lengths)
+    known = flat >= 0
+    owner = np.repeat(np.arange(len(sessions)), lengths)[known]
+    flat, fresh = flat[known], fresh[known]
+    kept, owner = np.unique(owner, return_inverse=True)
+    offsets = np.searchsorted(owner, np.arange(len(kept) + 1)).astype(np.int64)
+    strengths = np.where(fresh, 1, OLD).astype(np.float32) * taught[flat]
+    strengths /= max(float(strengths.mean()), 1e-9)
+    encoded = [schema.encode(dict(sessions[i].context)) for i in kept.tolist()]
+    context = UserContext(
+        schema,
+        np.array([categories for categories, _, _ in encoded], np.int64).reshape(len(kept), -1),
+        np.array([numbers for _, numbers, _ in encoded], np.float32).reshape(len(kept), -1),
+    )
+    ids = np.asarray(vocabulary.all_ids(), object if vocabulary.kind == "string" else np.int64)
+    users = np.arange(len(kept))
+    dataset = Dataset(ids, users, flat.astype(np.int32), offsets, context, strengths=strengths)
+    whole = np.diff(offsets)
+    return Clicks(dataset, Split(users, users[:0], whole, whole, users[:0], whole), fresh)
