@@ -320,7 +320,7 @@ def test_the_openapi_names_every_status_and_route(client: TestClient) -> None:
     assert set(schema["paths"]) == {
         "/v1/retrieve", "/v1/retrieve:batch", "/v1/info", "/livez", "/readyz", "/metrics",
         "/admin/v1/versions", "/admin/v1/swap", "/admin/v1/rollback", "/admin/v1/fold", "/v1/items",
-        "/v1/items:delete", "/v1/items/{item_id}",
+        "/v1/items:delete", "/v1/items/{item_id}", "/v1/events",
     }  # fmt: skip
 
 

@@ -305,28 +305,26 @@ def _follow(options: argparse.Namespace) -> int:
     if events_store:
         events_store.require_readable()
 
-    from trainer.data.events import FileEvents, StandardInput, StoreEvents
+    from trainer.data.events import EventSource, FileEvents, StandardInput, StoreEvents
     from trainer.living.checkpoint import Checkpoint
     from trainer.living.follow import EVERY, Follow
     from trainer.progress import choose_progress
 
-    checkpoint = Checkpoint(options.checkpoint)
     name = str(events_store or (named if named == "-" else Path(named).expanduser().absolute()))
-    state = checkpoint.load(str(store), name)
-    place = state.place if state else None
-    source = (
-        StoreEvents(events_store, place)
-        if events_store
-        else StandardInput()
-        if named == "-"
-        else FileEvents(Path(named).expanduser(), place, waits=options.every is not None)
-    )
+    with Checkpoint(options.checkpoint) as checkpoint:
+        state = checkpoint.load(str(store), name)
+        place = state.place if state else None
+        source: EventSource = StandardInput()
+        if events_store:
+            source = StoreEvents(events_store, place)
+        elif named != "-":
+            source = FileEvents(Path(named).expanduser(), place, waits=options.every is not None)
 
-    def report(facts: dict[str, Any]) -> None:
-        if options.json:
-            print(json.dumps(facts), flush=True)
+        def report(facts: dict[str, Any]) -> None:
+            if options.json:
+                print(json.dumps(facts), flush=True)
 
-    Follow(store, source, name, checkpoint, state, options.every or EVERY, choose_progress(), report).run()
+        Follow(store, source, name, checkpoint, state, options.every or EVERY, choose_progress(), report).run()
     return 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from msgspec import Struct
@@ -42,7 +42,7 @@ class State(Struct):
 
 
 class Checkpoint:
-    """The folder of a learner. One process at a time has it."""
+    """The folder of a learner, for `with`. One process at a time has it."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ResumeError if the folder cannot be used, or is in use."""
@@ -52,9 +52,16 @@ class Checkpoint:
             self._lock = (folder / "LOCK").open("a")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._lock.close()
             raise ResumeError(f"{folder}: another dr-trainer follow uses it") from None
         except OSError as error:
             raise ResumeError(f"{folder}: cannot be used: {error.strerror}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
 
     def load(self, store: str, source: str) -> State | None:
         """The state that was saved last, None if there is none.

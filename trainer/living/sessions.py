@@ -1,7 +1,7 @@
 """The sequences that events make up: a session is what one user clicked, and grows with each event that continues it.
 
 An event has no user, but the user's history. If the history is a session that is known, the event continues it, else it
-begins a new one. Two users with the same history are told apart by what they click next.
+begins a new one. Of several sessions with the same items, the newest is continued.
 """
 
 from __future__ import annotations
@@ -51,8 +51,10 @@ class Sessions:
 
     def __init__(self, longest: int) -> None:
         """longest: items of a session that are kept beside those that were not learned yet; older ones are cut off."""
-        self.longest = longest
-        self._sessions: dict[tuple[ItemId, ...], Session] = {}  # by its last items; the one that grew last is last
+        self.longest = max(longest, TAIL)
+        self._sessions: dict[int, Session] = {}  # by number; the one that grew last is last
+        self._by_tail: dict[tuple[ItemId, ...], list[int]] = {}  # the numbers of the sessions that end so
+        self._next = 0
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -65,15 +67,34 @@ class Sessions:
     def add(self, event: Event) -> None:
         """Add a click. Ids must be canonical, so that the same item always has the same id."""
         history = list(event.history)
-        session = self._sessions.pop(tuple(history[-TAIL:]), None) if history else None
-        if session is None or session.items[-len(history) :] != history[-len(session.items) :]:
-            session = Session(history, 0, {})
+        session = self._taken(history) or Session(history, 0, {})
         session.fresh = min(session.fresh + 1, Limits.HISTORY)
         session.items = [*session.items, event.item_id][-min(self.longest + session.fresh, Limits.HISTORY) :]
         session.context = event.context
-        self._sessions[tuple(session.items[-TAIL:])] = session
+        self._put(session)
         if len(self._sessions) > SESSIONS:
-            del self._sessions[next(iter(self._sessions))]
+            self._remove(next(iter(self._sessions)))
+
+    def _taken(self, history: list[ItemId]) -> Session | None:
+        """The newest session that has this history, which is removed; None if there is none."""
+        for number in reversed(self._by_tail.get(_tail(history), []) if history else []):
+            items = self._sessions[number].items
+            if items[-len(history) :] == history[-len(items) :]:
+                return self._remove(number)
+        return None
+
+    def _put(self, session: Session) -> None:
+        self._sessions[self._next] = session
+        self._by_tail.setdefault(_tail(session.items), []).append(self._next)
+        self._next += 1
+
+    def _remove(self, number: int) -> Session:
+        session = self._sessions.pop(number)
+        alike = self._by_tail[_tail(session.items)]
+        alike.remove(number)
+        if not alike:
+            del self._by_tail[_tail(session.items)]
+        return session
 
     def held_back(self) -> list[Session]:
         """Some of the sessions with new clicks. Their last click is not learned yet, to measure with it."""
@@ -107,8 +128,12 @@ class Sessions:
         """The sessions in a result of `to_json`."""
         made = cls(longest)
         for items, fresh, context in sessions:
-            made._sessions[tuple(items[-TAIL:])] = Session(list(items), fresh, context)
+            made._put(Session(list(items), fresh, context))
         return made
+
+
+def _tail(items: Sequence[ItemId]) -> tuple[ItemId, ...]:
+    return tuple(items[-TAIL:])
 
 
 def as_training_data(
