@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -26,8 +27,14 @@ from tests.redis_servers import free_port, program, redis_binary
 from tests.test_commands import QUICK
 
 ROOT = Path(__file__).parent.parent
-SECRETS = {"DR_REDIS_PASSWORD": "pw-of-redis", "DR_SERVICE_PASSWORD": "pw-of-the-service", "DR_ADMIN_TOKEN": "token"}
+SECRETS = {
+    "DR_REDIS_PASSWORD": "pw-of-redis",
+    "DR_SERVICE_PASSWORD": "pw-of-the-service",
+    "DR_ADMIN_TOKEN": "token",
+    "DR_WRITE_TOKEN": "write-token",
+}
 ADMIN = {"Authorization": f"Bearer {SECRETS['DR_ADMIN_TOKEN']}"}
+WRITER = {"Authorization": f"Bearer {SECRETS['DR_WRITE_TOKEN']}"}
 
 
 def services_of(environment: dict[str, str]) -> dict[str, Any]:
@@ -115,7 +122,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 def test_the_rehearsal(stack: Stack) -> None:
-    """The stack trains, the proxy answers, both replicas follow a swap, and one stops without a failed request."""
+    """The stack trains, answers, swaps and learns, and one replica stops without a failed request."""
     _, *options = stack.services["redis"]["command"]
     stack.start("redis", [redis_binary(), *options, "--port", str(stack.redis), "--bind", "127.0.0.1"])
     stack.wait_until_healthy("redis")
@@ -143,6 +150,8 @@ def test_the_rehearsal(stack: Stack) -> None:
         stack.wait(lambda: {client.get(info).json()["version"] for info in infos} == {second}, "both replicas swap")
         assert client.post("/admin/v1/rollback", headers=ADMIN).json()["version"] == first
 
+        check_the_learner(stack, client, infos, first)
+
         # One replica is stopped as by `docker compose stop`: the proxy lets no client notice.
         leaving = stack.processes[f"service-{stack.replicas[0]}"]
         leaving.terminate()
@@ -157,6 +166,19 @@ def test_the_rehearsal(stack: Stack) -> None:
     assert not any(secret in logs for secret in SECRETS.values())
     assert "cannot be held" not in logs  # the service's user may take leases
     check_the_service_cannot_write(stack.redis, first)
+
+
+def check_the_learner(stack: Stack, client: httpx.Client, infos: list[str], version: str) -> None:
+    """What is sent to one replica is learned, and both replicas serve the version that has learned."""
+    sent = client.post("/v1/events", json={"events": [{"item_id": 8, "history": [0, 4]}]}, headers=WRITER)
+    assert (sent.status_code, sent.json()) == (202, {"accepted": 1})
+    *command, _ = stack.services["learner"]["command"]
+    stack.start("learner", ["dr-trainer", *command, "1"])  # every second
+    stack.wait(lambda: version not in {client.get(info).json()["version"] for info in infos}, "both replicas swap")
+    learner = stack.processes.pop("learner-0")
+    learner.terminate()
+    assert learner.wait() == 128 + signal.SIGTERM
+    assert "learned from 1 click" in (stack.folder / "learner-0.log").read_text()
 
 
 def check_the_proxy(client: httpx.Client, version: str) -> None:
