@@ -35,6 +35,7 @@ PROMISES = {
     "ghosts": "No answer has an item that was deleted, an item twice, or fewer than k items while k are live.",
     "jumping clocks": "Clocks that are set forward or back change nothing.",
     "killed folds": "A fold killed at any moment leaves the version before or the one after, and the whole catalogue.",
+    "killed learners": "A learner killed at any moment learns every click once, and puts every new item once.",
     "killed publishers": "A publisher killed at any moment leaves the old version or the new one, and no litter.",
     "killed training": "A training that is killed and continued ends in the same bytes as one that was not.",
     "lost keys": "Path lists that are missing in Redis are a fault, never empty lists.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from retrieval.changes import Change, Delete, Evidence, Put, to_json
 from retrieval.fold import fold_current, read_all
 from retrieval.searcher import Searcher
 from tests.chaos.conftest import FULL, Goal, amount
-from tests.chaos.victims import Victim, append_and_fold
+from tests.chaos.victims import Victim, append_and_fold, follow_events
 from tests.conftest import Planted
 from tests.fleet import Replica, fleet
 from tests.test_server import keys_of
@@ -92,6 +93,45 @@ def test_a_fold_killed_before_any_step(store_url: str, client: Any, planted: Pla
         "folds that failed afterwards",
         "0, 0, 0",
         reached=killed * every > 40 and (set(kept) == {1, 4} or not FULL),
+    )
+
+
+def test_a_learner_killed_before_any_step(
+    store_url: str, client: Any, planted: Planted, tmp_path: Path, goal: Goal
+) -> None:
+    """Promise: killed learners. It dies before each operation on the disk or message to the server, in three rounds."""
+    names = planted.searcher.vocabulary.names(np.arange(20))
+    events = [{"item_id": item, "history": [history]} for item, history in zip(names[:5], names[5:10], strict=True)]
+    file = tmp_path / "events.jsonl"
+    file.write_text("".join(json.dumps(event) + "\n" for event in [*events, {"item_id": 5000, "history": names[:3]}]))
+    every, killed = amount(3, 24), 0
+    for steps in range(0, 10_000, every):
+        url, folder = f"{store_url}{steps}", str(tmp_path / f"run{steps}")
+        store = open_store(url)
+        store.activate(store.publish(planted.version))
+        victim = Victim(follow_events, url, str(file), folder, steps)
+        victim.wait()
+        ended = not victim.kill()
+        killed += not ended
+        again = Victim(follow_events, url, str(file), folder, None)
+        again.wait()
+        assert not again.kill()
+
+        store = open_store(url)
+        searcher = catalogue_of(store)
+        assert searcher.manifest.metrics["learned"] == 6, steps
+        assert searcher.is_live(5000)
+        assert [record.changes[0]["op"] for record in read_all(store, store.log_start())] == ["put"]
+        assert len(store.versions()) <= 4  # trained, previous, current, and what was published when it was killed
+        if "://" in store_url:
+            client.delete(*keys_of(client, url.partition("namespace=")[2]))
+        if ended:
+            break
+    kind = "folder" if "://" not in store_url else "Redis"
+    goal(
+        f"a learner killed before {killed} steps ({kind}): clicks learned twice or never, items put twice or never",
+        "0, 0",
+        reached=killed * every > 100,
     )
 
 

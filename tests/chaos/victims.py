@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,6 +24,12 @@ from index_store.store import IndexStore, open_store
 from index_store.version import Version
 from retrieval.fold import fold_current
 from tests.chaos.disk import watched
+from tests.planted import changed
+from tests.silent_progress import SilentProgress
+from trainer.data.events import FileEvents
+from trainer.living import follow, learner
+from trainer.living.checkpoint import Checkpoint
+from trainer.living.sessions import Session
 
 LEASE_MS = 300  # a killed publisher's lease: short, as the next publisher may have to wait for it
 
@@ -75,9 +82,34 @@ def append_and_fold(url: str, drafts: list[Draft], steps: int | None = None) -> 
         fold_current(store)
 
 
+def follow_events(url: str, file: str, folder: str, steps: int | None = None) -> None:
+    """Follow the events in a file, two at a time, to its end; die as `publish_and_activate` does.
+
+    Each learning makes a version that only counts what it has learned.
+    """
+    follow.TOGETHER, follow.ENOUGH, follow.SHARE = 2, 1, 0.0
+    vars(learner)["renewed"] = count_clicks
+    name = str(open_store(url))
+    with dying(url, steps, folder) as store, Checkpoint(Path(folder)) as checkpoint:
+        state = checkpoint.load(name, file)
+        source = FileEvents(Path(file), state.place if state else None)
+        follow.Follow(store, source, file, checkpoint, state, 1000, SilentProgress(), lambda _: None).run()
+
+
+def count_clicks(version: Version, _: Any, sessions: list[Session], base: str, *__: Any) -> Version:
+    """The version with other metrics."""
+    learned = int(version.manifest.metrics.get("learned", 0)) + sum(session.fresh for session in sessions)
+    made = changed(version, context=bytes(version.parts["context.json"]) + b" ")
+    metrics = {**version.manifest.metrics, "folded": base, "learned": learned}
+    return dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, metrics=metrics))
+
+
 @contextmanager
-def dying(url: str, steps: int | None) -> Iterator[IndexStore]:
-    """A store with which this process dies by SIGKILL after `steps` operations on the disk and messages."""
+def dying(url: str, steps: int | None, folder: str | None = None) -> Iterator[IndexStore]:
+    """A store with which this process dies by SIGKILL after `steps` operations on the disk and messages.
+
+    folder: operations in it count too.
+    """
     left = steps
 
     def step(*_: Any) -> None:
@@ -95,7 +127,7 @@ def dying(url: str, steps: int | None) -> Iterator[IndexStore]:
 
     redis.connection.Connection.send_packed_command = send_or_die  # type: ignore[method-assign]
     store = open_store(url)
-    with watched(Path(url), step):
+    with watched(Path(url), step), watched(Path(folder), step) if folder else nullcontext():
         yield store
 
 
