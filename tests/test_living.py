@@ -17,7 +17,7 @@ from index_store.errors import PointerMoved, VersionDamaged
 from index_store.folder.store import FolderStore
 from index_store.log import Draft
 from index_store.version import Version, npy
-from retrieval.changes import Delete, to_json
+from retrieval.changes import Delete, Evidence, Put, changes_of, to_json
 from retrieval.events import Event
 from retrieval.fold import read_all
 from retrieval.query import Request
@@ -182,6 +182,55 @@ def test_the_new_version_continues_the_old_one(planted: Planted, learned: tuple[
     assert store.previous() == before
     held_back = 18  # of 180 sessions
     assert version.manifest.metrics["learned"] == 180 - held_back
+
+
+# -- new items --
+
+
+def changes_in(store: FolderStore) -> list[Put]:
+    """All changes in the log; each is a put."""
+    changes = changes_of(read_all(store, store.log_start()))
+    assert all(isinstance(change, Put) for change in changes)
+    return [change for change in changes if isinstance(change, Put)]
+
+
+def test_an_item_is_put_again_as_its_histories_double(store: FolderStore) -> None:
+    """With 1, 2, 4, 8, 16 and 32 histories; the same event again changes nothing, nor does another learner."""
+    rng = np.random.default_rng(2)
+    clicks = [Event(NEW, rng.choice(40, 4, replace=False).tolist()) for _ in range(40)]
+    learner = Learner(store, SilentProgress())
+    for click in clicks[:10]:
+        learner.take([click, click])
+    learner = Learner(store, SilentProgress())  # it knows from the log the eight histories of the last put
+    for click in clicks[:8] + clicks[8:]:
+        learner.take([click])
+    assert [len(put.evidence.clicked_by) for put in changes_in(store)] == [1, 2, 4, 8, 16, 32]
+    assert changes_in(store)[-1].evidence.clicked_by == [list(click.history) for click in clicks[:32]]
+
+
+def test_an_item_that_was_put_by_what_it_is_like_moves_to_its_users(store: FolderStore) -> None:
+    """Its first click places it anew; its attributes and its expiry stay."""
+    end = 2_000_000_000_000
+    like = Evidence(like=group(1, 1, 2))
+    searcher = Searcher.open(store.load(str(store.current())))
+    put = Put(NEW, searcher.place([like])[0], Evidence(like.clicked_by, like.like, {"title": "Käse"}), end, 1)
+    store.append([Draft("test", 1, [to_json(put)])])
+    learner = Learner(store, SilentProgress())
+    assert NEW in found(learner.searcher(), group(1, 3, 4, 5, 6), k=7)
+    learner.take([Event(NEW, group(2, 1, 2, 3, 4))])
+    searcher = learner.searcher()
+    assert NEW in found(searcher, group(2, 3, 4, 5, 6), k=7)
+    assert NEW not in found(searcher, group(1, 3, 4, 5, 6), k=6)
+    assert searcher.descriptions.of(NEW) == {"title": "Käse"}
+    again = changes_in(store)[-1]
+    assert (again.expires, again.placement and again.placement.placed_by) == (end, "clicks")
+
+
+def test_an_item_of_the_training_is_not_put(store: FolderStore) -> None:
+    """The network knows it."""
+    learner = Learner(store, SilentProgress())
+    learner.take([Event(5, group(2, 1, 2))])
+    assert changes_in(store) == []
 
 
 # -- the learner --

@@ -42,7 +42,7 @@ def test_every_setting_is_in_a_group_and_has_a_meaning() -> None:
         "| `DR_POLL_SECONDS` | `0.5` | number above 0 and up to 60 |",
         "| `dr-trainer fit INTERACTIONS` |",
         "| `dr-index prune --keep N` |",
-        "| `--items F` | fit, evaluate, sensitivity |",
+        "| `--items F` | fit, evaluate, replay, sensitivity |",
         "| `--host H` |",
         "| `POST /v1/retrieve` |",
         "| `exclude_history` |",

@@ -1,4 +1,4 @@
-"""What a learner remembers between two runs, in one file of JSON: sessions, new items, and how far it has read.
+"""What a learner remembers between two runs, in one file of JSON: sessions, and how far it has read.
 
 A version is published, then the checkpoint names it as pending, then it becomes current. So a learner that was killed
 in between knows whether its sessions were learned.
@@ -30,14 +30,13 @@ class Pending(Struct, frozen=True):
 
 
 class State(Struct):
-    """sessions: items, how many of the last are new, context. histories: of those who clicked an item that was put."""
+    """sessions: see `Sessions.to_json`. place: in the source, see `Arrived`."""
 
     format: int
     store: str
     source: str
     place: Any
     sessions: list[tuple[list[Id], int, dict[str, Value]]]
-    histories: list[tuple[Id, list[list[Id]]]]
     pending: Pending | None = None
 
 

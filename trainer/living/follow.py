@@ -14,7 +14,6 @@ from trainer.data.events import EventSource, StoreEvents
 from trainer.errors import ExportRefused
 from trainer.living.checkpoint import FORMAT, Checkpoint, Pending, State
 from trainer.living.learner import Learner, answers, canonical
-from trainer.living.new_items import NewItems
 from trainer.living.sessions import Sessions
 from trainer.progress import Progress, counted
 
@@ -113,18 +112,14 @@ class Follow:
 
     def _save(self, pending: Pending | None) -> None:
         """Save a checkpoint. Then the events up to it need not be kept in the store."""
-        learner = self._learner
-        histories = list(learner.new_items.histories.items())
-        sessions = learner.sessions.to_json()
-        state = State(FORMAT, str(self._store), self._name, self._place, sessions, histories, pending)
-        self._checkpoint.save(state)
+        sessions = self._learner.sessions.to_json()
+        self._checkpoint.save(State(FORMAT, str(self._store), self._name, self._place, sessions, pending))
         if isinstance(self._source, StoreEvents) and self._place:
             self._source.forget(self._place)
 
     def _resume(self, state: State) -> None:
         learner = self._learner
         learner.sessions = Sessions.from_json(learner.sessions.longest, state.sessions)
-        learner.new_items = NewItems(dict(state.histories))
         if state.pending is None:
             return
         current = self._store.current()

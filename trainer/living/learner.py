@@ -13,7 +13,7 @@ from index_store.log import Draft
 from index_store.store import IndexStore
 from retrieval.changes import to_json
 from retrieval.events import Event
-from retrieval.fold import fold, read_all, tidy
+from retrieval.fold import catalogue, fold, read_all, tidy
 from retrieval.query import ItemId, Request
 from retrieval.searcher import Searcher
 from trainer.config import stored_config
@@ -38,7 +38,7 @@ class Learner:
         self._producer, self._number = uuid.uuid4().hex, 0
         self._searcher: Searcher | None = None
         self.sessions = Sessions(self.searcher().manifest.history + 1)
-        self.new_items = NewItems()
+        self._new_items = NewItems(catalogue(store)[0])
 
     def searcher(self) -> Searcher:
         """The current version with all records of the log. Raises TrainerError if no version is current."""
@@ -57,7 +57,7 @@ class Learner:
         """Remember events, and put items that are new into the catalogue. described: titles and attributes by item."""
         searcher = self.searcher()
         known = [named for event in events if (named := canonical(event, searcher))]
-        if changes := self.new_items.changes(searcher, known, described or {}):
+        if changes := self._new_items.changes(searcher, known, described or {}):
             self._number += 1
             self._store.append([Draft(self._producer, self._number, [to_json(change) for change in changes])])
         for event in known:

@@ -1,56 +1,74 @@
-"""Puts for items that are clicked and not in the catalogue yet, by the histories of those who clicked them.
+"""Puts for items that came after the training, by the histories of those who click them.
 
-With each doubling of its clicks a new item is put again, because more histories place it better.
+An item that nobody has put is put with its first click. With each doubling of the histories an item is put again,
+because more histories place it better; also one that was put by its attributes alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from retrieval.changes import Change, Evidence, Put
 from retrieval.events import Event
+from retrieval.paths.overlay import NO_END
 from retrieval.query import ItemId
 from retrieval.searcher import Searcher
 
-ENOUGH = 32  # clicks, after which a new item is not put again
+ENOUGH = 32  # histories, with which an item is put for the last time
 LONGEST = 100  # items of a history that is kept
 
 
 class NewItems:
-    """The clicks of items that this process has put."""
+    """The histories of those who clicked an item that came after the training."""
 
-    def __init__(self, histories: Mapping[ItemId, list[list[ItemId]]] | None = None) -> None:
-        self.histories: dict[ItemId, list[list[ItemId]]] = dict(histories or {})
+    def __init__(self, changes: Iterable[Change]) -> None:
+        """changes: what the log says about items, at most one change of each (`retrieval.fold.catalogue`)."""
+        self._histories: dict[ItemId, list[list[ItemId]]] = {
+            change.item_id: [list(history) for history in change.evidence.clicked_by]
+            for change in changes
+            if isinstance(change, Put)
+        }
 
     def changes(
         self, searcher: Searcher, events: Sequence[Event], described: Mapping[ItemId, Mapping[str, Any]]
     ) -> list[Change]:
-        """The puts that follow from events. Ids must be canonical. described: attributes by item."""
-        due = {}
+        """The puts that follow from events. Ids must be canonical. described: titles and attributes by item.
+
+        An event that comes again changes nothing, because its history is known.
+        """
+        due: dict[ItemId, list[list[ItemId]]] = {}
         for event in events:
-            item = event.item_id
-            if item not in self.histories:
-                if len(searcher.vocabulary.indices([item])):
-                    continue  # in the catalogue, or deleted from it: what was deleted stays deleted
-                self.histories[item] = []
-            histories = self.histories[item]
-            histories.append(list(event.history[-LONGEST:]))
+            item, history = event.item_id, list(event.history[-LONGEST:])
+            if not self._may_be_put(searcher, item):
+                continue
+            histories = self._histories.setdefault(item, [])
+            if len(histories) >= ENOUGH or history in histories:
+                continue
+            histories.append(history)
             if len(histories) & (len(histories) - 1) == 0:
                 due[item] = histories
-            if len(histories) >= ENOUGH:
-                del self.histories[item]
-        due = {item: histories for item, histories in due.items() if self._may_be_put(searcher, item)}
         schema = searcher.descriptions.schema
         evidence = [
             Evidence([history for history in histories if history], [], schema.normal(described.get(item, {})))
             for item, histories in due.items()
         ]
+        now = time.time_ns() // 10**6
         return [
-            Put(item, placement, each, None, 0)
-            for item, each, placement in zip(due, evidence, searcher.place(evidence), strict=True)
+            Put(item, placement, known, _expiry(searcher, item), now)
+            for item, placement, known in zip(due, searcher.place(evidence), evidence, strict=True)
         ]
 
     @staticmethod
     def _may_be_put(searcher: Searcher, item: ItemId) -> bool:
-        return not len(searcher.vocabulary.indices([item])) or searcher.is_live(item)
+        """Whether the item is not in the catalogue, or is live and came after the training; not if it was deleted."""
+        known = searcher.vocabulary.indices([item])
+        return not len(known) or (int(searcher.structure.index.since(known)[0]) > 0 and searcher.is_live(item))
+
+
+def _expiry(searcher: Searcher, item: ItemId) -> int | None:
+    """When the item expires, in ms since 1970; a put would otherwise take that away."""
+    known = searcher.vocabulary.indices([item])
+    end = int(searcher.structure.index.end_of(known)[0]) if len(known) else NO_END
+    return 1000 * end if end < NO_END else None
