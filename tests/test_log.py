@@ -150,6 +150,23 @@ def test_trimming(store: IndexStore, every_url: str, monkeypatch: pytest.MonkeyP
     assert numbers(read_all(store, store.log_start()))[-1] == 7
 
 
+def test_a_folder_that_is_trimmed_to_its_end(folder: FolderStore) -> None:
+    """Nothing is left to read, the numbers go on, and a repeat is known."""
+    folder.append(drafts(1, 2))
+    folder.append(drafts(3))
+    folder.trim(3)
+    assert numbers(read_all(folder, folder.log_start())) == [1, 2, 3]  # 3 is in the same segment
+    end = folder.log_end()
+    folder.trim(4)
+    folder.trim(4)
+    assert folder.log_start() == folder.log_end() == end
+    assert len(list(folder.folder.glob("log/*.log"))) == 1
+    assert folder.append(drafts(3, 4)) == [3, 4]
+    assert numbers(FolderStore(str(folder.folder)).read(end, 10)) == [4]
+    with pytest.raises(LogBroken):
+        folder.read(START, 10)
+
+
 def test_a_place_of_another_log(store: IndexStore) -> None:
     """Whoever has read records that this log does not have is told so."""
     with pytest.raises(LogBroken):

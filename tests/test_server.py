@@ -375,7 +375,9 @@ def test_the_service_user_of_the_stack_can_follow_a_cluster(redis_cluster: list[
     with pytest.raises(StoreMisconfigured):
         store.trim(2)
     service = redis.RedisCluster(host="127.0.0.1", port=redis_cluster[0].port, username="service", password="pw")
-    for command in (("UNLINK", "dr:log"), ("SET", "dr:log", "x"), ("XTRIM", "dr:log", "MAXLEN", "0")):
+    assert store.append([Draft("p", 1, [{}])], "events") == [1]
+    forbidden = [("UNLINK", "dr:log"), ("SET", "dr:log", "x"), ("XTRIM", "dr:log", "MAXLEN", "0")]
+    for command in (*forbidden, ("XTRIM", "dr:events", "MAXLEN", "0"), ("UNLINK", "dr:events")):
         with pytest.raises(redis.exceptions.NoPermissionError):
             service.execute_command(*command)  # type: ignore[no-untyped-call]
     service.close()

@@ -143,11 +143,18 @@ class FolderLog:
         return place
 
     def trim(self, before: int) -> None:
-        """Remove the segments all of whose records have numbers below `before`."""
+        """Remove the segments all of whose records have numbers below `before`.
+
+        If the last segment has such records too, a new one begins, so that a later call can remove them.
+        """
         if not self._folder.is_dir():
             return
         with self._lock():
             segments = self._segments()
+            if segments and _first(segments[-1]) < before:
+                tail = self._at_end()
+                self._tail = _begin(self._folder, tail.place, tail.producers)
+                segments = self._segments()
             for segment, following in itertools.pairwise(segments):
                 if _first(following) <= before:
                     segment.unlink()
