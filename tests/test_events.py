@@ -94,7 +94,7 @@ def test_a_full_log_refuses_events_until_the_trainer_has_learned(
 ) -> None:
     """Then requests are accepted again."""
     monkeypatch.setattr(event_log, "LOOK_SECONDS", 0.0)
-    with TestClient(make_app(store, write_token="w", events=2)) as client:
+    with TestClient(make_app(store, write_token="w", events=1)) as client:
         for _ in range(2):
             assert send(client, {"item_id": 1}).status_code == 202
         refused = send(client, {"item_id": 1})

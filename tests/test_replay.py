@@ -55,7 +55,7 @@ def test_events_have_the_history_of_their_time(file: Path) -> None:
     """At most as many items as the network reads."""
     stream = read_stream(file, None, load_config(None, []))
     events = events_of(stream, 6, 10, 2)
-    assert [(event.item_id, list(event.history)) for event in events] == [
+    assert [(event.item_id, list(event.history or ())) for event in events] == [
         ("z", ["w"]),
         ("x", ["x", "y"]),
         ("w", ["w", "z"]),

@@ -96,11 +96,11 @@ def follow_events(url: str, file: str, folder: str, steps: int | None = None) ->
         follow.Follow(store, source, file, checkpoint, state, 1000, SilentProgress(), lambda _: None).run()
 
 
-def count_clicks(version: Version, _: Any, sessions: list[Session], base: str, *__: Any) -> Version:
+def count_clicks(version: Version, _: Any, sessions: list[Session], facts: dict[str, Any], *__: Any) -> Version:
     """The version with other metrics."""
     learned = int(version.manifest.metrics.get("learned", 0)) + sum(session.fresh for session in sessions)
     made = changed(version, context=bytes(version.parts["context.json"]) + b" ")
-    metrics = {**version.manifest.metrics, "folded": base, "learned": learned}
+    metrics = {**version.manifest.metrics, **facts, "learned": learned}
     return dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, metrics=metrics))
 
 

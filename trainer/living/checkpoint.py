@@ -14,6 +14,7 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
+from index_store.folder.files import sync_folder
 from retrieval.events import Id
 from retrieval.query import Value
 from trainer.errors import ResumeError
@@ -23,10 +24,14 @@ FILE = "follow.json"
 
 
 class Pending(Struct, frozen=True):
-    """A version that is published. base: the one that was current then."""
+    """A version that is published.
+
+    base: the one that was current then. mark: in the version's metrics, and in those of its folds.
+    """
 
     version: str
     base: str
+    mark: str
 
 
 class State(Struct):
@@ -89,5 +94,6 @@ class Checkpoint:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._file)
+            sync_folder(self._file.parent)
         except OSError as error:
             raise ResumeError(f"{self._file}: cannot be written: {error.strerror}") from None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from index_store.errors import PointerMoved
+from index_store.errors import FoldRunning, PointerMoved, VersionNotFound
 from index_store.store import IndexStore
 from retrieval.events import Event
 from retrieval.query import Request
 from trainer.data.events import EventSource, StoreEvents
 from trainer.errors import ExportRefused
 from trainer.living.checkpoint import FORMAT, Checkpoint, Pending, State
-from trainer.living.learner import Learner, answers, canonical
+from trainer.living.learner import Learner, answers
+from trainer.living.renew import clicks_of
 from trainer.living.sessions import Sessions
 from trainer.progress import Progress, counted
 
@@ -53,62 +55,69 @@ class Follow:
 
     def run(self) -> None:
         """Follow the events. Raises the errors of the store, DataError if the source cannot be read."""
-        learned = saved = time.monotonic()
+        tried = saved = time.monotonic()
+        waiting = self._learner.sessions.fresh  # clicks that came since the network learned, or tried to
+        unsaved = False
         while True:
             arrived = self._source.read(TOGETHER)
-            for line in arrived.lines[:SHOWN]:
-                self._progress.say(f"warning: {line}")
-            if len(arrived.lines) > SHOWN:
-                self._progress.say(f"warning: {len(arrived.lines) - SHOWN} more lines are no events")
+            self._tell(arrived.lines)
+            events = self._learner.canonical(arrived.events)
             if arrived.events:
-                self._measure(arrived.events)
-                self._learner.take(arrived.events)
+                self._measure(events, len(arrived.events))
+                self._learner.take(events)
+                waiting += len(events)
+            unsaved |= len(arrived) > 0
             self._place = arrived.place
-            fresh, now = self._learner.sessions.fresh, time.monotonic()
-            due = fresh >= self._enough or now - learned >= self._every or self._source.ended
-            if fresh and due:
-                self._learn()
-                learned = saved = time.monotonic()
-            elif arrived.events and now - saved >= SAVE_SECONDS:
+            now = time.monotonic()
+            if waiting and (waiting >= self._enough or now - tried >= self._every or self._source.ended):
+                unsaved = not self._learn()
+                tried, waiting = time.monotonic(), 0
+            if unsaved and (now - saved >= SAVE_SECONDS or self._source.ended):
                 self._save(None)
-                saved = now
+                saved, unsaved = now, False
             if self._source.ended:
-                self._save(None)
                 return
             if not arrived.events:
                 time.sleep(LOOK_SECONDS)
 
     @property
     def _enough(self) -> int:
-        clicks = int(self._learner.searcher().manifest.metrics["clicks"])
-        return max(ENOUGH, int(SHARE * clicks))
+        return max(ENOUGH, int(SHARE * clicks_of(self._learner.searcher().manifest)))
 
-    def _measure(self, events: Sequence[Event]) -> None:
-        """Report how many of the clicks are found, before anything is learned from them."""
+    def _tell(self, lines: Sequence[str]) -> None:
+        for line in lines[:SHOWN]:
+            self._progress.say(f"warning: {line}")
+        if len(lines) > SHOWN:
+            self._progress.say(f"warning: {len(lines) - SHOWN} more like this")
+
+    def _measure(self, events: Sequence[Event], arrived: int) -> None:
+        """Report how many of the clicks are found, before anything is learned from them.
+
+        events: canonical, of the `arrived` ones.
+        """
         searcher = self._learner.searcher()
-        known = [named for event in events if (named := canonical(event, searcher))]
-        found = answers(searcher, [Request(event.history, event.context) for event in known])
-        hit = sum(event.item_id in items for event, items in zip(known, found, strict=True))
-        new = sum(not len(searcher.vocabulary.indices([event.item_id])) for event in known)
-        k = searcher.manifest.k
-        self._report({"events": len(events), "k": k, "hit_rate": hit / len(known) if known else None, "new": new})
-        share = f"hit rate@{k} {100 * hit / len(known):.2f} %" if known else "nothing to measure"
-        wrong = len(events) - len(known)
+        found = answers(searcher, [Request(event.history or (), event.context or {}) for event in events])
+        hit = sum(event.item_id in items for event, items in zip(events, found, strict=True))
+        new = int((searcher.vocabulary.lookup([event.item_id for event in events]) < 0).sum())
+        k, wrong = searcher.manifest.k, arrived - len(events)
+        self._report({"events": arrived, "k": k, "hit_rate": hit / len(events) if events else None, "new": new})
+        share = f"hit rate@{k} {100 * hit / len(events):.2f} %" if events else "nothing to measure"
         left_out = f"; {wrong} left out, with ids of the wrong kind" if wrong else ""
         self._progress.say(
-            f"{counted(len(events), 'event')}: {share}, {new} of items that are not in the catalogue{left_out}"
+            f"{counted(arrived, 'event')}: {share}, {new} of items that are not in the catalogue{left_out}"
         )
 
-    def _learn(self) -> None:
-        """Learn; if that fails in a way that more events may mend, go on."""
+    def _learn(self) -> bool:
+        """Learn. Returns False if that fails in a way that more events or time may mend."""
         fresh = self._learner.sessions.fresh
         try:
-            name = self._learner.learn(lambda version, base: self._save(Pending(version, base)))
-        except (ExportRefused, PointerMoved) as error:
+            name = self._learner.learn(lambda *published: self._save(Pending(*published)))
+        except (ExportRefused, PointerMoved, FoldRunning) as error:
             self._progress.say(f"warning: {error}")
-            return
+            return False
         self._save(None)
         self._report({"version": name, "clicks": fresh})
+        return True
 
     def _save(self, pending: Pending | None) -> None:
         """Save a checkpoint. Then the events up to it need not be kept in the store."""
@@ -118,13 +127,13 @@ class Follow:
             self._source.forget(self._place)
 
     def _resume(self, state: State) -> None:
+        """Continue with the sessions of a checkpoint. If a version was pending, make it current if that is possible."""
         learner = self._learner
         learner.sessions = Sessions.from_json(learner.sessions.longest, state.sessions)
         if state.pending is None:
             return
-        current = self._store.current()
-        if current == state.pending.base:
-            self._store.activate(state.pending.version, expected=current)
-            current = state.pending.version
-        if current == state.pending.version:
+        if self._store.current() == state.pending.base:
+            with suppress(VersionNotFound, PointerMoved):
+                self._store.activate(state.pending.version, expected=state.pending.base)
+        if learner.searcher().manifest.metrics.get("round") == state.pending.mark:
             learner.sessions.learned(learner.sessions.held_back())

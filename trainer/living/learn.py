@@ -1,8 +1,9 @@
-"""Gradient steps on sessions: encoder and head learn, then the path layers, as in a training but for less long."""
+"""Gradient steps on sessions, as in a training but for less long: encoder and head learn, then the path layers."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,49 +25,57 @@ HEAD_EPOCHS = 2
 PATH_EPOCHS = 2
 
 
-def learn(
-    model: PathModel,
-    paths: NDArray[np.int64],
-    path_ids: NDArray[np.int64],
-    clicks: NDArray[np.float64],
-    sessions: Clicks,
-    config: TrainConfig,
-    seed: int,
-    progress: Progress,
-) -> None:
-    """Change the weights of `model`, so that it predicts the new clicks of `sessions`.
+class Learning:
+    """Changes the weights of `model`, so that it predicts the new clicks of sessions."""
 
-    paths: (V, J). path_ids: all paths in use. clicks: (V,), how often each item is clicked; 0 for an item that must
-    not be found.
-    """
-    data = sessions.dataset
-    size = config.resolve_batch(len(data.items))
-    batches = Batches(data, sessions.split, config.history, size, config.resolve_later())
-    head = SoftmaxHead(config, clicks)
-    trie = path_trie(path_ids, config.depth, model.width)
-    learned = PathLoss(head, paths, config.taught, trie)
-    parts = (
-        ("network", HEAD_EPOCHS, [model], RATE * config.learning_rate, config.weight_decay, head),
-        ("paths", PATH_EPOCHS, model.layers, config.learning_rate, 0.0, learned),
-    )
-    for name, epochs, modules, rate, decay, loss in parts:
-        optimizers = make_optimizers(modules, rate, decay)
-        if name == "paths":
-            for module in model.encoder.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = min(module.p, PATH_DROPOUT)
+    def __init__(
+        self,
+        model: PathModel,
+        clicks: NDArray[np.float64],
+        sessions: Clicks,
+        config: TrainConfig,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        """clicks: (V,), how often each item is clicked; negatives are drawn in proportion to it."""
+        self._model, self._config, self._seed, self._progress = model, config, seed, progress
+        size = config.resolve_batch(len(sessions.dataset.items))
+        self._batches = Batches(sessions.dataset, sessions.split, config.history, size, config.resolve_later())
+        self._head = SoftmaxHead(config, clicks)
+
+    def network(self) -> None:
+        """Encoder, item vectors and softmax head learn."""
+        config = self._config
+        rate = RATE * config.learning_rate
+        optimizers = make_optimizers([self._model], rate, config.weight_decay)
+        self._epochs("network", HEAD_EPOCHS, rate, optimizers, self._head)
+
+    def paths(self, paths: NDArray[np.int64], path_ids: NDArray[np.int64]) -> None:
+        """The path layers learn. paths: (V, J). path_ids: all paths in use."""
+        model, config = self._model, self._config
+        for module in model.encoder.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = min(module.p, PATH_DROPOUT)
+        loss = PathLoss(self._head, paths, config.taught, path_trie(path_ids, config.depth, model.width))
+        optimizers = make_optimizers(model.layers, config.learning_rate, 0.0)
+        self._epochs("paths", PATH_EPOCHS, config.learning_rate, optimizers, loss)
+
+    def _epochs(
+        self, name: str, epochs: int, rate: float, optimizers: Sequence[Optimizer], loss: SoftmaxHead | PathLoss
+    ) -> None:
+        """Epochs of gradient steps, in which the learning rate falls from `rate` to a tenth."""
+        model, batches = self._model, self._batches
+        model.train()
         for epoch in range(epochs):
-            seed_epoch(seed, epoch)
+            seed_epoch(self._seed, epoch)
+            generator = np.random.default_rng([self._seed, epoch])
             falling = functools.partial(_set_rate, optimizers, rate, epoch, epochs)
-            generator = np.random.default_rng([seed, epoch])
-
-            model.train()
-            with progress.task(f"learning, {name}: epoch {epoch + 1} of {epochs}", batches.predictions) as advance:
-                losses = functools.partial(loss.losses, model)
-                gradient_epoch(losses, optimizers, batches, generator, advance, falling)
-    model.eval()
+            title = f"learning, {name}: epoch {epoch + 1} of {epochs}"
+            with self._progress.task(title, batches.predictions) as advance:
+                gradient_epoch(functools.partial(loss.losses, model), optimizers, batches, generator, advance, falling)
+        model.eval()
 
 
-def _set_rate(optimizers: list[Optimizer], rate: float, epoch: int, epochs: int, done: float) -> None:
-    """Set the learning rate after the share `done` of an epoch; it falls from `rate` to a tenth."""
+def _set_rate(optimizers: Sequence[Optimizer], rate: float, epoch: int, epochs: int, done: float) -> None:
+    """Set the learning rate after the share `done` of an epoch."""
     set_learning_rate(optimizers, falling_rate(rate, epoch + done, [epochs]))

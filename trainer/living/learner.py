@@ -6,16 +6,19 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from index_store.errors import PointerMoved
+from index_store.errors import FoldRunning, IndexStoreError, PointerMoved, VersionNotFound
 from index_store.log import Draft
 from index_store.store import IndexStore
-from retrieval.changes import to_json
+from index_store.version import Version
+from retrieval.changes import Change, Delete, changes_of, to_json
 from retrieval.events import Event
-from retrieval.fold import catalogue, fold, read_all, tidy
+from retrieval.fold import LEASE, catalogue, fold, read_all, tidy
 from retrieval.query import ItemId, Request
 from retrieval.searcher import Searcher
+from retrieval.vocabulary import Vocabulary
 from trainer.config import stored_config
 from trainer.errors import ExportRefused, TrainerError
 from trainer.living.new_items import NewItems
@@ -25,20 +28,25 @@ from trainer.progress import Progress, counted
 
 SLOTS = 100_000  # new items for which a version is opened
 TOGETHER = 256  # requests answered together
-#: A version whose hits among clicks that were kept back fall by so many standard deviations is not published.
-WORSE = 3.0
-ATTEMPTS = 3  # to make a version current, if another one becomes it meanwhile
+PUTS = 100  # in one record
+#: A version is not published if it finds fewer clicks than the one before by so many standard deviations.
+WORSE = 2.5
+
+#: Called with a version that is published, the one that is current, and the mark in the metrics of the first.
+Published = Callable[[str, str, str], object]
 
 
 class Learner:
     """Takes events, puts items that are new into the catalogue, and publishes versions that have learned."""
 
     def __init__(self, store: IndexStore, progress: Progress) -> None:
+        """Raises TrainerError if no version is current."""
         self._store, self._progress = store, progress
         self._producer, self._number = uuid.uuid4().hex, 0
         self._searcher: Searcher | None = None
+        self._new_items = NewItems()
+        self._new_items.note(catalogue(store)[0])
         self.sessions = Sessions(self.searcher().manifest.history + 1)
-        self._new_items = NewItems(catalogue(store)[0])
 
     def searcher(self) -> Searcher:
         """The current version with all records of the log. Raises TrainerError if no version is current."""
@@ -47,71 +55,105 @@ class Learner:
             raise TrainerError(f"{self._store}: no version is current; publish one with dr-trainer fit")
         if self._searcher is None or self._searcher.manifest.version != name:
             self._searcher = Searcher.open(self._store.load(name), SLOTS)
-        overlay = self._searcher.overlay
-        assert overlay
-        if records := read_all(self._store, overlay.place):
-            self._searcher.apply(records)
+        self._read_log(self._searcher)
         return self._searcher
 
-    def take(self, events: Iterable[Event], described: Mapping[ItemId, Mapping[str, Any]] | None = None) -> None:
-        """Remember events, and put items that are new into the catalogue. described: titles and attributes by item."""
+    def _read_log(self, searcher: Searcher) -> list[Change]:
+        """Apply the records that are new, and return their changes."""
+        assert searcher.overlay
+        records = read_all(self._store, searcher.overlay.place)
+        if records:
+            searcher.apply(records)
+        changes = changes_of(records)
+        self._new_items.note(changes)
+        return changes
+
+    def canonical(self, events: Iterable[Event]) -> list[Event]:
+        """The events with the ids that the catalogue has, without those whose item cannot be in this catalogue."""
+        vocabulary = self.searcher().vocabulary
+        made = []
+        for event in events:
+            *history, item = _canonical([*(event.history or ()), event.item_id], vocabulary)
+            if item is not None:
+                known = [each for each in history if each is not None]
+                made.append(Event(item, known, event.context or {}, event.time))
+        return made
+
+    def take(self, events: Sequence[Event], described: Mapping[ItemId, Mapping[str, Any]] | None = None) -> None:
+        """Remember canonical events, and put items that are new into the catalogue.
+
+        described: titles and attributes by item.
+        """
         searcher = self.searcher()
-        known = [named for event in events if (named := canonical(event, searcher))]
-        if changes := self._new_items.changes(searcher, known, described or {}):
-            self._number += 1
-            self._store.append([Draft(self._producer, self._number, [to_json(change) for change in changes])])
-        for event in known:
+        changes = self._new_items.changes(searcher, events, described or {})
+        for start in range(0, len(changes), PUTS):
+            self._append(changes[start : start + PUTS])
+        # What somebody else has deleted meanwhile stays deleted.
+        deleted = {change.item_id for change in self._read_log(searcher) if isinstance(change, Delete)}
+        if again := [Delete(change.item_id) for change in changes if change.item_id in deleted]:
+            self._append(again)
+        for event in events:
             self.sessions.add(event)
 
-    def learn(self, published: Callable[[str, str], None] = lambda *_: None) -> str:
+    def learn(self, published: Published = lambda *_: None) -> str:
         """Learn from the sessions, make the result current, and return its name.
 
-        published: called with the new version and the one that it replaces, before it becomes current. Raises
-        ExportRefused if the version that has learned is worse, PointerMoved if other versions keep becoming current.
+        published: called before the new version becomes current. Raises ExportRefused if it is worse, FoldRunning if
+        another process folds, PointerMoved if another version became current meanwhile. Then the clicks stay to be
+        learned.
         """
-        for attempt in range(1, ATTEMPTS + 1):
-            started, fresh = time.monotonic(), self.sessions.fresh
-            current = self.searcher().manifest.version
-            version = self._store.load(current)
-            if records := read_all(self._store, version.manifest.covers):
-                version = fold(version, records)
-            held = self.sessions.held_back()
-            drawn = self.sessions.drawn(held)
-            config, _ = stored_config(version.manifest.config)
-            made = renewed(version, config, drawn, current, self._progress)
-            before, after = (hits(Searcher.open(each), held) for each in (version, made))
-            if before - after > WORSE * math.sqrt(before):
-                raise ExportRefused(
-                    f"after learning from {counted(fresh, 'click')}, {after} of {len(held)} clicks that were kept back "
-                    f"were found, before it {before}; nothing was published"
-                )
-            name = self._store.publish(made)
-            published(name, current)
-            try:
-                self._store.activate(name, expected=current)
-            except PointerMoved:
+        with self._store.lease(LEASE) as mine:
+            if not mine:
+                raise FoldRunning("another process folds the current version at the moment")
+            return self._learn(published)
+
+    def _learn(self, published: Published) -> str:
+        started, fresh = time.monotonic(), self.sessions.fresh
+        version = self.searcher().version
+        current = version.manifest.version
+        if records := read_all(self._store, version.manifest.covers):
+            version = fold(version, records)
+        held = self.sessions.held_back()
+        mark = uuid.uuid4().hex
+        config, _ = stored_config(version.manifest.config)
+        facts = {"folded": current, "round": mark}
+        made = renewed(version, config, self.sessions.drawn(held), facts, self._progress)
+        checked = self._check(version, made, [*held, *self.sessions.left_out()])
+        name = self._store.publish(made)
+        published(name, current, mark)
+        try:
+            self._store.activate(name, expected=current)
+        except (PointerMoved, VersionNotFound) as error:
+            with suppress(IndexStoreError):
                 self._store.delete(name)
-                if attempt == ATTEMPTS:
-                    raise
-                continue
-            break
+            raise PointerMoved(f"another version became current while {current} has learned: {error}") from None
         tidy(self._store)
         self.sessions.learned(held)
-        self._progress.say(
-            f"{name}: learned from {counted(fresh, 'click')} in {time.monotonic() - started:.1f} s; found {after} of "
-            f"{len(held)} clicks that were kept back, before it {before}"
-        )
+        seconds = time.monotonic() - started
+        self._progress.say(f"{name}: learned from {counted(fresh, 'click')} in {seconds:.1f} s; {checked}")
         return name
 
+    @staticmethod
+    def _check(before: Version, after: Version, sessions: Sequence[Session]) -> str:
+        """Compare two versions on the last clicks of sessions. Raises ExportRefused if the later one is worse."""
+        found = [hits(Searcher.open(version), sessions) for version in (before, after)]
+        lost = sum(old and not new for old, new in zip(*found, strict=True))
+        gained = sum(new and not old for old, new in zip(*found, strict=True))
+        told = f"of {counted(len(sessions), 'click')} that it did not learn, it finds {gained} more and {lost} less"
+        if lost - gained > WORSE * math.sqrt(lost + gained):
+            raise ExportRefused(f"the version that has learned is worse: {told}; nothing was published")
+        return told
 
-def canonical(event: Event, searcher: Searcher) -> Event | None:
-    """The event with the ids that the catalogue has; None if its item cannot be in this catalogue."""
-    item = searcher.vocabulary.named(event.item_id)
-    if item is None:
-        return None
-    named = [searcher.vocabulary.named(each) for each in event.history]
-    history: list[ItemId] = [each for each in named if each is not None]
-    return Event(item, history, event.context, event.time)
+    def _append(self, changes: Sequence[Change]) -> None:
+        self._number += 1
+        self._store.append([Draft(self._producer, self._number, [to_json(change) for change in changes])])
+
+
+def _canonical(ids: Sequence[ItemId], vocabulary: Vocabulary) -> list[ItemId | None]:
+    """Each id as the catalogue has it or would have it; None for one of the wrong kind."""
+    places = vocabulary.lookup(ids)
+    names = iter(vocabulary.names(places[places >= 0]))
+    return [next(names) if place >= 0 else vocabulary.named(each) for each, place in zip(ids, places, strict=True)]
 
 
 def answers(searcher: Searcher, requests: Sequence[Request]) -> list[list[ItemId]]:
@@ -123,8 +165,8 @@ def answers(searcher: Searcher, requests: Sequence[Request]) -> list[list[ItemId
     return found
 
 
-def hits(searcher: Searcher, sessions: Sequence[Session]) -> int:
-    """How many of the last clicks of sessions the version finds with the clicks before."""
+def hits(searcher: Searcher, sessions: Sequence[Session]) -> list[bool]:
+    """Whether the version finds the last click of each session with the clicks before."""
     asked = [Request(session.items[:-1], session.context) for session in sessions]
     found = answers(searcher, asked)
-    return sum(session.items[-1] in items for session, items in zip(sessions, found, strict=True))
+    return [session.items[-1] in items for session, items in zip(sessions, found, strict=True)]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from index_store.manifest import Manifest
 from index_store.path_facts import PathFacts
 from index_store.version import Version, npy
 from retrieval.attributes import Attributes
@@ -28,8 +29,8 @@ from trainer.data.attributes import ItemAttributes
 from trainer.data.neighbours import following_items, nearest_items
 from trainer.data.requests import Requests, clicked_requests
 from trainer.data.split import clicked_items
-from trainer.errors import ExportRefused
-from trainer.living.learn import learn
+from trainer.errors import ExportRefused, TrainerError
+from trainer.living.learn import Learning
 from trainer.living.sessions import Clicks, Session, as_training_data
 from trainer.progress import Progress
 from trainer.publish.network import Network, to_onnx
@@ -42,22 +43,33 @@ FEW = 200  # sessions; with fewer, what the version knows about placing new item
 
 
 def renewed(
-    version: Version, config: TrainConfig, sessions: Sequence[Session], base: str, progress: Progress
+    version: Version, config: TrainConfig, sessions: Sequence[Session], facts: Mapping[str, Any], progress: Progress
 ) -> Version:
-    """The version, with a network that has learned from `sessions`. base: the name of the published version."""
+    """The version, with a network that has learned from `sessions`. facts: to record in its metrics.
+
+    Raises TrainerError for a version that cannot learn, ExportRefused if the network fails a check.
+    """
     searcher = Searcher.open(version)
     index, structure = searcher.structure.index, PathFacts.of(version.manifest.structure)
     paths, placed = paths_of_items(index, structure.paths_per_item)
     taught = placed & (index.ends > 0)
     data = as_training_data(sessions, searcher.vocabulary, searcher.schema, taught)
-    total = int(version.manifest.metrics["clicks"])
+    total = clicks_of(version.manifest)
     learned = int(version.manifest.metrics.get("learned", 0)) + int(data.fresh.sum())
-    seed = learned
     share = popularity(np.exp(index.item_bias.astype(float)), total, data)
     model = load_model(version, config, total)
     bias = np.log(share).astype(np.float32)
+    seen = np.bincount(data.dataset.items, minlength=len(bias)) > 0
+    unclicked = ~seen & ~was_clicked(index)
+    learning = Learning(model, np.where(taught, share * total, 0), data, config, learned, progress)
+    # Of an item that nobody has clicked, the network would learn that all users dislike it. So it keeps its vector.
+    known = torch.from_numpy(index.item_vectors[unclicked].astype(np.float32))
+    model.item_bias.copy_(torch.from_numpy(np.where(taught & ~unclicked, bias, NEVER)))
+    learning.network()
+    with torch.no_grad():
+        model.item_vectors[torch.from_numpy(unclicked)] = known
     model.item_bias.copy_(torch.from_numpy(np.where(taught, bias, NEVER)))
-    learn(model, paths, index.path_ids, np.where(taught, share * total, 0), data, config, seed, progress)
+    learning.paths(paths, index.path_ids)
     model.item_bias.copy_(torch.from_numpy(bias))
 
     vectors = model.item_vectors.detach().numpy().astype(np.float16)
@@ -86,17 +98,27 @@ def renewed(
     }
     described |= {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "metrics": {**manifest.metrics, "folded": base, "learned": learned},
+        "metrics": {**manifest.metrics, **facts, "learned": learned},
     }
     golden = version.document("golden.json")
     made = Searcher.open(Version.build(parts, **described))
     queries = [made.prepare(Request(**request))[0] for request in golden["requests"]]
     check_parity(network, made.structure, _as_requests(queries, index.items))
     if len(data.dataset.user_ids) >= FEW:
-        parts |= _placing(made, data, seed)
+        trained = np.where(index.ends > 0, np.rint(share * total), 0).astype(np.int64)
+        trained[index.late.items] *= seen[index.late.items]
+        parts |= _placing(made, data, trained, learned)
     whole = Version.build(parts, **described)
     answers = record(Searcher.open(whole), [Request(**request) for request in golden["requests"]], int(golden["time"]))
     return Version.build({**parts, "golden.json": _json(answers)}, **described)
+
+
+def clicks_of(manifest: Manifest) -> int:
+    """The clicks of a version's training. Raises TrainerError for a version that does not tell."""
+    try:
+        return int(manifest.metrics["clicks"])
+    except (KeyError, TypeError, ValueError):
+        raise TrainerError(f"{manifest.version} does not say how many clicks its training had; train again") from None
 
 
 def popularity(share: NDArray[np.float64], total: int, data: Clicks) -> NDArray[np.float64]:
@@ -109,6 +131,15 @@ def popularity(share: NDArray[np.float64], total: int, data: Clicks) -> NDArray[
     mixed = (1 - weight) * share + weight * new / max(new.sum(), 1)
     floored: NDArray[np.float64] = np.maximum(mixed, 0.5 / total)
     return floored
+
+
+def was_clicked(index: PathIndex) -> NDArray[np.bool_]:
+    """Which items were ever clicked beside another one, (V,): those with neighbours. All, if there are no lists."""
+    items = index.neighbours.items
+    if not items.shape[2]:
+        return np.ones(items.shape[1], bool)
+    clicked: NDArray[np.bool_] = (items[:, :, 0] >= 0).max(axis=0)
+    return clicked
 
 
 def paths_of_items(index: PathIndex, count: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -176,17 +207,17 @@ def _largest_sums(
     return np.where(sums > 0, top, -1), sums
 
 
-def _placing(made: Searcher, data: Clicks, seed: int) -> dict[str, bytes]:
-    """What a version needs to place new items, fitted to the new network."""
+def _placing(made: Searcher, data: Clicks, clicks: NDArray[np.int64], seed: int) -> dict[str, bytes]:
+    """What a version needs to place new items, fitted to the new network.
+
+    clicks: (V,), of each item; 0 for one that is deleted, or was put and is not clicked.
+    """
     table, index = Attributes.of(made.version), made.structure.index
-    trained = np.ones(index.items, bool)
-    trained[index.late.items] = False
-    attributes = ItemAttributes(table) if table.schema.size else None
-    features = fit_features(index, attributes, trained.astype(np.int64), seed)
+    features = fit_features(index, ItemAttributes(table) if table.schema.size else None, clicks, seed)
     requests = clicked_requests(data.dataset, data.split, GROUPS, CLICKS, seed)
     before = PlacingFacts.from_json(made.version.document("placing.json"), features)
     placing = dataclasses.replace(
-        fit_placing(made.structure, made.schema, requests, trained.astype(np.int64), features), bias=before.bias
+        fit_placing(made.structure, made.schema, requests, clicks, features), bias=before.bias
     )
     return {"placing.json": _json(placing.to_json()), "feature_vectors.npy": npy(features)}
 

@@ -30,7 +30,7 @@ from trainer.data.measures import by_user
 from trainer.data.split import split_users
 from trainer.deep_retrieval.checkpoint import Run
 from trainer.deep_retrieval.fit import fit
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, ExportRefused
 from trainer.living.learner import Learner, answers
 from trainer.living.stream import Asked, Stream, asked, descriptions, events_of, read_stream, write_files
 from trainer.progress import Progress, counted
@@ -56,7 +56,7 @@ def replay(
     start: the share of the interactions that is trained on first. retrained: the number of steps at which an index is
     trained anew. Raises ConfigError for settings that cannot be replayed, DataError for too few interactions.
     """
-    for name in ("context", "clicked"):
+    for name in ("context", "clicked", "strength"):
         if getattr(config, name):
             raise ConfigError(f"{name}: replay does not use it; leave it out")
     stream = read_stream(interactions, items, config)
@@ -101,8 +101,11 @@ def replay(
                 started = time.monotonic()
                 events = events_of(stream, begin, end, config.history)
                 for place in range(0, len(events), TOGETHER):
-                    learner.take(events[place : place + TOGETHER], described)
-                learner.learn()
+                    learner.take(learner.canonical(events[place : place + TOGETHER]), described)
+                try:
+                    learner.learn()
+                except ExportRefused as error:
+                    progress.say(f"warning: {error}")
                 living_seconds += time.monotonic() - started
     learned = bounds[-2] - first
     return summary(config.k, rows, 1000 * living_seconds / learned if learned else None, retrained_seconds)

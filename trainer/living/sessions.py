@@ -25,6 +25,7 @@ SESSIONS = 50_000  # most sessions in memory; those that did not grow for longes
 TAIL = 8  # last items of a history by which its session is found
 #: How much a click counts that was learned before, relative to a new one. It keeps the network from forgetting.
 OLD = 0.1
+ALIKE = 100  # sessions with the same last items that are compared with a history
 #: One in so many sessions with new clicks is held back, and at most so many of them.
 HELD_BACK, MOST_HELD_BACK = 10, 1000
 
@@ -66,18 +67,19 @@ class Sessions:
 
     def add(self, event: Event) -> None:
         """Add a click. Ids must be canonical, so that the same item always has the same id."""
-        history = list(event.history)
+        history = list(event.history or ())
         session = self._taken(history) or Session(history, 0, {})
         session.fresh = min(session.fresh + 1, Limits.HISTORY)
         session.items = [*session.items, event.item_id][-min(self.longest + session.fresh, Limits.HISTORY) :]
-        session.context = event.context
+        session.context = event.context or {}
         self._put(session)
         if len(self._sessions) > SESSIONS:
             self._remove(next(iter(self._sessions)))
 
     def _taken(self, history: list[ItemId]) -> Session | None:
         """The newest session that has this history, which is removed; None if there is none."""
-        for number in reversed(self._by_tail.get(_tail(history), []) if history else []):
+        alike = self._by_tail.get(_tail(history), []) if history else []
+        for number in alike[: -ALIKE - 1 : -1]:
             items = self._sessions[number].items
             if items[-len(history) :] == history[-len(items) :]:
                 return self._remove(number)
@@ -117,7 +119,20 @@ class Sessions:
             Session(session.items[:-1], session.fresh - 1, session.context) if id(session) in left_out else session
             for session in new
         ]
-        return cut + others[:: max(1, -(-len(others) // max(1, len(new))))]
+        return cut + others[:: self._stride(len(new), len(others))]
+
+    def left_out(self) -> list[Session]:
+        """Old sessions that `drawn` leaves out, evenly spread, at most MOST_HELD_BACK; to measure their last clicks."""
+        new = sum(session.fresh > 0 for session in self._sessions.values())
+        others = [session for session in self._sessions.values() if not session.fresh]
+        stride = self._stride(new, len(others))
+        left = [session for place, session in enumerate(others) if place % stride and len(session.items) > 1]
+        return left[:: max(1, -(-len(left) // MOST_HELD_BACK))]
+
+    @staticmethod
+    def _stride(new: int, others: int) -> int:
+        """One in so many of the other sessions is learned again, so that they are about as many as the new ones."""
+        return max(1, -(-others // max(1, new)))
 
     def to_json(self) -> list[tuple[list[ItemId], int, dict[str, Value]]]:
         """The sessions, as `from_json` reads them."""
@@ -145,7 +160,7 @@ def as_training_data(
     the strength of the others is 0.
     """
     lengths = np.array([len(session.items) for session in sessions])
-    flat = vocabulary.places([item for session in sessions for item in session.items])
+    flat = vocabulary.lookup([item for session in sessions for item in session.items])
     position = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     fresh = position >= np.repeat(lengths - [session.fresh for session in sessions], lengths)
     known = flat >= 0
