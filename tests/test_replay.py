@@ -15,8 +15,9 @@ import pytest
 from tests.planted import GROUPS
 from trainer.__main__ import main as dr_trainer
 from trainer.config import load_config
+from trainer.living import replay as replay_module
 from trainer.living.replay import retrained_steps, summary
-from trainer.living.stream import asked, events_of, read_stream
+from trainer.living.stream import Stream, asked, events_of, read_stream
 
 ROWS = [  # user, item, time: not in order of time, as files are
     ("a", "x", 1), ("a", "y", 3), ("b", "x", 2), ("a", "z", 5), ("b", "y", 6),
@@ -91,7 +92,7 @@ def test_the_means_are_of_the_steps_with_all_three() -> None:
     assert summary(20, rows[:1], None, [])["gap_closed"] is None
 
 
-def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """On planted data with an item that appears in the second half: the keys that others rely on, and the report."""
     rng = np.random.default_rng(3)
     rows = []
@@ -109,6 +110,14 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["replay", str(file), "--items", str(items), "--steps", "2", "--k", "5", "--json"]
     for setting in [*settings, "learning_rate=0.06", "batch=128"]:
         arguments += ["--set", setting]
+    seen: list[int] = []  # how many interactions each training sees
+
+    def trained(stream: Stream, events: int, *more: Any) -> Any:
+        seen.append(events)
+        return train(stream, events, *more)
+
+    train = replay_module.trained
+    monkeypatch.setattr(replay_module, "trained", trained)
     assert dr_trainer([*arguments, "--report", str(tmp_path / "report")]) == 0
     output = capfd.readouterr()
     document = json.loads(output.out)
@@ -117,6 +126,7 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     first, second = document["steps"]
     assert first.keys() == {"events", "users", "new_truths", "frozen", "living", "retrained"}
     assert first["retrained"] is None
+    assert seen == [len(rows) // 2, len(rows) // 2 + first["events"]]  # nothing of the step that is asked for
     assert first["living"] == first["frozen"]
     assert second["frozen"]["recall_new"] == 0
     assert second["living"]["recall_new"] > 0.5

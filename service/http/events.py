@@ -30,9 +30,11 @@ class Event(Body):
 
 
 class EventsRequest(Body):
-    """Events, in any order."""
+    """Events."""
 
-    events: Annotated[list[Event], FailFast()] = Field(min_length=1, max_length=EVENTS)
+    events: Annotated[list[Event], FailFast()] = Field(
+        min_length=1, max_length=EVENTS, description="what users clicked, of one user in order of time"
+    )
 
 
 class EventsResponse(BaseModel):
