@@ -21,7 +21,9 @@ from trainer.deep_retrieval.warm_up import RATE, seed_epoch
 from trainer.living.sessions import Clicks
 from trainer.progress import Progress
 
-HEAD_EPOCHS = 2
+#: Passes of encoder and head: so many that an item comes PASSED times on average, but from LEAST to MOST. Adam moves a
+#: vector by about the learning rate in each step that has its item, so items with few clicks need more passes.
+PASSED, LEAST, MOST = 100, 2, 10
 PATH_EPOCHS = 2
 
 
@@ -42,13 +44,14 @@ class Learning:
         size = config.resolve_batch(len(sessions.dataset.items))
         self._batches = Batches(sessions.dataset, sessions.split, config.history, size, config.resolve_later())
         self._head = SoftmaxHead(config, clicks)
+        self._passes = round(min(MOST, max(LEAST, PASSED * len(clicks) / max(clicks.sum(), 1))))
 
     def network(self) -> None:
         """Encoder, item vectors and softmax head learn."""
         config = self._config
         rate = RATE * config.learning_rate
         optimizers = make_optimizers([self._model], rate, config.weight_decay)
-        self._epochs("network", HEAD_EPOCHS, rate, optimizers, self._head)
+        self._epochs("network", self._passes, rate, optimizers, self._head)
 
     def paths(self, paths: NDArray[np.int64], path_ids: NDArray[np.int64]) -> None:
         """The path layers learn. paths: (V, J). path_ids: all paths in use."""
