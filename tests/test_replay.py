@@ -96,10 +96,10 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypa
     """On planted data with an item that appears in the second half: the keys that others rely on, and the report."""
     rng = np.random.default_rng(3)
     rows = []
-    for user in range(200):
+    for user in range(600):
         group = user % GROUPS
         items = (rng.permutation(10)[:6] * GROUPS + group).tolist()
-        if user > 120 and group == 1:
+        if user > 360 and group == 1:
             items = [*items[:3], 1001, *items[3:]]
         rows += [(user, item, 100 * user + place) for place, item in enumerate(items)]
     file = tmp_path / "clicks.csv"
