@@ -110,7 +110,7 @@ class IndexStore(Protocol):
     def lease(self, task: str) -> AbstractContextManager[bool]:
         """Whether this process may do `task` until the context ends; while it may, no other process may.
 
-        If the process dies, another may at once (folder), or after ten minutes (Redis).
+        If the process dies, another may at once (folder), or after 15 s (Redis).
         """
 
     def sweep(self) -> None:

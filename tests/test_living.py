@@ -335,8 +335,9 @@ def test_another_version_becomes_current_meanwhile(store: FolderStore, other: Pl
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_fold_comes_first(store: FolderStore) -> None:
+def test_a_fold_comes_first(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another process folds, nothing is learned."""
+    monkeypatch.setattr(learner_module, "LEASE_SECONDS", 0)
     learner = Learner(store, SilentProgress())
     learner.take([Event(5, [1])])
     with FolderStore(str(store.folder)).lease(LEASE) as mine:

@@ -44,12 +44,9 @@ def test_two_items_by_hand() -> None:
     assert sums.flatten().tolist() == [4.0, 5.0]
 
 
-@pytest.mark.parametrize(
-    ("raw", "longest"),
-    [(-30.0, FLOAT32_HISTORY), (-30.0, FLOAT32_HISTORY + 1), (-30.0, 1000), (0.0, 1000), (30.0, 1000)],
-)
-def test_the_exported_form_holds_for_the_longest_history(raw: float, longest: int) -> None:
-    """With so many items and the smallest, a middle and the largest decay, ONNX gives the vectors of torch."""
+@pytest.mark.parametrize("longest", [FLOAT32_HISTORY, FLOAT32_HISTORY + 1, 1000])
+def test_the_exported_form_holds_for_the_longest_history(longest: int) -> None:
+    """With so many items, and the smallest, a middle and the largest decay in its channels, ONNX is as torch."""
     torch.manual_seed(0)
     config = TrainConfig(embedding=4, hidden=4, width=3, depth=2, paths_per_item=1, candidate_paths=1, history=longest)
     model = PathModel(config, 3, np.ones(5, np.int64), ContextSchema()).eval()
@@ -57,7 +54,7 @@ def test_the_exported_form_holds_for_the_longest_history(raw: float, longest: in
     assert isinstance(recurrence, LinearRecurrence)
     with torch.no_grad():
         for block in recurrence.blocks:
-            block.raw_decay.fill_(raw)
+            block.raw_decay.copy_(torch.tensor([-30.0, 0.0, 30.0, -30.0]))
     vectors, length = torch.randn(5, 4).half(), torch.tensor([longest, 7])
     with torch.no_grad():
         model.encoder.item_embedding.weight[:5] = vectors

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from index_store.errors import PointerMoved, VersionDamaged, VersionInUse, VersionNotFound
+from index_store.redis import listing
 from index_store.redis import store as server_module
 from index_store.redis.store import ServerStore
 from index_store.store import open_store
@@ -333,3 +334,27 @@ def test_activate_wakes_a_waiting_replica(url: str) -> None:
     thread.join(30)
 
     assert woken == [True]
+
+
+def test_the_lease_of_a_task_is_renewed_while_its_process_lives(
+    url: str, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long after it would have ended, nobody else may do the task; of a process that died, the lease ends."""
+    monkeypatch.setattr(listing, "TASK_MS", 200)
+
+    def later(milliseconds: int) -> None:
+        seconds, micros = client.time()
+        end = seconds * 1000 + micros // 1000 + milliseconds
+        while seconds * 1000 + micros // 1000 < end:
+            seconds, micros = client.time()
+
+    with open_store(url).lease("fold") as mine:
+        assert mine
+        later(1000)
+        with open_store(url).lease("fold") as other:
+            assert not other
+    namespace = url.partition("namespace=")[2]
+    client.set(f"{namespace}:task:fold", "of a process that has died", px=200)
+    later(300)
+    with open_store(url).lease("fold") as mine:
+        assert mine

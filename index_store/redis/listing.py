@@ -7,6 +7,7 @@ replicas can run at once, and any process can die at any moment.
 from __future__ import annotations
 
 import re
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from index_store.redis.keys import Keys
 
 LEASE = re.compile(rf"(?P<version>{VERSION.pattern}) [0-9a-f]{{32}}")
 COUNT = re.compile(r"v\d+")
-TASK_MS = 600_000  # how long the lease of a task lasts
+TASK_MS = 15_000  # how long the lease of a task lasts after its process has died; while it lives, it is renewed
 
 
 class Listing:
@@ -161,13 +162,29 @@ class Listing:
         def release(read: Any) -> list[Command] | None:
             return [("UNLINK", key)] if read.get(key) == holder.encode() else None
 
+        def renew(read: Any) -> list[Command] | None:
+            return [("SET", key, holder, "PX", TASK_MS)] if read.get(key) == holder.encode() else None
+
+        ended = threading.Event()
+
+        def keep() -> None:
+            while not ended.wait(TASK_MS / 3000):
+                with suppress(IndexStoreError):  # the next attempt may succeed before the lease ends
+                    self._server.transact([key], renew)
+
         self._server.transact([key], take)
+        if not mine:
+            yield False
+            return
+        keeper = threading.Thread(target=keep, name=f"lease of {task}", daemon=True)
+        keeper.start()
         try:
-            yield mine
+            yield True
         finally:
-            if mine:
-                with suppress(IndexStoreError):  # then the lease ends by itself
-                    self._server.transact([key], release)
+            ended.set()
+            keeper.join()
+            with suppress(IndexStoreError):  # then the lease ends by itself
+                self._server.transact([key], release)
 
     def forget_leases(self) -> None:
         """Remove the leases that have ended."""

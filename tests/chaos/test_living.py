@@ -78,7 +78,7 @@ def test_a_fold_killed_before_any_step(store_url: str, client: Any, planted: Pla
             [False, True, True, True] if seq == 1 else [True, False, False, False]
         )
         if "://" in store_url:
-            client.delete(f"{url.partition('namespace=')[2]}:task:fold")  # its lease would last ten minutes
+            client.delete(f"{url.partition('namespace=')[2]}:task:fold")  # its lease would last some seconds
         assert store.append(drafts)[-1] == store.log_end().seq == 4  # a repeat, perhaps
         folded = fold_current(store)
         again = catalogue_of(store)

@@ -19,6 +19,7 @@ import torch
 import trainer.__main__
 import trainer.publish.version
 from index_store.log import Draft
+from index_store.redis import listing
 from index_store.redis import store as server_module
 from index_store.store import IndexStore, open_store
 from index_store.version import Version
@@ -64,7 +65,7 @@ class Victim:
 
 
 def _begin(sender: Connection, work: Callable[..., Any], *arguments: Any) -> None:
-    server_module.PUBLISH_MS = LEASE_MS
+    server_module.PUBLISH_MS = listing.TASK_MS = LEASE_MS
     sender.send(None)
     work(*arguments)
 

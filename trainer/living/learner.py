@@ -29,6 +29,7 @@ from trainer.progress import Progress, counted
 SLOTS = 100_000  # new items for which a version is opened
 TOGETHER = 256  # requests answered together
 PUTS = 100  # in one record
+LEASE_SECONDS = 60.0  # to wait for another process that folds, or for the lease of one that has died
 #: A version is not published if it finds fewer clicks than the one before by so many standard deviations.
 WORSE = 2.5
 
@@ -102,10 +103,14 @@ class Learner:
         another process folds, PointerMoved if another version became current meanwhile. Then the clicks stay to be
         learned.
         """
-        with self._store.lease(LEASE) as mine:
-            if not mine:
+        end = time.monotonic() + LEASE_SECONDS
+        while True:
+            with self._store.lease(LEASE) as mine:
+                if mine:
+                    return self._learn(published)
+            if time.monotonic() >= end:
                 raise FoldRunning("another process folds the current version at the moment")
-            return self._learn(published)
+            time.sleep(1)
 
     def _learn(self, published: Published) -> str:
         started, fresh = time.monotonic(), self.sessions.fresh
