@@ -118,6 +118,16 @@ class Version:
         version.validate()
         return version
 
+    def with_parts(self, parts: Mapping[str, Buffer], **facts: Any) -> Version:
+        """A version without a name that has `parts` in place of this one's, and `facts` in place of its manifest's."""
+        own = {"parts", "version", "fingerprint", "format"}
+        kept = {
+            field.name: getattr(self.manifest, field.name)
+            for field in dataclasses.fields(self.manifest)
+            if field.name not in own
+        }
+        return Version.build({**self.parts, **parts}, **(kept | facts))
+
     def named(self, counter: int) -> Version:
         """The same version under the name `v<counter>-<fingerprint[:12]>`."""
         name = f"v{counter}-{self.manifest.fingerprint[:12]}"

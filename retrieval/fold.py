@@ -165,20 +165,17 @@ def _folded(version: Version, changes: Sequence[Change], covers: Place, seen: Se
         assert not left_out
     parts, items, postings, expired = searcher.folded_parts()
     parts["changes.json"] = write_changes(net([*seen, *map(Delete, expired)]))
-    golden = version.document("golden.json")
     manifest = version.manifest
-    facts: dict[str, Any] = {name: getattr(manifest, name) for name in ("kind", "embedding", "history", "k", "config")}
-    facts |= {
+    facts = {
         "items": items,
         "structure": dict(manifest.structure) | {"postings": postings},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "covers": covers,
         "metrics": {**manifest.metrics, "folded": manifest.version},
     }
-    whole = {**version.parts, **parts}
-    requests = [Request(**request) for request in golden["requests"]]
+    requests = [Request(**request) for request in version.document("golden.json")["requests"]]
     answers = record(searcher, requests, now)
-    folded = Version.build({**whole, "golden.json": _json(answers)}, **facts)
+    folded = version.with_parts({**parts, "golden.json": _json(answers)}, **facts)
     replay(Searcher.open(folded, 1), answers)
     return folded
 

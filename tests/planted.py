@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -134,14 +133,7 @@ def large_version(stamp: str = "a", paths: int = 2500) -> Version:
 def changed(version: Version, **parts: bytes) -> Version:
     """The version with other bytes in some parts (named without their file endings), and with correct digests."""
     endings = {name.split(".")[0]: name for name in version.parts}
-    contents = {name: bytes(part) for name, part in version.parts.items()}
-    contents |= {endings[name]: part for name, part in parts.items()}
-    facts = {
-        field.name: getattr(version.manifest, field.name)
-        for field in dataclasses.fields(version.manifest)
-        if field.name not in {"parts", "version", "fingerprint", "format"}
-    }
-    return Version.build(contents, **facts)
+    return version.with_parts({endings[name]: part for name, part in parts.items()})
 
 
 def with_ids(version: Version, ids: NDArray[np.int64]) -> Version:

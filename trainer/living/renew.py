@@ -81,7 +81,6 @@ def renewed(
     network = Network(model).eval()
     onnx = to_onnx(network, searcher.schema)
     parts: dict[str, Any] = {
-        **version.parts,
         "model.onnx": onnx,
         WEIGHTS: weights_part(model),
         "path_offsets.npy": npy(lists[0]),
@@ -91,26 +90,21 @@ def renewed(
         "neighbours.npy": npy(nearest.items),
         "similarities.npy": npy(nearest.similarities),
     }
-    manifest = version.manifest
-    described: dict[str, Any] = {
-        name: getattr(manifest, name)
-        for name in ("kind", "items", "embedding", "history", "k", "structure", "config", "covers")
-    }
-    described |= {
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "metrics": {**manifest.metrics, **facts, "learned": learned},
-    }
+    made = Searcher.open(version.with_parts(parts))
     golden = version.document("golden.json")
-    made = Searcher.open(Version.build(parts, **described))
-    queries = [made.prepare(Request(**request))[0] for request in golden["requests"]]
+    requests = [Request(**request) for request in golden["requests"]]
+    queries = [made.prepare(request)[0] for request in requests]
     check_parity(network, made.structure, _as_requests(queries, index.items))
     if len(data.dataset.user_ids) >= FEW:
         trained = np.where(index.ends > 0, np.rint(share * total), 0).astype(np.int64)
         trained[index.late.items] *= seen[index.late.items]
         parts |= _placing(made, data, trained, learned)
-    whole = Version.build(parts, **described)
-    answers = record(Searcher.open(whole), [Request(**request) for request in golden["requests"]], int(golden["time"]))
-    return Version.build({**parts, "golden.json": _json(answers)}, **described)
+    answers = record(Searcher.open(version.with_parts(parts)), requests, int(golden["time"]))
+    return version.with_parts(
+        {**parts, "golden.json": _json(answers)},
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        metrics={**version.manifest.metrics, **facts, "learned": learned},
+    )
 
 
 def clicks_of(manifest: Manifest) -> int:
