@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from index_store.errors import LogBroken
 from index_store.folder.store import FolderStore
-from index_store.log import Draft
+from index_store.log import Draft, Place, Record
 from index_store.version import Version
 from retrieval.changes import Delete, Put, to_json
 from retrieval.events import read_event
@@ -144,6 +145,40 @@ def test_killed_at_any_step_nothing_is_learned_twice(
     assert clicks == ([2, 3] if killed == "published" else [2, 1])
     version = store.load(str(store.current()))
     assert NEW in np.asarray(version.item_ids)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_was_kept_back_waits_for_further_clicks(store: FolderStore, tmp_path: Path) -> None:
+    """Of 20 sessions two clicks are kept back; alone they make no version, also after a restart."""
+    file = tmp_path / "events.jsonl"
+    write_events(file, *[{"item_id": 5, "history": [1, 9, 13, number]} for number in range(14, 34)])
+    assert follow_file(store, file, tmp_path / "run")[-1]["clicks"] == 20
+    assert follow_file(store, file, tmp_path / "run") == []
+    write_events(file, CLICKS[0])
+    assert follow_file(store, file, tmp_path / "run")[-1]["clicks"] == 3
+
+
+@pytest.mark.usefixtures("quick")
+def test_clicks_that_were_only_remembered_are_learned_after_a_restart(
+    store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command was stopped when it had read everything, and before it learned."""
+    file = tmp_path / "events.jsonl"
+    write_events(file, *CLICKS)
+    monkeypatch.setattr(follow_module, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(follow_module, "LOOK_SECONDS", 0)
+    with Checkpoint(tmp_path / "run") as checkpoint:
+        source = FileEvents(file, waits=True)
+        following = Follow(store, source, str(file), checkpoint, None, 300, SilentProgress(), lambda _: None)
+        with monkeypatch.context() as patch:
+            patch.setattr("time.sleep", _stop)
+            with pytest.raises(KeyboardInterrupt):
+                following.run()
+    assert follow_file(store, file, tmp_path / "run") == [{"version": store.current(), "clicks": 3}]
+
+
+def _stop(_: float) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.usefixtures("quick")
@@ -283,6 +318,24 @@ def test_events_in_the_store(store: FolderStore, monkeypatch: pytest.MonkeyPatch
     store.append([Draft("p", 5, [{"item_id": 5}])], "events")
     rest = StoreEvents(store, lost.place).read(10)
     assert ([event.item_id for event in rest.events], len(rest.lines)) == ([5], 1)
+
+
+def test_a_gap_in_the_events_is_passed(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is before the gap can never be read on; learning continues with what comes."""
+    for number in range(1, 4):
+        store.append([Draft("p", number, [{"item_id": number}])], "events")
+    read, end = store.read, store.log_end("events")
+
+    def with_a_gap(after: Place, *more: Any) -> list[Record]:
+        if after != end:
+            raise LogBroken("records are missing")
+        return read(after, *more)
+
+    monkeypatch.setattr(store, "read", with_a_gap)
+    source = StoreEvents(store)
+    arrived = source.read(10)
+    assert (arrived.events, arrived.place) == ([], list(end))
+    assert 1 <= len(arrived.lines) <= 2
 
 
 def test_a_read_has_a_bound(store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

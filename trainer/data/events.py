@@ -72,9 +72,10 @@ class StoreEvents:
             try:
                 records = self._store.read(self._place, RECORDS, "events")
             except LogBroken as error:
-                # Events may be lost; the catalogue's log may not. So learning goes on with what is there.
-                self._place = self._store.log_start("events")
-                arrived.lines.append(f"events are missing: {error}; going on with the oldest that is left")
+                # Events may be lost; the catalogue's log may not. So learning goes on with what can be read.
+                start = self._store.log_start("events")
+                self._place = start if start != self._place else self._store.log_end("events")
+                arrived.lines.append(f"events are missing: {error}; going on after event record {self._place.seq}")
                 continue
             if not records:
                 break

@@ -26,22 +26,25 @@ FILE = "follow.json"
 class Pending(Struct, frozen=True):
     """A version that is published.
 
-    base: the one that was current then. mark: in the version's metrics, and in those of its folds.
+    base: the one that was current then. round: its id is in the version's metrics, and in those of its folds.
     """
 
     version: str
     base: str
-    mark: str
+    round: str
 
 
 class State(Struct):
-    """sessions: see `Sessions.to_json`. place: in the source, see `Arrived`."""
+    """sessions: see `Sessions.to_json`. place: in the source, see `Arrived`. waiting: clicks since the last attempt to
+    learn; those that a round has kept back do not count.
+    """
 
     format: int
     store: str
     source: str
     place: Any
     sessions: list[tuple[list[Id], int, dict[str, Value]]]
+    waiting: int
     pending: Pending | None = None
 
 

@@ -49,6 +49,7 @@ class Follow:
         self._store, self._source, self._name, self._checkpoint = store, source, name, checkpoint
         self._every, self._progress, self._report = every, progress, report
         self._place = state.place if state else None
+        self._waiting = state.waiting if state else 0  # clicks since the network learned, or tried to
         self._learner = Learner(store, progress)
         if state:
             self._resume(state)
@@ -56,7 +57,6 @@ class Follow:
     def run(self) -> None:
         """Follow the events. Raises the errors of the store, DataError if the source cannot be read."""
         tried = saved = time.monotonic()
-        waiting = self._learner.sessions.fresh  # clicks that came since the network learned, or tried to
         unsaved = False
         while True:
             arrived = self._source.read(TOGETHER)
@@ -65,13 +65,14 @@ class Follow:
             if arrived.events:
                 self._measure(events, len(arrived.events))
                 self._learner.take(events)
-                waiting += len(events)
+                self._waiting += len(events)
             unsaved |= len(arrived) > 0
             self._place = arrived.place
             now = time.monotonic()
-            if waiting and (waiting >= self._enough or now - tried >= self._every or self._source.ended):
+            due = self._waiting >= self._enough or now - tried >= self._every or self._source.ended
+            if self._waiting and due:
                 unsaved = not self._learn()
-                tried, waiting = time.monotonic(), 0
+                tried = time.monotonic()
             if unsaved and (now - saved >= SAVE_SECONDS or self._source.ended):
                 self._save(None)
                 saved, unsaved = now, False
@@ -115,6 +116,8 @@ class Follow:
         except (ExportRefused, PointerMoved, FoldRunning) as error:
             self._progress.say(f"warning: {error}")
             return False
+        finally:
+            self._waiting = 0
         self._save(None)
         self._report({"version": name, "clicks": fresh})
         return True
@@ -122,7 +125,9 @@ class Follow:
     def _save(self, pending: Pending | None) -> None:
         """Save a checkpoint. Then the events up to it need not be kept in the store."""
         sessions = self._learner.sessions.to_json()
-        self._checkpoint.save(State(FORMAT, str(self._store), self._name, self._place, sessions, pending))
+        self._checkpoint.save(
+            State(FORMAT, str(self._store), self._name, self._place, sessions, self._waiting, pending)
+        )
         if isinstance(self._source, StoreEvents) and self._place:
             self._source.forget(self._place)
 
@@ -135,5 +140,6 @@ class Follow:
         if self._store.current() == state.pending.base:
             with suppress(VersionNotFound, PointerMoved):
                 self._store.activate(state.pending.version, expected=state.pending.base)
-        if learner.searcher().manifest.metrics.get("round") == state.pending.mark:
+        if learner.searcher().manifest.metrics.get("round") == state.pending.round:
             learner.sessions.learned(learner.sessions.held_back())
+            self._waiting = 0

@@ -33,7 +33,7 @@ LEASE_SECONDS = 60.0  # to wait for another process that folds, or for the lease
 #: A version is not published if it finds fewer clicks than the one before by so many standard deviations.
 WORSE = 2.5
 
-#: Called with a version that is published, the one that is current, and the mark in the metrics of the first.
+#: Called with a version that is published, the one that is current, and the id of the round, as in the metrics.
 Published = Callable[[str, str, str], object]
 
 
@@ -119,13 +119,13 @@ class Learner:
         if records := read_all(self._store, version.manifest.covers):
             version = fold(version, records)
         held = self.sessions.held_back()
-        mark = uuid.uuid4().hex
+        this_round = uuid.uuid4().hex
         config, _ = stored_config(version.manifest.config)
-        facts = {"folded": current, "round": mark}
+        facts = {"folded": current, "round": this_round}
         made = renewed(version, config, self.sessions.drawn(held), facts, self._progress)
         checked = self._check(version, made, [*held, *self.sessions.left_out()])
         name = self._store.publish(made)
-        published(name, current, mark)
+        published(name, current, this_round)
         try:
             self._store.activate(name, expected=current)
         except (PointerMoved, VersionNotFound) as error:

@@ -16,7 +16,8 @@ from retrieval.attributes import TITLE
 from retrieval.events import Event
 from retrieval.query import ItemId
 from trainer.config import TrainConfig
-from trainer.data.columns import encode_ids, numbers
+from trainer.data.columns import encode_ids
+from trainer.data.dataset import rated_rows
 from trainer.data.files import Table, read_table
 from trainer.data.times import timestamps
 
@@ -52,10 +53,7 @@ def read_stream(interactions: Path, items: Path | None, config: TrainConfig) -> 
     catalogue = read_table(items, {"item_id", *described}) if items else None
     ids = encode_ids([table, catalogue] if catalogue else [table], "item_id", config.item_id)
     users = encode_ids([table], "user_id", config.user_id)
-    order = np.argsort(timestamps(table), kind="stable")
-    if config.min_rating is not None:
-        column = "weight" if "rating" not in table.names and "weight" in table.names else "rating"
-        order = order[numbers(table, column, order) >= config.min_rating]
+    order = rated_rows(table, np.argsort(timestamps(table), kind="stable"), config)
     rows = ids.rows[1] if catalogue else np.empty(0, np.int64)
     return Stream(users.rows[0][order], ids.rows[0][order], ids.ids, catalogue, rows)
 
