@@ -211,16 +211,13 @@ def _benchmark(options: argparse.Namespace) -> int:
     if options.seeds < 1:
         raise TrainerError(f"--seeds: expected at least 1, found {options.seeds}")
     sources = find_datasets(options.data_dir, options.datasets.split(",") if options.datasets else None)
-    _require("faiss", "implicit", *(["matplotlib"] if options.report else []))
+    _require("faiss", "implicit")
 
     from trainer.benchmark.benchmark import benchmark
     from trainer.benchmark.table import table
     from trainer.progress import choose_progress
 
-    if options.report:
-        from trainer.benchmark.report import require_writable, write_benchmark
-
-        require_writable(options.report)
+    _check_report(options)
     progress = choose_progress()
     methods = {"methods": options.methods.split(",")} if options.methods else {}
     document = benchmark(sources, options.seeds, options.set, options.runs, progress, **methods)
@@ -228,6 +225,8 @@ def _benchmark(options: argparse.Namespace) -> int:
         document if options.json else "\n\n".join(table(name, result) for name, result in document["datasets"].items())
     )
     if options.report:
+        from trainer.benchmark.report import write_benchmark
+
         progress.say(f"report: {write_benchmark(options.report, document)}")
     return 0
 
@@ -236,12 +235,7 @@ def _sensitivity(options: argparse.Namespace) -> int:
     from trainer.config import load_config
 
     config = load_config(options.config, options.set, seed=options.seed)
-    if options.report:
-        _require("matplotlib")
-
-        from trainer.benchmark.report import require_writable, write_sensitivity
-
-        require_writable(options.report)
+    _check_report(options)
 
     from trainer.benchmark.sensitivity import sensitivity, table
     from trainer.data.dataset import load_dataset
@@ -257,6 +251,8 @@ def _sensitivity(options: argparse.Namespace) -> int:
     document = sensitivity(config, dataset, options.runs, progress)
     _print(document if options.json else table(document))
     if options.report:
+        from trainer.benchmark.report import write_sensitivity
+
         progress.say(f"report: {write_sensitivity(options.report, document)}")
     return 0
 
@@ -265,12 +261,7 @@ def _replay(options: argparse.Namespace) -> int:
     from trainer.config import load_config
 
     config = load_config(options.config, options.set, seed=options.seed)
-    if options.report:
-        _require("matplotlib")
-
-        from trainer.benchmark.report import require_writable, write_replay
-
-        require_writable(options.report)
+    _check_report(options)
 
     from trainer.deep_retrieval.device import choose_device
     from trainer.living.replay import replay, table
@@ -289,6 +280,8 @@ def _replay(options: argparse.Namespace) -> int:
     )
     _print(document if options.json else table(document))
     if options.report:
+        from trainer.benchmark.report import write_replay
+
         progress.say(f"report: {write_replay(options.report, document)}")
     return 0
 
@@ -326,6 +319,15 @@ def _follow(options: argparse.Namespace) -> int:
 
         Follow(store, source, name, checkpoint, state, options.every or EVERY, choose_progress(), report).run()
     return 0
+
+
+def _check_report(options: argparse.Namespace) -> None:
+    """Raise TrainerError if --report is given and cannot be written, before hours of measuring."""
+    if options.report:
+        _require("matplotlib")
+        from trainer.benchmark.report import require_writable
+
+        require_writable(options.report)
 
 
 def _require(*modules: str) -> None:

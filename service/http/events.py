@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, FailFast, Field
 
-from retrieval.query import BadQuery, Limits
+from retrieval.query import Limits
 from service.http.guards import WriteRoute
-from service.http.items import TOKEN
+from service.http.items import TOKEN, named
 from service.http.problems import described
 from service.http.values import EXACT, Body, Context, ItemId, integer
 
@@ -53,8 +53,6 @@ async def events(body: EventsRequest, request: Request) -> dict[str, Any]:
     """Tell what users clicked. Answered when the events are durable; `dr-trainer follow` learns from them later."""
     vocabulary = request.state.reloader.retriever.searcher.vocabulary
     for place, event in enumerate(body.events):
-        if vocabulary.named(event.item_id) is None:
-            kind = "an integer" if vocabulary.kind == "integer" else "a string that is not blank"
-            raise BadQuery(f"events.{place}.item_id: expected {kind}, as all ids of this catalogue are")
+        named(vocabulary, event.item_id, f"events.{place}.item_id")
     await request.state.event_log.append([event.model_dump(exclude_defaults=True) for event in body.events])
     return {"accepted": len(body.events)}

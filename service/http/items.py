@@ -16,6 +16,7 @@ from retrieval.attributes import TITLE
 from retrieval.changes import Change, Delete, Evidence, Patch, Put
 from retrieval.query import BadQuery, Limits
 from retrieval.searcher import Searcher
+from retrieval.vocabulary import Vocabulary
 from service.errors import ItemNotFound, Overloaded
 from service.http.guards import Route, WriteRoute
 from service.http.problems import described
@@ -164,11 +165,7 @@ def _check(body: PutRequest, searcher: Searcher) -> list[ItemId]:
     ids: list[ItemId] = []
     now = time.time() * 1000
     for place, item in enumerate(body.items):
-        item_id = vocabulary.named(item.item_id)
-        if item_id is None:
-            kind = "an integer" if vocabulary.kind == "integer" else "a string that is not blank"
-            raise BadQuery(f"items.{place}.item_id: expected {kind}, as all ids of this catalogue are")
-        ids.append(item_id)
+        ids.append(named(vocabulary, item.item_id, f"items.{place}.item_id"))
         if item.attributes and (problem := schema.problem(item.attributes)):
             raise BadQuery(f"items.{place}.attributes: {problem}")
         if item.expires and item.expires <= now:
@@ -178,6 +175,15 @@ def _check(body: PutRequest, searcher: Searcher) -> list[ItemId]:
     if sum(len(item.clicked_by) or len(item.like) for item in body.items) > USERS:
         raise BadQuery(f"items: expected at most {USERS} histories and liked items together; send several requests")
     return ids
+
+
+def named(vocabulary: Vocabulary, item: int | str, field: str) -> ItemId:
+    """The kept id of the item. Raises BadQuery if it is of the wrong kind; the message names the field."""
+    item_id = vocabulary.named(item)
+    if item_id is None:
+        kind = "an integer" if vocabulary.kind == "integer" else "a string that is not blank"
+        raise BadQuery(f"{field}: expected {kind}, as all ids of this catalogue are")
+    return item_id
 
 
 def _changes(

@@ -229,10 +229,7 @@ def _kept_rows(
 
     item_of, user_of: each row's item and user. The rating is filtered first, then the items, then the users.
     """
-    rows = np.flatnonzero(is_click)
-    if config.min_rating is not None:
-        column = "weight" if "rating" not in table.names and "weight" in table.names else "rating"
-        rows = rows[numbers(table, column, rows) >= config.min_rating]
+    rows = rated_rows(table, np.flatnonzero(is_click), config)
     notes = []
     clicks = np.bincount(item_of[rows])
     rare = np.flatnonzero((clicks > 0) & (clicks < config.min_item_interactions))
@@ -246,6 +243,14 @@ def _kept_rows(
         dropped = f"{few} of {(visits > 0).sum()} users have fewer than {config.min_interactions} interactions"
         notes.append(f"{dropped} and are left out (min_interactions)")
     return rows[visits[user_of[rows]] >= config.min_interactions], rare, notes
+
+
+def rated_rows(table: Table, rows: Indices, config: TrainConfig) -> Indices:
+    """Those of the `rows` that are not below min_rating."""
+    if config.min_rating is None:
+        return rows
+    column = "weight" if "rating" not in table.names and "weight" in table.names else "rating"
+    return np.asarray(rows[numbers(table, column, rows) >= config.min_rating])
 
 
 def _rows_of(index: Indices, wanted: Indices, ids: Ids, table: Table, kind: str) -> Indices:
