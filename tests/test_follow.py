@@ -400,9 +400,12 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_without_a_version(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A store without a current version, and events that do not exist."""
-    (tmp_path / "store").mkdir()
+    """A store that does not exist is not made; one without a current version says what is missing."""
     arguments = ["follow", "--store", str(tmp_path / "store"), "--checkpoint", str(tmp_path / "run"), "--events"]
+    assert dr_trainer([*arguments, "-"]) == 1
+    assert str(tmp_path / "store") in capfd.readouterr().err
+    assert not (tmp_path / "store").exists()
+    (tmp_path / "store").mkdir()
     assert dr_trainer([*arguments, "-"]) == 1
     assert "publish one with dr-trainer fit" in capfd.readouterr().err
 

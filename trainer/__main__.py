@@ -291,6 +291,7 @@ def _follow(options: argparse.Namespace) -> int:
 
     password = from_environment("DR_STORE_PASSWORD")
     store = open_store(options.store, password=password)
+    store.require_readable()  # a store that does not exist is a wrong name, not a new store
     store.require_writable()
     named = options.events
     is_store = "://" in named or Path(named).expanduser().is_dir()
