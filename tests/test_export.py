@@ -64,6 +64,27 @@ def test_onnx_equals_torch(planted: Planted, batch: int, beam: int) -> None:
     assert (rows.numpy() == beams.paths).mean() > 0.99
 
 
+def test_a_network_of_the_same_shape_has_its_own_weights(planted: Planted) -> None:
+    """The graph that was traced for one network serves another one, whose file has all of the other's weights."""
+    network, other = network_of(planted), copy.deepcopy(network_of(planted))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    first = to_onnx(network, ContextSchema())
+    inputs = torch.randn(2, 3, 16).half(), torch.tensor([3, 2]), torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0)
+    inputs[0][1, 2] = 0
+    feeds = (*inputs, torch.tensor(4), torch.from_numpy(planted.structure.trie))
+    with torch.inference_mode():
+        expected = other(*feeds)
+
+    session = open_session(to_onnx(other, ContextSchema()))
+    names = ("history", "length", "categories", "numbers", "beam", "trie")
+    found = session.run(None, {name: feed.numpy() for name, feed in zip(names, feeds, strict=True)})
+
+    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(found, expected, strict=True))
+    assert to_onnx(network, ContextSchema()) == first
+
+
 @pytest.mark.parametrize(("width", "encoder"), [(5, "lru"), (20, "lru"), (20, "gru")])
 def test_onnx_equals_torch_with_three_layers_and_context(width: int, encoder: Literal["lru", "gru"]) -> None:
     """A tiny and a larger K, so that both ways to bound the beam are exported; some histories are empty."""

@@ -59,7 +59,9 @@ class _Block(nn.Module):
     def __init__(self, config: TrainConfig, dropout: float) -> None:
         super().__init__()
         size = config.embedding
-        self.longest = config.history + 1  # positions: the start item and the history
+        # Positions: the start item and the history. A buffer, because the exported graph depends on their number.
+        self.register_buffer("positions", torch.arange(config.history + 1, dtype=torch.float64), persistent=False)
+        self.positions: Tensor
         # Without biases: the layer normalisation before or after a map has one, and each costs a request an addition.
         self.write = nn.Linear(size, size, bias=False)
         self.gate = nn.Linear(size, size, bias=False)
@@ -87,9 +89,8 @@ class _Block(nn.Module):
         if not torch.compiler.is_exporting():
             return decaying_sums(written, decay)
         # h_t = decay^t times the sum of written_s / decay^s. The runtime computes the powers when it loads a version.
-        position = torch.arange(self.longest, dtype=torch.float64).unsqueeze(1)
-        powers = torch.exp(decay.double().log() * position)  # (history + 1, E)
-        kind = torch.float32 if self.longest <= FLOAT32_HISTORY + 1 else torch.float64
+        powers = torch.exp(decay.double().log() * self.positions.unsqueeze(1))  # (history + 1, E)
+        kind = torch.float32 if len(self.positions) <= FLOAT32_HISTORY + 1 else torch.float64
         rising, falling = (table.to(kind)[: inputs.shape[1]] for table in (1 / powers, powers))
         return ((written.to(kind) * rising).cumsum(dim=1) * falling).float()
 

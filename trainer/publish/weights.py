@@ -1,6 +1,6 @@
 """The network's weights in a version, and the network made from them again, to go on learning.
 
-The weights cannot be read from model.onnx, where the exporter has computed parts of the network in advance.
+The weights cannot be read from model.onnx, where parts of the network are computed in advance.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from trainer.config import TrainConfig
 from trainer.deep_retrieval.layers import PathModel
 
 WEIGHTS = "weights.safetensors"
-_VECTORS, _BIAS, _START = "encoder.item_embedding.weight", "item_bias", "start"
+#: The tensors of a PathModel that have a row for each item.
+ITEM_TENSORS = _VECTORS, _BIAS = "encoder.item_embedding.weight", "item_bias"
+_START = "start"
 
 
 def weights_part(model: PathModel) -> bytes:
