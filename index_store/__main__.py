@@ -187,11 +187,13 @@ def _fold(store: IndexStore, options: argparse.Namespace) -> Result:
     (plugin,) = entry_points(group="deep_retrieval", name="fold")
     version = find_version(store, options.version) if options.version else None
     folded = plugin.load()(store, version, activate=not options.no_activate)
-    document = folded._asdict()
+    document = {"version": folded.version, "previous": folded.previous, "records": folded.records}
     if folded.version is None:
         return document, f"{folded.previous} has all records of the log; there is nothing to fold"
     state = "published" if options.no_activate else "current"
-    return document, f"{folded.version} is {state}: {folded.previous} and {folded.records} records"
+    records = "1 record" if folded.records == 1 else f"{folded.records} records"
+    back = f"; a rollback returns to {folded.rollback}" if folded.rollback and not options.no_activate else ""
+    return document, f"{folded.version} is {state}: {folded.previous} and {records}{back}"
 
 
 def _find(store: IndexStore, version: str) -> Manifest:

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 from index_store.errors import InvalidName, VersionDamaged, VersionIncompatible
@@ -23,6 +24,8 @@ FORMAT = 9
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}\Z")
 #: The form of the names that stores give to versions: v7-0123456789ab.
 VERSION = re.compile(r"v[1-9]\d*-[0-9a-f]{12}")
+#: The version that is expected to be current: None if no version is, `...` if any version may be.
+Expected = str | EllipsisType | None
 #: The form of a part's name. The name becomes a file name and a segment of Redis keys, so it has no '/' and no ':'.
 PART = r"[a-z][a-z0-9_]*\.[a-z0-9]+"
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, suppress
-from types import EllipsisType
 from typing import Protocol
 
 from index_store.address import Address, folder_of
 from index_store.errors import InvalidName, PointerMoved, VersionInUse, VersionNotFound
 from index_store.folder.store import FolderStore
 from index_store.log import Draft, LogName, Place, Record
-from index_store.manifest import VERSION, Manifest, check_name
+from index_store.manifest import VERSION, Expected, Manifest, check_name
 from index_store.version import ByteProgress, Version
 
 NEWEST = 3  # versions that an error message lists when a version was not found
@@ -51,9 +50,10 @@ class IndexStore(Protocol):
     def previous(self) -> str | None:
         """The version that was current before `current`, or None."""
 
-    def activate(self, version: str, expected: str | EllipsisType | None = ...) -> str | None:
+    def activate(self, version: str, expected: Expected = ..., previous: str | None = None) -> str | None:
         """Make `version` current, atomically, and return the version that was current before.
 
+        previous: the version that a rollback then returns to, instead of the one that was current before.
         If `expected` is given and is not the current version, raises PointerMoved. `expected=None` expects that no
         version is current. Raises VersionNotFound.
         """

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from index_store.errors import (
     FoldRunning,
+    LogBroken,
     LogDamaged,
     VersionDamaged,
     VersionIncompatible,
@@ -26,6 +27,7 @@ from index_store.errors import (
     VersionNotFound,
 )
 from index_store.log import START, Place, Record
+from index_store.manifest import Manifest
 from index_store.store import IndexStore
 from index_store.version import Version
 from retrieval.changes import Change, Delete, Move, Put, changes_of, net, read_changes, write_changes
@@ -42,11 +44,13 @@ class Folded(NamedTuple):
     """The version that was made, None if there was nothing to fold; the one it was made of; and the records in it.
 
     If it was made of another version than the current one, records is the number of items that the log has changed.
+    rollback: the version with the network that was current before and with the same records; None if there is none.
     """
 
     version: str | None
     previous: str
     records: int
+    rollback: str | None = None
 
 
 def fold_current(store: IndexStore, version: str | None = None, *, activate: bool = True) -> Folded:
@@ -62,13 +66,17 @@ def fold_current(store: IndexStore, version: str | None = None, *, activate: boo
         current = store.current()
         folded = publish_folded(store) if version in (None, current) else _publish_with_catalogue(store, str(version))
         if activate and folded.version:
-            store.activate(folded.version, expected=current)
+            store.activate(folded.version, expected=current, previous=folded.rollback)
             tidy(store)
         return folded
 
 
 def publish_folded(store: IndexStore) -> Folded:
-    """Fold the current version and the whole log, and publish the result. The caller has the lease."""
+    """Fold the current version and the whole log, and publish the result. The caller has the lease.
+
+    The previous version is folded too, if it has another network: a rollback returns to an earlier network, but never
+    to an earlier catalogue.
+    """
     name = store.current()
     if name is None:
         raise VersionNotFound(f"{store}: no version is current, so there is nothing to fold")
@@ -76,7 +84,21 @@ def publish_folded(store: IndexStore) -> Folded:
     records = read_all(store, version.manifest.covers)
     if not records:
         return Folded(None, name, 0)
-    return Folded(store.publish(fold(version, records)), name, len(records))
+    rollback = _previous_network(store, version.manifest)
+    return Folded(store.publish(fold(version, records)), name, len(records), rollback)
+
+
+def _previous_network(store: IndexStore, current: Manifest) -> str | None:
+    """Fold the previous version and the log, and return its name. None if it has the same network or cannot be read."""
+    name = store.previous()
+    manifest = next((manifest for manifest in store.versions() if manifest.version == name), None)
+    if manifest is None or manifest.parts["model.onnx"] == current.parts["model.onnx"]:
+        return None
+    try:
+        records = read_all(store, manifest.covers)
+        return store.publish(fold(store.load(manifest.version), records)) if records else name
+    except (LogBroken, VersionDamaged, VersionIncompatible, VersionNotFound):
+        return None
 
 
 def _publish_with_catalogue(store: IndexStore, version: str) -> Folded:
@@ -96,11 +118,14 @@ def read_all(store: IndexStore, after: Place) -> list[Record]:
 def tidy(store: IndexStore) -> None:
     """Remove what folds leave: records that the current and the previous version have, and other folded versions.
 
-    A version that has fewer records is then refused.
+    Replicas that still serve the version of which the current one was made need the records after it for a moment, so
+    they are kept till the next time. A version that has fewer records is then refused.
     """
     kept = store.previous(), store.current()  # in this order: a rollback between the two gives an older version twice
     manifests = {manifest.version: manifest for manifest in store.versions()}
     covers = [manifests[name].covers.seq if name in manifests else 0 for name in kept]
+    sources = {manifest.metrics.get("folded") for name, manifest in manifests.items() if name in kept}
+    covers += [manifest.covers.seq for name, manifest in manifests.items() if name in sources]
     store.trim(1 + min(covers))
     for name, manifest in manifests.items():
         if name not in kept and "folded" in manifest.metrics:

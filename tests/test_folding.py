@@ -15,6 +15,7 @@ from retrieval.changes import Delete, to_json
 from retrieval.fold import fold_current
 from service.serving import folding
 from service.serving.reloader import Reloader
+from tests.conftest import Planted
 from tests.test_api import ADMIN, assert_problem, items_of, make_app
 from tests.test_catalogue import WRITER, ask, delete, put, replica, store
 
@@ -50,6 +51,28 @@ def test_a_fold_changes_no_answer(store: FolderStore, client: TestClient) -> Non
     assert client.post("/admin/v1/rollback", headers=ADMIN).json()["version"] == first
     assert not {5, 6, 1001} & {*items_of(ask(client, history=[1, 9], k=30))}
     assert 1002 in items_of(ask(client, history=[2], k=12))
+
+
+def test_a_rollback_after_a_fold(store: FolderStore, client: TestClient, other: Planted) -> None:
+    """It brings back the network before, which the replica then serves with what was put since."""
+    first = store.current()
+    second = store.publish(other.version)
+    assert client.post("/admin/v1/swap", json={"version": second}, headers=ADMIN).status_code == 200
+    put(client, {"item_id": 1001, "clicked_by": [[1, 5, 9], [13, 17]]})
+    delete(client, 5)
+    folded = client.post("/admin/v1/fold", headers=ADMIN).json()
+    assert {*folded} == {"version", "previous", "records", "seconds"}
+
+    document = client.post("/admin/v1/rollback", headers=ADMIN).json()
+    assert document["previous"] == folded["version"]
+    assert client.get("/v1/info").json()["version"] == document["version"]
+    manifests = {manifest.version: manifest for manifest in store.versions()}
+    back = manifests[document["version"]]
+    assert back.parts["model.onnx"] == manifests[str(first)].parts["model.onnx"]
+    assert back.covers == store.log_end()
+    found = items_of(ask(client, history=[1, 5, 9], k=30))
+    assert 1001 in found
+    assert 5 not in found
 
 
 def test_a_fold_that_another_process_makes(store: FolderStore, client: TestClient) -> None:

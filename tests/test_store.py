@@ -111,6 +111,16 @@ def test_activating_the_current_version_changes_nothing(store: IndexStore) -> No
     assert store.previous() == first
 
 
+def test_activate_with_another_version_to_roll_back_to(store: IndexStore) -> None:
+    """The version that is named then is the previous one."""
+    first, second, third = (store.publish(small_version(text)) for text in "123")
+    store.activate(first)
+
+    assert store.activate(second, expected=first, previous=third) == first
+    assert (store.current(), store.previous()) == (second, third)
+    assert rollback(store) == (third, second)
+
+
 def test_activate_compares_and_sets(store: IndexStore) -> None:
     """The pointer moves only if `expected` is the current version; None stands for no current version."""
     first, second = store.publish(small_version("1")), store.publish(small_version("2"))

@@ -24,7 +24,6 @@ import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import EllipsisType
 from typing import get_args
 
 from index_store.errors import (
@@ -41,7 +40,7 @@ from index_store.errors import (
 from index_store.folder.files import map_file, sync_folder
 from index_store.folder.log import FolderLog
 from index_store.log import Draft, LogName, Place, Record
-from index_store.manifest import NAME, Manifest, check_name, counter
+from index_store.manifest import NAME, Expected, Manifest, check_name, counter
 from index_store.version import Buffer, ByteProgress, PathReader, Version, parts_here
 
 MANIFEST = "manifest.json"
@@ -119,7 +118,7 @@ class FolderStore:
     def previous(self) -> str | None:
         return self._pointer()[1]
 
-    def activate(self, version: str, expected: str | EllipsisType | None = ...) -> str | None:
+    def activate(self, version: str, expected: Expected = ..., previous: str | None = None) -> str | None:
         self._manifest(version)
         with self._errors("activate"), self._lock("CURRENT.lock"):
             try:
@@ -133,7 +132,7 @@ class FolderStore:
             self._remove_left_pointers()
             if current != version:
                 sync_folder(self._versions)  # make the version durable before the pointer; its publisher may have died
-                self._replace_pointer(version, current)
+                self._replace_pointer(version, previous or current)
             sync_folder(self.folder)  # also if CURRENT did not move: an earlier mover may have died before this step
             return current
 

@@ -12,11 +12,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import EllipsisType
 from typing import Any
 
 from index_store.errors import IndexStoreError, PointerMoved, StoreMisconfigured
-from index_store.manifest import VERSION, counter
+from index_store.manifest import VERSION, Expected, counter
 from index_store.redis.client import Command, Server
 from index_store.redis.keys import Keys
 
@@ -108,16 +107,16 @@ class Listing:
         (value,) = self._server.get([key])
         return self._ours(key, value, VERSION)
 
-    def move_pointer(self, version: str, expected: str | EllipsisType | None) -> str | None:
+    def move_pointer(self, version: str, expected: Expected, previous: str | None = None) -> str | None:
         """Make `version` current; see IndexStore.activate."""
-        key, previous = self._keys.current, self._keys.previous
+        key, key_before = self._keys.current, self._keys.previous
         replaced: str | None = None
         mover = uuid.uuid4().hex  # shows, after a lost answer, whether this move was carried out
 
         def change(read: Any) -> list[Command] | None:
             nonlocal replaced
             current = self._ours(key, read.get(key), VERSION)
-            self._ours(previous, read.get(previous), VERSION)
+            self._ours(key_before, read.get(key_before), VERSION)
             if read.get(self._keys.mover) == mover.encode():
                 return None
             replaced = current
@@ -125,8 +124,9 @@ class Listing:
                 raise PointerMoved(f"current is {replaced}, not {expected}; look again and repeat")
             if replaced == version:
                 return None
-            before: Command = ("SET", previous, replaced) if replaced else ("UNLINK", previous)
-            return [before, ("SET", self._keys.mover, mover), ("SET", key, version)]
+            before = previous or replaced
+            first: Command = ("SET", key_before, before) if before else ("UNLINK", key_before)
+            return [first, ("SET", self._keys.mover, mover), ("SET", key, version)]
 
         self._server.transact([key], change)
         return replaced

@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
-from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from index_store.errors import (
     VersionNotFound,
 )
 from index_store.folder.copies import Copies
-from index_store.manifest import Manifest, check_name, counter
+from index_store.manifest import Expected, Manifest, check_name, counter
 from index_store.redis.client import Server
 from index_store.redis.keys import PIECE, Keys
 from index_store.redis.listing import Listing
@@ -126,7 +125,7 @@ class ServerStore:
     def previous(self) -> str | None:
         return self._listing.pointer(self._keys.previous)
 
-    def activate(self, version: str, expected: str | EllipsisType | None = ...) -> str | None:
+    def activate(self, version: str, expected: Expected = ..., previous: str | None = None) -> str | None:
         check_name(version)
         holder = uuid.uuid4().hex
         renew = functools.partial(self._listing.lease, version, holder, PUBLISH_MS)
@@ -138,7 +137,7 @@ class ServerStore:
                     self._require_keys(sizes, renew)
                 renew()
                 self._manifest(version)
-            replaced = self._listing.move_pointer(version, expected)
+            replaced = self._listing.move_pointer(version, expected, previous)
         finally:
             with suppress(IndexStoreError):
                 self._listing.release(version, holder)

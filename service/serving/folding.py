@@ -70,8 +70,9 @@ class Folding:
         async with self._lease():
             try:
                 folded = await self._run_program()
+                rollback = folded.pop("rollback", None)
                 if folded["version"]:
-                    await self._swap(folded["version"], folded["previous"])
+                    await self._swap(folded["version"], folded["previous"], rollback)
             except Exception:
                 self._metrics.folds.labels("failed").inc()
                 raise
@@ -95,13 +96,15 @@ class Folding:
         finally:
             await asyncio.to_thread(lease.__exit__, None, None, None)
 
-    async def _swap(self, name: str, previous: str) -> None:
-        """Serve the folded version; if that fails, delete it, so that failing folds do not fill the store."""
+    async def _swap(self, name: str, replaced: str, rollback: str | None) -> None:
+        """Serve the folded version. If that fails, delete what was made, so that failing folds fill no store."""
         try:
-            await self._reloader.swap(name, previous)
+            await self._reloader.swap(name, replaced, rollback)
         except Exception:
-            with suppress(IndexStoreError):
-                await asyncio.to_thread(self._store.delete, name)
+            before = await asyncio.to_thread(self._store.previous)
+            for made in {name, rollback} - {None, before}:
+                with suppress(IndexStoreError):
+                    await asyncio.to_thread(self._store.delete, str(made))
             raise
 
     async def _run_program(self) -> dict[str, Any]:

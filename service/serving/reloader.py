@@ -26,7 +26,6 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
-from types import EllipsisType
 from typing import Any
 
 from index_store.errors import (
@@ -42,7 +41,7 @@ from index_store.errors import (
     VersionIncompatible,
     VersionNotFound,
 )
-from index_store.manifest import check_name
+from index_store.manifest import Expected, check_name
 from index_store.store import IndexStore, rollback_target
 from service.errors import NotReady
 from service.metrics import Metrics
@@ -177,11 +176,12 @@ class Reloader:
         except Exception as error:  # noqa: BLE001 -- after any error, the version served before answers
             self._fail(name, error)
 
-    async def swap(self, name: str, expected: str | EllipsisType | None) -> dict[str, Any]:
+    async def swap(self, name: str, expected: Expected, rollback: str | None = None) -> dict[str, Any]:
         """Make `name` current in the store and serve it. The version is loaded and verified before the pointer moves.
 
-        expected: swap only if this version is current; `...` swaps whichever is current. Raises InvalidName,
-        VersionNotFound, VersionDamaged, VersionIncompatible, PointerMoved; after these errors nothing has changed.
+        expected: swap only if this version is current; `...` swaps whichever is current. rollback: the version that
+        `rollback` then returns to, instead of the one that was current. Raises InvalidName, VersionNotFound,
+        VersionDamaged, VersionIncompatible, PointerMoved; after these errors nothing has changed.
         """
         check_name(name)
         current = await asyncio.to_thread(self._store.current)
@@ -191,7 +191,7 @@ class Reloader:
         async with self._moving:
             retriever = await self._prepared(retriever)
             try:
-                replaced = await asyncio.to_thread(self._store.activate, name, expected)
+                replaced = await asyncio.to_thread(self._store.activate, name, expected, rollback)
                 self._serve(retriever)
             finally:
                 self.follower.give_up()
