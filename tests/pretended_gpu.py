@@ -33,7 +33,8 @@ class PretendedGpu(TorchFunctionMode):
     ) -> Any:
         """Torch calls this instead of each of its functions `func`."""
         name, kwargs = _name(func), dict(kwargs or {})
-        tensors = list(_tensors([args, kwargs]))
+        taken = args[:1] if name == "__deepcopy__" else args  # the second is a list of what was copied before
+        tensors = list(_tensors([taken, kwargs]))
         sides = {is_on_gpu(tensor) for tensor in tensors if tensor.dim()}  # a scalar may be on either device
         if name == "device.__get__":
             return torch.device("cuda" if is_on_gpu(args[0]) else "cpu")
