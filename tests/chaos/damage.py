@@ -77,6 +77,7 @@ def wrong_versions(version: Version, other: Version) -> dict[str, tuple[Parts, d
         changed.flat[len(changed) // 2] = value
         return npy(changed)
 
+    near = index.neighbours
     reranker = json.loads(parts["reranker.json"])
     reranker["weights"]["logit"] = float("nan")
     out_of_range = np.array(index.path_items)
@@ -124,6 +125,20 @@ def wrong_versions(version: Version, other: Version) -> dict[str, tuple[Parts, d
             "facts about new items of another size": with_parts(
                 placing=b'{"users": [0], "matrix": [[1]], "items": [0], "length": 1, "bias": 0}'
             ),
+            "a late item that is not there": with_parts(late_items=npy(np.array([manifest.items], np.int32))),
+            "late items without neighbours": with_parts(late_items=npy(np.array([0], np.int32))),
+            "a neighbour that is not there": with_parts(neighbours=npy(np.full_like(near.items, manifest.items))),
+            "similarities of another shape": with_parts(similarities=npy(near.similarities[:, :-1])),
+            "similarities of float": with_parts(similarities=npy(near.similarities.astype(np.float32))),
+            "an end too few": with_parts(item_ends=npy(np.array(index.ends)[:-1])),
+            "records of an item too many": with_parts(item_since=npy(np.zeros(manifest.items + 1, np.int64))),
+            "attributes that are none": with_parts(attributes=b"[3]"),
+            "attributes of an item too few": with_parts(
+                attribute_codes=npy(np.zeros((manifest.items - 1, 0), np.int32))
+            ),
+            "titles that end before they begin": with_parts(title_offsets=npy(np.arange(manifest.items + 1)[::-1])),
+            "features of another size": with_parts(feature_vectors=npy(np.zeros((1, 2), np.float16))),
+            "no weights": {name: part for name, part in parts.items() if name != "weights.safetensors"},
             "a context it has not": with_parts(
                 context=b'{"features": [{"name": "x", "kind": "category", "values": ["y"]}]}'
             ),
