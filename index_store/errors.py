@@ -83,6 +83,10 @@ class LogBroken(IndexStoreError):
     """The log does not continue what the reader has: records were removed or lost, or it is another catalogue's."""
 
 
+class LogMoved(IndexStoreError):
+    """The log does not end where the writer expected, because another one has appended records."""
+
+
 class LogDamaged(IndexStoreError):
     """The bytes of the log are not those that were written."""
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from index_store.errors import LogBroken, LogDamaged, LogIncompatible
+from index_store.errors import LogBroken, LogDamaged, LogIncompatible, LogMoved
 
 #: The two logs of a catalogue: the changes of its items, and the events from which the trainer learns.
 LogName = Literal["log", "events"]
@@ -116,6 +116,12 @@ def decode(text: bytes) -> Record:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise LogDamaged(f"the log has a record that cannot be read: it begins with {text[:40]!r}") from None
     return record
+
+
+def require_end(end: Place, expected: Place | None) -> None:
+    """Raise LogMoved unless the log ends where a writer expects, if it expects anything."""
+    if expected is not None and end != expected:
+        raise LogMoved(f"the log ends with record {end.seq}, not with {expected.seq}; read it, then repeat")
 
 
 def chained(texts: Iterable[bytes], after: Place) -> list[Record]:

@@ -84,9 +84,10 @@ class IndexStore(Protocol):
         The result is only a hint. It may be wrong, and a move of `current` may be missed.
         """
 
-    def append(self, drafts: Sequence[Draft], log: LogName = "log") -> list[int]:
+    def append(self, drafts: Sequence[Draft], log: LogName = "log", expected: Place | None = None) -> list[int]:
         """Append drafts to a log, and return the number of each one's record. A repeat is not stored again.
 
+        expected: append only if the log ends there, else raise LogMoved.
         When this returns, the records are durable: on the disk of a folder, or in Redis as its `appendfsync` says.
         After an error, all of them were stored or none, and a repeat is safe. Raises StoreFull, LogDamaged.
         """

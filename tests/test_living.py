@@ -15,7 +15,7 @@ from index_store.errors import FoldRunning, PointerMoved, VersionDamaged
 from index_store.folder.store import FolderStore
 from index_store.log import Draft
 from index_store.version import Version, npy
-from retrieval.changes import Delete, Evidence, Put, changes_of, to_json
+from retrieval.changes import Change, Delete, Evidence, Put, changes_of, to_json
 from retrieval.events import Event
 from retrieval.fold import LEASE, read_all
 from retrieval.query import Request
@@ -252,17 +252,18 @@ def test_what_somebody_has_deleted_is_not_put(store: FolderStore, monkeypatch: p
     learner.take([Event(NEW, [1, 5])])
     assert [change for change in changes_of(read_all(store, store.log_start())) if isinstance(change, Put)] == []
 
+    somebody: list[Change] = [Delete(LIKED), Put(NEW + 1, None, Evidence(like=[3]))]
     append = store.append
 
-    def after_a_delete(drafts: list[Draft], *log: Any) -> list[int]:
+    def after_somebody(drafts: list[Draft], *log: Any, **more: Any) -> list[int]:
         monkeypatch.setattr(store, "append", append)
-        append([Draft("test", 2, [to_json(Delete(LIKED))])])
-        return append(drafts, *log)
+        append([Draft("test", 2, [to_json(change) for change in somebody])])
+        return append(drafts, *log, **more)
 
-    monkeypatch.setattr(store, "append", after_a_delete)
-    learner.take([Event(LIKED, [1, 5])])
-    assert not learner.searcher().is_live(LIKED)
-    assert not Learner(store, SilentProgress()).searcher().is_live(LIKED)
+    monkeypatch.setattr(store, "append", after_somebody)
+    learner.take([Event(item, [1, 5]) for item in (LIKED, NEW + 1, NEW + 2)])
+    *_, theirs, ours = (changes_of([record]) for record in read_all(store, store.log_start()))
+    assert [[change.item_id for change in changes] for changes in (theirs, ours)] == [[LIKED, NEW + 1], [NEW + 2]]
 
 
 def test_one_user_does_not_make_an_item_popular(store: FolderStore) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from index_store import log as log_module
-from index_store.errors import LogBroken, LogDamaged, LogIncompatible, StoreFull, StoreUnavailable
+from index_store.errors import LogBroken, LogDamaged, LogIncompatible, LogMoved, StoreFull, StoreUnavailable
 from index_store.folder import log as folder_log
 from index_store.folder.store import FolderStore
 from index_store.log import PRODUCERS, START, Draft, Place, Record, encode
@@ -104,6 +104,18 @@ def test_a_repeat_is_stored_once(store: IndexStore, every_url: str) -> None:
     assert store.append(drafts(2)) == [2]
     assert open_store(every_url).append([*drafts(2), *drafts(3), *drafts(3), *drafts(2, producer="q")]) == [2, 3, 3, 4]
     assert numbers(read_all(store)) == [1, 2, 3, 2]
+
+
+def test_an_append_that_expects_the_end(store: IndexStore) -> None:
+    """It stores its record only if the log ends where it expects."""
+    store.append(drafts(1), expected=START)
+    end = store.log_end()
+    assert store.append(drafts(2), expected=end) == [2]
+
+    with pytest.raises(LogMoved, match="ends with record 2, not with 1"):
+        store.append(drafts(3), expected=end)
+    assert numbers(read_all(store)) == [1, 2]
+    assert store.append(drafts(3)) == [3]
 
 
 def test_many_producers_at_once(store: IndexStore, every_url: str) -> None:

@@ -32,7 +32,7 @@ from typing import Any
 
 from index_store.errors import LogBroken, LogDamaged
 from index_store.folder.files import sync_folder
-from index_store.log import START, Draft, Place, Producers, Record, chained, encode
+from index_store.log import START, Draft, Place, Producers, Record, chained, encode, require_end
 
 log = logging.getLogger(__name__)
 
@@ -82,11 +82,12 @@ class FolderLog:
         self._readers: dict[Place, _Cursor] = {}  # where reads ended; a version and the one after it are read in turn
         self._tail: _Tail | None = None
 
-    def append(self, drafts: Sequence[Draft]) -> list[int]:
+    def append(self, drafts: Sequence[Draft], expected: Place | None = None) -> list[int]:
         """Append drafts that are not repeats, and return the number of each one's record, when all are on disk."""
         self._folder.mkdir(exist_ok=True)
         with self._lock():
             tail = self._at_end()
+            require_end(tail.place, expected)
             texts, numbers, place = [], [], tail.place
             producers = Producers(tail.producers.to_json())
             for draft in drafts:

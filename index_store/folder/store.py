@@ -190,9 +190,9 @@ class FolderStore:
             ):
                 remove()
 
-    def append(self, drafts: Sequence[Draft], log: LogName = "log") -> list[int]:
+    def append(self, drafts: Sequence[Draft], log: LogName = "log", expected: Place | None = None) -> list[int]:
         with self._errors("append to the log"):
-            return self._logs[log].append(drafts)
+            return self._logs[log].append(drafts, expected)
 
     def read(self, after: Place, most: int, log: LogName = "log") -> list[Record]:
         with self._errors("read the log"):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from index_store.errors import LogBroken
-from index_store.log import START, Draft, LogName, Place, Producers, Record, chained, decode, encode
+from index_store.log import START, Draft, LogName, Place, Producers, Record, chained, decode, encode, require_end
 from index_store.redis.client import Command, Server
 from index_store.redis.keys import Keys
 
@@ -25,7 +25,7 @@ class ServerLog:
     def __init__(self, server: Server, keys: Keys) -> None:
         self._server, self._keys = server, keys
 
-    def append(self, drafts: Sequence[Draft], log: LogName = "log") -> list[int]:
+    def append(self, drafts: Sequence[Draft], log: LogName = "log", expected: Place | None = None) -> list[int]:
         """Append drafts that are not repeats, and return the number of each one's record, when the server has all."""
         numbers: list[int] = []
 
@@ -33,6 +33,7 @@ class ServerLog:
             numbers.clear()
             commands: list[Command] = []
             place = _place(read.xrevrange(self._keys.log(log), count=1))
+            require_end(place, expected)
             producers = Producers(json.loads(read.get(self._keys.producers(log)) or b"{}"))
             for draft in drafts:
                 stored = producers.stored(draft)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from index_store.errors import FoldRunning, IndexStoreError, PointerMoved, VersionNotFound
-from index_store.log import Draft
+from index_store.errors import FoldRunning, IndexStoreError, LogMoved, PointerMoved, VersionNotFound
+from index_store.log import Draft, Place
 from index_store.store import IndexStore
 from index_store.version import Version
-from retrieval.changes import Change, Delete, changes_of, to_json
+from retrieval.changes import Change, Delete, Put, changes_of, to_json
 from retrieval.events import Event
 from retrieval.fold import LEASE, catalogue, fold, read_all, tidy
 from retrieval.query import ItemId, Request
@@ -88,13 +88,21 @@ class Learner:
         searcher = self.searcher()
         changes = self._new_items.changes(searcher, events, described or {})
         for start in range(0, len(changes), PUTS):
-            self._append(changes[start : start + PUTS])
-        # What somebody else has deleted meanwhile stays deleted.
-        deleted = {change.item_id for change in self._read_log(searcher) if isinstance(change, Delete)}
-        if again := [Delete(change.item_id) for change in changes if change.item_id in deleted]:
-            self._append(again)
+            self._put(searcher, changes[start : start + PUTS])
         for event in events:
             self.sessions.add(event)
+
+    def _put(self, searcher: Searcher, changes: Sequence[Change]) -> None:
+        """Put items, but those that somebody else has put or deleted meanwhile: what is deleted stays deleted."""
+        assert searcher.overlay
+        while changes:
+            try:
+                self._append(changes, searcher.overlay.place)
+                break
+            except LogMoved:
+                others = {change.item_id for change in self._read_log(searcher) if isinstance(change, Put | Delete)}
+                changes = [change for change in changes if change.item_id not in others]
+        self._read_log(searcher)
 
     def learn(self, published: Published = lambda *_: None) -> str:
         """Learn from the sessions, make the result current, and return its name.
@@ -149,9 +157,10 @@ class Learner:
             raise ExportRefused(f"the version that has learned is worse: {told}; nothing was published")
         return told
 
-    def _append(self, changes: Sequence[Change]) -> None:
+    def _append(self, changes: Sequence[Change], expected: Place) -> None:
         self._number += 1
-        self._store.append([Draft(self._producer, self._number, [to_json(change) for change in changes])])
+        draft = Draft(self._producer, self._number, [to_json(change) for change in changes])
+        self._store.append([draft], expected=expected)
 
 
 def _canonical(ids: Sequence[ItemId], vocabulary: Vocabulary) -> list[ItemId | None]:
