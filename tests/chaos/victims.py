@@ -83,12 +83,12 @@ def append_and_fold(url: str, drafts: list[Draft], steps: int | None = None) -> 
         fold_current(store)
 
 
-def follow_events(url: str, file: str, folder: str, steps: int | None = None) -> None:
+def follow_events(url: str, file: str, folder: str, steps: int | None = None, enough: int = 1) -> None:
     """Follow the events in a file, two at a time, to its end; die as `publish_and_activate` does.
 
-    Each learning makes a version that only counts what it has learned.
+    enough: new clicks from which it learns. Each learning makes a version that only counts what it has learned.
     """
-    follow.TOGETHER, follow.ENOUGH, follow.SHARE = 2, 1, 0.0
+    follow.TOGETHER, follow.ENOUGH, follow.SHARE = 2, enough, 0.0
     vars(learner)["renewed"] = count_clicks
     name = str(open_store(url))
     with dying(url, steps, folder) as store, Checkpoint(Path(folder)) as checkpoint:
