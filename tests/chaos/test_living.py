@@ -280,7 +280,7 @@ def _ask(
 
 
 def _learn(url: str, folder: Path, over: threading.Event, counts: Any) -> None:
-    """Learn from one long file of events, by processes that die after some operations."""
+    """Learn from one long file of events, by processes that die after some time."""
     random, file = Random(0), folder / "events.jsonl"
     file.write_text(
         "".join(
@@ -290,10 +290,8 @@ def _learn(url: str, folder: Path, over: threading.Event, counts: Any) -> None:
     )
     store, learned = open_store(url), set[str]()
     while not over.is_set():
-        steps = random.randrange(random.choice([500, 2000, 10_000]))
-        victim = Victim(follow_events, url, str(file), str(folder / "learner"), steps, 50)
-        while not victim.wait(0.5) and not over.is_set():
-            pass
+        victim = Victim(follow_events, url, str(file), str(folder / "learner"), None, 50)
+        victim.wait(random.uniform(0.1, 5))
         counts["learners killed"] += victim.kill()
         learned |= {manifest.version for manifest in store.versions() if "round" in manifest.metrics}
         counts["versions learned"] = len(learned)
