@@ -15,6 +15,7 @@
     ├── FoldRunning           another process folds the current version and the log
     ├── FoldFailed            the process that folds died
     ├── LogBroken             the log does not continue the records that were read before
+    ├── LogMoved              the log does not end where the writer expected
     ├── LogDamaged            the bytes of the log are not those that were written
     └── LogIncompatible       a newer release has written the log
 

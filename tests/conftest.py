@@ -108,10 +108,23 @@ def train_planted(folder: Path, config: TrainConfig, *, text_ids: bool = False, 
     )
 
 
+def shared(factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run of the tests have."""
+    return factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Of all workers, one traces a network's architecture."""
+    from tests.traced_graphs import TracedGraphs
+    from trainer.publish import network
+
+    network._traced = TracedGraphs(shared(tmp_path_factory) / "graphs")
+
+
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Planted]) -> Planted:
     """The result of `make`, which the first worker that asks for it calls; the others read the result from a file."""
-    parallel = "PYTEST_XDIST_WORKER" in os.environ
-    folder = factory.getbasetemp().parent if parallel else factory.getbasetemp()
+    folder = shared(factory)
     kept = folder / f"{name}.pickle"
     with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
