@@ -48,7 +48,7 @@ class Searcher:
             PlacingFacts.from_json(version.document("placing.json"), version.array("feature_vectors.npy")),
             facts.max_beam,
             facts.paths_per_item,
-            self._network,
+            self.network,
             attributes.schema,
         )
         if len(version.array("feature_vectors.npy")) != attributes.schema.size + 1:
@@ -73,7 +73,7 @@ class Searcher:
             return cls(version, facts, PathStructure.open(version, facts), slots)
 
     @property
-    def _network(self) -> str:
+    def network(self) -> str:
         """The network, as changes of items name it."""
         return self.manifest.parts["model.onnx"].sha256[:16]
 
@@ -88,7 +88,7 @@ class Searcher:
             self.version.array("item_since.npy"),
             embedding=manifest.embedding,
             paths_per_item=self.facts.paths_per_item,
-            network=self._network,
+            network=self.network,
             slots=slots,
             place=manifest.covers,
         )
@@ -179,7 +179,7 @@ class Searcher:
         table, new, bias, *_ = index.item_arrays
         row = table[at] if at < len(table) else new[at - len(table)]
         paths = index.paths_of(at)
-        return Placement(row.copy().view(np.float16), float(bias[at]), paths, "kept", self._network)
+        return Placement(row.copy().view(np.float16), float(bias[at]), paths, "kept", self.network)
 
     def place(self, evidence: Sequence[Evidence]) -> list[Placement]:
         """A place for each new item, of which the evidence is known."""

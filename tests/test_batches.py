@@ -99,3 +99,21 @@ def test_a_target_has_the_strength_of_its_click(later: float) -> None:
         assert batch.strengths[wanted].tolist() == batch.targets[wanted].tolist()
         seen += int(wanted.sum())
     assert seen == 29
+
+
+@pytest.mark.parametrize("later", [0.0, 0.5])
+def test_clicks_that_are_only_history(later: float) -> None:
+    """Only even items are predicted, all items are history, and a batch without a target is left out."""
+    sequences = [[1, 2, 3, 4, 5, 6], [7, 9], [8, 10, 11]]
+    dataset, split = dataset_of(sequences)
+    even = dataset.items % 2 == 0
+    everything = list(Batches(dataset, split, history=9, batch=1, later=later).epoch(np.random.default_rng(1)))
+    batches = Batches(dataset, split, history=9, batch=1, later=later, targets=even)
+    assert batches.predictions == 5
+    made = list(batches.epoch(np.random.default_rng(1)))
+
+    kept = [batch for batch in everything if (batch.targets % 2 == 0).any()]
+    assert len(kept) < len(everything)
+    assert [batch.history.tolist() for batch in made] == [batch.history.tolist() for batch in kept]
+    for batch, whole in zip(made, kept, strict=True):
+        assert batch.targets.tolist() == whole.targets.where(whole.targets % 2 == 0, -1).tolist()

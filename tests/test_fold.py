@@ -38,7 +38,7 @@ def random_changes(searcher: Searcher, random: Random, count: int) -> list[list[
     """Records about items of the version and new ones: some are changed several times, some are deleted."""
     known = searcher.vocabulary.names(np.arange(searcher.structure.index.items))
     new: list[ItemId] = [f"new {i}" if isinstance(known[0], str) else 5000 + i for i in range(12)]
-    network, paths = searcher._network, searcher.structure.index.path_ids.tolist()
+    network, paths = searcher.network, searcher.structure.index.path_ids.tolist()
     made: list[Change] = []
     for _ in range(count):
         item = random.choice([*random.sample(known, 8), *new])

@@ -9,7 +9,7 @@ from retrieval.context import Category, ContextSchema
 from retrieval.events import Event
 from retrieval.vocabulary import Vocabulary
 from trainer.living import sessions as module
-from trainer.living.sessions import OLD, TAIL, Session, Sessions, as_training_data
+from trainer.living.sessions import TAIL, Session, Sessions, as_training_data
 
 
 def sessions_of(*events: Event, longest: int = 10) -> Sessions:
@@ -88,7 +88,7 @@ def test_sessions_survive_json() -> None:
 
 
 def test_training_data() -> None:
-    """Unknown items are left out; old clicks count less; what must not be found does not count."""
+    """Unknown items are left out; what must not be found is not taught."""
     vocabulary = Vocabulary(np.array([10, 20, 30, 40]))
     schema = ContextSchema((Category.fit("country", ["France", "Spain"]),))
     taught = np.array([True, True, True, False])
@@ -101,8 +101,6 @@ def test_training_data() -> None:
     data = made.dataset
     assert [data.sequence(user).tolist() for user in (0, 1)] == [[0, 1, 3, 2], [2]]
     assert made.fresh.tolist() == [False, False, True, True, True]
-    strengths = np.array([OLD, OLD, 0, 1, 1])
-    assert data.strengths is not None
-    assert np.allclose(data.strengths, strengths / strengths.mean())
+    assert made.taught.tolist() == [True, True, False, True, True]
     assert data.context.categories.tolist() == [[schema.encode({"country": "Spain"})[0][0]], [0]]
     assert made.split.train_length.tolist() == [4, 1]

@@ -1,4 +1,4 @@
-"""Plots of the benchmarks' output, one each: retrieval.png, scaling.png, service.png, training.png, gpu.png.
+"""Plots of the benchmarks' output, one for each benchmark: retrieval.png, scaling.png, service.png and so on.
 
 make bench | tee bench.txt; python -m tests.benchmarks.plots bench.txt [--folder .]
 """
@@ -67,9 +67,7 @@ def draw(figures: dict[str, Any]) -> Figure:
     left, right = figure.subplots(1, 2)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    {"retrieval": retrieval, "scaling": scaling, "service": service, "training": training, "gpu": gpu}[
-        figures["benchmark"]
-    ](figures, left, right)
+    DRAWN[figures["benchmark"]](figures, left, right)
     machine = figures["machine"]
     figure.suptitle(f"bench_{figures['benchmark']}: {machine['processor']}, {machine['cores']} cores", fontsize=10)
     return figure
@@ -142,6 +140,38 @@ def gpu(figures: dict[str, Any], left: Axes, right: Axes) -> None:
     left.legend()
     right.loglog(batches, [1000 * row["batch"] / row["ms"]["gpu"] for row in rows], "o-", color=OURS)
     right.set(xlabel="requests in a batch", ylabel="requests a second, gpu")
+
+
+def living(figures: dict[str, Any], left: Axes, right: Axes) -> None:
+    """Times over HTTP, and the seconds of a fold."""
+    rows = {
+        "put": "put, until its answer",
+        "same_replica": "then found, same replica",
+        "other_replica": "then found, another replica",
+        "quiet": "search, no writes",
+        "writing": "search, 1,000 writes a second",
+    }
+    names = list(rows)[::-1]
+    for quantile, mark in (("p50_ms", "o"), ("p99_ms", "|")):
+        times = [figures[name][quantile] for name in names]
+        left.plot(times, [rows[name] for name in names], mark, color=OURS, markersize=9, label=f"p{quantile[1:3]}")
+    left.set(xscale="log", xlabel="ms")
+    left.legend()
+    spent = {name: figures[f"{name}_seconds"] for name in ("publish", "fold")}
+    right.bar_label(right.barh(list(spent), list(spent.values()), color=OURS), fmt="%.1f", padding=3)
+    right.set(xlabel=f"seconds; {figures['items']:,} items, {figures['records']:,} records")
+    right.margins(x=0.1)
+
+
+#: How each benchmark is drawn.
+DRAWN = {
+    "retrieval": retrieval,
+    "scaling": scaling,
+    "service": service,
+    "living": living,
+    "training": training,
+    "gpu": gpu,
+}
 
 
 def _dots(axes: Axes, labels: list[str], values: list[float], form: str, colours: list[str]) -> None:

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from tests.benchmarks import bench_gpu, bench_retrieval, bench_scaling, bench_service, bench_training, plots
+from tests.benchmarks import (
+    bench_gpu,
+    bench_living,
+    bench_retrieval,
+    bench_scaling,
+    bench_service,
+    bench_training,
+    plots,
+)
 from tests.benchmarks.measure import take_turns
 
 
@@ -84,6 +92,20 @@ def test_service(capsys: pytest.CaptureFixture[str]) -> None:
     peaks, _ = plots.draw(figures).axes
     drawn = [bar.get_window_extent().width for bar in peaks.patches]
     assert np.argsort(drawn[::-1]).tolist() == np.argsort(list(figures["peak_per_second"].values())).tolist()
+
+
+def test_living(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every put is found on both replicas, searches are measured with and without writes, and records are folded."""
+    bench_living.print_figures(bench_living.bench(3000, 1500, 3000, 0.3, 1))
+
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for name in ("put", "same_replica", "other_replica", "quiet", "writing"):
+        assert 0 < figures[name]["p50_ms"] <= figures[name]["p99_ms"]
+    assert figures["applied_per_second"] > 0
+    assert figures["fold_seconds"] > 0
+    times, rest = plots.draw(figures).axes
+    assert _labels(times) >= {"search, no writes", "search, 1,000 writes a second"}
+    assert _labels(rest) == {"fold", "publish"}
 
 
 def test_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

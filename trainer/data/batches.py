@@ -42,13 +42,23 @@ class Batches:
     history, not a target. predictions: the number of predictions per epoch.
     """
 
-    def __init__(self, dataset: Dataset, split: Split, history: int, batch: int, later: float = 0.0) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        history: int,
+        batch: int,
+        later: float = 0.0,
+        targets: NDArray[np.bool_] | None = None,
+    ) -> None:
         """history: the longest window, in items. batch: the approximate number of predictions per batch.
 
         later: the share of targets that are a random item of the rest of the window instead of the next item, drawn
-        again each epoch. The reason: retrieval should find all items that a user clicks later, in any order.
+        again each epoch. The reason: retrieval should find all items that a user clicks later, in any order. targets:
+        (N,), which of the clicks that training sees are predicted; the others are only history. None: all.
         """
         self._dataset, self._history, self._batch, self._later = dataset, history, batch, later
+        self._targets = targets
         lengths = split.train_length[split.train_users]
         windows = np.maximum(1, -(-(lengths - 1) // history))  # windows of history + 1 items that overlap by one item
         self._user = np.repeat(split.train_users, windows)
@@ -57,7 +67,7 @@ class Batches:
         self._start = number * history
         self._length = np.minimum(np.repeat(lengths, windows) - self._start, history + 1)
         self._continues = number > 0
-        self.predictions = int(lengths.sum())
+        self.predictions = int(lengths.sum()) if targets is None else int(targets.sum())
         self.steps = max(1, -(-self.predictions // batch))  # about the number of batches in an epoch
 
     def epoch(self, generator: np.random.Generator | None) -> Iterator[Batch]:
@@ -71,7 +81,9 @@ class Batches:
         groups = np.split(order, np.unique(np.searchsorted(ends, np.arange(self._batch, ends[-1], self._batch))))
         groups = [group for group in groups if len(group)]
         for index in generator.permutation(len(groups)) if generator else range(len(groups)):
-            yield self._make(groups[index], generator)
+            batch = self._make(groups[index], generator)
+            if self._targets is None or (batch.targets >= 0).any():
+                yield batch
 
     def _make(self, windows: NDArray[np.int64], generator: np.random.Generator | None) -> Batch:
         data, length = self._dataset, self._length[windows]
@@ -87,6 +99,8 @@ class Batches:
             predicted = np.clip(drawn, 0, length[:, None] - 1)
         targets = np.where(inside, np.take_along_axis(items, predicted, 1), -1)
         targets[self._continues[windows], 0] = -1
+        if self._targets is not None:
+            targets[~np.take_along_axis(self._targets[position], predicted, 1)] = -1
         strengths = None
         if data.strengths is not None:
             strengths = torch.from_numpy(np.take_along_axis(data.strengths[position], predicted, 1))

@@ -25,6 +25,7 @@ from trainer.progress import Progress
 #: vector by about the learning rate in each step that has its item, so items with few clicks need more passes.
 PASSED, LEAST, MOST = 100, 2, 10
 PATH_EPOCHS = 2
+OLD = 0.1  # share of the old clicks that a pass learns again, so that the network does not forget
 
 
 class Learning:
@@ -41,8 +42,7 @@ class Learning:
     ) -> None:
         """clicks: (V,), how often each item is clicked; negatives are drawn in proportion to it."""
         self._model, self._config, self._seed, self._progress = model, config, seed, progress
-        size = config.resolve_batch(len(sessions.dataset.items))
-        self._batches = Batches(sessions.dataset, sessions.split, config.history, size, config.resolve_later())
+        self._sessions = sessions
         self._head = SoftmaxHead(config, clicks)
         self._passes = round(min(MOST, max(LEAST, PASSED * len(clicks) / max(clicks.sum(), 1))))
 
@@ -67,18 +67,27 @@ class Learning:
         self, name: str, epochs: int, rate: float, optimizers: Sequence[Optimizer], loss: SoftmaxHead | PathLoss
     ) -> None:
         """Epochs of gradient steps, in which the learning rate falls from `rate` to a tenth."""
-        model, batches = self._model, self._batches
+        model = self._model
         model.train()
         for epoch in range(epochs):
             seed_epoch(self._seed, epoch)
             generator = np.random.default_rng([self._seed, epoch])
+            batches = self._drawn(generator)
             falling = functools.partial(_set_rate, optimizers, rate, epoch, epochs)
             title = f"learning, {name}: epoch {epoch + 1} of {epochs}"
             with self._progress.task(title, batches.predictions) as advance:
                 gradient_epoch(functools.partial(loss.losses, model), optimizers, batches, generator, advance, falling)
         model.eval()
 
+    def _drawn(self, generator: np.random.Generator) -> Batches:
+        """All new clicks and some of the old ones."""
+        (dataset, split, fresh, taught), config = self._sessions, self._config
+        drawn = taught & (fresh | (generator.random(len(fresh)) < OLD))
+        size = config.resolve_batch(len(fresh))
+        return Batches(dataset, split, config.history, size, config.resolve_later(), drawn)
+
 
 def _set_rate(optimizers: Sequence[Optimizer], rate: float, epoch: int, epochs: int, done: float) -> None:
     """Set the learning rate after the share `done` of an epoch."""
-    set_learning_rate(optimizers, falling_rate(rate, epoch + done, [epochs]))
+    # With later items as targets, a few more than expected may be old ones that are drawn.
+    set_learning_rate(optimizers, falling_rate(rate, epoch + min(done, 0.999), [epochs]))

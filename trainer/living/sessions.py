@@ -23,8 +23,6 @@ from trainer.data.split import Split
 
 SESSIONS = 50_000  # most sessions in memory; those that did not grow for longest are forgotten
 TAIL = 8  # last items of a history by which its session is found
-#: How much a click counts that was learned before, relative to a new one. It keeps the network from forgetting.
-OLD = 0.1
 ALIKE = 100  # sessions with the same last items that are compared with a history
 #: One in so many sessions with new clicks is held back, and at most so many of them.
 HELD_BACK, MOST_HELD_BACK = 10, 1000
@@ -40,11 +38,14 @@ class Session:
 
 
 class Clicks(NamedTuple):
-    """Sessions as training data. fresh: bool (N,), which of `dataset.items` were not learned yet."""
+    """Sessions as training data. fresh: bool (N,), which of `dataset.items` were not learned yet. taught: bool (N,),
+    which of them may be predicted.
+    """
 
     dataset: Dataset
     split: Split
     fresh: NDArray[np.bool_]
+    taught: NDArray[np.bool_]
 
 
 class Sessions:
@@ -156,8 +157,7 @@ def as_training_data(
 ) -> Clicks:
     """Sessions as training data for a version: each is a user, of whom training sees everything.
 
-    vocabulary: of the version; items that it does not know are left out. taught: (V,), the items that may be predicted;
-    the strength of the others is 0.
+    vocabulary: of the version; items that it does not know are left out. taught: (V,), the items that may be predicted.
     """
     lengths = np.array([len(session.items) for session in sessions])
     flat = vocabulary.lookup([item for session in sessions for item in session.items])
@@ -168,8 +168,6 @@ def as_training_data(
     flat, fresh = flat[known], fresh[known]
     kept, owner = np.unique(owner, return_inverse=True)
     offsets = np.searchsorted(owner, np.arange(len(kept) + 1)).astype(np.int64)
-    strengths = np.where(fresh, 1, OLD).astype(np.float32) * taught[flat]
-    strengths /= max(float(strengths.mean()), 1e-9)
     encoded = [schema.encode(dict(sessions[i].context)) for i in kept.tolist()]
     context = UserContext(
         schema,
@@ -178,6 +176,6 @@ def as_training_data(
     )
     ids = np.asarray(vocabulary.all_ids(), object if vocabulary.kind == "string" else np.int64)
     users = np.arange(len(kept))
-    dataset = Dataset(ids, users, flat.astype(np.int32), offsets, context, strengths=strengths)
+    dataset = Dataset(ids, users, flat.astype(np.int32), offsets, context)
     whole = np.diff(offsets)
-    return Clicks(dataset, Split(users, users[:0], whole, whole, users[:0], whole), fresh)
+    return Clicks(dataset, Split(users, users[:0], whole, whole, users[:0], whole), fresh, taught[flat])
