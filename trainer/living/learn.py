@@ -23,9 +23,9 @@ from trainer.progress import Progress
 
 #: Passes of encoder and head: so many that an item comes PASSED times on average, but from LEAST to MOST. Adam moves a
 #: vector by about the learning rate in each step that has its item, so items with few clicks need more passes.
-PASSED, LEAST, MOST = 100, 2, 10
+PASSED, LEAST, MOST = 100, 2, 6
 PATH_EPOCHS = 2
-OLD = 0.1  # share of the old clicks that a pass learns again, so that the network does not forget
+OLD = 0.5  # share of the old clicks that a pass learns again, so that the network does not forget
 
 
 class Learning:
