@@ -13,7 +13,7 @@ history, and the item is like the NEAREST items to the vector on the paths that 
 - its neighbours and the items that it follows: the most frequent in the histories, relative to their popularity;
 - its bias is the same for all new items, that of an often clicked item; the learner corrects it.
 
-docs/log.md has what was tried, and what it is worth.
+docs/log-living.md has what was tried, and what it is worth.
 """
 
 from __future__ import annotations

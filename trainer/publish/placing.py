@@ -19,7 +19,7 @@ GROUPS = 2000  # items whose clicks are sampled, with repetition
 CLICKS = 5  # of each of these items
 FEATURED = 200_000  # items on whose attributes the regression is fitted, at most
 RIDGE = 1e-3  # of the regression, relative to the mean square of the user vectors
-#: The bias of a new item is this quantile of those of clicked items (docs/log.md).
+#: The bias of a new item is this quantile of those of clicked items (docs/log-living.md).
 QUANTILE = 0.97
 
 
