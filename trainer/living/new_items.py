@@ -6,19 +6,15 @@ because more histories place it better; also one that was put by its attributes 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from msgspec.structs import replace
-
-from retrieval.changes import Change, Delete, Evidence, Placement, Put
+from retrieval.changes import Change, Delete, Evidence, Put
 from retrieval.events import Event
 from retrieval.paths.overlay import NO_END
 from retrieval.query import ItemId
 from retrieval.searcher import Searcher
-from trainer.living.renew import clicks_of
 
 ENOUGH = 32  # histories, with which an item is put for the last time
 LONGEST = 100  # items of a history that is kept
@@ -71,11 +67,10 @@ class NewItems:
         evidence = [
             Evidence(list(histories), [], schema.normal(described.get(item, {}))) for item, histories in due.items()
         ]
-        now, total = time.time_ns() // 10**6, clicks_of(searcher.manifest)
-        ends = [_expiry(searcher, item) for item in due]
+        now = time.time_ns() // 10**6
         return [
-            Put(item, _with_bias(searcher, item, placement, (len(known.clicked_by) + 0.5) / total), known, end, now)
-            for item, placement, known, end in zip(due, searcher.place(evidence), evidence, ends, strict=True)
+            Put(item, placement, known, _expiry(searcher, item), now)
+            for item, placement, known in zip(due, searcher.place(evidence), evidence, strict=True)
         ]
 
     def _may_be_put(self, searcher: Searcher, item: ItemId) -> bool:
@@ -84,17 +79,6 @@ class NewItems:
             return False
         known = searcher.vocabulary.indices([item])
         return not len(known) or (int(searcher.structure.index.since(known)[0]) > 0 and searcher.is_live(item))
-
-
-def _with_bias(searcher: Searcher, item: ItemId, placement: Placement, share: float) -> Placement:
-    """The placement with the bias of an item that has this share of the clicks, but no less than its bias so far.
-
-    What somebody puts is expected to be clicked often, and is placed so. Of what just occurs in events, most is not.
-    """
-    bias = math.log(share)
-    if len(searcher.vocabulary.indices([item])):
-        bias = max(bias, searcher.where(item).bias)
-    return replace(placement, bias=min(placement.bias, bias))
 
 
 def _expiry(searcher: Searcher, item: ItemId) -> int | None:
