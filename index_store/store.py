@@ -53,7 +53,7 @@ class IndexStore(Protocol):
     def activate(self, version: str, expected: Expected = ..., previous: str | None = None) -> str | None:
         """Make `version` current, atomically, and return the version that was current before.
 
-        previous: the version that a rollback then returns to, instead of the one that was current before.
+        previous: the version that a rollback then returns to, if it exists, instead of the one that was current before.
         If `expected` is given and is not the current version, raises PointerMoved. `expected=None` expects that no
         version is current. Raises VersionNotFound.
         """
@@ -87,7 +87,7 @@ class IndexStore(Protocol):
     def append(self, drafts: Sequence[Draft], log: LogName = "log", expected: Place | None = None) -> list[int]:
         """Append drafts to a log, and return the number of each one's record. A repeat is not stored again.
 
-        expected: append only if the log ends there, else raise LogMoved.
+        expected: if something is to be stored, the log must end there; else LogMoved is raised.
         When this returns, the records are durable: on the disk of a folder, or in Redis as its `appendfsync` says.
         After an error, all of them were stored or none, and a repeat is safe. Raises StoreFull, LogDamaged.
         """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from index_store.errors import (
     FoldRunning,
-    LogBroken,
+    IndexStoreError,
     LogDamaged,
     VersionDamaged,
     VersionIncompatible,
@@ -36,6 +37,8 @@ from retrieval.query import ItemId, Request
 from retrieval.searcher import Searcher
 from retrieval.vocabulary import Vocabulary
 
+log = logging.getLogger(__name__)
+
 READ = 1000  # records read at once
 LEASE = "fold"  # the task that one process does at a time
 
@@ -45,12 +48,14 @@ class Folded(NamedTuple):
 
     If it was made of another version than the current one, records is the number of items that the log has changed.
     rollback: the version with the network that was current before and with the same records; None if there is none.
+    made: all versions that were published.
     """
 
     version: str | None
     previous: str
     records: int
     rollback: str | None = None
+    made: Sequence[str] = ()
 
 
 def fold_current(store: IndexStore, version: str | None = None, *, activate: bool = True) -> Folded:
@@ -64,18 +69,25 @@ def fold_current(store: IndexStore, version: str | None = None, *, activate: boo
         if not mine:
             raise FoldRunning("another process folds the current version at the moment; its result will be served")
         current = store.current()
-        folded = publish_folded(store) if version in (None, current) else _publish_with_catalogue(store, str(version))
+        if version in (None, current):
+            folded = publish_folded(store, with_rollback=activate)
+        else:
+            folded = _publish_with_catalogue(store, str(version))
         if activate and folded.version:
-            store.activate(folded.version, expected=current, previous=folded.rollback)
+            try:
+                store.activate(folded.version, expected=current, previous=folded.rollback)
+            except IndexStoreError:
+                discard(store, folded.made)
+                raise
             tidy(store)
         return folded
 
 
-def publish_folded(store: IndexStore) -> Folded:
+def publish_folded(store: IndexStore, *, with_rollback: bool = True) -> Folded:
     """Fold the current version and the whole log, and publish the result. The caller has the lease.
 
-    The previous version is folded too, if it has another network: a rollback returns to an earlier network, but never
-    to an earlier catalogue.
+    with_rollback: fold the previous version too, if it has another network: a rollback returns to an earlier network,
+    but never to an earlier catalogue.
     """
     name = store.current()
     if name is None:
@@ -84,21 +96,35 @@ def publish_folded(store: IndexStore) -> Folded:
     records = read_all(store, version.manifest.covers)
     if not records:
         return Folded(None, name, 0)
-    rollback = _previous_network(store, version.manifest)
-    return Folded(store.publish(fold(version, records)), name, len(records), rollback)
+    made = [store.publish(fold(version, records))]
+    rollback = _previous_network(store, version.manifest, made) if with_rollback else None
+    return Folded(made[0], name, len(records), rollback, made)
 
 
-def _previous_network(store: IndexStore, current: Manifest) -> str | None:
-    """Fold the previous version and the log, and return its name. None if it has the same network or cannot be read."""
-    name = store.previous()
-    manifest = next((manifest for manifest in store.versions() if manifest.version == name), None)
-    if manifest is None or manifest.parts["model.onnx"] == current.parts["model.onnx"]:
-        return None
+def _previous_network(store: IndexStore, current: Manifest, made: list[str]) -> str | None:
+    """Fold the previous version and the log, add the result to `made`, and return the version to roll back to.
+
+    None if it has the same network, or if it cannot be folded: that must not keep the current one from being folded.
+    """
     try:
-        records = read_all(store, manifest.covers)
-        return store.publish(fold(store.load(manifest.version), records)) if records else name
-    except (LogBroken, VersionDamaged, VersionIncompatible, VersionNotFound):
+        name = store.previous()
+        manifest = next((manifest for manifest in store.versions() if manifest.version == name), None)
+        if manifest is None or manifest.parts["model.onnx"] == current.parts["model.onnx"]:
+            return None
+        if records := read_all(store, manifest.covers):
+            name = store.publish(fold(store.load(manifest.version), records))
+            made.append(name)
+        return name
+    except IndexStoreError as error:
+        log.warning("the previous version cannot be folded, so a rollback returns to the same network: %s", error)
         return None
+
+
+def discard(store: IndexStore, made: Sequence[str]) -> None:
+    """Delete versions that a fold has published in vain. Never raises."""
+    for name in made:
+        with suppress(IndexStoreError):
+            store.delete(name)
 
 
 def _publish_with_catalogue(store: IndexStore, version: str) -> Folded:
@@ -196,7 +222,8 @@ def _folded(version: Version, changes: Sequence[Change], covers: Place, seen: Se
         "structure": dict(manifest.structure) | {"postings": postings},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "covers": covers,
-        "metrics": {**manifest.metrics, "folded": manifest.version},
+        # What a training publishes has no name yet; it is a version of its own, which `tidy` leaves alone.
+        "metrics": {**manifest.metrics, **({"folded": manifest.version} if manifest.version else {})},
     }
     requests = [Request(**request) for request in version.document("golden.json")["requests"]]
     answers = record(searcher, requests, now)

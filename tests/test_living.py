@@ -15,7 +15,7 @@ from index_store.errors import FoldRunning, PointerMoved, VersionDamaged
 from index_store.folder.store import FolderStore
 from index_store.log import Draft
 from index_store.version import Version, npy
-from retrieval.changes import Change, Delete, Evidence, Put, changes_of, to_json
+from retrieval.changes import Change, Delete, Evidence, Patch, Put, changes_of, to_json
 from retrieval.events import Event
 from retrieval.fold import LEASE, read_all
 from retrieval.query import Request
@@ -25,7 +25,7 @@ from tests.planted import GROUPS, changed
 from tests.silent_progress import SilentProgress
 from trainer.errors import ExportRefused
 from trainer.living import learner as learner_module
-from trainer.living.learner import Learner
+from trainer.living.learner import PUTS, Learner
 from trainer.publish.weights import WEIGHTS, load_model, weights_part
 
 NEW, LIKED = 1001, 1002  # items that came after the training
@@ -264,6 +264,38 @@ def test_what_somebody_has_deleted_is_not_put(store: FolderStore, monkeypatch: p
     learner.take([Event(item, [1, 5]) for item in (LIKED, NEW + 1, NEW + 2)])
     *_, theirs, ours = (changes_of([record]) for record in read_all(store, store.log_start()))
     assert [[change.item_id for change in changes] for changes in (theirs, ours)] == [[LIKED, NEW + 1], [NEW + 2]]
+
+
+def test_somebody_changes_items_while_many_are_put(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more items than a record has, one is deleted and one expires after the first record: both stay so."""
+    learner = Learner(store, SilentProgress())
+    new = range(2000, 2000 + PUTS + 50)
+    learner.take([Event(new[-2], [1, 5])])
+    somebody: list[Change] = [Delete(new[-1]), Patch(new[-2], expires=1000)]
+    append = store.append
+
+    def then_somebody(drafts: list[Draft], *log: Any, **more: Any) -> list[int]:
+        monkeypatch.setattr(store, "append", append)
+        stored = append(drafts, *log, **more)
+        append([Draft("test", 1, [to_json(change) for change in somebody])])
+        return stored
+
+    monkeypatch.setattr(store, "append", then_somebody)
+    learner.take([Event(item, [2, 6]) for item in new])
+    searcher = learner.searcher()
+    assert [searcher.is_live(item) for item in (new[0], new[-3], new[-2])] == [True, True, False]
+    written = changes_of(read_all(store, store.log_start()))
+    assert [change for change in written if change.item_id == new[-1]] == somebody[:1]
+
+
+@pytest.mark.parametrize("item", [2, 7777])
+def test_clicks_that_teach_nothing(store: FolderStore, item: int) -> None:
+    """The only click is one on a deleted item, or on one that no version has: the version learns from no click."""
+    store.append([Draft("test", 1, [to_json(Delete(2))])])
+    learner = Learner(store, SilentProgress())
+    learner.sessions.add(Event(item))
+    learner.learn()
+    assert not learner.sessions.fresh
 
 
 def test_one_user_does_not_make_an_item_popular(store: FolderStore) -> None:

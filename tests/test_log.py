@@ -115,6 +115,7 @@ def test_an_append_that_expects_the_end(store: IndexStore) -> None:
     with pytest.raises(LogMoved, match="ends with record 2, not with 1"):
         store.append(drafts(3), expected=end)
     assert numbers(read_all(store)) == [1, 2]
+    assert store.append(drafts(2), expected=end) == [2]  # a repeat stores nothing
     assert store.append(drafts(3)) == [3]
 
 

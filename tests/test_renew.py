@@ -8,6 +8,7 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.context import ContextSchema
 from retrieval.paths.index import Neighbours, PathIndex
@@ -15,8 +16,7 @@ from retrieval.paths.overlay import Late
 from retrieval.vocabulary import Vocabulary
 from trainer.data.neighbours import following_items, nearest_items
 from trainer.data.split import clicked_items
-from trainer.living.neighbours import joined_neighbours
-from trainer.living.renew import path_lists, paths_of_items, popularity
+from trainer.living.renew import joined_neighbours, path_lists, paths_of_items, popularity
 from trainer.living.sessions import Clicks, Session, as_training_data
 
 ITEMS, LISTED = 30, 4
@@ -93,89 +93,50 @@ def test_lists_are_ordered_by_the_new_bias_but_for_late_items() -> None:
         assert items[begin:end].tolist() == sorted(before, key=lambda i: (i not in {3, 8, 20}, -bias[i], i))
 
 
-def clicks_of(sessions: list[list[int]], counted: list[int]) -> Clicks:
-    """Sessions with the first clicks of each; the rest is new."""
-    return as_training_data(
-        [
-            Session(list[int | str](items), len(items) - first, {})
-            for items, first in zip(sessions, counted, strict=True)
-        ],
-        Vocabulary(np.arange(ITEMS)),
-        ContextSchema(),
-        np.ones(ITEMS, bool),
-    )
+def joined_slowly(index: PathIndex, data: Clicks, clicks: NDArray[np.float64]) -> list[list[dict[int, float]]]:
+    """For both kinds of lists and each item, the amounts of all items that either list has."""
+    users = [u for u in range(len(data.dataset.user_ids)) if data.fresh[slice(*data.dataset.offsets[u : u + 2])].any()]
+    split = dataclasses.replace(data.split, train_users=np.array(users))
+    clicked = clicked_items(data.dataset, np.array(users), split.train_length)
+    late = set(index.late.items.tolist())
+    joined = []
+    for kind, (items, values) in enumerate(
+        (nearest_items(clicked, LISTED), following_items(data.dataset, split, LISTED))
+    ):
+        rows = []
+        for row in range(ITEMS):
+            seen = sum(row in data.dataset.sequence(user) for user in users)
+            weight = seen / (seen + (0 if row in late else clicks[row])) if seen else 0.0
+            amounts: dict[int, float] = defaultdict(float)
+            for item, similarity in zip(*(array[kind, row].tolist() for array in index.neighbours), strict=True):
+                amounts[item] += (1 - weight) * similarity / 65535
+            for item, value in zip(items[row].tolist(), values[row].tolist(), strict=True):
+                if item not in late:
+                    amounts[item] += weight * min(value, 1)
+            amounts.pop(-1, None)
+            rows.append({item: amount for item, amount in amounts.items() if amount > 0})
+        joined.append(rows)
+    return joined
 
 
-def neighbours_of(data: Clicks, listed: int) -> Neighbours:
-    """The lists that a training makes."""
-    clicked = clicked_items(data.dataset, data.split.train_users, data.split.train_length)
-    kinds = nearest_items(clicked, listed), following_items(data.dataset, data.split, listed)
-    return Neighbours(
-        np.stack([items for items, _ in kinds]), np.stack([np.rint(65535 * v).astype(np.uint16) for _, v in kinds])
-    )
-
-
-def similarities(lists: Neighbours) -> list[list[dict[int, float]]]:
-    """Of both kinds, and of each item: how similar which items are."""
-    return [
-        [
-            {item: value / 65535 for item, value in zip(items, values, strict=True) if item >= 0}
-            for items, values in zip(lists.items[kind].tolist(), lists.similarities[kind].tolist(), strict=True)
-        ]
-        for kind in range(2)
-    ]
-
-
-def test_joined_neighbours_are_those_of_all_clicks() -> None:
-    """Lists of the first clicks, joined with the new ones, are as a training makes them of all, without late items."""
-    rng = np.random.default_rng(4)
-    sessions = [rng.choice(ITEMS, rng.integers(2, 9), replace=False).tolist() for _ in range(25)]
-    first = [int(rng.integers(0, len(items) + 1)) for items in sessions]
-    late = (5, 6)
-    before = [items[:count] for items, count in zip(sessions, first, strict=True) if count]
-    known = neighbours_of(clicks_of(before, list(map(len, before))), ITEMS)
-    index = dataclasses.replace(an_index(4, late), neighbours=known)
-    old, data = (
-        np.bincount([i for items in before for i in items], minlength=ITEMS).astype(float),
-        clicks_of(sessions, first),
-    )
-    new = np.bincount(data.dataset.items[data.fresh], minlength=ITEMS)
-
-    joined = similarities(joined_neighbours(index, data, old, old + new))
-    for kind, rows in enumerate(similarities(neighbours_of(clicks_of(sessions, list(map(len, sessions))), ITEMS))):
-        for item, expected in enumerate(rows):
-            found = joined[kind][item]
-            assert set(found) == set(expected) - set(late)
-            assert np.allclose([found[i] for i in found], [expected[i] for i in found], atol=1e-4)
-
-
-def test_the_oldest_clicks_fade() -> None:
-    """If the clicks of all items stay as many, what was known before counts less; a list has the largest values."""
-    index, data = an_index(4), some_clicks(4)
-    before = np.random.default_rng(4).uniform(5, 20, ITEMS)
-    after = (before + np.bincount(data.dataset.items[data.fresh], minlength=ITEMS)) / 2
-    ((items, _), (values, _)) = joined_neighbours(index, data, before, after)
-    together = defaultdict(set)
-    for user in range(len(data.dataset.user_ids)):
-        own = slice(*data.dataset.offsets[user : user + 2])
-        clicked, old = set(data.dataset.items[own].tolist()), set(data.dataset.items[own][~data.fresh[own]].tolist())
-        for a, b in itertools.permutations(clicked, 2):
-            if a not in old or b not in old:
-                together[a, b].add(user)
-    for row in range(ITEMS):
-        sums = {column: float(len(together[row, column])) for column in range(ITEMS) if column != row}
-        for column, similarity in zip(*(array[0, row].tolist() for array in index.neighbours), strict=True):
-            if column >= 0:
-                sums[column] += similarity / 65535 * np.sqrt(before[row] * before[column])
-        expected = {c: min(value / 2 / np.sqrt(after[row] * after[c]), 1) for c, value in sums.items() if value}
-        listed = [item for item in items[row].tolist() if item >= 0]
-        best = sorted(expected.values(), reverse=True)[:LISTED]
-        assert np.allclose([expected[item] for item in listed], best, atol=1e-6)
-        assert np.allclose(values[row][: len(best)] / 65535, best, atol=1e-5)
+def test_neighbours_are_joined_by_how_much_is_known() -> None:
+    """The known similarity counts as much as the clicks that it rests on, the new one as much as the new users."""
+    index, data = an_index(4, late=(5, 6)), some_clicks(4)
+    clicks = np.random.default_rng(4).uniform(0, 20, ITEMS)
+    joined = joined_neighbours(index, data, clicks)
+    assert joined.items.dtype == np.int32
+    for kind, rows in enumerate(joined_slowly(index, data, clicks)):
+        for row, amounts in enumerate(rows):
+            best = sorted(amounts.values(), reverse=True)[:LISTED]
+            items = [item for item in joined.items[kind, row].tolist() if item >= 0]
+            assert np.allclose([amounts[item] for item in items], best, atol=1e-6)
+            found = joined.similarities[kind, row][: len(best)] / 65535
+            assert np.allclose(found, best, atol=1e-5)
+            assert not joined.similarities[kind, row][len(best) :].any()
 
 
 def test_without_neighbours_there_are_none() -> None:
     """A version that was trained with neighbours = 0."""
     nothing: Any = Neighbours(np.empty((2, ITEMS, 0), np.int32), np.empty((2, ITEMS, 0), np.uint16))
     index = dataclasses.replace(an_index(1), neighbours=nothing)
-    assert joined_neighbours(index, some_clicks(1), np.ones(ITEMS), np.ones(ITEMS)).items.shape == (2, ITEMS, 0)
+    assert joined_neighbours(index, some_clicks(1), np.ones(ITEMS)).items.shape == (2, ITEMS, 0)

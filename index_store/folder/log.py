@@ -87,7 +87,6 @@ class FolderLog:
         self._folder.mkdir(exist_ok=True)
         with self._lock():
             tail = self._at_end()
-            require_end(tail.place, expected)
             texts, numbers, place = [], [], tail.place
             producers = Producers(tail.producers.to_json())
             for draft in drafts:
@@ -98,6 +97,7 @@ class FolderLog:
                     texts.append(text)
                 numbers.append(place.seq if stored is None else stored)
             if texts:
+                require_end(tail.place, expected)
                 end, head = _write(tail.segment, tail.offset, b"\n".join(texts))
                 self._tail = _Tail(tail.segment, end, place, tail.offset, head, producers)
         return numbers

@@ -132,7 +132,7 @@ class FolderStore:
             self._remove_left_pointers()
             if current != version:
                 sync_folder(self._versions)  # make the version durable before the pointer; its publisher may have died
-                self._replace_pointer(version, previous or current)
+                self._replace_pointer(version, previous if previous and self._path(previous).is_dir() else current)
             sync_folder(self.folder)  # also if CURRENT did not move: an earlier mover may have died before this step
             return current
 

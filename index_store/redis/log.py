@@ -32,8 +32,7 @@ class ServerLog:
         def change(read: Any) -> list[Command] | None:
             numbers.clear()
             commands: list[Command] = []
-            place = _place(read.xrevrange(self._keys.log(log), count=1))
-            require_end(place, expected)
+            place = end = _place(read.xrevrange(self._keys.log(log), count=1))
             producers = Producers(json.loads(read.get(self._keys.producers(log)) or b"{}"))
             for draft in drafts:
                 stored = producers.stored(draft)
@@ -44,6 +43,7 @@ class ServerLog:
                 numbers.append(place.seq if stored is None else stored)
             if not commands:
                 return None
+            require_end(end, expected)
             return [*commands, ("SET", self._keys.producers(log), json.dumps(producers.to_json()))]
 
         self._server.transact([self._keys.log(log)], change)

@@ -137,6 +137,7 @@ class ServerStore:
                     self._require_keys(sizes, renew)
                 renew()
                 self._manifest(version)
+            previous = previous if previous and previous in self._listing.published() else None
             replaced = self._listing.move_pointer(version, expected, previous)
         finally:
             with suppress(IndexStoreError):

@@ -44,7 +44,7 @@ STATUS: dict[type[Exception], int] = {
     store.FoldRunning: 409,
     store.FoldFailed: 500,
     store.LogBroken: 503,
-    store.LogMoved: 409,
+    store.LogMoved: 500,
     store.LogDamaged: 503,
     store.LogIncompatible: 503,
     store.IndexStoreError: 500,

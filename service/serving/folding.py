@@ -13,14 +13,14 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from index_store import errors
 from index_store.errors import FoldRunning, IndexStoreError
 from index_store.store import IndexStore
-from retrieval.fold import LEASE, tidy
+from retrieval.fold import LEASE, discard, tidy
 from service.metrics import Metrics
 from service.serving.failure_log import FailureLog
 from service.serving.reloader import Reloader
@@ -70,9 +70,9 @@ class Folding:
         async with self._lease():
             try:
                 folded = await self._run_program()
-                rollback = folded.pop("rollback", None)
+                rollback, made = folded.pop("rollback", None), folded.pop("made", [])
                 if folded["version"]:
-                    await self._swap(folded["version"], folded["previous"], rollback)
+                    await self._swap(folded["version"], folded["previous"], rollback, made)
             except Exception:
                 self._metrics.folds.labels("failed").inc()
                 raise
@@ -96,15 +96,12 @@ class Folding:
         finally:
             await asyncio.to_thread(lease.__exit__, None, None, None)
 
-    async def _swap(self, name: str, replaced: str, rollback: str | None) -> None:
+    async def _swap(self, name: str, replaced: str, rollback: str | None, made: list[str]) -> None:
         """Serve the folded version. If that fails, delete what was made, so that failing folds fill no store."""
         try:
             await self._reloader.swap(name, replaced, rollback)
         except Exception:
-            before = await asyncio.to_thread(self._store.previous)
-            for made in {name, rollback} - {None, before}:
-                with suppress(IndexStoreError):
-                    await asyncio.to_thread(self._store.delete, str(made))
+            await asyncio.to_thread(discard, self._store, made)
             raise
 
     async def _run_program(self) -> dict[str, Any]:

@@ -77,6 +77,8 @@ class Batches:
         noise = generator.random(len(self._user)) if generator else np.zeros(len(self._user))
         # Windows of similar length need little padding; the noise groups different windows in each epoch.
         order = np.argsort(-self._length * (1 + 0.2 * noise), kind="stable")
+        if not len(order):
+            return
         ends = np.cumsum(self._length[order])
         groups = np.split(order, np.unique(np.searchsorted(ends, np.arange(self._batch, ends[-1], self._batch))))
         groups = [group for group in groups if len(group)]

@@ -32,7 +32,7 @@ def nearest_items(clicked: scipy.sparse.csr_array, count: int) -> Nearest:
     for start in range(0, items, BLOCK):
         block = scipy.sparse.coo_array(columns[:, start : start + BLOCK].T @ unit)
         other = block.row + start != block.col
-        blocks.append(largest(block.row[other], block.col[other], block.data[other], block.shape[0], count))
+        blocks.append(_largest(block.row[other], block.col[other], block.data[other], block.shape[0], count))
     return np.concatenate([nearest for nearest, _ in blocks]), np.concatenate([cosine for _, cosine in blocks])
 
 
@@ -44,35 +44,22 @@ def following_items(dataset: Dataset, split: Split, count: int) -> Nearest:
     """
     users, sequence = trained_items(dataset, split)
     items = len(dataset.item_ids)
-    pair = scipy.sparse.coo_array(following(users, sequence, items))
+    follows = scipy.sparse.csr_array((items, items), dtype=np.float32)
+    for gap in GAPS:
+        same = users[gap:] == users[:-gap]
+        pairs = sequence[:-gap][same], sequence[gap:][same]
+        follows += scipy.sparse.csr_array((np.full(len(pairs[0]), 1 / gap, np.float32), pairs), shape=(items, items))
+    follows.sum_duplicates()
+    pair = scipy.sparse.coo_array(follows)
     other = pair.row != pair.col
     row, column, value = pair.row[other], pair.col[other], pair.data[other]
     clicks = np.bincount(sequence, minlength=items) + RARE
-    return largest(
+    return _largest(
         row, column, value / np.sqrt(clicks[row] * clicks[column]) / np.sum(1 / np.array(GAPS)), items, count
     )
 
 
-def following(
-    users: NDArray[np.integer], sequence: NDArray[np.integer], items: int, counted: NDArray[np.bool_] | None = None
-) -> scipy.sparse.csr_array:
-    """How much items follow one another, (V, V): in each row the sums of 1 / gap of those that follow the item.
-
-    users, sequence: (N,), the clicks of one user after another, oldest first. counted: (N,), the clicks that count as
-    following; None: all.
-    """
-    follows = scipy.sparse.csr_array((items, items), dtype=np.float32)
-    for gap in GAPS:
-        same = users[gap:] == users[:-gap]
-        if counted is not None:
-            same &= counted[gap:]
-        pairs = sequence[:-gap][same], sequence[gap:][same]
-        follows += scipy.sparse.csr_array((np.full(len(pairs[0]), 1 / gap, np.float32), pairs), shape=(items, items))
-    follows.sum_duplicates()
-    return follows
-
-
-def largest(
+def _largest(
     row: NDArray[np.integer], column: NDArray[np.integer], value: NDArray[np.floating], rows: int, count: int
 ) -> Nearest:
     """The `count` largest values of each row, largest first, and their columns; equal values by column."""

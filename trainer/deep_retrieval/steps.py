@@ -44,7 +44,7 @@ def gradient_epoch(
     advance: Advance,
     before_step: Callable[[float], None] = lambda _: None,
 ) -> float:
-    """One pass of gradient steps over all batches. Returns the mean loss, in nats per prediction.
+    """One pass of gradient steps over all batches. Returns the mean loss, in nats per prediction; 0 without any.
 
     before_step: called before each step with the share of the epoch that is done. Raises TrainerError if a loss is not
     finite.
@@ -64,7 +64,7 @@ def gradient_epoch(
             total += count * value
             done += count
             advance(count)
-    return total / done
+    return total / max(done, 1)
 
 
 def set_learning_rate(optimizers: Sequence[Optimizer], rate: float) -> None:

@@ -13,7 +13,7 @@ from index_store.errors import FoldRunning, IndexStoreError, LogMoved, PointerMo
 from index_store.log import Draft, Place
 from index_store.store import IndexStore
 from index_store.version import Version
-from retrieval.changes import Change, Delete, Put, changes_of, to_json
+from retrieval.changes import Change, changes_of, to_json
 from retrieval.events import Event
 from retrieval.fold import LEASE, catalogue, fold, read_all, tidy
 from retrieval.query import ItemId, Request
@@ -60,14 +60,13 @@ class Learner:
         return self._searcher
 
     def _read_log(self, searcher: Searcher) -> list[Change]:
-        """Apply the records that are new, and return their changes."""
+        """Apply the records that are new, and return the changes that others made."""
         assert searcher.overlay
         records = read_all(self._store, searcher.overlay.place)
         if records:
             searcher.apply(records)
-        changes = changes_of(records)
-        self._new_items.note(changes)
-        return changes
+        self._new_items.note(changes_of(records))
+        return changes_of(record for record in records if record.producer != self._producer)
 
     def canonical(self, events: Iterable[Event]) -> list[Event]:
         """The events with the ids that the catalogue has, without those whose item cannot be in this catalogue."""
@@ -87,22 +86,18 @@ class Learner:
         """
         searcher = self.searcher()
         changes = self._new_items.changes(searcher, events, described or {})
-        for start in range(0, len(changes), PUTS):
-            self._put(searcher, changes[start : start + PUTS])
-        for event in events:
-            self.sessions.add(event)
-
-    def _put(self, searcher: Searcher, changes: Sequence[Change]) -> None:
-        """Put items, but those that somebody else has put or deleted meanwhile: what is deleted stays deleted."""
         assert searcher.overlay
         while changes:
             try:
-                self._append(changes, searcher.overlay.place)
-                break
+                self._append(changes[:PUTS], searcher.overlay.place)
+                changes = changes[PUTS:]
             except LogMoved:
-                others = {change.item_id for change in self._read_log(searcher) if isinstance(change, Put | Delete)}
-                changes = [change for change in changes if change.item_id not in others]
-        self._read_log(searcher)
+                pass
+            # Items that somebody else has changed meanwhile are left as they are: what is deleted stays deleted.
+            others = {change.item_id for change in self._read_log(searcher)}
+            changes = [change for change in changes if change.item_id not in others]
+        for event in events:
+            self.sessions.add(event)
 
     def learn(self, published: Published = lambda *_: None) -> str:
         """Learn from the sessions, make the result current, and return its name.

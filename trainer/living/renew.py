@@ -20,17 +20,18 @@ from index_store.path_facts import PathFacts
 from index_store.version import Version, npy
 from retrieval.attributes import Attributes
 from retrieval.golden import record
-from retrieval.paths.index import PathIndex
+from retrieval.paths.index import Neighbours, PathIndex
 from retrieval.paths.placing import PlacingFacts
 from retrieval.paths.rerank import Reranker
 from retrieval.query import Request
 from retrieval.searcher import Searcher
 from trainer.config import TrainConfig
 from trainer.data.attributes import ItemAttributes
+from trainer.data.neighbours import following_items, nearest_items
 from trainer.data.requests import Requests, clicked_requests, tuning_requests
+from trainer.data.split import clicked_items
 from trainer.errors import ExportRefused, TrainerError
 from trainer.living.learn import Learning
-from trainer.living.neighbours import joined_neighbours
 from trainer.living.sessions import Clicks, Session, as_training_data
 from trainer.progress import Progress
 from trainer.publish.network import Network, to_onnx
@@ -80,7 +81,7 @@ def renewed(
     if not finite or not np.isfinite(vectors).all():
         raise ExportRefused("the network has values that are not finite after learning from events")
     lists = path_lists(index, bias)
-    nearest = joined_neighbours(index, data, np.exp(index.item_bias.astype(float)) * total, share * total)
+    nearest = joined_neighbours(index, data, share * total)
     network = Network(model).eval()
     onnx = to_onnx(network, searcher.schema)
     parts: dict[str, Any] = {
@@ -175,6 +176,49 @@ def path_lists(index: PathIndex, bias: NDArray[np.float32]) -> tuple[NDArray[np.
     items = index.path_items
     order = np.lexsort((items, -bias[items], ~late[items], rows))
     return index.path_offsets, items[order]
+
+
+def joined_neighbours(index: PathIndex, data: Clicks, clicks: NDArray[np.float64]) -> Neighbours:
+    """The neighbours that are known, joined with those in the sessions with new clicks; late items are in no list.
+
+    clicks: (V,), how many clicks what is known of each item rests on.
+    """
+    known, count = index.neighbours, index.neighbours.items.shape[2]
+    if not count:
+        return known
+    late = np.zeros(len(clicks), bool)
+    late[index.late.items] = True
+    users = np.unique(np.searchsorted(data.dataset.offsets, np.flatnonzero(data.fresh), side="right") - 1)
+    split = dataclasses.replace(data.split, train_users=users)
+    clicked = clicked_items(data.dataset, users, split.train_length)
+    seen = clicked.sum(axis=0)
+    weight = np.divide(seen, seen + np.where(late, 0, clicks), out=np.zeros(len(seen)), where=seen > 0)
+    lists = nearest_items(clicked, count), following_items(data.dataset, split, count)
+    items, similarities = [], []
+    for kind, (new, values) in enumerate(lists):
+        both = np.concatenate([known.items[kind], np.where((new >= 0) & late[new], -1, new)], axis=1)
+        amounts = np.concatenate(
+            [known.similarities[kind] / 65535 * (1 - weight[:, None]), np.minimum(values, 1) * weight[:, None]], axis=1
+        )
+        top, best = _largest_sums(both, amounts, count)
+        items.append(top)
+        similarities.append(np.rint(65535 * best).astype(np.uint16))
+    return Neighbours(np.stack(items), np.stack(similarities))
+
+
+def _largest_sums(
+    items: NDArray[np.int32], amounts: NDArray[np.float64], count: int
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """In each row, the `count` items with the largest sums of amounts, -1 after the last, and these sums."""
+    order = np.argsort(items, axis=1, kind="stable")
+    items, amounts = np.take_along_axis(items, order, 1), np.take_along_axis(amounts, order, 1)
+    again = np.zeros(items.shape, bool)  # an item occurs at most twice in a row
+    again[:, 1:] = items[:, 1:] == items[:, :-1]
+    amounts[:, :-1] += np.where(again[:, 1:], amounts[:, 1:], 0)
+    amounts[again | (items < 0)] = 0
+    best = np.argsort(-amounts, axis=1, kind="stable")[:, :count]
+    top, sums = np.take_along_axis(items, best, 1), np.take_along_axis(amounts, best, 1)
+    return np.where(sums > 0, top, -1), sums
 
 
 def _placing(made: Searcher, data: Clicks, clicks: NDArray[np.int64], seed: int) -> dict[str, bytes]:

@@ -171,8 +171,8 @@ def as_training_data(
     encoded = [schema.encode(dict(sessions[i].context)) for i in kept.tolist()]
     context = UserContext(
         schema,
-        np.array([categories for categories, _, _ in encoded], np.int64).reshape(len(kept), -1),
-        np.array([numbers for _, numbers, _ in encoded], np.float32).reshape(len(kept), -1),
+        np.array([categories for categories, _, _ in encoded], np.int64).reshape(len(kept), len(schema.categories)),
+        np.array([numbers for _, numbers, _ in encoded], np.float32).reshape(len(kept), len(schema.numbers)),
     )
     ids = np.asarray(vocabulary.all_ids(), object if vocabulary.kind == "string" else np.int64)
     users = np.arange(len(kept))
