@@ -8,16 +8,22 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from index_store.path_facts import PathFacts
 from retrieval.context import ContextSchema
 from retrieval.paths.index import Neighbours, PathIndex
 from retrieval.paths.overlay import Late
 from retrieval.vocabulary import Vocabulary
+from tests.conftest import Planted
 from trainer.data.neighbours import following_items, nearest_items
+from trainer.data.requests import Requests
 from trainer.data.split import clicked_items
-from trainer.living.renew import joined_neighbours, path_lists, paths_of_items, popularity
+from trainer.living import renew
+from trainer.living.renew import joined_neighbours, path_lists, paths_of_items, popularity, refitted
 from trainer.living.sessions import Clicks, Session, as_training_data
+from trainer.publish.reranker import fit_reranker
 
 ITEMS, LISTED = 30, 4
 
@@ -140,3 +146,29 @@ def test_without_neighbours_there_are_none() -> None:
     nothing: Any = Neighbours(np.empty((2, ITEMS, 0), np.int32), np.empty((2, ITEMS, 0), np.uint16))
     index = dataclasses.replace(an_index(1), neighbours=nothing)
     assert joined_neighbours(index, some_clicks(1), np.ones(ITEMS)).items.shape == (2, ITEMS, 0)
+
+
+def test_the_reranker_is_fitted_to_what_was_not_learned(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clicks before the new ones are the history, the new ones the truth; with few users it stays as it is."""
+    searcher, facts = planted.searcher, PathFacts.of(planted.version.manifest.structure)
+    config = planted.config.replace(rerank="lr")
+    sequences = [planted.dataset.sequence(user).astype(np.int64) for user in range(60)]
+    sessions = [Session(searcher.vocabulary.names(items), 4, {}) for items in sequences]
+    sessions += [Session([1, 2], 0, {}), Session([3], 1, {})]  # one without new clicks, one without a history
+    data = as_training_data(sessions, searcher.vocabulary, searcher.schema, np.ones(planted.index.items, bool))
+    assert refitted(searcher, data, config) is searcher.structure.reranker
+
+    monkeypatch.setattr(renew, "REFITTED", len(sequences))
+    requests = Requests(
+        planted.index.items,
+        [items[:-4] for items in sequences],
+        [items[-4:] for items in sequences],
+        np.zeros((len(sequences), 0), np.int64),
+        np.zeros((len(sequences), 0), np.float32),
+        np.arange(len(sequences)),
+    )
+    expected = fit_reranker(searcher.structure, requests, facts.beam, facts.per_path)
+    found = refitted(searcher, data, config)
+    assert expected.kind == found.kind == "lr"
+    assert np.allclose(found.weights, expected.weights, atol=1e-5)
+    assert refitted(searcher, data, config.replace(rerank="softmax")) is searcher.structure.reranker

@@ -199,7 +199,7 @@ class Reloader:
         return {"version": name, "previous": replaced}
 
     async def rollback(self) -> dict[str, Any]:
-        """Swap to the version that was current before."""
+        """Swap to the previous version."""
         current, previous = await asyncio.to_thread(rollback_target, self._store)
         return await self.swap(previous, current)
 
