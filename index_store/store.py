@@ -48,7 +48,7 @@ class IndexStore(Protocol):
         """The version to serve, or None before the first activation."""
 
     def previous(self) -> str | None:
-        """The version that a rollback returns to: the one that was current before `current`; see `activate`. Or None."""
+        """The version that a rollback returns to, usually the one that was current before `current`; or None."""
 
     def activate(self, version: str, expected: Expected = ..., previous: str | None = None) -> str | None:
         """Make `version` current, atomically, and return the version that was current before.

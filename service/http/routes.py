@@ -148,7 +148,7 @@ async def swap(body: SwapRequest, reloader: ReloaderDep) -> dict[str, Any]:
 
 @admin.post("/rollback", response_model=SwapResponse, responses=described(401, 403, 404, 409, 422, 500, 503))
 async def rollback(reloader: ReloaderDep) -> dict[str, Any]:
-    """Swap to the previous version: the network before, with the catalogue of now. A second rollback undoes the first."""
+    """Swap to the previous version, the network before this one. A second rollback undoes the first."""
     return await reloader.rollback()
 
 
