@@ -53,9 +53,9 @@ def bench(items: int, seconds: float, rounds: int) -> dict[str, Any]:
     """The figures: medians over rounds in which the services take turns; each round begins with another service."""
     with contextlib.ExitStack() as stack:
         bodies, services = _start(stack, items)
-        peak = _in_turns(services, rounds, lambda _, port: load(port, bodies, seconds, 0))
+        peak = _in_turns(services, rounds, lambda _, port: _load(port, bodies, seconds, 0))
         latency = _in_turns(
-            services, rounds, lambda name, port: load(port, bodies, seconds, peak[name]["per_second"] / 2)
+            services, rounds, lambda name, port: _load(port, bodies, seconds, peak[name]["per_second"] / 2)
         )
     return {
         "items": items,
@@ -115,7 +115,7 @@ def serving(command: list[str], environment: dict[str, str]) -> Iterator[int]:
     port = free_port()
     arguments = ["--port", str(port)] if "--factory" in command else []
     process = subprocess.Popen(
-        [*on_core(0), *command, *arguments],
+        [*_on_core(0), *command, *arguments],
         env=os.environ | environment | {"DR_PORT": str(port), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
         cwd=ROOT,
@@ -135,18 +135,18 @@ def serving(command: list[str], environment: dict[str, str]) -> Iterator[int]:
         process.wait()
 
 
-def load(port: int, bodies: Path, seconds: float, rate: float) -> dict[str, float]:
+def _load(port: int, bodies: Path, seconds: float, rate: float) -> dict[str, float]:
     """The figures of tests.benchmarks.load, run on the last core."""
     client = [sys.executable, "-m", "tests.benchmarks.load", str(port), str(bodies), "--seconds", str(seconds)]
     client += ["--connections", str(CONNECTIONS), "--rate", str(rate)]
-    done = subprocess.run([*on_core(-1), *client], check=True, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([*_on_core(-1), *client], check=True, capture_output=True, text=True, cwd=ROOT)
     figures: dict[str, float] = json.loads(done.stdout)
     if figures["failed"]:
         raise RuntimeError(f"{figures['failed']:.0f} requests failed")
     return figures
 
 
-def on_core(place: int) -> list[str]:
+def _on_core(place: int) -> list[str]:
     """A prefix that keeps a command on one of this machine's cores; empty without taskset."""
     core = sorted(os.sched_getaffinity(0))[place]
     return ["taskset", "--cpu-list", str(core)] if shutil.which("taskset") else []

@@ -96,7 +96,7 @@ def test_service(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_living(capsys: pytest.CaptureFixture[str]) -> None:
     """Every put is found on both replicas, searches are measured with and without writes, and records are folded."""
-    bench_living.print_figures(bench_living.bench(3000, 1500, 3000, 0.3, 1))
+    bench_living.print_figures(bench_living.bench(3000, 1500, 3000, 50, 1))
 
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     for name in ("put", "same_replica", "other_replica", "quiet", "writing"):
