@@ -182,7 +182,7 @@ def test_no_ghosts(store_url: str, planted: Planted, other: Planted, tmp_path: P
     store.activate(names[0])
     kind = "folder" if isinstance(store, FolderStore) else "Redis"
     settled = SETTLED[kind]
-    known, wanted = Catalogue(), amount(500_000, 20_000)
+    known, wanted = Catalogue(), amount(500_000, 60_000)
     faults: list[str] = []
     counts: Counter[str] = Counter()
     over = threading.Event()
