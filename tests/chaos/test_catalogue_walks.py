@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from index_store.errors import PointerMoved
 from index_store.folder.store import FolderStore
@@ -32,7 +31,7 @@ from retrieval.searcher import Searcher
 from service.metrics import Metrics
 from service.serving.reloader import Reloader, Serving
 from tests.chaos.conftest import Goal, amount
-from tests.chaos.test_stateful import Died, deadly
+from tests.chaos.test_stateful import Died, deadly, run_walks
 from tests.conftest import Planted
 from tests.fleet import answer_of
 
@@ -248,19 +247,7 @@ def test_random_walks_over_the_catalogue(
         class WalkHere(Walk):
             world = here
 
-        run_state_machine_as_test(
-            WalkHere,
-            settings=settings(
-                max_examples=-(-STEPS * 5 // (4 * WALK)),  # some walks are shorter
-                stateful_step_count=WALK,
-                derandomize=True,
-                database=None,
-                deadline=None,
-                phases=[Phase.generate, Phase.shrink],
-                report_multiple_bugs=False,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        run_walks(WalkHere, STEPS, WALK)
     goal(
         f"During {STEPS:,} random puts, deletes, patches, repeats, folds, trainings, rollbacks, kills and restarts, "
         f"replicas answer all live items and no other ({request.node.callspec.params['place']})",

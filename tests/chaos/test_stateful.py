@@ -290,6 +290,23 @@ def answer(retriever: Retriever) -> list[ItemId]:
     return [candidate["item_id"] for candidate in answer_of(retriever, history=names[HISTORY].tolist())]
 
 
+def run_walks(machine: type[RuleBasedStateMachine], steps: int, length: int) -> None:
+    """Run random walks of `length` steps, so many that they have `steps` in all; the same ones each time."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=-(-steps * 5 // (4 * length)),  # some walks are shorter
+            stateful_step_count=length,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate, Phase.shrink],
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
 @contextmanager
 def deadly(moment: float) -> Iterator[Iterator[int]]:
     """During the context, calls to the system and the server raise Died from number `moment` on. Yields a counter."""
@@ -359,19 +376,7 @@ def test_random_walks_agree_with_the_model(
         class WalkHere(Walk):
             world = here
 
-        run_state_machine_as_test(
-            WalkHere,
-            settings=settings(
-                max_examples=-(-steps * 5 // (4 * WALK)),  # some walks are shorter
-                stateful_step_count=WALK,
-                derandomize=True,
-                database=None,
-                deadline=None,
-                phases=[Phase.generate, Phase.shrink],
-                report_multiple_bugs=False,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        run_walks(WalkHere, steps, WALK)
     goal(
         f"{steps:,} random steps of publish, activate, rollback, delete, prune, hold, kill, restart and query equal a "
         f"reference model ({backend})",
